@@ -1,0 +1,12 @@
+//! The vocabulary of the server: identities, positions and ranges that every room shares.
+//!
+//! Nothing here does I/O, knows a wire format or waits. A value of these types is valid once it is
+//! constructed, so a room that receives one does not check it again.
+
+mod id;
+mod key_range;
+mod position;
+
+pub use id::{ClusterId, LeaseId, MemberId};
+pub use key_range::{KeyRange, RangeEnd};
+pub use position::{LogIndex, RecordRevision, Revision, Term};
