@@ -60,13 +60,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl<T: Send + 'static> Mailboxes<T> {
-    /// `first_seq` keeps the sequence numbers of this run apart from those of earlier runs of the
-    /// same member, whose entries may still be applied after a restart.
     pub(crate) fn new() -> Self {
         Self { boxes: Mutex::new(Vec::new()) }
     }
 
-    /// Opens a mailbox for the calling thread and spawns the task that empties it there.
+    /// Opens a mailbox for the calling thread and spawns the task that empties it there. A random
+    /// `run_offset` keeps the sequence numbers of this run apart from those of earlier runs of the
+    /// same member, whose entries may still be applied after a restart.
     pub(crate) fn open(&self, run_offset: u64) -> Arc<Mailbox<T>> {
         let mut boxes = lock(&self.boxes);
         let mailbox = Arc::new(Mailbox {
@@ -116,6 +116,11 @@ impl<T: Send + 'static> Mailboxes<T> {
     /// will never be applied.
     pub(crate) fn end_older_than(&self, term: Term, reason: Unavailable) {
         self.end_where(reason, |proposed_in| proposed_in.is_some_and(|t| t < term));
+    }
+
+    /// Ends every request that was handed to a leader: whether it was applied can no longer be told.
+    pub(crate) fn end_proposed(&self, reason: Unavailable) {
+        self.end_where(reason, |proposed_in| proposed_in.is_some());
     }
 
     /// Ends every request there is: the member stops.
