@@ -1,0 +1,128 @@
+//! The background half of compaction: dead versions leave the index, dead records the disk.
+//!
+//! Apply has only moved the watermark. A sweep goes through the index in chunks: it looks for keys
+//! with dead versions under the read lock and drops them under a short write lock. What it drops is
+//! garbage of the compaction that the sweep was for, and is freed when an image with that compaction
+//! is durable. Nothing that a client can ask depends on how far this is.
+
+use std::collections::BTreeMap;
+
+use revlog::{RevStore, RevStoreError};
+use types::RecordRevision;
+
+use crate::store::Shared;
+
+/// How many records are handed to the record store in one call.
+const REMOVE_CHUNK: usize = 1000;
+
+/// How far the background half of compaction has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sweep {
+    /// There is more to do.
+    More,
+    /// The index holds nothing that the last compaction made dead.
+    Done,
+}
+
+/// The state of the sweep and the garbage it found.
+#[derive(Debug)]
+pub(crate) struct Sweeper {
+    /// The compaction that the index is completely swept for.
+    swept: i64,
+    /// The compaction being swept for, and the last key done.
+    current: Option<(i64, Option<Box<[u8]>>)>,
+    /// Dead records by the compaction they belong to.
+    garbage: BTreeMap<i64, Vec<RecordRevision>>,
+}
+
+impl Sweeper {
+    pub(crate) fn new(swept: i64) -> Self {
+        Self { swept, current: None, garbage: BTreeMap::new() }
+    }
+
+    pub(crate) fn with_garbage(mut self, compaction: i64, records: Vec<RecordRevision>) -> Self {
+        if !records.is_empty() {
+            self.garbage.insert(compaction, records);
+        }
+        self
+    }
+
+    pub(crate) fn swept(&self) -> i64 {
+        self.swept
+    }
+
+    pub(crate) fn step(&mut self, shared: &Shared, max_keys: usize) -> Sweep {
+        let (target, resume) = match self.current.take() {
+            Some(current) => current,
+            None => (shared.read().compact_revision, None),
+        };
+        if target <= self.swept {
+            return Sweep::Done;
+        }
+        let (last, candidates) = find(shared, target, resume.as_deref(), max_keys.max(1));
+        if !candidates.is_empty() {
+            let dead = self.garbage.entry(target).or_default();
+            let mut index = shared.write();
+            for key in &candidates {
+                index.compact_key(key, target, dead);
+            }
+        }
+        if last.is_some() {
+            self.current = Some((target, last));
+            return Sweep::More;
+        }
+        self.swept = target;
+        match shared.read().compact_revision > target {
+            true => Sweep::More,
+            false => Sweep::Done,
+        }
+    }
+
+    pub(crate) fn garbage(&self) -> Vec<RecordRevision> {
+        let mut all: Vec<_> = self.garbage.values().flatten().copied().collect();
+        all.sort_unstable();
+        all
+    }
+
+    pub(crate) fn remove_garbage(
+        &mut self,
+        revs: &dyn RevStore,
+        upto: i64,
+    ) -> Result<usize, RevStoreError> {
+        let mut removed = 0;
+        while let Some(mut group) = self.garbage.first_entry().filter(|group| *group.key() <= upto)
+        {
+            let records = group.get_mut();
+            records.sort_unstable();
+            while !records.is_empty() {
+                let chunk = records.len().min(REMOVE_CHUNK);
+                revs.remove(&records[..chunk])?;
+                records.drain(..chunk);
+                removed += chunk;
+            }
+            group.remove();
+        }
+        Ok(removed)
+    }
+}
+
+/// Keys with dead versions among the next `max_keys`, and the last key looked at if there are more.
+fn find(
+    shared: &Shared,
+    target: i64,
+    resume: Option<&[u8]>,
+    max_keys: usize,
+) -> (Option<Box<[u8]>>, Vec<Box<[u8]>>) {
+    let index = shared.read();
+    let mut walk = index.walk_all(resume);
+    let mut candidates = Vec::new();
+    let mut last = None;
+    for _ in 0..max_keys {
+        let Some((key, history)) = walk.next() else { return (None, candidates) };
+        if history.has_dead(target) {
+            candidates.push(key.into());
+        }
+        last = Some(key);
+    }
+    (last.map(Into::into), candidates)
+}
