@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! +---------+----------------+----------------+-----------------------------------------+
-//! | version | cluster id u64 | applied        | log id := present u8 [term u64, node    |
-//! | u8 = 1  |                | log id         |           u64, index u64]               |
+//! | version | cluster id u64 | applied        | position := present u8 [term u64,       |
+//! | u8 = 1  |                | position       |             index u64]                  |
 //! +---------+----------------+----------------+-----------------------------------------+
-//! | membership: log id, voter sets (count u32, each a count u32 and ids u64 rising),    |
+//! | membership: position, voter sets (count u32, each a count u32 and ids u64 rising),    |
 //! |   members (count u32, each id u64, name, peer URLs, client URLs, learner u8,        |
 //! |   intent u8; ids rising), removed (count u32, ids u64 rising)                       |
 //! +-------------------------------------------------------------------------------------+
@@ -23,7 +23,8 @@ use types::{ClusterId, LogIndex, MemberId, Term};
 
 use crate::codec::{DecodeError, Decoder, Encoder};
 use crate::{
-    Alarm, AlarmKind, Alarms, ClusterVersion, Downgrade, LogId, MemberRecord, Membership, Tables,
+    Alarm, AlarmKind, Alarms, ClusterVersion, Downgrade, LogPosition, MemberRecord, Membership,
+    Tables,
 };
 
 const VERSION: u8 = 1;
@@ -33,7 +34,7 @@ impl Tables {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Encoder::new(VERSION);
         out.u64(self.cluster_id.0);
-        encode_log_id(&mut out, self.applied);
+        encode_position(&mut out, self.applied);
         encode_membership(&mut out, &self.membership);
         out.count(self.alarms.on.len());
         for alarm in &self.alarms.on {
@@ -58,7 +59,7 @@ impl Tables {
         let mut input = Decoder::new(bytes, VERSION)?;
         let tables = Tables {
             cluster_id: ClusterId(input.u64("cluster id")?),
-            applied: decode_log_id(&mut input, "applied log id")?,
+            applied: decode_position(&mut input, "applied position")?,
             membership: decode_membership(&mut input)?,
             alarms: decode_alarms(&mut input)?,
             cluster_version: decode_version(&mut input)?,
@@ -69,33 +70,28 @@ impl Tables {
     }
 }
 
-fn encode_log_id(out: &mut Encoder, log_id: Option<LogId>) {
-    out.bool(log_id.is_some());
-    if let Some(log_id) = log_id {
-        out.u64(log_id.term.0);
-        out.u64(log_id.node.0);
-        out.u64(log_id.index.0);
+fn encode_position(out: &mut Encoder, position: Option<LogPosition>) {
+    out.bool(position.is_some());
+    if let Some(position) = position {
+        out.u64(position.term.0);
+        out.u64(position.index.0);
     }
 }
 
-fn decode_log_id(
+fn decode_position(
     input: &mut Decoder<'_>,
     field: &'static str,
-) -> Result<Option<LogId>, DecodeError> {
+) -> Result<Option<LogPosition>, DecodeError> {
     if !input.bool(field)? {
         return Ok(None);
     }
-    Ok(Some(LogId {
-        term: Term(input.u64(field)?),
-        node: MemberId(input.u64(field)?),
-        index: LogIndex(input.u64(field)?),
-    }))
+    Ok(Some(LogPosition { term: Term(input.u64(field)?), index: LogIndex(input.u64(field)?) }))
 }
 
 fn encode_membership(out: &mut Encoder, membership: &Membership) {
-    encode_log_id(out, membership.log_id);
-    out.count(membership.voter_ids.len());
-    for voters in &membership.voter_ids {
+    encode_position(out, membership.position);
+    out.count(membership.voters.len());
+    for voters in &membership.voters {
         out.count(voters.len());
         voters.iter().for_each(|id| out.u64(id.0));
     }
@@ -113,9 +109,9 @@ fn encode_membership(out: &mut Encoder, membership: &Membership) {
 }
 
 fn decode_membership(input: &mut Decoder<'_>) -> Result<Membership, DecodeError> {
-    let log_id = decode_log_id(input, "membership log id")?;
+    let position = decode_position(input, "membership position")?;
     let sets = input.u32("voter sets")?;
-    let voter_ids = (0..sets).map(|_| decode_ids(input, "voter")).collect::<Result<_, _>>()?;
+    let voters = (0..sets).map(|_| decode_ids(input, "voter")).collect::<Result<_, _>>()?;
     let mut members: BTreeMap<MemberId, MemberRecord> = BTreeMap::new();
     for _ in 0..input.u32("members")? {
         let last = members.last_key_value().map(|(id, _)| *id);
@@ -130,7 +126,7 @@ fn decode_membership(input: &mut Decoder<'_>) -> Result<Membership, DecodeError>
         members.insert(member.id, member);
     }
     let removed = decode_ids(input, "removed member")?;
-    Ok(Membership { log_id, voter_ids, members, removed })
+    Ok(Membership { position, voters, members, removed })
 }
 
 fn decode_ids(
@@ -173,31 +169,31 @@ fn decode_downgrade(input: &mut Decoder<'_>) -> Result<Downgrade, DecodeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{MembershipChange, Node};
+    use crate::{MembershipEntry, MembershipNode};
     use proptest::prelude::*;
 
-    fn log_id(index: u64) -> LogId {
-        LogId { term: Term(3), node: MemberId(1), index: LogIndex(index) }
+    fn position(index: u64) -> LogPosition {
+        LogPosition { term: Term(3), index: LogIndex(index) }
     }
 
     fn example() -> Tables {
         let mut tables = Tables::new(ClusterId(0xc1));
-        let node = |id| Node {
+        let node = |id| MembershipNode {
             id: MemberId(id),
             peer_urls: vec![format!("http://{id}:2380")],
             voter_intent: id < 3,
         };
         let voters = |ids: &[u64]| ids.iter().map(|id| MemberId(*id)).collect();
-        let full = MembershipChange {
+        let full = MembershipEntry {
             nodes: (1..=4).map(node).collect(),
-            voter_ids: vec![voters(&[1, 2]), voters(&[1])],
+            voters: vec![voters(&[1, 2]), voters(&[1])],
         };
-        tables.membership.apply(log_id(2), &full);
-        let less = MembershipChange { nodes: (1..=3).map(node).collect(), ..full };
-        tables.membership.apply(log_id(5), &less);
+        tables.membership.apply(position(2), &full);
+        let less = MembershipEntry { nodes: (1..=3).map(node).collect(), ..full };
+        tables.membership.apply(position(5), &less);
         let urls = vec!["http://1:2379".to_owned(), "http://1:4001".to_owned()];
         tables.membership.set_attributes(MemberId(1), "infra1".to_owned(), urls).unwrap();
-        tables.applied = Some(log_id(9));
+        tables.applied = Some(position(9));
         tables.alarms.activate(Alarm { kind: AlarmKind::CORRUPT, member: MemberId(2) });
         tables.alarms.activate(Alarm { kind: AlarmKind::NO_SPACE, member: MemberId(3) });
         tables.cluster_version = Some("3.7.0".parse().unwrap());

@@ -6,7 +6,7 @@
 //! Out: lookups for the edge and one deterministic encoding ([`Tables::encode`]).
 //!
 //! Invariants:
-//! - The members are those of the membership entry at [`Membership::log_id`]; names and client URLs
+//! - The members are those of the membership entry at [`Membership::position`]; names and client URLs
 //!   are attributes that a member publishes about itself later (etcd: `ClusterMemberAttrSet`).
 //! - The id of a removed member stays in [`Membership::removed`] for ever (traps T29, T30, T32 and
 //!   openraft's own lesson that node ids are never reused).
@@ -25,19 +25,17 @@ mod version;
 pub use alarm::{Alarm, AlarmKind, Alarms};
 pub use codec::DecodeError;
 pub use membership::{
-    MemberRecord, Membership, MembershipChange, MembershipOutcome, MembershipRefusal, Node,
+    MemberRecord, Membership, MembershipEntry, MembershipNode, MembershipOutcome, MembershipRefusal,
 };
 pub use version::{ClusterVersion, Downgrade, VersionError};
 
-use types::{ClusterId, LogIndex, MemberId, Term};
+use types::{ClusterId, LogIndex, Term};
 
-/// The identity of a log entry: the leader that wrote it, by term and node, and its index.
+/// The identity of a log entry: the term of the leader that appended it, and its index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct LogId {
+pub struct LogPosition {
     /// The term of the leader that appended the entry.
     pub term: Term,
-    /// That leader.
-    pub node: MemberId,
     /// The entry's place in the log.
     pub index: LogIndex,
 }
@@ -49,7 +47,7 @@ pub struct Tables {
     pub cluster_id: ClusterId,
     /// The last entry applied; `None` before the first. It is written with the effects it names, in
     /// the same image, never apart from them (trap T01).
-    pub applied: Option<LogId>,
+    pub applied: Option<LogPosition>,
     /// Who is in the cluster.
     pub membership: Membership,
     /// Alarms that are on.
@@ -68,6 +66,6 @@ impl Tables {
 
     /// The index of the last entry applied, 0 before the first.
     pub fn applied_index(&self) -> LogIndex {
-        self.applied.map(|log_id| log_id.index).unwrap_or_default()
+        self.applied.map(|position| position.index).unwrap_or_default()
     }
 }

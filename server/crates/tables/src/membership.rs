@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use types::MemberId;
 
-use crate::LogId;
+use crate::LogPosition;
 
 /// What a membership entry says about one node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Node {
+pub struct MembershipNode {
     /// The member.
     pub id: MemberId,
     /// Where its peers reach it.
@@ -20,11 +20,11 @@ pub struct Node {
 
 /// A membership entry of the log, in our own terms.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct MembershipChange {
+pub struct MembershipEntry {
     /// Every node, voters and learners.
-    pub nodes: Vec<Node>,
+    pub nodes: Vec<MembershipNode>,
     /// The voters: one set, or two while a joint change is under way (Raft §6).
-    pub voter_ids: Vec<BTreeSet<MemberId>>,
+    pub voters: Vec<BTreeSet<MemberId>>,
 }
 
 /// A member as the API lists it.
@@ -73,8 +73,8 @@ pub struct MembershipOutcome {
 /// The members and the ids that may never come back.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Membership {
-    pub(crate) log_id: Option<LogId>,
-    pub(crate) voter_ids: Vec<BTreeSet<MemberId>>,
+    pub(crate) position: Option<LogPosition>,
+    pub(crate) voters: Vec<BTreeSet<MemberId>>,
     pub(crate) members: BTreeMap<MemberId, MemberRecord>,
     pub(crate) removed: BTreeSet<MemberId>,
 }
@@ -82,12 +82,12 @@ pub struct Membership {
 impl Membership {
     /// Takes over a membership entry: new members appear, missing ones become tombstones, all in
     /// this one step. Names and client URLs of members that stay are kept.
-    pub fn apply(&mut self, log_id: LogId, change: &MembershipChange) -> MembershipOutcome {
+    pub fn apply(&mut self, position: LogPosition, entry: &MembershipEntry) -> MembershipOutcome {
         let mut outcome = MembershipOutcome::default();
         let mut members = BTreeMap::new();
-        for node in &change.nodes {
+        for node in &entry.nodes {
             let before = self.members.get(&node.id);
-            let is_learner = !change.voter_ids.iter().any(|voters| voters.contains(&node.id));
+            let is_learner = !entry.voters.iter().any(|voters| voters.contains(&node.id));
             match before {
                 None => outcome.added.push(node.id),
                 Some(before) if before.is_learner && !is_learner => outcome.promoted.push(node.id),
@@ -109,8 +109,8 @@ impl Membership {
             self.members.keys().filter(|id| !members.contains_key(id)).copied().collect();
         self.removed.extend(&outcome.removed);
         self.members = members;
-        self.voter_ids = change.voter_ids.clone();
-        self.log_id = Some(log_id);
+        self.voters = entry.voters.clone();
+        self.position = Some(position);
         outcome
     }
 
@@ -133,18 +133,18 @@ impl Membership {
     }
 
     /// The entry this membership comes from.
-    pub fn log_id(&self) -> Option<LogId> {
-        self.log_id
+    pub fn position(&self) -> Option<LogPosition> {
+        self.position
     }
 
     /// The membership in the terms of the log, which is what Raft starts from.
-    pub fn as_change(&self) -> MembershipChange {
-        let nodes = self.members.values().map(|member| Node {
+    pub fn as_entry(&self) -> MembershipEntry {
+        let nodes = self.members.values().map(|member| MembershipNode {
             id: member.id,
             peer_urls: member.peer_urls.clone(),
             voter_intent: member.voter_intent,
         });
-        MembershipChange { nodes: nodes.collect(), voter_ids: self.voter_ids.clone() }
+        MembershipEntry { nodes: nodes.collect(), voters: self.voters.clone() }
     }
 
     /// All members, in order of id.
@@ -173,33 +173,37 @@ mod tests {
     use super::*;
     use types::{LogIndex, Term};
 
-    fn log_id(index: u64) -> LogId {
-        LogId { term: Term(1), node: MemberId(1), index: LogIndex(index) }
+    fn position(index: u64) -> LogPosition {
+        LogPosition { term: Term(1), index: LogIndex(index) }
     }
 
-    fn node(id: u64) -> Node {
-        Node { id: MemberId(id), peer_urls: vec![format!("http://{id}")], voter_intent: true }
+    fn node(id: u64) -> MembershipNode {
+        MembershipNode {
+            id: MemberId(id),
+            peer_urls: vec![format!("http://{id}")],
+            voter_intent: true,
+        }
     }
 
     fn ids(ids: &[u64]) -> BTreeSet<MemberId> {
         ids.iter().map(|id| MemberId(*id)).collect()
     }
 
-    fn change(nodes: &[u64], voters: &[&[u64]]) -> MembershipChange {
-        MembershipChange {
+    fn change(nodes: &[u64], voters: &[&[u64]]) -> MembershipEntry {
+        MembershipEntry {
             nodes: nodes.iter().map(|id| node(*id)).collect(),
-            voter_ids: voters.iter().map(|voters| ids(voters)).collect(),
+            voters: voters.iter().map(|voters| ids(voters)).collect(),
         }
     }
 
     #[test]
     fn t29_a_removed_id_is_a_tombstone_in_the_same_step() {
         let mut membership = Membership::default();
-        membership.apply(log_id(1), &change(&[1, 2, 3], &[&[1, 2, 3]]));
-        let outcome = membership.apply(log_id(2), &change(&[1, 2], &[&[1, 2]]));
+        membership.apply(position(1), &change(&[1, 2, 3], &[&[1, 2, 3]]));
+        let outcome = membership.apply(position(2), &change(&[1, 2], &[&[1, 2]]));
         assert_eq!(outcome.removed, [MemberId(3)]);
         assert!(membership.is_removed(MemberId(3)) && membership.member(MemberId(3)).is_none());
-        let outcome = membership.apply(log_id(3), &change(&[1, 2, 3], &[&[1, 2]]));
+        let outcome = membership.apply(position(3), &change(&[1, 2, 3], &[&[1, 2]]));
         assert_eq!(outcome.readmitted, [MemberId(3)]);
         assert!(membership.is_removed(MemberId(3)), "a tombstone never goes away");
         let gone = membership.set_attributes(MemberId(4), String::new(), vec![]);
@@ -209,37 +213,37 @@ mod tests {
     #[test]
     fn t30_an_update_of_urls_neither_promotes_nor_forgets_the_name() {
         let mut membership = Membership::default();
-        membership.apply(log_id(1), &change(&[1, 2], &[&[1]]));
+        membership.apply(position(1), &change(&[1, 2], &[&[1]]));
         membership
             .set_attributes(MemberId(2), "infra2".to_owned(), vec!["http://c2".to_owned()])
             .unwrap();
         let mut update = change(&[1, 2], &[&[1]]);
         update.nodes[1].peer_urls = vec!["http://moved".to_owned()];
         update.nodes[1].voter_intent = false;
-        let outcome = membership.apply(log_id(2), &update);
+        let outcome = membership.apply(position(2), &update);
         assert_eq!(outcome, MembershipOutcome::default());
         let member = membership.member(MemberId(2)).unwrap();
         assert!(member.is_learner && !member.voter_intent);
         assert_eq!((member.name.as_str(), member.client_urls.len()), ("infra2", 1));
         assert_eq!(member.peer_urls, ["http://moved"]);
-        assert_eq!(membership.as_change(), update);
+        assert_eq!(membership.as_entry(), update);
     }
 
     #[test]
     fn a_node_in_either_half_of_a_joint_change_is_a_voter() {
         let mut membership = Membership::default();
-        membership.apply(log_id(1), &change(&[1, 2], &[&[1]]));
-        let outcome = membership.apply(log_id(2), &change(&[1, 2], &[&[1], &[1, 2]]));
+        membership.apply(position(1), &change(&[1, 2], &[&[1]]));
+        let outcome = membership.apply(position(2), &change(&[1, 2], &[&[1], &[1, 2]]));
         assert_eq!(outcome.promoted, [MemberId(2)]);
         assert!(!membership.member(MemberId(2)).unwrap().is_learner);
-        assert_eq!(membership.log_id(), Some(log_id(2)));
+        assert_eq!(membership.position(), Some(position(2)));
     }
 
     #[test]
     fn the_last_words_of_a_removed_member_are_ignored() {
         let mut membership = Membership::default();
-        membership.apply(log_id(1), &change(&[1, 2], &[&[1, 2]]));
-        membership.apply(log_id(2), &change(&[1], &[&[1]]));
+        membership.apply(position(1), &change(&[1, 2], &[&[1, 2]]));
+        membership.apply(position(2), &change(&[1], &[&[1]]));
         let late = membership.set_attributes(MemberId(2), "b".to_owned(), vec![]);
         assert_eq!(late, Err(MembershipRefusal::Removed(MemberId(2))));
     }
