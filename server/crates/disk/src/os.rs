@@ -47,7 +47,7 @@ impl Disk for OsDisk {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error),
             }
-            self.sync_dir(parent_of(directory))?;
+            self.sync_dir(directory.parent().unwrap_or(directory))?;
         }
         if !fs::metadata(path)?.is_dir() {
             return Err(io::ErrorKind::NotADirectory.into());
@@ -115,6 +115,8 @@ impl Disk for OsDisk {
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        // The parent of a bare name is written as the empty path.
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         fs::File::open(path)?.sync_all()
     }
 
@@ -131,14 +133,6 @@ impl Disk for OsDisk {
     fn available_space(&self, path: &Path) -> io::Result<u64> {
         let stat = statvfs(path)?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
-    }
-}
-
-/// The directory that holds the name; the working directory for a bare name.
-fn parent_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
     }
 }
 
