@@ -59,7 +59,7 @@ impl Sweeper {
         if target <= self.swept {
             return Sweep::Done;
         }
-        let (last, candidates) = find(shared, target, resume.as_deref(), max_keys.max(1));
+        let Found { candidates, last } = find(shared, target, resume.as_deref(), max_keys.max(1));
         if !candidates.is_empty() {
             let dead = self.garbage.entry(target).or_default();
             let mut index = shared.write();
@@ -106,23 +106,26 @@ impl Sweeper {
     }
 }
 
-/// Keys with dead versions among the next `max_keys`, and the last key looked at if there are more.
-fn find(
-    shared: &Shared,
-    target: i64,
-    resume: Option<&[u8]>,
-    max_keys: usize,
-) -> (Option<Box<[u8]>>, Vec<Box<[u8]>>) {
+/// What a look at some keys found.
+struct Found {
+    /// Keys with dead versions.
+    candidates: Vec<Box<[u8]>>,
+    /// The last key looked at, if there are more.
+    last: Option<Box<[u8]>>,
+}
+
+/// Looks at the next `max_keys` keys.
+fn find(shared: &Shared, target: i64, resume: Option<&[u8]>, max_keys: usize) -> Found {
     let index = shared.read();
     let mut walk = index.walk_all(resume);
     let mut candidates = Vec::new();
     let mut last = None;
     for _ in 0..max_keys {
-        let Some((key, history)) = walk.next() else { return (None, candidates) };
+        let Some((key, history)) = walk.next() else { return Found { candidates, last: None } };
         if history.has_dead(target) {
             candidates.push(key.into());
         }
         last = Some(key);
     }
-    (last.map(Into::into), candidates)
+    Found { candidates, last: last.map(Into::into) }
 }
