@@ -15,6 +15,8 @@ struct Content {
     records: BTreeMap<RecordRevision, Record>,
     flushed: LogIndex,
     flushed_upto: Option<RecordRevision>,
+    /// How many calls of `remove` still work; `None` for all.
+    removals_left: Option<usize>,
 }
 
 /// Records in a map.
@@ -35,6 +37,11 @@ impl MemoryRevs {
     /// A copy with the same records.
     pub fn copy(&self) -> Self {
         Self { content: RwLock::new(self.read().clone()) }
+    }
+
+    /// Lets `remove` fail after this many further calls.
+    pub fn fail_removals_after(&self, calls: usize) {
+        self.write().removals_left = Some(calls);
     }
 
     /// Forgets what was not flushed.
@@ -79,6 +86,14 @@ impl RevStore for MemoryRevs {
 
     fn remove(&self, revisions: &[RecordRevision]) -> Result<(), RevStoreError> {
         let mut content = self.write();
+        match &mut content.removals_left {
+            None => {}
+            Some(0) => {
+                let detail = "a removal was made to fail".to_owned();
+                return Err(RevStoreError::Engine { engine: "memory", detail });
+            }
+            Some(left) => *left -= 1,
+        }
         for revision in revisions {
             content.records.remove(revision);
         }

@@ -226,3 +226,24 @@ fn attachments_are_those_of_the_keys_that_exist() {
     store.attachments(&mut |lease, key| found.push((lease.0, key.to_vec())));
     assert_eq!(found, [(1, b"a".to_vec()), (2, b"d".to_vec())]);
 }
+
+#[test]
+fn garbage_that_could_not_be_removed_is_kept_for_the_next_try() {
+    let revs = Arc::new(MemoryRevs::default());
+    let store = Store::empty(revs.clone());
+    for round in 0..3 {
+        rounds(&store, round);
+    }
+    let mut writer = store.writer();
+    writer.compact(Revision(4)).unwrap();
+    writer.commit().unwrap();
+    while store.compact_step(100) == Sweep::More {}
+    assert_eq!(store.garbage().len(), 4000);
+    revs.fail_removals_after(3);
+    assert!(store.remove_garbage(Revision(4)).is_err());
+    assert_eq!(store.garbage().len(), 1000);
+    revs.fail_removals_after(usize::MAX);
+    assert_eq!(store.remove_garbage(Revision(3)).unwrap(), 0, "garbage of a later compaction");
+    assert_eq!(store.remove_garbage(Revision(4)).unwrap(), 1000);
+    assert_eq!(store.garbage(), []);
+}
