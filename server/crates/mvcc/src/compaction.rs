@@ -51,6 +51,11 @@ impl Sweeper {
         self.swept
     }
 
+    /// The newest compaction that the index has lost versions to.
+    pub(crate) fn touched(&self) -> i64 {
+        self.current.as_ref().map_or(self.swept, |(target, _)| *target)
+    }
+
     pub(crate) fn step(&mut self, shared: &Shared, max_keys: usize) -> Sweep {
         let (target, resume) = match self.current.take() {
             Some(current) => current,

@@ -16,8 +16,7 @@
 //! Blocks let the reader of a stream take exactly what belongs to the image, so that other sections
 //! can follow. There is no checksum here: the caller digests all sections together.
 //!
-//! Writing goes on beside the writer of the store: versions above the revision pinned at the start
-//! are left out. The sweeper's lock is held throughout, so nothing that the image's compact revision
+//! Writing goes on beside the writer of the store: versions above the pinned revision are left out. The sweeper's lock is held throughout, so nothing that the image's compact revision
 //! leaves readable disappears while it is written.
 
 use std::collections::BTreeMap;
@@ -25,7 +24,7 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 
 use revlog::{RevStore, RevStoreError};
-use types::{RecordRevision, Revision};
+use types::RecordRevision;
 
 use crate::compaction::Sweeper;
 use crate::history::{KeyHistory, Version};
@@ -48,6 +47,12 @@ pub enum ImageError {
     Store(#[from] RevStoreError),
     #[error("the store was replaced while its key index was written; write it again")]
     Replaced,
+    #[error(
+        "the key index cannot be written as of revision {} and compact revision {}: it has moved \
+         past that compaction",
+        .meta.revision, .meta.compact_revision
+    )]
+    Overtaken { meta: StoreMeta },
 }
 
 /// Why a store could not be brought back.
@@ -72,12 +77,18 @@ pub enum RestoreError {
 pub(crate) fn write(
     shared: &Shared,
     sweeper: &Sweeper,
+    meta: StoreMeta,
     out: &mut dyn Write,
-) -> Result<StoreMeta, ImageError> {
-    let (revision, compacted, epoch) = {
+) -> Result<(), ImageError> {
+    let (revision, compacted) = (meta.revision.0, meta.compact_revision.0);
+    let epoch = {
         let index = shared.read();
         index.check()?;
-        (index.revision, index.compact_revision, index.epoch)
+        let ahead = revision > index.revision || compacted > index.compact_revision;
+        if ahead || sweeper.touched() > compacted {
+            return Err(ImageError::Overtaken { meta });
+        }
+        index.epoch
     };
     out.write_all(MAGIC)?;
     out.write_all(&FORMAT.to_le_bytes())?;
@@ -97,7 +108,7 @@ pub(crate) fn write(
     write_block(out, &[])?;
     out.write_all(&keys.to_le_bytes())?;
     out.write_all(&(garbage.len() as u64).to_le_bytes())?;
-    Ok(StoreMeta { revision: Revision(revision), compact_revision: Revision(compacted) })
+    Ok(())
 }
 
 fn write_keys(

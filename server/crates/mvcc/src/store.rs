@@ -149,10 +149,28 @@ impl Store {
         self.shared.sweeper().remove_garbage(&*revs, upto.0)
     }
 
+    /// The positions as they are now, which an image can be pinned to.
+    pub fn meta(&self) -> StoreMeta {
+        let index = self.shared.read();
+        StoreMeta {
+            revision: Revision(index.revision),
+            compact_revision: Revision(index.compact_revision),
+        }
+    }
+
     /// Writes the key index and its positions. Writers and readers go on meanwhile; what they add is
     /// not part of the image. The caller adds a digest.
     pub fn write_image(&self, out: &mut dyn Write) -> Result<StoreMeta, ImageError> {
+        let meta = self.meta();
+        self.write_image_at(meta, out)?;
+        Ok(meta)
+    }
+
+    /// Writes the key index as it was when [`Store::meta`] answered `meta`, although writers have
+    /// gone on since. Between the two nobody may call [`Store::compact_step`]: a sweep for a later
+    /// compaction would take versions away that were readable at `meta`, and is an error here.
+    pub fn write_image_at(&self, meta: StoreMeta, out: &mut dyn Write) -> Result<(), ImageError> {
         let sweeper = self.shared.sweeper();
-        image::write(&self.shared, &sweeper, out)
+        image::write(&self.shared, &sweeper, meta, out)
     }
 }
