@@ -1,0 +1,19 @@
+//! Every bound of the room, and how they relate.
+
+/// Requests in one Raft entry.
+pub(crate) const BATCH_REQUESTS_MAX: usize = 1024;
+
+/// Request bytes in one Raft entry; a single larger request still travels, alone.
+pub(crate) const BATCH_BYTES_MAX: usize = 1 << 20;
+
+/// Requests that may wait for the driver; etcd refuses from 5,000 entries between commit and apply.
+pub(crate) const QUEUE_REQUESTS_MAX: usize = 16 * BATCH_REQUESTS_MAX;
+
+/// Request bytes that may wait for the driver.
+pub(crate) const QUEUE_BYTES_MAX: usize = 256 << 20;
+
+/// Entries that may be committed and not applied before proposals are refused: etcd's bound.
+pub(crate) const APPLY_LAG_MAX: u64 = 5000;
+
+const _: () = assert!(BATCH_BYTES_MAX < QUEUE_BYTES_MAX);
+const _: () = assert!(BATCH_REQUESTS_MAX < QUEUE_REQUESTS_MAX);

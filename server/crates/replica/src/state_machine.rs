@@ -1,0 +1,204 @@
+//! openraft's state machine over the `machine` room.
+//!
+//! Entries are applied one after the other, whole; each entry's answers, events and new applied
+//! index leave together. What an entry changed survives a restart because the entry is in the log
+//! and the image says which entries it already holds: the two are never out of step.
+
+use std::io;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use futures_util::{Stream, StreamExt};
+use machine::{Machine, Outcome, Views};
+use mvcc::RevisionEvents;
+use openraft::OptionalSend;
+use openraft::entry::RaftEntry;
+use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use types::{MemberId, Term};
+
+use crate::codec;
+use crate::completion::Mailboxes;
+use crate::progress::Applied;
+use crate::raft_types::{
+    Entry, LogId, SnapshotMeta, StoredMembership, TypeConfig, index_of, term_of,
+};
+use crate::snapshot::{Blocking, Snapshot, SnapshotData};
+use crate::store::Store;
+use crate::unavailable::Unavailable;
+
+/// Receives what apply changed, in revision order.
+pub trait EventSink: Send + Sync + 'static {
+    /// New revisions. Must return at once: apply waits for it.
+    fn publish(&self, events: Vec<RevisionEvents>);
+    /// The whole state was replaced by a snapshot; `read` shows the new one.
+    fn reset(&self, read: mvcc::ReadView);
+}
+
+/// The read side of the state, exchanged as a whole when a snapshot is installed.
+pub(crate) struct CurrentViews(RwLock<Views>);
+
+impl CurrentViews {
+    pub(crate) fn new(views: Views) -> Self {
+        Self(RwLock::new(views))
+    }
+
+    pub(crate) fn get(&self) -> Views {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn replace(&self, views: Views) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = views;
+    }
+}
+
+/// What applying an entry has to be told to.
+#[derive(Clone)]
+pub(crate) struct Audience {
+    pub(crate) me: MemberId,
+    pub(crate) mailboxes: Arc<Mailboxes<Outcome>>,
+    pub(crate) events: Arc<dyn EventSink>,
+    pub(crate) applied: Arc<Applied>,
+    pub(crate) views: Arc<CurrentViews>,
+}
+
+/// The machine with its place in the log.
+pub(crate) struct StateMachine {
+    machine: Machine,
+    applied: Option<LogId>,
+    membership: StoredMembership,
+    store: Arc<Store>,
+    audience: Audience,
+    blocking: Blocking,
+}
+
+impl StateMachine {
+    pub(crate) fn new(
+        machine: Machine,
+        applied: Option<LogId>,
+        membership: StoredMembership,
+        store: Arc<Store>,
+        audience: Audience,
+        blocking: Blocking,
+    ) -> Self {
+        Self { machine, applied, membership, store, audience, blocking }
+    }
+
+    fn apply_one(&mut self, entry: &Entry) -> io::Result<()> {
+        let id = entry.log_id();
+        let previous_term = self.applied.as_ref().map_or(Term(0), term_of);
+        let results = self
+            .machine
+            .apply(&[codec::applied_entry(entry)])
+            .map_err(|fatal| io::Error::other(fatal.to_string()))?;
+        if let Some(membership) = entry.get_membership() {
+            self.membership = StoredMembership::new(Some(id), membership);
+        }
+        self.applied = Some(id);
+        self.audience.applied.set(index_of(&id));
+        for result in results {
+            if !result.events.is_empty() {
+                self.audience.events.publish(result.events);
+            }
+            let me = self.audience.me;
+            let mine = result.outcomes.into_iter().filter(|(ticket, _)| ticket.origin == me);
+            self.audience.mailboxes.post(mine.map(|(ticket, outcome)| (ticket.seq, Ok(outcome))));
+        }
+        if term_of(&id) > previous_term {
+            self.audience.mailboxes.end_older_than(term_of(&id), Unavailable::LeaderChanged);
+        }
+        Ok(())
+    }
+
+    fn meta(&self) -> SnapshotMeta {
+        SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() }
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = SnapshotData;
+    type SnapshotBuilder = ImageBuilder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        Ok((self.applied, self.membership.clone()))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
+    {
+        while let Some(item) = entries.next().await {
+            let (entry, responder) = item?;
+            self.apply_one(&entry)?;
+            if let Some(responder) = responder {
+                responder.send(());
+            }
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> ImageBuilder {
+        ImageBuilder {
+            image: Some(self.machine.image()),
+            snapshot: Some(self.machine.snapshot()),
+            meta: self.meta(),
+            store: self.store.clone(),
+            blocking: self.blocking,
+        }
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: SnapshotData,
+    ) -> Result<(), io::Error> {
+        let SnapshotData::Received(path) = snapshot else {
+            return Err(io::Error::other("only a received snapshot can be installed"));
+        };
+        tracing::info!(index = meta.last_log_id.map(|id| index_of(&id).0), "applying snapshot");
+        let (store, wanted) = (self.store.clone(), meta.clone());
+        self.machine = self.blocking.run(move || store.install(&path, &wanted)).await?;
+        self.applied = meta.last_log_id;
+        self.membership = meta.last_membership.clone();
+        let views = self.machine.views();
+        self.audience.views.replace(views.clone());
+        self.audience.events.reset(views.mvcc.clone());
+        if let Some(id) = &self.applied {
+            self.audience.applied.set(index_of(id));
+            // The entries of requests that still wait may be inside the snapshot, unanswered.
+            self.audience.mailboxes.end_proposed(Unavailable::LeaderChanged);
+        }
+        tracing::info!("applied snapshot");
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
+        if self.applied.is_none() {
+            return Ok(None);
+        }
+        let data = SnapshotData::Live(self.machine.snapshot(), self.blocking);
+        Ok(Some(Snapshot { meta: self.meta(), snapshot: data }))
+    }
+}
+
+/// Writes an image of one applied index while apply goes on.
+pub(crate) struct ImageBuilder {
+    image: Option<machine::ImageJob>,
+    snapshot: Option<machine::SnapshotJob>,
+    meta: SnapshotMeta,
+    store: Arc<Store>,
+    blocking: Blocking,
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for ImageBuilder {
+    type SnapshotData = SnapshotData;
+
+    async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
+        let (Some(image), Some(snapshot)) = (self.image.take(), self.snapshot.take()) else {
+            return Err(io::Error::other("an image builder builds once"));
+        };
+        let (store, meta) = (self.store.clone(), self.meta.clone());
+        self.blocking.run(move || store.save(&meta, image)).await?;
+        tracing::info!(index = self.meta.last_log_id.map(|id| index_of(&id).0), "saved snapshot");
+        let data = SnapshotData::Live(snapshot, self.blocking);
+        Ok(Snapshot { meta: self.meta.clone(), snapshot: data })
+    }
+}
