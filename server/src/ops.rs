@@ -1,0 +1,3 @@
+//! What operators look at: health, versions, metrics, logs, readiness.
+
+pub mod calls;
