@@ -100,7 +100,7 @@ fn new_vote(term: u64, node: u64, committed: bool) -> Vote {
 }
 
 pub(crate) fn committed_record(id: &LogId) -> wal::Record {
-    wal::Record::Committed(wal_log_id(id))
+    wal::Record::Committed(Some(wal_log_id(id)))
 }
 
 pub(crate) fn vote_message(vote: &Vote) -> peerpb::Vote {

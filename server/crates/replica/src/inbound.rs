@@ -93,7 +93,7 @@ impl Inbound {
             )));
         }
         let from = MemberId(envelope.from);
-        if self.shared.views.get().is_removed(from) {
+        if self.shared.current.views().is_removed(from) {
             return Err(refused(format!("member {from} was removed from the cluster")));
         }
         Ok(from)

@@ -38,7 +38,7 @@ mod images;
 mod snapshot;
 mod codec;
 mod raft_types;
-mod progress;
+mod watermark;
 mod status;
 mod unavailable;
 mod limits;

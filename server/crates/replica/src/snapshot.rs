@@ -33,6 +33,8 @@ pub(crate) type Snapshot = SnapshotOf<TypeConfig, SnapshotData>;
 
 /// Where the bytes of a snapshot are.
 pub(crate) enum SnapshotData {
+    /// In this member's image; a snapshot for another member is taken from the live state instead.
+    Saved,
     /// In this member's live state.
     Live(machine::SnapshotJob, Blocking),
     /// In a file that was received and checked.
@@ -111,10 +113,10 @@ fn write_chunks(
     pass: impl FnMut(Part) -> io::Result<()>,
 ) -> io::Result<()> {
     let SnapshotData::Live(job, _) = data else {
-        return Err(io::Error::other("a received snapshot is installed, not sent on"));
+        return Err(io::Error::other("only the live state can be sent"));
     };
     let mut writer = ChunkWriter::new(pass);
-    job.write(&mut writer)?;
+    job.write(&mut writer).map_err(|error| io::Error::other(error.to_string()))?;
     writer.finish()
 }
 
