@@ -26,7 +26,6 @@ use crate::limits::{APPLY_LAG_MAX, SWEEP_KEYS};
 use crate::membership::{MembershipChange, MembershipRefusal, Situation};
 use crate::network::Sender;
 use crate::peers::{Peer, PeerError};
-use crate::watermark::Watermark;
 use crate::proposals::{Appender, Leader, ProposalQueue};
 use crate::raft_types::{Batch, LogId, Node, OnComplete, TypeConfig};
 use crate::reads::{ReadIndexSource, ReadQueue};
@@ -35,6 +34,7 @@ use crate::state_machine::{Current, StateMachine};
 use crate::status::Status;
 use crate::store::Store;
 use crate::unavailable::Unavailable;
+use crate::watermark::Watermark;
 
 /// What the parts of this room share.
 pub(crate) struct Shared {
@@ -449,7 +449,9 @@ impl Shared {
             .iter()
             .flatten()
             .filter(|(_, acked)| {
-                acked.as_ref().is_some_and(|at| at.elapsed() < self.sender.patience)
+                acked
+                    .as_ref()
+                    .is_some_and(|at| openraft::Instant::elapsed(&**at) < self.sender.patience)
             })
             .map(|(id, _)| MemberId(*id))
             .collect();
@@ -482,13 +484,12 @@ impl Appender for Shared {
         batch: Bytes,
         refused: Box<dyn FnOnce() + Send>,
     ) -> Result<(), Unavailable> {
-        let responder = OnComplete(Box::new(
-            move |result: openraft::raft::ClientWriteResult<TypeConfig>| {
+        let responder =
+            OnComplete(Box::new(move |result: openraft::raft::ClientWriteResult<TypeConfig>| {
                 if result.is_err() {
                     refused();
                 }
-            },
-        ));
+            }));
         self.raft
             .client_write_ff(Batch(batch), Some(responder))
             .await

@@ -133,7 +133,8 @@ impl Inbound {
             Ok(result) => Ok(append_response(result)),
             Err(fatal) => Err(stopped(fatal)),
         });
-        let refusal = stream::once(refused_with).filter_map(|result| async { result.ok().map(Err) });
+        let refusal =
+            stream::once(refused_with).filter_map(|result| async { result.ok().map(Err) });
         answers.chain(refusal).boxed()
     }
 

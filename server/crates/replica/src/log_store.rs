@@ -102,10 +102,7 @@ impl LogStore {
     }
 
     async fn enqueue(&self, operation: WriteOperation) -> io::Result<()> {
-        self.queue
-            .send(operation)
-            .await
-            .map_err(|_| io::Error::other("the log writer has stopped"))
+        self.queue.send(operation).await.map_err(|_| io::Error::other("the log writer has stopped"))
     }
 }
 

@@ -56,7 +56,8 @@ impl LogWriter {
     pub(crate) fn start(self, placement: LogWriterPlacement) -> io::Result<WriterThread> {
         match placement {
             LogWriterPlacement::OwnThread => {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+                let runtime =
+                    tokio::runtime::Builder::new_current_thread().enable_time().build()?;
                 let thread = std::thread::Builder::new()
                     .name("log-writer".into())
                     .spawn(move || runtime.block_on(self.run(None)))?;

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use disk::Disk;
 use machine::Outcome;
-use openraft::errors::{InitializeError, RaftError};
 use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::{InitializeError, RaftError};
 use openraft::{Config, Raft, ServerState, SnapshotPolicy};
 use tokio::sync::{mpsc, watch};
 use types::{ClusterId, LogIndex, MemberId, Term};
@@ -27,7 +27,6 @@ use crate::log_writer::{LogWriter, LogWriterPlacement, WriterThread};
 use crate::metrics::LogMetrics;
 use crate::network::{Networks, Sender};
 use crate::peers::Peers;
-use crate::watermark::Watermark;
 use crate::proposals::{self, ProposalQueue};
 use crate::raft_types::{LogId, Node, TypeConfig, optional_index};
 use crate::reads::{self, ReadQueue};
@@ -37,6 +36,7 @@ use crate::state_machine::{Audience, Current, EventSink, StateMachine};
 use crate::status::Status;
 use crate::store::{Loaded, OpenEngine, Store, StoreError};
 use crate::unavailable::Unavailable;
+use crate::watermark::Watermark;
 
 /// How a member comes into being when its directory is empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -227,13 +227,7 @@ fn load_store(parts: &Parts) -> Result<Loaded, StartError> {
     )
     .map_err(StartError::Directory)?;
     let engine = parts.open_engine.clone();
-    Ok(Store::load(
-        parts.disk.clone(),
-        parts.directory.clone(),
-        images,
-        engine,
-        parts.cluster,
-    )?)
+    Ok(Store::load(parts.disk.clone(), parts.directory.clone(), images, engine, parts.cluster)?)
 }
 
 /// Entries that an image does not hold must be in the log.
@@ -307,13 +301,14 @@ fn follow_status(
         let nodes: BTreeMap<MemberId, Node> =
             membership.nodes().map(|(id, node)| (MemberId(*id), node.clone())).collect();
         let own = nodes.get(&member);
-        let acknowledged = metrics.millis_since_quorum_ack.map(Duration::from_millis);
+        let acknowledged = metrics.last_quorum_acked.as_ref();
+        let acknowledged = acknowledged.map(|at| openraft::Instant::elapsed(&**at));
         Status {
             member_id: member,
             cluster_id: cluster,
             leader: metrics.current_leader.map(MemberId),
             term: Term(metrics.current_term),
-            committed: optional_index(metrics.committed.as_ref()),
+            committed: optional_index(metrics.local_committed.as_ref()),
             applied: optional_index(metrics.last_applied.as_ref()),
             leads_quorum: metrics.state == ServerState::Leader
                 && acknowledged.is_some_and(|ago| ago < election_timeout),

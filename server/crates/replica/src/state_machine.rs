@@ -18,13 +18,13 @@ use types::{MemberId, Term};
 
 use crate::codec;
 use crate::completion::Mailboxes;
-use crate::watermark::Watermark;
 use crate::raft_types::{
     Entry, LogId, SnapshotMeta, StoredMembership, TypeConfig, index_of, term_of,
 };
 use crate::snapshot::{Blocking, Snapshot, SnapshotData};
 use crate::store::Store;
 use crate::unavailable::Unavailable;
+use crate::watermark::Watermark;
 
 /// Receives what apply changed, in revision order.
 pub trait EventSink: Send + Sync + 'static {

@@ -12,8 +12,8 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use disk::Disk;
 use machine::{ImageJob, Machine};
@@ -56,8 +56,6 @@ pub(crate) struct Store {
     images: Images,
     open_engine: OpenEngine,
     epoch: AtomicU64,
-    // Exchanged when a snapshot is installed; held only to clone or replace the pointer.
-    records: Mutex<Arc<dyn RevStore>>,
     /// The applied index of the newest durable image.
     saved: Watermark,
     /// The compact revision of the newest durable image.
@@ -82,11 +80,11 @@ impl Store {
         cluster: ClusterId,
     ) -> Result<Loaded, StoreError> {
         if let Some((_, path)) = images.list()?.into_iter().next() {
-            let (header, records, machine) =
+            let (header, machine) =
                 Self::load_image(&*disk, &directory, &images, &open_engine, &path)?;
             let epoch = header.epoch;
             let (applied, membership) = position(header)?;
-            let store = Self::new(disk, directory, images, open_engine, epoch, records);
+            let store = Self::new(disk, directory, images, open_engine, epoch);
             store.saved.set(optional_index(applied.as_ref()));
             store.note_compaction(machine.positions().compact_revision);
             store.sweep()?;
@@ -96,8 +94,8 @@ impl Store {
         disk.create_dir_all(&records_path)?;
         let records = open_engine(&records_path)?;
         records.truncate_above(Revision(0))?;
-        let machine = Machine::new(records.clone(), cluster);
-        let store = Self::new(disk, directory, images, open_engine, 0, records);
+        let machine = Machine::new(records, cluster);
+        let store = Self::new(disk, directory, images, open_engine, 0);
         Ok(Loaded { store, machine, applied: None, membership: StoredMembership::default() })
     }
 
@@ -107,7 +105,6 @@ impl Store {
         images: Images,
         open_engine: OpenEngine,
         epoch: u64,
-        records: Arc<dyn RevStore>,
     ) -> Self {
         Self {
             disk,
@@ -115,7 +112,6 @@ impl Store {
             images,
             open_engine,
             epoch: AtomicU64::new(epoch),
-            records: Mutex::new(records),
             saved: Watermark::default(),
             saved_compaction: AtomicI64::new(NEVER_COMPACTED.0),
         }
@@ -127,19 +123,14 @@ impl Store {
         images: &Images,
         open_engine: &OpenEngine,
         path: &Path,
-    ) -> Result<(ImageHeader, Arc<dyn RevStore>, Machine), StoreError> {
+    ) -> Result<(ImageHeader, Machine), StoreError> {
         let (header, mut file) = images.read(path)?;
         let records_path = store_path(directory, header.epoch);
         disk.create_dir_all(&records_path)?;
         let records = open_engine(&records_path)?;
-        let machine = Machine::restore(&mut file, records.clone())
+        let machine = Machine::restore(&mut file, records)
             .map_err(|error| StoreError::Restore(error.to_string()))?;
-        Ok((header, records, machine))
-    }
-
-    /// The records of the current state.
-    pub(crate) fn records(&self) -> Arc<dyn RevStore> {
-        self.records.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        Ok((header, machine))
     }
 
     /// The applied index of the newest durable image; 0 if there is none.
@@ -168,11 +159,7 @@ impl Store {
         self.images.sweep()
     }
 
-    fn write_image(
-        &self,
-        meta: &SnapshotMeta,
-        image: &ImageJob,
-    ) -> io::Result<()> {
+    fn write_image(&self, meta: &SnapshotMeta, image: &ImageJob) -> io::Result<()> {
         let header = self.images.header(
             self.epoch.load(Ordering::Acquire),
             meta.last_log_id.as_ref().map(codec::log_id_message),
@@ -199,12 +186,10 @@ impl Store {
         let other = |error: &dyn std::fmt::Display| io::Error::other(error.to_string());
         let records = (self.open_engine)(&path).map_err(|error| other(&error))?;
         let mut file = disk::FileReader::open(&*self.disk, received)?;
-        let machine =
-            Machine::install(&mut file, records.clone()).map_err(|error| other(&error))?;
+        let machine = Machine::install(&mut file, records).map_err(|error| other(&error))?;
         self.disk.sync_dir(&self.directory.join("store"))?;
         self.epoch.store(epoch, Ordering::Release);
         self.write_image(meta, &machine.image())?;
-        *self.records.lock().unwrap_or_else(PoisonError::into_inner) = records;
         self.disk.remove_file(received)?;
         self.sweep()?;
         Ok(machine)
@@ -239,7 +224,6 @@ fn store_path(directory: &Path, epoch: u64) -> PathBuf {
 fn position(header: ImageHeader) -> Result<(Option<LogId>, StoredMembership), StoreError> {
     let malformed = |error: codec::Malformed| StoreError::Restore(error.to_string());
     let applied = codec::optional_log_id(header.applied).map_err(malformed)?;
-    let membership =
-        codec::stored_membership_from_message(header.membership).map_err(malformed)?;
+    let membership = codec::stored_membership_from_message(header.membership).map_err(malformed)?;
     Ok((applied, membership))
 }
