@@ -34,6 +34,7 @@
 //! instead of an error), no caching, no retries, no knowledge of any format.
 
 mod atomic_file;
+mod file_reader;
 mod os;
 mod poison;
 mod sim;
@@ -43,6 +44,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use atomic_file::{AtomicFile, write_file_atomically};
+pub use file_reader::FileReader;
 pub use os::OsDisk;
 pub use sim::{Fault, SECTOR_BYTES, SimDisk, is_simulated_crash};
 

@@ -193,6 +193,30 @@ impl SimDisk {
         self.state().begin_generation();
     }
 
+    /// A copy of the disk as it is now, with a life of its own; handles belong to the original. For
+    /// trying many misfortunes on one state.
+    pub fn fork(&self) -> SimDisk {
+        let state = self.state();
+        let mut copy = State {
+            chance: state.chance.clone(),
+            names: state.names.clone(),
+            files: state.files.clone(),
+            handles: BTreeMap::new(),
+            next_inode: state.next_inode,
+            locks: BTreeSet::new(),
+            capacity: state.capacity,
+            faults: state.faults.clone(),
+            mutations: state.mutations,
+            reads: state.reads,
+            crashed: state.crashed,
+            generation: state.generation,
+            hash: state.hash.clone(),
+        };
+        copy.begin_generation();
+        copy.crashed = state.crashed;
+        SimDisk { state: Arc::new(Mutex::new(copy)) }
+    }
+
     /// Flips one bit of a file, on the platter and in every cache.
     pub fn flip(&self, path: &Path, bit: u64) -> io::Result<()> {
         let mut state = self.state();

@@ -24,6 +24,11 @@ impl Lease {
     pub fn keys(&self) -> impl ExactSizeIterator<Item = &Bytes> {
         self.keys.iter()
     }
+
+    /// Whether a key is attached.
+    pub fn has(&self, key: &[u8]) -> bool {
+        self.keys.contains(key)
+    }
 }
 
 /// Why a lease was not granted.

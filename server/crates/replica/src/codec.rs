@@ -21,11 +21,11 @@ use crate::raft_types::{
 /// A message of a peer lacks something or holds a value that cannot be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("malformed {message}: {detail}")]
-pub struct Malformed {
+pub(crate) struct Malformed {
     /// The message.
-    pub message: &'static str,
+    pub(crate) message: &'static str,
     /// What is wrong with it.
-    pub detail: &'static str,
+    pub(crate) detail: &'static str,
 }
 
 fn malformed(message: &'static str, detail: &'static str) -> Malformed {
@@ -86,7 +86,7 @@ pub(crate) fn vote_record(vote: &Vote) -> wal::Record {
     let leader = vote.leader_id();
     wal::Record::Vote(wal::Vote {
         term: Term(leader.term),
-        node: MemberId(leader.node_id),
+        node: MemberId(leader.voted_for),
         committed: vote.is_committed(),
     })
 }
@@ -100,12 +100,12 @@ fn new_vote(term: u64, node: u64, committed: bool) -> Vote {
 }
 
 pub(crate) fn committed_record(id: &LogId) -> wal::Record {
-    wal::Record::Committed(wal_log_id(id))
+    wal::Record::Committed(Some(wal_log_id(id)))
 }
 
 pub(crate) fn vote_message(vote: &Vote) -> peerpb::Vote {
     let leader = vote.leader_id();
-    peerpb::Vote { term: leader.term, node_id: leader.node_id, committed: vote.is_committed() }
+    peerpb::Vote { term: leader.term, node_id: leader.voted_for, committed: vote.is_committed() }
 }
 
 pub(crate) fn vote_from_message(
@@ -178,9 +178,7 @@ pub(crate) fn membership_from_message(
     let nodes: BTreeMap<u64, Node> = message
         .nodes
         .into_iter()
-        .map(|node| {
-            (node.id, Node { peer_urls: node.peer_urls, voter_intent: node.voter_intent })
-        })
+        .map(|node| (node.id, Node { peer_urls: node.peer_urls, voter_intent: node.voter_intent }))
         .collect();
     Membership::new(configs, nodes)
         .map_err(|_| malformed("Membership", "a configuration names a voter without a node"))

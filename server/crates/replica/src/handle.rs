@@ -5,10 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
 use disk::Disk;
+use futures_util::future::BoxFuture;
 use machine::{Outcome, Proposal, Ticket, Views};
 use openraft::errors::{ChangeMembershipError, ClientWriteError, LinearizableReadError, RaftError};
 use openraft::raft::ReadPolicy;
@@ -16,31 +18,32 @@ use openraft::{ChangeMembers, Raft};
 use proto::peerpb;
 use tokio::sync::{Mutex, watch};
 use tokio::time::timeout;
-use types::{ClusterId, LogIndex, MemberId, Term};
+use types::{ClusterId, LeaseId, LogIndex, MemberId, Term};
 
 use crate::completion::{Mailbox, Mailboxes};
 use crate::inbound::{membership_change_message, read_index_answer, refusal_from_message};
-use crate::limits::APPLY_LAG_MAX;
+use crate::limits::{APPLY_LAG_MAX, SWEEP_KEYS};
 use crate::membership::{MembershipChange, MembershipRefusal, Situation};
 use crate::network::Sender;
 use crate::peers::{Peer, PeerError};
-use crate::progress::Applied;
 use crate::proposals::{Appender, Leader, ProposalQueue};
 use crate::raft_types::{Batch, LogId, Node, OnComplete, TypeConfig};
 use crate::reads::{ReadIndexSource, ReadQueue};
 use crate::runtime;
-use crate::state_machine::{CurrentViews, StateMachine};
+use crate::state_machine::{Current, StateMachine};
 use crate::status::Status;
 use crate::store::Store;
 use crate::unavailable::Unavailable;
+use crate::watermark::Watermark;
 
 /// What the parts of this room share.
 pub(crate) struct Shared {
     pub(crate) me: MemberId,
     pub(crate) cluster: ClusterId,
     pub(crate) raft: Raft<TypeConfig, StateMachine>,
-    pub(crate) views: Arc<CurrentViews>,
-    pub(crate) applied: Arc<Applied>,
+    pub(crate) current: Arc<Current>,
+    pub(crate) applied_bytes: Arc<AtomicU64>,
+    pub(crate) applied: Arc<Watermark>,
     pub(crate) status: watch::Receiver<Status>,
     pub(crate) queue: Arc<ProposalQueue>,
     pub(crate) reads: Arc<ReadQueue>,
@@ -120,7 +123,7 @@ impl Handle {
 
     /// The state as far as this member has applied it.
     pub fn views(&self) -> Views {
-        self.shared.views.get()
+        self.shared.current.views()
     }
 
     /// What this member knows about itself and its cluster.
@@ -129,6 +132,64 @@ impl Handle {
         status.applied = self.shared.applied.get();
         status.committed = status.committed.max(status.applied);
         status
+    }
+
+    /// The current term; cheaper than the whole status.
+    pub fn term(&self) -> Term {
+        self.shared.status.borrow().term
+    }
+
+    /// The leader that this member follows.
+    pub fn leader(&self) -> Option<MemberId> {
+        self.shared.status.borrow().leader
+    }
+
+    /// Whether this member leads.
+    pub fn leads(&self) -> bool {
+        self.shared.status.borrow().is_leader()
+    }
+
+    /// Whether this member is a learner.
+    pub fn is_learner(&self) -> bool {
+        self.shared.status.borrow().is_learner
+    }
+
+    /// Has the leader renew leases; one TTL per id, 0 for a lease that is gone.
+    ///
+    /// # Errors
+    /// When no leader answered in time.
+    pub async fn renew_at_leader(&self, ids: &[LeaseId]) -> Result<Vec<i64>, Unavailable> {
+        use peerpb::lease_keep_alive_response::Result as Wire;
+        let (envelope, peer) = self.shared.leader_peer()?;
+        let request =
+            peerpb::LeaseKeepAliveRequest { envelope, ids: ids.iter().map(|id| id.0).collect() };
+        let call = self.shared.sender.peers.lease_keep_alive(peer, request);
+        match self.shared.ask(call).await?.result {
+            Some(Wire::Renewals(renewals)) => Ok(renewals.ttls),
+            Some(Wire::NotLeader(_)) => Err(Unavailable::LeaderChanged),
+            None => Err(Unavailable::Timeout),
+        }
+    }
+
+    /// Asks the leader how long leases have to live.
+    ///
+    /// # Errors
+    /// When no leader answered in time.
+    pub async fn leases_at_leader(
+        &self,
+        ids: &[LeaseId],
+        keys: bool,
+    ) -> Result<Vec<peerpb::LeaseState>, Unavailable> {
+        use peerpb::lease_time_to_live_response::Result as Wire;
+        let (envelope, peer) = self.shared.leader_peer()?;
+        let ids = ids.iter().map(|id| id.0).collect();
+        let request = peerpb::LeaseTimeToLiveRequest { envelope, ids, keys };
+        let call = self.shared.sender.peers.lease_time_to_live(peer, request);
+        match self.shared.ask(call).await?.result {
+            Some(Wire::Leases(states)) => Ok(states.leases),
+            Some(Wire::NotLeader(_)) => Err(Unavailable::LeaderChanged),
+            None => Err(Unavailable::Timeout),
+        }
     }
 
     /// Follows the status; the applied index in it lags, see [`Handle::status`].
@@ -193,6 +254,7 @@ impl Handle {
     /// # Errors
     /// When the replica stops meanwhile or the image takes longer than a request may.
     pub async fn save_image(&self) -> Result<(), Unavailable> {
+        self.shared.sweep_index().await;
         let target = self.shared.applied.get();
         self.shared.raft.trigger().snapshot().await.map_err(|_| Unavailable::Stopped)?;
         let saved = self.shared.store.wait_saved(target);
@@ -201,6 +263,14 @@ impl Handle {
 }
 
 impl Shared {
+    /// Drops from the index what compactions have made dead, in steps that let others run.
+    pub(crate) async fn sweep_index(&self) {
+        let compactor = self.current.compactor();
+        while compactor.step(SWEEP_KEYS) == machine::SweepStep::More {
+            tokio::task::yield_now().await;
+        }
+    }
+
     fn check_lag(&self) -> Result<(), Unavailable> {
         let committed = self.status.borrow().committed;
         if committed.0.saturating_sub(self.applied.get().0) > APPLY_LAG_MAX {
@@ -219,6 +289,23 @@ impl Shared {
     fn peer(&self, id: MemberId) -> Option<Peer> {
         let status = self.status.borrow();
         status.nodes.get(&id).map(|node| Peer { id, urls: node.peer_urls.clone() })
+    }
+
+    fn leader_peer(&self) -> Result<(Option<peerpb::Envelope>, Peer), Unavailable> {
+        let leader = self.status.borrow().leader.ok_or(Unavailable::NoLeader)?;
+        let peer = self.peer(leader).ok_or(Unavailable::NoLeader)?;
+        Ok((self.sender.envelope(leader), peer))
+    }
+
+    async fn ask<T>(
+        &self,
+        call: BoxFuture<'static, Result<T, PeerError>>,
+    ) -> Result<T, Unavailable> {
+        match timeout(self.rules.request_timeout, call).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(_)) => Err(Unavailable::TimeoutConnectionLost),
+            Err(_) => Err(self.timeout_reason()),
+        }
     }
 
     /// Appends a batch that another member sent, if this one leads.
@@ -343,7 +430,10 @@ impl Shared {
     fn with_situation<T>(&self, judge: impl FnOnce(&Situation<'_>) -> T) -> T {
         let metrics = self.raft.metrics();
         let metrics = openraft::async_runtime::watch::WatchReceiver::borrow_watched(&metrics);
-        let views = self.views.get();
+        let tables = self.current.views().tables();
+        let started = tables.membership.members().filter(|member| !member.name.is_empty());
+        let started: BTreeSet<MemberId> = started.map(|member| member.id).collect();
+        let removed: BTreeSet<MemberId> = tables.membership.removed().collect();
         let last = metrics.last_log_index.unwrap_or(0).max(1);
         let caught_up_percent: BTreeMap<MemberId, u64> = metrics
             .replication
@@ -359,7 +449,9 @@ impl Shared {
             .iter()
             .flatten()
             .filter(|(_, acked)| {
-                acked.as_ref().is_some_and(|at| at.elapsed() < self.sender.patience)
+                acked
+                    .as_ref()
+                    .is_some_and(|at| openraft::Instant::elapsed(&**at) < self.sender.patience)
             })
             .map(|(id, _)| MemberId(*id))
             .collect();
@@ -367,9 +459,9 @@ impl Shared {
         judge(&Situation {
             me: self.me,
             membership: metrics.membership_config.membership(),
-            started: &views.started_members(),
+            started: &started,
             active: &active,
-            removed: &views.removed_members(),
+            removed: &removed,
             caught_up_percent: &caught_up_percent,
             strict: self.rules.strict_reconfig,
             learners_max: self.rules.learners_max,
@@ -392,13 +484,12 @@ impl Appender for Shared {
         batch: Bytes,
         refused: Box<dyn FnOnce() + Send>,
     ) -> Result<(), Unavailable> {
-        let responder = OnComplete(Box::new(
-            move |result: openraft::raft::ClientWriteResult<TypeConfig>| {
+        let responder =
+            OnComplete(Box::new(move |result: openraft::raft::ClientWriteResult<TypeConfig>| {
                 if result.is_err() {
                     refused();
                 }
-            },
-        ));
+            }));
         self.raft
             .client_write_ff(Batch(batch), Some(responder))
             .await

@@ -154,15 +154,15 @@ impl Images {
     ) -> io::Result<()> {
         let index = header.applied.map_or(0, |applied| applied.index);
         let name = format!("{index:020}.image");
-        disk::write_file_atomically(&*self.disk, &self.directory, &name, |out| {
-            let bytes = header.encode_to_vec();
-            out.write_all(MAGIC)?;
-            let length = u32::try_from(bytes.len()).map_err(io::Error::other)?;
-            out.write_all(&length.to_le_bytes())?;
-            out.write_all(&bytes)?;
-            out.write_all(&crc32c::crc32c(&bytes).to_le_bytes())?;
-            body(out)
-        })
+        let mut out = disk::AtomicFile::create(&*self.disk, &self.directory, &name)?;
+        let bytes = header.encode_to_vec();
+        out.write_all(MAGIC)?;
+        let length = u32::try_from(bytes.len()).map_err(io::Error::other)?;
+        out.write_all(&length.to_le_bytes())?;
+        out.write_all(&bytes)?;
+        out.write_all(&crc32c::crc32c(&bytes).to_le_bytes())?;
+        body(&mut out)?;
+        out.commit()
     }
 
     /// The header of a new image of this member.

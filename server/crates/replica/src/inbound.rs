@@ -93,7 +93,7 @@ impl Inbound {
             )));
         }
         let from = MemberId(envelope.from);
-        if self.shared.views.get().is_removed(from) {
+        if self.shared.current.views().is_removed(from) {
             return Err(refused(format!("member {from} was removed from the cluster")));
         }
         Ok(from)
@@ -133,7 +133,8 @@ impl Inbound {
             Ok(result) => Ok(append_response(result)),
             Err(fatal) => Err(stopped(fatal)),
         });
-        let refusal = stream::once(refused_with).filter_map(|result| async { result.ok().map(Err) });
+        let refusal =
+            stream::once(refused_with).filter_map(|result| async { result.ok().map(Err) });
         answers.chain(refusal).boxed()
     }
 

@@ -21,29 +21,29 @@
 //!
 //! Deliberately absent: gRPC, TLS and the meaning of requests.
 
-mod start;
-mod handle;
-mod proposals;
-mod reads;
+mod codec;
 mod completion;
-mod membership;
+mod handle;
+mod images;
 mod inbound;
-mod peers;
-mod network;
+mod limits;
 mod log_store;
 mod log_writer;
-mod state_machine;
-mod store;
-mod images;
-mod snapshot;
-mod codec;
-mod raft_types;
-mod progress;
-mod status;
-mod unavailable;
-mod limits;
+mod membership;
 mod metrics;
+mod network;
+mod peers;
+mod proposals;
+mod raft_types;
+mod reads;
 pub mod runtime;
+mod snapshot;
+mod start;
+mod state_machine;
+mod status;
+mod store;
+mod unavailable;
+mod watermark;
 
 pub use handle::{Handle, Rules};
 pub use inbound::Inbound;

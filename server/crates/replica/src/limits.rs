@@ -15,5 +15,8 @@ pub(crate) const QUEUE_BYTES_MAX: usize = 256 << 20;
 /// Entries that may be committed and not applied before proposals are refused: etcd's bound.
 pub(crate) const APPLY_LAG_MAX: u64 = 5000;
 
+/// Keys whose dead versions one step of the background half of a compaction drops.
+pub(crate) const SWEEP_KEYS: usize = 4096;
+
 const _: () = assert!(BATCH_BYTES_MAX < QUEUE_BYTES_MAX);
 const _: () = assert!(BATCH_REQUESTS_MAX < QUEUE_REQUESTS_MAX);

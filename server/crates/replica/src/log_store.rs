@@ -41,8 +41,8 @@ pub(crate) enum WriteOperation {
     Vote { vote: Vote, done: oneshot::Sender<io::Result<()>> },
     /// Note how far the log is committed; durable with the next flush.
     Committed(LogId),
-    /// Drop every entry after this one.
-    TruncateAfter(LogIndex),
+    /// Drop every entry after this one, or all.
+    TruncateAfter(Option<LogId>),
     /// Entries up to this one are covered by a durable image.
     Purge(LogId),
 }
@@ -102,10 +102,7 @@ impl LogStore {
     }
 
     async fn enqueue(&self, operation: WriteOperation) -> io::Result<()> {
-        self.queue
-            .send(operation)
-            .await
-            .map_err(|_| io::Error::other("the log writer has stopped"))
+        self.queue.send(operation).await.map_err(|_| io::Error::other("the log writer has stopped"))
     }
 }
 
@@ -132,7 +129,7 @@ impl Shared {
         };
         let stored = self
             .segments
-            .read(LogIndex(from + 1), LogIndex(until.min(tail_first) + 1), bytes_max)
+            .read(LogIndex(from + 1), LogIndex(until.min(tail_first) + 1), bytes_max as u64)
             .map_err(|error| io::Error::other(error.to_string()))?;
         for record in stored {
             bytes += record.payload.len();
@@ -316,8 +313,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
         self.shared.tail().truncate_after(last_log_id);
-        let keep = optional_index(last_log_id.as_ref());
-        self.enqueue(WriteOperation::TruncateAfter(keep)).await
+        self.enqueue(WriteOperation::TruncateAfter(last_log_id)).await
     }
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {

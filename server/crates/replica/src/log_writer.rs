@@ -28,6 +28,9 @@ use crate::raft_types::{Entry, TypeConfig, index_of};
 /// How many operations one flush covers at most.
 const GROUP_OPERATIONS_MAX: usize = 1024;
 
+/// How long the log waits before it uses the pause.
+const IDLE: Duration = Duration::from_millis(20);
+
 /// Where the log writer runs.
 pub enum LogWriterPlacement {
     /// On a thread of its own: the server.
@@ -53,7 +56,8 @@ impl LogWriter {
     pub(crate) fn start(self, placement: LogWriterPlacement) -> io::Result<WriterThread> {
         match placement {
             LogWriterPlacement::OwnThread => {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+                let runtime =
+                    tokio::runtime::Builder::new_current_thread().enable_time().build()?;
                 let thread = std::thread::Builder::new()
                     .name("log-writer".into())
                     .spawn(move || runtime.block_on(self.run(None)))?;
@@ -68,7 +72,7 @@ impl LogWriter {
 
     async fn run(mut self, mut delay: Option<Box<dyn FnMut() -> Duration + Send>>) {
         let mut group = Vec::with_capacity(GROUP_OPERATIONS_MAX);
-        while self.operations.recv_many(&mut group, GROUP_OPERATIONS_MAX).await > 0 {
+        while self.next_group(&mut group).await {
             let written = self.write_group(&mut group);
             if let Some(delay) = &mut delay {
                 tokio::time::sleep(delay()).await;
@@ -86,6 +90,27 @@ impl LogWriter {
                 return self.refuse_the_rest(&error).await;
             }
         }
+        if let Err(error) = self.wal.close() {
+            tracing::error!(%error, "closing the write-ahead log");
+        }
+    }
+
+    /// Waits for operations; false once there will be none. Idle moments go into work that makes
+    /// later appends faster and damage easier to tell from a torn write.
+    async fn next_group(&mut self, group: &mut Vec<WriteOperation>) -> bool {
+        let mut left = true;
+        while left && self.operations.is_empty() {
+            // An error here is not lost: the next append meets it.
+            left = self.wal.prepare().unwrap_or(false);
+        }
+        let wait = self.operations.recv_many(group, GROUP_OPERATIONS_MAX);
+        if let Ok(received) = tokio::time::timeout(IDLE, wait).await {
+            return received > 0;
+        }
+        if let Err(error) = self.wal.mark() {
+            tracing::warn!(%error, "marking the end of the write-ahead log");
+        }
+        self.operations.recv_many(group, GROUP_OPERATIONS_MAX).await > 0
     }
 
     /// Appends every operation of the group; what it returns must be completed after the flush.
@@ -113,8 +138,10 @@ impl LogWriter {
                 (None, WriteOperation::Committed(id)) => {
                     self.wal.append(&[codec::committed_record(&id)])
                 }
-                (None, WriteOperation::TruncateAfter(index)) => self.wal.truncate_after(index),
-                (None, WriteOperation::Purge(id)) => self.wal.purge_upto(codec::wal_log_id(&id)),
+                (None, WriteOperation::TruncateAfter(id)) => {
+                    self.wal.truncate_after(id.as_ref().map(codec::wal_log_id))
+                }
+                (None, WriteOperation::Purge(id)) => self.wal.purge(codec::wal_log_id(&id)),
             };
             if let Err(error) = result {
                 failure = Some(io::Error::other(error.to_string()));

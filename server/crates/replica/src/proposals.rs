@@ -48,8 +48,7 @@ impl ProposalQueue {
         }
         let bytes = proposal.body.len();
         let mut waiting = self.lock();
-        if waiting.proposals.len() >= QUEUE_REQUESTS_MAX
-            || waiting.bytes + bytes > QUEUE_BYTES_MAX
+        if waiting.proposals.len() >= QUEUE_REQUESTS_MAX || waiting.bytes + bytes > QUEUE_BYTES_MAX
         {
             return Err(Unavailable::TooManyRequests);
         }

@@ -9,6 +9,8 @@ use std::fmt;
 use bytes::Bytes;
 use openraft::impls::leader_id_std;
 use openraft::raft::responder::Responder;
+use openraft::vote::RaftLeaderId;
+use openraft::{OptionalSend, RaftTypeConfig};
 use types::{LogIndex, Term};
 
 use crate::runtime::Rt;
@@ -25,7 +27,7 @@ pub struct Node {
 
 /// The bytes of one Raft entry: a batch of proposals as `machine::command` encodes it.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Batch(pub Bytes);
+pub(crate) struct Batch(pub(crate) Bytes);
 
 impl fmt::Debug for Batch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -48,23 +50,36 @@ impl<T: Send + 'static> Responder<TypeConfig, T> for OnComplete<T> {
     }
 }
 
-openraft::declare_raft_types!(
-    /// The types this room runs openraft with.
-    pub(crate) TypeConfig:
-        D = Batch,
-        R = (),
-        NodeId = u64,
-        Node = Node,
-        Term = u64,
-        LeaderId = leader_id_std::LeaderId<u64, u64>,
-        Responder<T> = OnComplete<T> where T: Send + 'static,
-        AsyncRuntime = Rt,
-);
+/// The types this room runs openraft with.
+#[derive(Debug, Clone, Copy, Default, Eq, PartialEq, Ord, PartialOrd)]
+pub(crate) struct TypeConfig;
 
-pub(crate) type CommittedLeaderId = leader_id_std::CommittedLeaderId<u64>;
+impl RaftTypeConfig for TypeConfig {
+    type D = Batch;
+    type R = ();
+    type NodeId = u64;
+    type Node = Node;
+    type Term = u64;
+    type LeaderId = leader_id_std::LeaderId<u64, u64>;
+    type Vote = openraft::impls::Vote<Self::LeaderId>;
+    type Payload = Payload;
+    type Entry = openraft::Entry<CommittedLeaderId, Payload>;
+    type AsyncRuntime = Rt;
+    type Responder<T>
+        = OnComplete<T>
+    where
+        T: OptionalSend + 'static;
+    type Batch<T>
+        = openraft::impls::InlineBatch<T>
+    where
+        T: OptionalSend + 'static;
+    type ErrorSource = openraft::impls::BoxedErrorSource;
+}
+
+pub(crate) type CommittedLeaderId = <leader_id_std::LeaderId<u64, u64> as RaftLeaderId>::Committed;
 pub(crate) type LogId = openraft::LogId<CommittedLeaderId>;
-pub(crate) type Vote = openraft::alias::VoteOf<TypeConfig>;
-pub(crate) type Entry = openraft::alias::EntryOf<TypeConfig>;
+pub(crate) type Vote = openraft::impls::Vote<leader_id_std::LeaderId<u64, u64>>;
+pub(crate) type Entry = openraft::Entry<CommittedLeaderId, Payload>;
 pub(crate) type Payload = openraft::EntryPayload<Batch, u64, Node>;
 pub(crate) type Membership = openraft::Membership<u64, Node>;
 pub(crate) type StoredMembership = openraft::StoredMembership<CommittedLeaderId, u64, Node>;

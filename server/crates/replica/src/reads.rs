@@ -32,11 +32,7 @@ pub(crate) trait ReadIndexSource: Send + Sync + 'static {
 
 impl ReadQueue {
     pub(crate) fn new() -> Self {
-        Self {
-            waiting: Mutex::default(),
-            bell: Notify::new(),
-            closed: AtomicBool::new(false),
-        }
+        Self { waiting: Mutex::default(), bell: Notify::new(), closed: AtomicBool::new(false) }
     }
 
     pub(crate) fn push(&self, seq: u64) {

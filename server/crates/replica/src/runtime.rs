@@ -31,7 +31,7 @@ pub fn seed_thread(seed: u64) {
 
 /// A random number from this thread's generator: replayable in a simulation.
 pub fn random_u64() -> u64 {
-    use rand::RngCore;
+    use rand::Rng;
     Rt::thread_rng().next_u64()
 }
 

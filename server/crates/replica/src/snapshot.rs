@@ -12,13 +12,12 @@ use bytes::Bytes;
 use disk::Disk;
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, stream};
-use openraft::alias::SnapshotOf;
 use proto::peerpb;
 use proto::peerpb::snapshot_chunk::Part;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
-use crate::raft_types::TypeConfig;
+use crate::raft_types::{CommittedLeaderId, Node};
 
 /// The version of what the chunks carry: the machine's snapshot stream.
 pub(crate) const STREAM_FORMAT: u32 = 1;
@@ -29,10 +28,12 @@ const CHUNK_BYTES: usize = 256 << 10;
 /// Chunks that may wait between the thread that reads the state and the network.
 const CHUNKS_WAITING_MAX: usize = 8;
 
-pub(crate) type Snapshot = SnapshotOf<TypeConfig, SnapshotData>;
+pub(crate) type Snapshot = openraft::storage::Snapshot<CommittedLeaderId, u64, Node, SnapshotData>;
 
 /// Where the bytes of a snapshot are.
 pub(crate) enum SnapshotData {
+    /// In this member's image; a snapshot for another member is taken from the live state instead.
+    Saved,
     /// In this member's live state.
     Live(machine::SnapshotJob, Blocking),
     /// In a file that was received and checked.
@@ -106,15 +107,12 @@ impl<F: FnMut(Part) -> io::Result<()>> Write for ChunkWriter<F> {
     }
 }
 
-fn write_chunks(
-    data: SnapshotData,
-    pass: impl FnMut(Part) -> io::Result<()>,
-) -> io::Result<()> {
+fn write_chunks(data: SnapshotData, pass: impl FnMut(Part) -> io::Result<()>) -> io::Result<()> {
     let SnapshotData::Live(job, _) = data else {
-        return Err(io::Error::other("a received snapshot is installed, not sent on"));
+        return Err(io::Error::other("only the live state can be sent"));
     };
     let mut writer = ChunkWriter::new(pass);
-    job.write(&mut writer)?;
+    job.write(&mut writer).map_err(|error| io::Error::other(error.to_string()))?;
     writer.finish()
 }
 

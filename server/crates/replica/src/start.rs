@@ -7,12 +7,13 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use disk::Disk;
 use machine::Outcome;
-use openraft::errors::{InitializeError, RaftError};
 use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::{InitializeError, RaftError};
 use openraft::{Config, Raft, ServerState, SnapshotPolicy};
 use tokio::sync::{mpsc, watch};
 use types::{ClusterId, LogIndex, MemberId, Term};
@@ -26,16 +27,16 @@ use crate::log_writer::{LogWriter, LogWriterPlacement, WriterThread};
 use crate::metrics::LogMetrics;
 use crate::network::{Networks, Sender};
 use crate::peers::Peers;
-use crate::progress::Applied;
 use crate::proposals::{self, ProposalQueue};
 use crate::raft_types::{LogId, Node, TypeConfig, optional_index};
 use crate::reads::{self, ReadQueue};
 use crate::runtime;
 use crate::snapshot::Blocking;
-use crate::state_machine::{Audience, CurrentViews, EventSink, StateMachine};
+use crate::state_machine::{Audience, Current, EventSink, StateMachine};
 use crate::status::Status;
 use crate::store::{Loaded, OpenEngine, Store, StoreError};
 use crate::unavailable::Unavailable;
+use crate::watermark::Watermark;
 
 /// How a member comes into being when its directory is empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,7 +143,7 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
     disk.create_dir_all(&parts.directory).map_err(StartError::Directory)?;
     disk.set_private(&parts.directory).map_err(StartError::Directory)?;
     let lock = disk.lock(&parts.directory).map_err(StartError::Directory)?;
-    let identity = wal::Identity { cluster: parts.cluster, member: parts.member };
+    let identity = wal::Identity { cluster_id: parts.cluster, member_id: parts.member };
     let (wal, recovered) =
         wal::Wal::open(disk.clone(), &parts.wal_directory, identity, wal::Options::default())?;
     let loaded = load_store(&parts)?;
@@ -158,17 +159,19 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
     };
     let writer = writer.start(parts.log_writer).map_err(StartError::Directory)?;
 
-    let applied = Arc::new(Applied::default());
+    let applied = Arc::new(Watermark::default());
     applied.set(optional_index(loaded.applied.as_ref()));
     let write_boxes: Arc<Mailboxes<Outcome>> = Arc::new(Mailboxes::new());
-    let views = Arc::new(CurrentViews::new(loaded.machine.views()));
-    parts.events.reset(loaded.machine.views().mvcc.clone());
+    let current = Arc::new(Current::new(&loaded.machine));
+    let applied_bytes = Arc::new(AtomicU64::new(0));
+    parts.events.reset(&loaded.machine.views());
     let audience = Audience {
         me: parts.member,
         mailboxes: write_boxes.clone(),
         events: parts.events.clone(),
         applied: applied.clone(),
-        views: views.clone(),
+        current: current.clone(),
+        applied_bytes: applied_bytes.clone(),
     };
     let store = Arc::new(loaded.store);
     let machine = StateMachine::new(
@@ -196,7 +199,8 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
         me: parts.member,
         cluster: parts.cluster,
         raft,
-        views,
+        current,
+        applied_bytes,
         applied,
         status,
         queue: Arc::new(ProposalQueue::new()),
@@ -223,7 +227,7 @@ fn load_store(parts: &Parts) -> Result<Loaded, StartError> {
     )
     .map_err(StartError::Directory)?;
     let engine = parts.open_engine.clone();
-    Ok(Store::load(parts.disk.clone(), parts.directory.clone(), images, engine)?)
+    Ok(Store::load(parts.disk.clone(), parts.directory.clone(), images, engine, parts.cluster)?)
 }
 
 /// Entries that an image does not hold must be in the log.
@@ -297,13 +301,14 @@ fn follow_status(
         let nodes: BTreeMap<MemberId, Node> =
             membership.nodes().map(|(id, node)| (MemberId(*id), node.clone())).collect();
         let own = nodes.get(&member);
-        let acknowledged = metrics.millis_since_quorum_ack.map(Duration::from_millis);
+        let acknowledged = metrics.last_quorum_acked.as_ref();
+        let acknowledged = acknowledged.map(|at| openraft::Instant::elapsed(&**at));
         Status {
             member_id: member,
             cluster_id: cluster,
             leader: metrics.current_leader.map(MemberId),
             term: Term(metrics.current_term),
-            committed: optional_index(metrics.committed.as_ref()),
+            committed: optional_index(metrics.local_committed.as_ref()),
             applied: optional_index(metrics.last_applied.as_ref()),
             leads_quorum: metrics.state == ServerState::Leader
                 && acknowledged.is_some_and(|ago| ago < election_timeout),
@@ -350,17 +355,19 @@ async fn tend_membership(shared: std::sync::Weak<Shared>, every: Duration) {
 /// Has an image written when enough was applied since the last one, or when compaction has freed
 /// records that only an image may release.
 async fn write_images(shared: std::sync::Weak<Shared>, policy: ImagePolicy, every: Duration) {
-    let mut asked_at = LogIndex(0);
+    let (mut asked_at, mut bytes_then) = (LogIndex(0), 0);
     loop {
         tokio::time::sleep(every).await;
         let Some(shared) = shared.upgrade() else { return };
+        shared.sweep_index().await;
         let applied = shared.applied.get();
-        let since = shared.store.saved().max(asked_at);
-        let entries = applied.0.saturating_sub(since.0);
-        let bytes = shared.applied.bytes_since(since);
-        let compacted = shared.views.get().compact_step();
-        if entries >= policy.entries || bytes >= policy.bytes || (compacted && entries > 0) {
-            asked_at = applied;
+        let entries = applied.0.saturating_sub(shared.store.saved().max(asked_at).0);
+        let bytes = shared.applied_bytes.load(Ordering::Relaxed);
+        let compaction = shared.current.views().mvcc.compact_revision();
+        let compacted = compaction > shared.store.saved_compaction();
+        let enough = entries >= policy.entries || bytes - bytes_then >= policy.bytes;
+        if entries > 0 && (enough || compacted) {
+            (asked_at, bytes_then) = (applied, bytes);
             if shared.raft.trigger().snapshot().await.is_err() {
                 return;
             }

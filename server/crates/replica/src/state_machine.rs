@@ -5,10 +5,11 @@
 //! and the image says which entries it already holds: the two are never out of step.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use futures_util::{Stream, StreamExt};
-use machine::{Machine, Outcome, Views};
+use machine::{Answers, Compactor, LeaseChange, Machine, Outcome, Views};
 use mvcc::RevisionEvents;
 use openraft::OptionalSend;
 use openraft::entry::RaftEntry;
@@ -17,36 +18,43 @@ use types::{MemberId, Term};
 
 use crate::codec;
 use crate::completion::Mailboxes;
-use crate::progress::Applied;
 use crate::raft_types::{
     Entry, LogId, SnapshotMeta, StoredMembership, TypeConfig, index_of, term_of,
 };
 use crate::snapshot::{Blocking, Snapshot, SnapshotData};
 use crate::store::Store;
 use crate::unavailable::Unavailable;
+use crate::watermark::Watermark;
 
 /// Receives what apply changed, in revision order.
 pub trait EventSink: Send + Sync + 'static {
     /// New revisions. Must return at once: apply waits for it.
     fn publish(&self, events: Vec<RevisionEvents>);
-    /// The whole state was replaced by a snapshot; `read` shows the new one.
-    fn reset(&self, read: mvcc::ReadView);
+    /// Leases that were granted, revoked or checkpointed. Must return at once.
+    fn leases_changed(&self, changes: &[LeaseChange]);
+    /// The whole state was replaced, at start or by a snapshot; `views` show the new one.
+    fn reset(&self, views: &Views);
 }
 
 /// The read side of the state, exchanged as a whole when a snapshot is installed.
-pub(crate) struct CurrentViews(RwLock<Views>);
+pub(crate) struct Current(RwLock<(Views, Compactor)>);
 
-impl CurrentViews {
-    pub(crate) fn new(views: Views) -> Self {
-        Self(RwLock::new(views))
+impl Current {
+    pub(crate) fn new(machine: &Machine) -> Self {
+        Self(RwLock::new((machine.views(), machine.compactor())))
     }
 
-    pub(crate) fn get(&self) -> Views {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(crate) fn views(&self) -> Views {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).0.clone()
     }
 
-    fn replace(&self, views: Views) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = views;
+    pub(crate) fn compactor(&self) -> Compactor {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).1.clone()
+    }
+
+    fn replace(&self, machine: &Machine) {
+        let mut current = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        *current = (machine.views(), machine.compactor());
     }
 }
 
@@ -56,8 +64,10 @@ pub(crate) struct Audience {
     pub(crate) me: MemberId,
     pub(crate) mailboxes: Arc<Mailboxes<Outcome>>,
     pub(crate) events: Arc<dyn EventSink>,
-    pub(crate) applied: Arc<Applied>,
-    pub(crate) views: Arc<CurrentViews>,
+    pub(crate) applied: Arc<Watermark>,
+    pub(crate) current: Arc<Current>,
+    /// Bytes of entries applied since the start; images are written by it.
+    pub(crate) applied_bytes: Arc<AtomicU64>,
 }
 
 /// The machine with its place in the log.
@@ -79,7 +89,9 @@ impl StateMachine {
         audience: Audience,
         blocking: Blocking,
     ) -> Self {
-        Self { machine, applied, membership, store, audience, blocking }
+        let mut this = Self { machine, applied, membership, store, audience, blocking };
+        this.machine.answer(Answers::Only(this.audience.me));
+        this
     }
 
     fn apply_one(&mut self, entry: &Entry) -> io::Result<()> {
@@ -93,14 +105,19 @@ impl StateMachine {
             self.membership = StoredMembership::new(Some(id), membership);
         }
         self.applied = Some(id);
+        let bytes = codec::entry_bytes(entry) as u64;
+        self.audience.applied_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.audience.applied.set(index_of(&id));
         for result in results {
             if !result.events.is_empty() {
                 self.audience.events.publish(result.events);
             }
-            let me = self.audience.me;
-            let mine = result.outcomes.into_iter().filter(|(ticket, _)| ticket.origin == me);
-            self.audience.mailboxes.post(mine.map(|(ticket, outcome)| (ticket.seq, Ok(outcome))));
+            if !result.lease_changes.is_empty() {
+                self.audience.events.leases_changed(&result.lease_changes);
+            }
+            let answers = result.outcomes.into_iter();
+            let answers = answers.map(|(ticket, outcome)| (ticket.seq, Ok(outcome)));
+            self.audience.mailboxes.post(answers);
         }
         if term_of(&id) > previous_term {
             self.audience.mailboxes.end_older_than(term_of(&id), Unavailable::LeaderChanged);
@@ -138,7 +155,6 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     async fn get_snapshot_builder(&mut self) -> ImageBuilder {
         ImageBuilder {
             image: Some(self.machine.image()),
-            snapshot: Some(self.machine.snapshot()),
             meta: self.meta(),
             store: self.store.clone(),
             blocking: self.blocking,
@@ -158,9 +174,9 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         self.machine = self.blocking.run(move || store.install(&path, &wanted)).await?;
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
-        let views = self.machine.views();
-        self.audience.views.replace(views.clone());
-        self.audience.events.reset(views.mvcc.clone());
+        self.machine.answer(Answers::Only(self.audience.me));
+        self.audience.current.replace(&self.machine);
+        self.audience.events.reset(&self.machine.views());
         if let Some(id) = &self.applied {
             self.audience.applied.set(index_of(id));
             // The entries of requests that still wait may be inside the snapshot, unanswered.
@@ -182,7 +198,6 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 /// Writes an image of one applied index while apply goes on.
 pub(crate) struct ImageBuilder {
     image: Option<machine::ImageJob>,
-    snapshot: Option<machine::SnapshotJob>,
     meta: SnapshotMeta,
     store: Arc<Store>,
     blocking: Blocking,
@@ -192,13 +207,12 @@ impl RaftSnapshotBuilder<TypeConfig> for ImageBuilder {
     type SnapshotData = SnapshotData;
 
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
-        let (Some(image), Some(snapshot)) = (self.image.take(), self.snapshot.take()) else {
+        let Some(image) = self.image.take() else {
             return Err(io::Error::other("an image builder builds once"));
         };
         let (store, meta) = (self.store.clone(), self.meta.clone());
         self.blocking.run(move || store.save(&meta, image)).await?;
         tracing::info!(index = self.meta.last_log_id.map(|id| index_of(&id).0), "saved snapshot");
-        let data = SnapshotData::Live(snapshot, self.blocking);
-        Ok(Snapshot { meta: self.meta.clone(), snapshot: data })
+        Ok(Snapshot { meta: self.meta.clone(), snapshot: SnapshotData::Saved })
     }
 }

@@ -12,17 +12,21 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use disk::Disk;
 use machine::{ImageJob, Machine};
 use revlog::RevStore;
-use types::LogIndex;
+use types::{ClusterId, LogIndex, Revision};
 
 use crate::codec;
 use crate::images::{ImageError, ImageHeader, Images};
 use crate::raft_types::{LogId, SnapshotMeta, StoredMembership, optional_index};
+use crate::watermark::Watermark;
+
+/// What etcd calls the compact revision of a store that was never compacted.
+const NEVER_COMPACTED: Revision = Revision(-1);
 
 /// Opens the engine that keeps records, in a directory of its own.
 pub type OpenEngine =
@@ -52,10 +56,10 @@ pub(crate) struct Store {
     images: Images,
     open_engine: OpenEngine,
     epoch: AtomicU64,
-    // Exchanged when a snapshot is installed; held only to clone or replace the pointer.
-    records: Mutex<Arc<dyn RevStore>>,
     /// The applied index of the newest durable image.
-    saved: AtomicU64,
+    saved: Watermark,
+    /// The compact revision of the newest durable image.
+    saved_compaction: AtomicI64,
 }
 
 /// What a member starts from.
@@ -73,23 +77,25 @@ impl Store {
         directory: PathBuf,
         images: Images,
         open_engine: OpenEngine,
+        cluster: ClusterId,
     ) -> Result<Loaded, StoreError> {
         if let Some((_, path)) = images.list()?.into_iter().next() {
-            let (header, records, machine) =
+            let (header, machine) =
                 Self::load_image(&*disk, &directory, &images, &open_engine, &path)?;
             let epoch = header.epoch;
             let (applied, membership) = position(header)?;
-            let store = Self::new(disk, directory, images, open_engine, epoch, records);
-            store.saved.store(optional_index(applied.as_ref()).0, Ordering::Release);
+            let store = Self::new(disk, directory, images, open_engine, epoch);
+            store.saved.set(optional_index(applied.as_ref()));
+            store.note_compaction(machine.positions().compact_revision);
             store.sweep()?;
             return Ok(Loaded { store, machine, applied, membership });
         }
         let records_path = store_path(&directory, 0);
         disk.create_dir_all(&records_path)?;
         let records = open_engine(&records_path)?;
-        records.truncate_above(types::Revision(0))?;
-        let machine = Machine::new(records.clone());
-        let store = Self::new(disk, directory, images, open_engine, 0, records);
+        records.truncate_above(Revision(0))?;
+        let machine = Machine::new(records, cluster);
+        let store = Self::new(disk, directory, images, open_engine, 0);
         Ok(Loaded { store, machine, applied: None, membership: StoredMembership::default() })
     }
 
@@ -99,7 +105,6 @@ impl Store {
         images: Images,
         open_engine: OpenEngine,
         epoch: u64,
-        records: Arc<dyn RevStore>,
     ) -> Self {
         Self {
             disk,
@@ -107,8 +112,8 @@ impl Store {
             images,
             open_engine,
             epoch: AtomicU64::new(epoch),
-            records: Mutex::new(records),
-            saved: AtomicU64::new(0),
+            saved: Watermark::default(),
+            saved_compaction: AtomicI64::new(NEVER_COMPACTED.0),
         }
     }
 
@@ -118,47 +123,54 @@ impl Store {
         images: &Images,
         open_engine: &OpenEngine,
         path: &Path,
-    ) -> Result<(ImageHeader, Arc<dyn RevStore>, Machine), StoreError> {
+    ) -> Result<(ImageHeader, Machine), StoreError> {
         let (header, mut file) = images.read(path)?;
         let records_path = store_path(directory, header.epoch);
         disk.create_dir_all(&records_path)?;
         let records = open_engine(&records_path)?;
-        let machine = Machine::restore(&mut file, records.clone())
+        let machine = Machine::restore(&mut file, records)
             .map_err(|error| StoreError::Restore(error.to_string()))?;
-        Ok((header, records, machine))
-    }
-
-    /// The records of the current state.
-    pub(crate) fn records(&self) -> Arc<dyn RevStore> {
-        self.records.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        Ok((header, machine))
     }
 
     /// The applied index of the newest durable image; 0 if there is none.
     pub(crate) fn saved(&self) -> LogIndex {
-        LogIndex(self.saved.load(Ordering::Acquire))
+        self.saved.get()
+    }
+
+    /// Returns once an image at `index` or beyond is durable.
+    pub(crate) async fn wait_saved(&self, index: LogIndex) {
+        self.saved.reach(index).await;
+    }
+
+    /// The compact revision of the newest durable image.
+    pub(crate) fn saved_compaction(&self) -> Revision {
+        Revision(self.saved_compaction.load(Ordering::Acquire))
+    }
+
+    fn note_compaction(&self, revision: Revision) {
+        self.saved_compaction.store(revision.0, Ordering::Release);
     }
 
     /// Makes an image durable, then frees what it allows to be freed.
     pub(crate) fn save(&self, meta: &SnapshotMeta, image: ImageJob) -> io::Result<()> {
-        let applied = optional_index(meta.last_log_id.as_ref());
-        self.records().flush(applied).map_err(|error| io::Error::other(error.to_string()))?;
-        self.write_image(meta, |out| image.write(out))?;
+        self.write_image(meta, &image)?;
         image.remove_garbage().map_err(|error| io::Error::other(error.to_string()))?;
         self.images.sweep()
     }
 
-    fn write_image(
-        &self,
-        meta: &SnapshotMeta,
-        body: impl FnOnce(&mut dyn io::Write) -> io::Result<()>,
-    ) -> io::Result<()> {
+    fn write_image(&self, meta: &SnapshotMeta, image: &ImageJob) -> io::Result<()> {
         let header = self.images.header(
             self.epoch.load(Ordering::Acquire),
             meta.last_log_id.as_ref().map(codec::log_id_message),
             codec::stored_membership_message(&meta.last_membership),
         );
-        self.images.write(&header, body)?;
-        self.saved.store(optional_index(meta.last_log_id.as_ref()).0, Ordering::Release);
+        // The job flushes the records first, so that the image never refers to what could be lost.
+        self.images.write(&header, |out| {
+            image.write(out).map_err(|error| io::Error::other(error.to_string()))
+        })?;
+        self.note_compaction(image.positions().compact_revision);
+        self.saved.set(optional_index(meta.last_log_id.as_ref()));
         Ok(())
     }
 
@@ -174,15 +186,10 @@ impl Store {
         let other = |error: &dyn std::fmt::Display| io::Error::other(error.to_string());
         let records = (self.open_engine)(&path).map_err(|error| other(&error))?;
         let mut file = disk::FileReader::open(&*self.disk, received)?;
-        let machine =
-            Machine::install(&mut file, records.clone()).map_err(|error| other(&error))?;
-        let applied = optional_index(meta.last_log_id.as_ref());
-        records.flush(applied).map_err(|error| other(&error))?;
+        let machine = Machine::install(&mut file, records).map_err(|error| other(&error))?;
         self.disk.sync_dir(&self.directory.join("store"))?;
         self.epoch.store(epoch, Ordering::Release);
-        let image = machine.image();
-        self.write_image(meta, |out| image.write(out))?;
-        *self.records.lock().unwrap_or_else(PoisonError::into_inner) = records;
+        self.write_image(meta, &machine.image())?;
         self.disk.remove_file(received)?;
         self.sweep()?;
         Ok(machine)
@@ -217,7 +224,6 @@ fn store_path(directory: &Path, epoch: u64) -> PathBuf {
 fn position(header: ImageHeader) -> Result<(Option<LogId>, StoredMembership), StoreError> {
     let malformed = |error: codec::Malformed| StoreError::Restore(error.to_string());
     let applied = codec::optional_log_id(header.applied).map_err(malformed)?;
-    let membership =
-        codec::stored_membership_from_message(header.membership).map_err(malformed)?;
+    let membership = codec::stored_membership_from_message(header.membership).map_err(malformed)?;
     Ok((applied, membership))
 }

@@ -6,8 +6,8 @@ pub(crate) const RECORDS_START: u64 = 4096;
 /// Records start at multiples of this.
 pub(crate) const RECORD_ALIGNMENT: u64 = 8;
 
-/// Marks start at multiples of this. It is the sector size: bytes that a sync made durable are never
-/// in a sector that is written again.
+/// Marks start at multiples of this. It is the sector size: while the log runs, no sector that
+/// holds synced bytes is written again.
 pub(crate) const MARK_ALIGNMENT: u64 = 512;
 
 /// The bytes of a record before its payload.

@@ -474,9 +474,12 @@ impl Wal {
         encoder.mark(Mark { incarnation, synced_to: self.active.synced });
         let (position, previous) = (encoder.position, encoder.previous);
         // A new incarnation follows a failed append or a crash: what lies before the mark then may be
-        // the start of a record that must never be found again, so the zeros are written.
+        // the start of a record that must never be found again, so the zeros are written. Otherwise
+        // they are not, because their sector holds synced bytes.
         let start = self.active.position;
-        self.write(&buffer, start)?;
+        let renewing = incarnation != self.state.incarnation;
+        let unwritten = if renewing { 0 } else { (mark_place(start).0 - start) as usize };
+        self.write(&buffer[unwritten..], start + unwritten as u64)?;
         self.active.position = position;
         self.active.mark_end = position;
         self.active.previous = previous;

@@ -2,6 +2,7 @@
 //! ours because they must never change with a dependency: a recorded seed has to replay for ever.
 
 /// SplitMix64 (Steele, Lea, Flood 2014).
+#[derive(Clone)]
 pub(super) struct Chance {
     state: u64,
 }
@@ -23,6 +24,7 @@ impl Chance {
 }
 
 /// The hash of everything that was done, for comparing two runs of one seed.
+#[derive(Clone)]
 pub(super) struct RollingHash {
     value: u64,
 }

@@ -52,7 +52,7 @@ impl Image {
 }
 
 /// One file.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Content {
     /// What reads see.
     current: Image,

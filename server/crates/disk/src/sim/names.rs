@@ -45,6 +45,7 @@ impl Step {
 type Tree = BTreeMap<Inode, BTreeMap<String, Inode>>;
 
 /// All directories.
+#[derive(Clone)]
 pub(super) struct Names {
     /// What programs see: directory → name → inode.
     current: Tree,

@@ -220,3 +220,14 @@ fn a_shortened_file_grows_back_with_zeros() {
     assert!(back[..600].iter().all(|b| *b == 7));
     assert!(back[600..].iter().all(|b| *b == 0));
 }
+
+#[test]
+fn a_fork_lives_its_own_life() {
+    let disk = SimDisk::new(1);
+    let file = synced_file(&disk, "a", b"one");
+    let fork = disk.fork();
+    file.write_all_at(b"two", 0).unwrap();
+    fork.remove_file(Path::new("a")).unwrap();
+    assert_eq!(read_file(&disk, Path::new("a"), 9).unwrap(), b"two");
+    assert!(!fork.exists(Path::new("a")).unwrap());
+}

@@ -1,18 +1,18 @@
-//! How far this member has applied, and waiting for it to get further.
+//! A position that only moves forward, and waiting for it to get somewhere.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::Notify;
 use types::LogIndex;
 
-/// The applied index, readable from any thread.
+/// An index readable from any thread: how far this member has applied, or what its newest image holds.
 #[derive(Default)]
-pub(crate) struct Applied {
+pub(crate) struct Watermark {
     index: AtomicU64,
     moved: Notify,
 }
 
-impl Applied {
+impl Watermark {
     pub(crate) fn get(&self) -> LogIndex {
         LogIndex(self.index.load(Ordering::Acquire))
     }
@@ -22,7 +22,7 @@ impl Applied {
         self.moved.notify_waiters();
     }
 
-    /// Returns once everything up to `index` is applied. Cancellation-safe.
+    /// Returns once the position is at `index` or beyond. Cancellation-safe.
     pub(crate) async fn reach(&self, index: LogIndex) {
         loop {
             let moved = self.moved.notified();
