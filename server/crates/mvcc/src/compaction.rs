@@ -64,13 +64,10 @@ impl Sweeper {
         if target <= self.swept {
             return Sweep::Done;
         }
-        let (last, candidates) = find(shared, target, resume.as_deref(), max_keys.max(1));
+        let Found { candidates, last } = find(shared, target, resume.as_deref(), max_keys.max(1));
         if !candidates.is_empty() {
-            let dead = self.garbage.entry(target).or_default();
-            let mut index = shared.write();
-            for key in &candidates {
-                index.compact_key(key, target, dead);
-            }
+            let dead = drop_dead(shared, target, &candidates);
+            self.garbage.entry(target).or_default().extend(dead);
         }
         if last.is_some() {
             self.current = Some((target, last));
@@ -99,35 +96,60 @@ impl Sweeper {
         {
             let records = group.get_mut();
             records.sort_unstable();
-            while !records.is_empty() {
-                let chunk = records.len().min(REMOVE_CHUNK);
-                revs.remove(&records[..chunk])?;
-                records.drain(..chunk);
-                removed += chunk;
-            }
+            let done = remove(revs, records);
+            removed += match done {
+                Ok(()) => records.len(),
+                Err((done, error)) => {
+                    records.drain(..done);
+                    return Err(error);
+                }
+            };
             group.remove();
         }
         Ok(removed)
     }
 }
 
-/// Keys with dead versions among the next `max_keys`, and the last key looked at if there are more.
-fn find(
-    shared: &Shared,
-    target: i64,
-    resume: Option<&[u8]>,
-    max_keys: usize,
-) -> (Option<Box<[u8]>>, Vec<Box<[u8]>>) {
+/// Removes records chunk by chunk, oldest first: what compaction left of a key must never look like
+/// a key whose deletion is missing. An error comes with the number of records removed before it.
+fn remove(revs: &dyn RevStore, records: &[RecordRevision]) -> Result<(), (usize, RevStoreError)> {
+    for (number, chunk) in records.chunks(REMOVE_CHUNK).enumerate() {
+        revs.remove(chunk).map_err(|error| (number * REMOVE_CHUNK, error))?;
+    }
+    Ok(())
+}
+
+/// Drops dead versions of `keys`. The list of the dead is of this call alone: growing the list of
+/// all garbage would copy it under the lock that writes wait for.
+fn drop_dead(shared: &Shared, target: i64, keys: &[Box<[u8]>]) -> Vec<RecordRevision> {
+    let mut dead = Vec::with_capacity(keys.len());
+    let mut index = shared.write();
+    for key in keys {
+        index.compact_key(key, target, &mut dead);
+    }
+    dead
+}
+
+/// What a look at some keys found.
+struct Found {
+    /// Keys with dead versions.
+    candidates: Vec<Box<[u8]>>,
+    /// The last key looked at, if there are more.
+    last: Option<Box<[u8]>>,
+}
+
+/// Looks at the next `max_keys` keys.
+fn find(shared: &Shared, target: i64, resume: Option<&[u8]>, max_keys: usize) -> Found {
     let index = shared.read();
     let mut walk = index.walk_all(resume);
     let mut candidates = Vec::new();
     let mut last = None;
     for _ in 0..max_keys {
-        let Some((key, history)) = walk.next() else { return (None, candidates) };
+        let Some((key, history)) = walk.next() else { return Found { candidates, last: None } };
         if history.has_dead(target) {
             candidates.push(key.into());
         }
         last = Some(key);
     }
-    (last.map(Into::into), candidates)
+    Found { candidates, last: last.map(Into::into) }
 }

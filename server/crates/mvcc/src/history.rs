@@ -138,21 +138,25 @@ impl KeyHistory {
         older[..older.partition_point(|version| version.main <= revision)].last()
     }
 
-    /// How many of the oldest versions compaction at `revision` drops.
+    /// How many of the oldest versions compaction at `revision` drops. Changes at exactly that
+    /// revision all stay, so that its events can be read back whole.
     fn kept_from(&self, revision: i64) -> usize {
+        let below = |version: &Version| version.main < revision;
         let older = self.older();
-        let up_to = match self.newest.main <= revision {
-            true => older.len() + 1,
-            false => older.partition_point(|version| version.main <= revision),
+        let last_below = match below(&self.newest) {
+            true => older.len(),
+            false => match older.partition_point(below) {
+                0 => return 0,
+                count => count - 1,
+            },
         };
-        if up_to == 0 {
-            return 0;
-        }
-        let last = older.get(up_to - 1).unwrap_or(&self.newest);
-        match last.tombstone && last.main < revision {
-            true => up_to,
-            false => up_to - 1,
-        }
+        let last = older.get(last_below).unwrap_or(&self.newest);
+        let next = match last_below + 1 {
+            next if next > older.len() => None,
+            next => Some(older.get(next).unwrap_or(&self.newest)),
+        };
+        let replaced = last.tombstone || next.is_some_and(|next| next.main == revision);
+        last_below + usize::from(replaced)
     }
 }
 
@@ -215,6 +219,18 @@ mod tests {
         assert!(!deleted.clone().compact(3, &mut dead));
         assert!(deleted.compact(4, &mut Vec::new()));
         assert_eq!(dead.len(), 1);
+    }
+
+    #[test]
+    fn changes_at_the_compacted_revision_itself_all_stay() {
+        let mut twice = KeyHistory::new(put(2, 2, 1));
+        twice.push(put(3, 2, 2));
+        twice.push(Version::tombstone(3, 1));
+        let mut dead = Vec::new();
+        assert!(!twice.compact(3, &mut dead));
+        assert_eq!((twice.versions().count(), dead.len()), (2, 1));
+        assert!(twice.compact(4, &mut dead));
+        assert_eq!(dead.len(), 3);
     }
 
     #[test]

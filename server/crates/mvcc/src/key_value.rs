@@ -283,7 +283,8 @@ mod tests {
 
     #[test]
     fn damaged_bytes_are_refused_and_unknown_fields_passed_over() {
-        let cases: [(&'static [u8], Result<&'static [u8], KeyValueError>); 6] = [
+        type Case = (&'static [u8], Result<&'static [u8], KeyValueError>);
+        let cases: [Case; 6] = [
             (b"\x0a\x01k\x78\x05", Ok(b"k")),
             (b"\x79\0\0\0\0\0\0\0\0\x0a\x01k\x7d\0\0\0\0", Ok(b"k")),
             (b"\x0a\x05k", Err(KeyValueError::Truncated(2))),

@@ -37,6 +37,8 @@ mod history;
 mod image;
 mod index;
 mod key_value;
+#[cfg(any(test, feature = "memory"))]
+pub mod memory;
 mod query;
 mod read;
 mod rebuild;

@@ -7,6 +7,8 @@
 //!   order for the rule above, so it sorts the first `limit + 1` keys only;
 //! - `count` is the number of keys in the range, whatever the limit and the filters.
 
+use std::cmp::Reverse;
+
 use bytes::Bytes;
 use revlog::RevStoreError;
 use types::{KeyRange, RecordRevision, Revision};
@@ -94,18 +96,14 @@ impl RangeQuery {
     }
 
     /// Whether the index alone answers; then leases are left out, as etcd 3.7 does.
-    pub(crate) fn from_index(&self) -> bool {
+    pub(crate) fn is_from_index(&self) -> bool {
         self.keys_only && self.sort_target != SortTarget::Value
     }
 
     /// How many keys to take while walking, if that is bounded.
     pub(crate) fn walk_limit(&self) -> Option<u64> {
         let limit = u64::try_from(self.limit).ok().filter(|limit| *limit > 0)?;
-        self.is_plain_for_limit().then(|| limit.saturating_add(u64::from(self.limit < i64::MAX)))
-    }
-
-    fn is_plain_for_limit(&self) -> bool {
-        self.default_order() && !self.has_filters()
+        self.is_plain().then(|| limit.saturating_add(u64::from(self.limit < i64::MAX)))
     }
 }
 
@@ -175,7 +173,7 @@ impl<'q> Scan<'q> {
         if self.query.count_only || self.is_full() || !self.query.passes(version) {
             return;
         }
-        let encoded = match self.query.from_index() {
+        let encoded = match self.query.is_from_index() {
             true => encode_key(key, version),
             false => Bytes::new(),
         };
@@ -215,7 +213,7 @@ pub(crate) fn assemble<E: From<RevStoreError>>(
         SortTarget::Value => return by_value(query, hits, fetch),
     }
     let more = cut(query, &mut hits);
-    let from_index = query.from_index();
+    let from_index = query.is_from_index();
     let kvs = hits.into_iter().map(|hit| match from_index {
         true => Ok(hit.encoded),
         false => fetch(hit.version.record()),
@@ -247,8 +245,8 @@ fn by_value<E: From<RevStoreError>>(
 /// twelve items, so no client can rely on another order.
 fn sort<T, K: Ord>(items: &mut [T], descend: bool, key: impl Fn(&T) -> K) {
     match descend {
-        true => items.sort_by(|a, b| key(b).cmp(&key(a))),
-        false => items.sort_by(|a, b| key(a).cmp(&key(b))),
+        true => items.sort_by_key(|item| Reverse(key(item))),
+        false => items.sort_by_key(key),
     }
 }
 
