@@ -168,14 +168,11 @@ fn costs_are_etcds() {
 
 #[test]
 fn only_ranges_make_a_read_only_transaction() {
-    let local = operation(Request::RequestRange(pb::RangeRequest {
-        key: bytes("k"),
-        serializable: true,
-        ..Default::default()
-    }));
+    let range = pb::RangeRequest { key: bytes("k"), serializable: true, ..Default::default() };
+    let local = [operation(Request::RequestRange(range))];
     assert!(is_read_only(&branches(&[get("a")], &[get("b")])));
-    assert!(!is_serializable(&branches(&[local.clone()], &[get("b")])));
-    assert!(is_serializable(&branches(&[local.clone()], &[local])));
+    assert!(!is_serializable(&branches(&local, &[get("b")])));
+    assert!(is_serializable(&branches(&local, &local)));
     assert!(!is_read_only(&branches(&[get("a")], &[nest(&[get("a")], &[])])));
     assert!(is_serializable(&branches(&[], &[])));
 }

@@ -71,7 +71,7 @@ fn t01_an_image_holds_the_applied_position_that_its_effects_belong_to() {
 }
 
 #[test]
-fn t05_t06_the_revision_survives_a_sweep_of_the_last_record_and_a_crash() {
+fn t06_the_revision_survives_a_sweep_of_the_last_record_and_a_crash() {
     let mut member = Member::new();
     member.put("a", "1");
     member.delete("a", "").unwrap();

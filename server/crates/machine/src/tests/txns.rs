@@ -220,9 +220,8 @@ fn one_bad_range_or_put_on_the_path_refuses_everything() {
         (pb::RequestOp { request: None }, Refusal::KeyNotFound),
     ];
     for (bad, refusal) in cases {
-        for path in
-            [vec![write("w"), bad.clone()], vec![write("w"), nest(&[], &[bad.clone()], &[])]]
-        {
+        let nested = nest(&[], std::slice::from_ref(&bad), &[]);
+        for path in [[write("w"), bad.clone()], [write("w"), nested]] {
             assert_eq!(member.txn(&request(&[], &path, &[])), Err(refusal), "{bad:?}");
             assert_eq!(member.revision(), 4, "nothing of it was written");
         }
