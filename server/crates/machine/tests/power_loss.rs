@@ -4,6 +4,8 @@
 //! does. What must hold at every crash point: the newest image plus the log after it give exactly
 //! the state that a member without crashes has, and life goes on from there.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers panic like the test itself")]
+
 use std::path::Path;
 use std::sync::Arc;
 
