@@ -5,7 +5,8 @@
 //! ```
 //!
 //! Prints microseconds at the median and the 99th percentile, for several group sizes: into a bare
-//! growing file, over bare zeros, and through the log with its checksums, marks and segment changes.
+//! growing file, over bare zeros, through a new log (which fills its next segments with zeros as it
+//! goes), and through a log that purges and so reuses its segments.
 #![allow(
     clippy::disallowed_methods,
     reason = "a measuring program reads the clock; the log itself never does"
@@ -22,17 +23,22 @@ use wal::{Identity, LogEntry, LogId, Options, Record, Wal};
 
 const ROUNDS: usize = 2_000;
 
+const SEGMENT_BYTES: usize = 16 * 1024 * 1024;
+
 fn main() -> anyhow::Result<()> {
     let root = std::env::args().nth(1).map_or_else(std::env::temp_dir, PathBuf::from);
     let root = root.join(format!("wal-append-latency-{}", std::process::id()));
     OsDisk.create_dir_all(&root)?;
-    println!("{:>8}  {:>20}  {:>20}  {:>20}", "bytes", "growing file", "over zeros", "log");
+    let columns = ["growing file", "over zeros", "new log", "purged log"];
+    println!("{:>8}  {}", "bytes", columns.map(|name| format!("{name:>20}")).join("  "));
     for bytes in [300, 4 * 1024, 64 * 1024, 512 * 1024] {
         let rounds = if bytes > 100_000 { ROUNDS / 8 } else { ROUNDS };
         let growing = bare(&root.join("growing"), bytes, rounds, false)?;
         let zeros = bare(&root.join("zeros"), bytes, rounds, true)?;
-        let log = through_log(&root.join("wal"), bytes, rounds)?;
-        println!("{bytes:>8}  {}  {}  {}", show(growing), show(zeros), show(log));
+        let new = through_log(&root.join("wal"), bytes, rounds, 0)?;
+        let purged = through_log(&root.join("wal"), bytes, rounds, 3 * SEGMENT_BYTES / bytes)?;
+        let columns = [growing, zeros, new, purged].map(show);
+        println!("{bytes:>8}  {}", columns.join("  "));
     }
     OsDisk.remove_dir_all(&root)?;
     Ok(())
@@ -63,19 +69,34 @@ fn bare(
     Ok(times)
 }
 
-fn through_log(directory: &Path, bytes: usize, rounds: usize) -> anyhow::Result<Vec<Duration>> {
+/// With `purge_every` above 0, the first entries are not measured: they grow the log until segments
+/// are reused.
+fn through_log(
+    directory: &Path,
+    bytes: usize,
+    rounds: usize,
+    purge_every: usize,
+) -> anyhow::Result<Vec<Duration>> {
     let identity = Identity { cluster_id: ClusterId(1), member_id: MemberId(1) };
-    let (mut wal, _) = Wal::open(Arc::new(OsDisk), directory, identity, Options::default())?;
+    let options = Options { segment_bytes: SEGMENT_BYTES as u64, spare_segments_max: 4 };
+    let (mut wal, _) = Wal::open(Arc::new(OsDisk), directory, identity, options)?;
     while wal.prepare()? {}
+    let warm_up = if purge_every > 0 { 5 * SEGMENT_BYTES / bytes } else { 0 };
     let payload = Bytes::from(vec![0xa5; bytes]);
     let mut times = Vec::with_capacity(rounds);
-    for round in 0..rounds {
+    for round in 0..warm_up + rounds {
         let id = LogId { term: Term(1), node: MemberId(1), index: LogIndex(round as u64) };
         let record = Record::Entry(LogEntry { id, kind: 0, payload: payload.clone() });
         let start = Instant::now();
         wal.append(&[record])?;
+        if round < warm_up {
+            continue;
+        }
         wal.sync()?;
         times.push(start.elapsed());
+        if purge_every > 0 && (round - warm_up) % purge_every == 0 {
+            wal.purge(id)?;
+        }
     }
     drop(wal);
     OsDisk.remove_dir_all(directory)?;

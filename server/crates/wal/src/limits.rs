@@ -32,7 +32,7 @@ pub(crate) const FIRST_SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Zeros written, and synced, in one go while a segment is prepared; this bounds how long one append
 /// can be delayed by it.
-pub(crate) const ZERO_FILL_BYTES: u64 = 1024 * 1024;
+pub(crate) const ZERO_FILL_BYTES: u64 = 256 * 1024;
 
 /// Entries closer together than this are read by one call, with the bytes between them.
 pub(crate) const READ_GAP_BYTES: u64 = 16 * 1024;
