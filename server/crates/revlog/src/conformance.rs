@@ -21,9 +21,12 @@ pub trait Bench {
     fn clear(&mut self);
 }
 
+/// Panics if the engine breaks it.
+type Claim = fn(&mut dyn Bench);
+
 /// Checks every claim.
 pub fn run(bench: &mut dyn Bench) {
-    let claims: [(&str, fn(&mut dyn Bench)); 10] = [
+    let claims: [(&str, Claim); 10] = [
         ("empty store", an_empty_store_has_nothing),
         ("read", what_was_appended_is_read_at_once),
         ("scan", scans_are_half_open_ordered_and_stoppable),

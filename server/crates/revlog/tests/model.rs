@@ -2,6 +2,7 @@
 //!
 //! What a store may forget is modelled exactly: after a reopening it holds some prefix of what was
 //! appended that covers the last flush, and a removed record is either as it was or gone.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;

@@ -1,4 +1,5 @@
 //! The revision log when the power, a write, a sync or the space fails at any single operation.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,5 +1,6 @@
 //! Both engines in a real process that is killed with SIGKILL: what it was told to be flushed is
 //! there afterwards. And sled's adapter syncs every file before it says so.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -93,7 +94,7 @@ fn kill_rounds(engine: &str, rounds: usize) {
         assert!(newest >= promised, "{engine} round {round}: {newest} of {promised}");
         for main in 1..=newest {
             let found = store.get(at(main, 0)).unwrap();
-            if found.is_some() || main % 7 == 0 || main > promised - 200 {
+            if found.is_some() || main % 7 == 0 || main > newest - 100 {
                 assert_eq!(found, Some(record(main, 0, SIZE)), "{engine} round {round}: {main}");
             }
         }
