@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use e2e::kubernetes::{Cluster, NodeNumber, wait};
+use e2e::kubernetes::{Cluster, NodeNumber, object_store, wait};
 
 const READY: Duration = Duration::from_secs(60);
 /// Twice what the settings (6 s of grace, 5 s of toleration) make of it on a quiet machine.
@@ -143,6 +143,10 @@ fn pods_of_different_nodes_find_each_other_by_name_and_by_service() -> Result<()
     // The API server by name, from a pod: what an in-cluster client does.
     let address = namespace.shell("web-2", "nslookup kubernetes.default.svc.cluster.local")?;
     ensure!(address.contains("10.96.0.1"), "{address}");
+    // The object store is there, and wants credentials.
+    let object = format!("{}/{}/x", object_store::ENDPOINT, object_store::BUCKET);
+    let answer = namespace.shell("web-2", &format!("wget -qO- {object} 2>&1 || true"))?;
+    ensure!(answer.contains("403"), "the object store answered {answer:?}");
     Ok(())
 }
 

@@ -227,7 +227,7 @@ impl Tests<'_> {
         Ok(ONE)
     }
 
-    /// The Dockerfile builds, and what it builds has our programs.
+    /// The Dockerfile builds, and our server runs in what it builds.
     fn dockerfile(&self) -> Result<Counts> {
         prerequisites::for_image_test(self.workspace, self.progress)?;
         let context = self.workspace.state().join("image");
@@ -248,16 +248,15 @@ impl Tests<'_> {
             &self.workspace.log("dockerfile"),
             &mut build,
         )?;
-        let mut inspect = buildah("inspect");
-        inspect.args(["--type", "image", "keelson-dockerfile-test"]);
-        let log = self.workspace.log("dockerfile-inspect");
-        let found = self.progress.running("inspect its image", &log, &mut inspect)?;
+        let (log, container) = (self.workspace.log("dockerfile-run"), "keelson-dockerfile-test");
+        let mut from = buildah("from");
+        from.args(["--name", container, "localhost/keelson-dockerfile-test"]);
+        self.progress.running("make a container of it", &log, &mut from)?;
+        // As the image's own user, with the libraries that the image has.
+        let mut run = buildah("run");
+        run.args(["--isolation", "chroot", container, "--", "/usr/local/bin/etcd", "--version"]);
+        self.progress.running("run etcd in it", &log, &mut run)?;
         fs::remove_dir_all(&storage).with_context(|| format!("remove {}", storage.display()))?;
-        for expected in ["/usr/local/bin/etcd", "65532:65532"] {
-            if !found.contains(expected) {
-                bail!("the Dockerfile's image does not have {expected}: see {}", log.display());
-            }
-        }
         Ok(ONE)
     }
 
