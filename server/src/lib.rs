@@ -9,4 +9,7 @@ pub mod cli;
 pub mod config;
 pub mod gates;
 pub mod ids;
+pub mod listen;
+pub mod ops;
+pub mod tls;
 pub mod urls;
