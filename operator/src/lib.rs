@@ -1,2 +1,3 @@
 //! placeholder
+pub mod cluster;
 pub mod crd;

@@ -10,6 +10,8 @@
 //! generated. Invariants: one served version, additive changes only. Deliberately absent: any
 //! behaviour.
 
+#![allow(unreachable_pub, reason = "the KubeSchema derive copies each struct into a private scope")]
+
 mod backup;
 mod backup_schedule;
 mod cluster;

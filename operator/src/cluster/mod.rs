@@ -1,0 +1,7 @@
+//! placeholder
+pub mod invariants;
+pub mod model;
+pub mod mutation;
+pub mod plan;
+#[cfg(test)]
+mod simulation;
