@@ -26,6 +26,7 @@ pub mod layout;
 pub mod network;
 mod node;
 pub mod node_init;
+pub mod object_store;
 mod pki;
 pub mod program;
 pub mod programs;
@@ -216,6 +217,7 @@ impl Cluster {
             fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
         }
         fs::set_permissions(self.layout.join("store"), fs::Permissions::from_mode(0o700))?;
+        object_store::make_bucket(&self.layout, object_store::BUCKET)?;
         if !store.exists() {
             bail!("the store's program {} does not exist", store.display());
         }

@@ -68,10 +68,13 @@ pub(crate) fn up(workspace: &Workspace, progress: &Progress, profile: Profile) -
             .run()
     };
     progress.working("put and get through the cluster", || {
+        // A member that has ended will not answer, however long one waits.
         wait::until("etcdctl put is answered", Duration::from_secs(60), || {
-            running(workspace)?;
-            etcdctl("put hello keelson")
-        })?;
+            match running(workspace) {
+                Ok(()) => etcdctl("put hello keelson").map(Ok),
+                Err(ended) => Ok(Err(ended)),
+            }
+        })??;
         let found = etcdctl("get hello --print-value-only")?;
         if found.trim() == "keelson" { Ok(()) } else { Err(anyhow!("get answered {found:?}")) }
     })?;
@@ -128,7 +131,7 @@ fn start(workspace: &Workspace, profile: Profile, member: &Member) -> Result<()>
     fs::write(directory.join("pid"), child.id().to_string()).context("note the process id")
 }
 
-/// A member that has ended at once will not answer, however long one waits.
+/// An error names the first member that does not run.
 fn running(workspace: &Workspace) -> Result<()> {
     match MEMBERS.iter().find(|member| member.process(workspace).is_none()) {
         Some(member) => bail!(

@@ -1,5 +1,5 @@
-//! The control plane: the store, apiserver, controller manager, scheduler, DNS and the CSI
-//! controller with its sidecars. They are plain processes of the host, on the loopback and the
+//! The control plane: the store, apiserver, controller manager, scheduler, DNS, the CSI
+//! controller with its sidecars, and an object store. They are plain processes of the host, on the loopback and the
 //! bridge address; what they would be as static pods is of no interest to what is tested.
 
 use std::ffi::OsString;
@@ -13,6 +13,7 @@ use super::launch::{self, Lifetime};
 use super::layout::{
     HOST_ADDRESS, Layout, POD_NETWORK, SERVICE_NETWORK, STORE_CLIENT_URL, STORE_PEER_URL,
 };
+use super::object_store;
 
 /// A process of the control plane: its name, its program and the arguments.
 struct Part {
@@ -32,7 +33,7 @@ pub(super) struct Starter<'a> {
 impl Starter<'_> {
     /// What the apiserver needs, and itself.
     pub(super) fn store_and_api_server(&self) -> Result<Vec<Child>> {
-        let store = self.start_program(&self.store.to_owned(), store(self.layout))?;
+        let store = self.start_program(self.store, store(self.layout))?;
         Ok(vec![store, self.start(api_server(self.layout))?])
     }
 
@@ -42,6 +43,7 @@ impl Starter<'_> {
         let mut parts = vec![controller_manager(self.layout), scheduler(self.layout)];
         parts.push(dns(self.layout));
         parts.push(csi_controller(self.layout));
+        parts.push(Part { name: "versitygw", arguments: object_store::arguments(self.layout) });
         for (name, port, more) in [
             (
                 "csi-provisioner",

@@ -115,14 +115,14 @@ fn nested_overlaps<'a>(
 ) -> Result<(), Refusal> {
     let success = overlaps(&request.success)?;
     let failure = overlaps(&request.failure)?;
-    let deleted = |key: &&[u8]| writes.deletes.contains(key);
+    let deleted = |key: &[u8]| writes.deletes.contains(key);
     if success.puts.iter().any(|key| writes.puts.contains(key) || deleted(key)) {
         return Err(Refusal::DuplicateKey);
     }
     // Only one of the two branches runs, so both may put the same key.
     let mut failure_only = failure.puts.iter().filter(|key| !success.puts.contains(*key));
     if failure_only.any(|key| writes.puts.contains(key))
-        || failure.puts.iter().any(|key| deleted(&key))
+        || failure.puts.iter().any(|key| deleted(key))
     {
         return Err(Refusal::DuplicateKey);
     }

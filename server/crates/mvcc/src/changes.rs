@@ -12,11 +12,18 @@ use crate::key_value::{KeyValue, encode_deletion};
 use crate::query::RangeError;
 use crate::store::{CHUNK, Shared};
 
+/// Where reading stops: after the revision that reaches either.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) events: usize,
+    pub(crate) bytes: usize,
+}
+
 pub(crate) fn between(
     shared: &Shared,
     from: i64,
     until: i64,
-    max_events: usize,
+    limits: Limits,
 ) -> Result<Vec<RevisionEvents>, RangeError> {
     let (revs, until) = {
         let index = shared.read();
@@ -29,13 +36,14 @@ pub(crate) fn between(
     if from >= until {
         return Ok(Vec::new());
     }
-    let mut records = Vec::new();
+    let (mut records, mut bytes) = (Vec::new(), 0);
     let mut visit = |record: Record| {
-        let full = records.len() >= max_events.max(1);
+        let full = records.len() >= limits.events.max(1) || bytes >= limits.bytes;
         let splits = |last: &Record| last.revision.main == record.revision.main;
         if full && !records.last().is_some_and(splits) {
             return ControlFlow::Break(());
         }
+        bytes += record.key_value.len();
         records.push(record);
         ControlFlow::Continue(())
     };

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use revlog::{Record, RevStore, RevStoreError};
 use types::{KeyRange, RangeEnd, RecordRevision, Revision};
 
-use crate::changes;
+use crate::changes::{self, Limits};
 use crate::event::RevisionEvents;
 use crate::hash::{self, HashAnswer};
 use crate::history::{KeyHead, Version};
@@ -114,7 +114,19 @@ impl ReadView {
         until: Revision,
         max_events: usize,
     ) -> Result<Vec<RevisionEvents>, RangeError> {
-        changes::between(&self.shared, from.0, until.0, max_events)
+        self.history_within(from, until, max_events, usize::MAX)
+    }
+
+    /// The same, stopping also after the revision whose records reach `max_bytes` in sum.
+    pub fn history_within(
+        &self,
+        from: Revision,
+        until: Revision,
+        max_events: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<RevisionEvents>, RangeError> {
+        let limits = Limits { events: max_events, bytes: max_bytes };
+        changes::between(&self.shared, from.0, until.0, limits)
     }
 
     /// The record at exactly this place, if it is there.

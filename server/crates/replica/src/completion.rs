@@ -102,13 +102,29 @@ impl<T: Send + 'static> Mailboxes<T> {
 
     /// Remembers that these requests were handed to the leader of `term`.
     pub(crate) fn mark_proposed(&self, seqs: impl IntoIterator<Item = u64>, term: Term) {
+        self.mark(seqs, Some(term));
+    }
+
+    /// Remembers that these requests are known not to be in the log.
+    pub(crate) fn mark_queued(&self, seqs: impl IntoIterator<Item = u64>) {
+        self.mark(seqs, None);
+    }
+
+    fn mark(&self, seqs: impl IntoIterator<Item = u64>, proposed_in: Option<Term>) {
         let boxes = lock(&self.boxes);
         for seq in seqs {
             let Some(mailbox) = boxes.get((seq >> COUNTER_BITS) as usize) else { continue };
             if let Some(slot) = lock(&mailbox.waiting).get(&seq) {
-                lock(&slot.state).proposed_in = Some(term);
+                lock(&slot.state).proposed_in = proposed_in;
             }
         }
+    }
+
+    /// Whether somebody still waits for this answer.
+    pub(crate) fn is_waiting(&self, seq: u64) -> bool {
+        let boxes = lock(&self.boxes);
+        let mailbox = boxes.get((seq >> COUNTER_BITS) as usize);
+        mailbox.is_some_and(|mailbox| lock(&mailbox.waiting).contains_key(&seq))
     }
 
     /// Ends every request that was proposed in a term before `term`, of which an entry has now been

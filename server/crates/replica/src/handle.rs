@@ -16,7 +16,7 @@ use openraft::errors::{ChangeMembershipError, ClientWriteError, LinearizableRead
 use openraft::raft::ReadPolicy;
 use openraft::{ChangeMembers, Raft};
 use proto::peerpb;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, oneshot, watch};
 use tokio::time::timeout;
 use types::{ClusterId, LeaseId, LogIndex, MemberId, Term};
 
@@ -26,7 +26,7 @@ use crate::limits::{APPLY_LAG_MAX, SWEEP_KEYS};
 use crate::membership::{MembershipChange, MembershipRefusal, Situation};
 use crate::network::Sender;
 use crate::peers::{Peer, PeerError};
-use crate::proposals::{Appender, Leader, ProposalQueue};
+use crate::proposals::{Appender, Failure, Leader, ProposalQueue};
 use crate::raft_types::{Batch, LogId, Node, OnComplete, TypeConfig};
 use crate::reads::{ReadIndexSource, ReadQueue};
 use crate::runtime;
@@ -312,8 +312,19 @@ impl Shared {
     pub(crate) async fn append_forwarded(&self, batch: Bytes) -> Result<Term, Unavailable> {
         self.check_lag()?;
         let Leader::Here { term } = self.leader() else { return Err(Unavailable::NotLeader) };
-        self.append(batch, Box::new(|| {})).await?;
-        Ok(term)
+        // What another member sends must be readable before it becomes part of every log.
+        machine::Batch::decode(&batch).map_err(|_| Unavailable::NotLeader)?;
+        let (answer, appended) = oneshot::channel();
+        let on_failure = move |failure| {
+            // Nobody listens any more once the wait below is over.
+            let _ = answer.send(failure);
+        };
+        self.append(batch, Box::new(on_failure)).await?;
+        // The sender is dropped unused when the batch is applied.
+        match timeout(self.rules.request_timeout, appended).await {
+            Ok(Ok(Failure::NotAppended)) => Err(Unavailable::NotLeader),
+            Ok(Ok(Failure::Unknown)) | Ok(Err(_)) | Err(_) => Ok(term),
+        }
     }
 
     /// Confirms leadership with a quorum and returns the index that a read must see.
@@ -479,17 +490,24 @@ impl Appender for Shared {
         }
     }
 
+    async fn leader_moved(&self) {
+        let mut status = self.status.clone();
+        // Either way the caller looks again.
+        let _ = timeout(self.sender.patience / 10, status.changed()).await;
+    }
+
     async fn append(
         &self,
         batch: Bytes,
-        refused: Box<dyn FnOnce() + Send>,
+        failed: Box<dyn FnOnce(Failure) + Send>,
     ) -> Result<(), Unavailable> {
-        let responder =
-            OnComplete(Box::new(move |result: openraft::raft::ClientWriteResult<TypeConfig>| {
-                if result.is_err() {
-                    refused();
-                }
-            }));
+        let responder = OnComplete(Box::new(
+            move |result: openraft::raft::ClientWriteResult<TypeConfig>| match result {
+                Ok(_) => {}
+                Err(ClientWriteError::ForwardToLeader(_)) => failed(Failure::NotAppended),
+                Err(_) => failed(Failure::Unknown),
+            },
+        ));
         self.raft
             .client_write_ff(Batch(batch), Some(responder))
             .await
@@ -507,10 +525,11 @@ impl Appender for Shared {
             Ok(Ok(response)) => match response.result {
                 Some(Wire::Accepted(accepted)) => Ok(Term(accepted.term)),
                 Some(Wire::Overloaded(_)) => Err(Unavailable::TooManyRequests),
-                Some(Wire::NotLeader(_)) | None => Err(Unavailable::LeaderChanged),
+                Some(Wire::NotLeader(_)) => Err(Unavailable::NotLeader),
+                None => Err(Unavailable::LeaderChanged),
             },
             Ok(Err(PeerError::Unreachable(_) | PeerError::Refused(_))) => {
-                Err(Unavailable::NoLeader)
+                Err(Unavailable::NotLeader)
             }
             Ok(Err(PeerError::NoAnswer(_))) | Err(_) => Err(Unavailable::TimeoutConnectionLost),
         }

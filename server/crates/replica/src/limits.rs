@@ -1,5 +1,7 @@
 //! Every bound of the room, and how they relate.
 
+use std::time::Duration;
+
 /// Requests in one Raft entry.
 pub(crate) const BATCH_REQUESTS_MAX: usize = 1024;
 
@@ -11,6 +13,10 @@ pub(crate) const QUEUE_REQUESTS_MAX: usize = 16 * BATCH_REQUESTS_MAX;
 
 /// Request bytes that may wait for the driver.
 pub(crate) const QUEUE_BYTES_MAX: usize = 256 << 20;
+
+/// How long a batch rests that the leader could not take yet: a new leader takes writes once a
+/// quorum has answered it.
+pub(crate) const PUT_BACK_PAUSE: Duration = Duration::from_millis(5);
 
 /// Entries that may be committed and not applied before proposals are refused: etcd's bound.
 pub(crate) const APPLY_LAG_MAX: u64 = 5000;

@@ -201,6 +201,7 @@ async fn one_member_answers_and_remembers() {
 
 #[tokio::test(start_paused = true)]
 async fn three_members_agree_and_a_fourth_joins_by_snapshot() {
+    tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).with_ansi(false).with_test_writer().init();
     let wires = Wires::default();
     let disks: Vec<_> = (1..=4).map(|seed| Arc::new(SimDisk::new(seed))).collect();
     let first: BTreeMap<_, _> = (1..=3).map(node).collect();
@@ -212,7 +213,9 @@ async fn three_members_agree_and_a_fourth_joins_by_snapshot() {
     leader(&[&replicas[0]]).await;
     for n in 0..300 {
         let replica = &replicas[n % 3];
-        replica.handle().propose(put(&format!("k{}", n % 7), &n.to_string())).await.unwrap();
+        let r = replica.handle().propose(put(&format!("k{}", n % 7), &n.to_string())).await;
+        if r.is_err() { for r in &replicas { eprintln!("{:?}", r.handle().status()); } }
+        eprintln!("{n} {:?}", r.unwrap());
         assert_eq!(get(replica, &format!("k{}", n % 7)).unwrap(), n.to_string().as_bytes());
     }
     for replica in &replicas {

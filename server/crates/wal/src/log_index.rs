@@ -24,7 +24,7 @@ struct Run {
 
 /// The live entries, a contiguous range of indexes.
 ///
-/// Invariant: the runs start at or before `first`, ascend, and none starts beyond the last entry.
+/// Invariants: no index is above `limits::INDEX_MAX`, so sums here cannot overflow; the runs start at or before `first`, ascend, and none starts beyond the last entry.
 #[derive(Debug, Default)]
 pub(crate) struct LogPositions {
     /// The index of the first position; meaningless while there is none.
@@ -82,8 +82,7 @@ impl LogPositions {
             None => return,
         };
         self.positions.drain(..gone as usize);
-        // At the very last index this wraps, and then there are no positions.
-        self.first = self.first.wrapping_add(gone);
+        self.first += gone;
         while self.runs.get(1).is_some_and(|run| run.start <= self.first) {
             self.runs.pop_front();
         }

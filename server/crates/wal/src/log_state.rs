@@ -3,6 +3,7 @@
 
 use types::LogIndex;
 
+use crate::limits::INDEX_MAX;
 use crate::record::{Content, LogId, Vote};
 
 /// Everything the log knows beside its entries.
@@ -37,9 +38,9 @@ pub enum Discontinuity {
         /// The last entry.
         last: Option<LogIndex>,
     },
-    /// The index of the last entry is the largest number there is.
-    #[error("the log is at the end of all indexes")]
-    EndOfIndexes,
+    /// An index that leaves no room for a next one.
+    #[error("log index {0} is out of range")]
+    OutOfRange(LogIndex),
 }
 
 impl LogState {
@@ -47,9 +48,9 @@ impl LogState {
     pub(crate) fn check(&self, content: &Content) -> Result<(), Discontinuity> {
         match content {
             Content::Entry { id, .. } => {
+                within_limit(id.index)?;
                 let Some(last) = self.last else { return Ok(()) };
-                let next = last.index.0.checked_add(1).ok_or(Discontinuity::EndOfIndexes)?;
-                let expected = LogIndex(next);
+                let expected = LogIndex(last.index.0 + 1);
                 if id.index == expected {
                     Ok(())
                 } else {
@@ -67,9 +68,8 @@ impl LogState {
                     Ok(())
                 }
             }
-            Content::Vote(_) | Content::Committed(_) | Content::Purge { .. } | Content::Mark(_) => {
-                Ok(())
-            }
+            Content::Purge { upto } => within_limit(upto.index),
+            Content::Vote(_) | Content::Committed(_) | Content::Mark(_) => Ok(()),
         }
     }
 
@@ -87,6 +87,10 @@ impl LogState {
             Content::Mark(mark) => self.incarnation = self.incarnation.max(mark.incarnation),
         }
     }
+}
+
+fn within_limit(index: LogIndex) -> Result<(), Discontinuity> {
+    if index.0 <= INDEX_MAX { Ok(()) } else { Err(Discontinuity::OutOfRange(index)) }
 }
 
 fn later(known: Option<LogId>, new: LogId) -> Option<LogId> {

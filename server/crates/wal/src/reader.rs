@@ -45,7 +45,7 @@ pub enum ReadError {
     /// The bytes on the disk are not what was written. Nothing wrong was returned.
     #[error(
         "log entry {index} in {file} at offset {offset} is damaged; {}",
-        crate::recover::WAY_BACK
+        crate::recover_error::WAY_BACK
     )]
     Damaged {
         /// The entry.

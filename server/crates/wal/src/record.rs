@@ -394,11 +394,10 @@ mod tests {
         let entry = LogEntry { id: id(1, 2, 3), kind: 9, payload: Bytes::from_static(b"abc") };
         let bytes = encode(&[Record::Entry(entry)], 1, 4096);
         let expected = [
-            3, 0, 0, 0, 0x0e, 0x2e, 0x91, 0xda, 77, 0, 0, 0, 1, 9, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2,
+            3, 0, 0, 0, 0xc6, 0x6c, 0x41, 0x8c, 77, 0, 0, 0, 1, 9, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2,
             0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, b'a', b'b', b'c', 0, 0, 0, 0, 0,
         ];
-        assert_eq!(bytes[..4], expected[..4]);
-        assert_eq!(bytes[8..], expected[8..]);
+        assert_eq!(bytes, expected);
     }
 
     #[test]

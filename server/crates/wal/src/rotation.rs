@@ -16,7 +16,7 @@ use crate::limits::{RECORDS_START, ZERO_FILL_BYTES};
 use crate::log_state::LogState;
 use crate::reader::OpenSegment;
 use crate::record::Seed;
-use crate::segment::{SegmentHeader, segment_path};
+use crate::segment::{SegmentHeader, capacity, segment_path};
 use crate::spares::Spare;
 use crate::wal::{Active, Wal, WalError};
 
@@ -120,7 +120,7 @@ impl Wal {
     pub(crate) fn keep_pace(&mut self) -> Result<(), WalError> {
         let length = self.next_length();
         let used = self.active.position - RECORDS_START;
-        let due = (2 * used).saturating_mul(length) / self.active.segment.length;
+        let due = (2 * used).saturating_mul(length) / capacity(self.active.segment.length);
         while !self.spares.is_settled() {
             let filled = self.spares.filled();
             if filled + ZERO_FILL_BYTES.min(length.saturating_sub(filled)) > due {

@@ -33,13 +33,13 @@
 mod dead;
 mod format;
 mod manifest;
+mod open;
 mod positions;
 mod read;
 mod recent;
 mod reclaim;
 mod segment;
 
-use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -105,9 +105,38 @@ pub struct RevLog {
 struct Writer {
     staging: Vec<u8>,
     staged: Vec<(RecordRevision, u32)>,
+    /// Where the next record will begin in the active segment, staged ones counted.
+    end: u32,
+    /// The transaction of the active segment's first record, staged ones counted.
+    first_main: Option<i64>,
+    /// The active segment's.
+    seed: u32,
     last: Option<RecordRevision>,
     /// Segments sealed since the last flush: their files are not synced yet.
     unsynced: Vec<Arc<SegmentFile>>,
+}
+
+impl Writer {
+    fn new(active: &Segment, last: Option<RecordRevision>) -> Self {
+        let mut writer = Self {
+            staging: Vec::new(),
+            staged: Vec::new(),
+            end: 0,
+            first_main: None,
+            seed: 0,
+            last,
+            unsynced: Vec::new(),
+        };
+        writer.follow(active);
+        writer
+    }
+
+    /// Goes on in this segment, with nothing staged.
+    fn follow(&mut self, active: &Segment) {
+        self.end = active.positions.end();
+        self.first_main = active.positions.first().map(|first| first.main);
+        self.seed = active.file.seed;
+    }
 }
 
 /// What readers see.
@@ -159,8 +188,8 @@ impl RevLog {
         let directory = directory.into();
         disk.create_dir_all(&directory).map_err(io_error("create", &directory))?;
         let (manifest, sealed, active) = match Manifest::read(&*disk, &directory)? {
-            Some(manifest) => load(&*disk, &directory, manifest)?,
-            None => create(&*disk, &directory)?,
+            Some(manifest) => open::load(&*disk, &directory, manifest)?,
+            None => open::create(&*disk, &directory)?,
         };
         let last = sealed
             .iter()
@@ -175,12 +204,7 @@ impl RevLog {
             directory,
             options,
             maintenance: Mutex::new(manifest),
-            writer: Mutex::new(Writer {
-                staging: Vec::new(),
-                staged: Vec::new(),
-                last,
-                unsynced: Vec::new(),
-            }),
+            writer: Mutex::new(Writer::new(&active, last)),
             state: RwLock::new(State {
                 sealed,
                 active,
@@ -239,91 +263,6 @@ impl RevLog {
     }
 }
 
-/// Makes a new store: first the manifest, then the first segment, so that segments without a
-/// manifest are always the sign of a lost file.
-fn create(
-    disk: &dyn Disk,
-    directory: &Path,
-) -> Result<(Manifest, Vec<Segment>, Segment), RevStoreError> {
-    let entries = disk.list(directory).map_err(io_error("list", directory))?;
-    if let Some(foreign) = entries.iter().find(|entry| entry.name.ends_with(".seg")) {
-        return Err(RevStoreError::Damaged {
-            path: directory.join(&foreign.name).display().to_string(),
-            offset: 0,
-            detail: "there are segments but no manifest; remove this member's data directory and \
-                     let it rejoin, or restore a backup"
-                .to_string(),
-        });
-    }
-    let name = SegmentName { id: 1, generation: 0 };
-    let manifest =
-        Manifest { applied: LogIndex(0), tail: Extent { name, end: 0 }, sealed: Vec::new() };
-    manifest.write(disk, directory)?;
-    let active = create_tail(disk, directory, name)?;
-    Ok((manifest, Vec::new(), active))
-}
-
-/// Creates the file of an empty tail.
-fn create_tail(
-    disk: &dyn Disk,
-    directory: &Path,
-    name: SegmentName,
-) -> Result<Segment, RevStoreError> {
-    let file = SegmentFile::create(disk, directory, name)?;
-    file.file.write_all_at(&name.header(), 0).map_err(io_error("write", &file.path))?;
-    Ok(Segment::empty(file))
-}
-
-/// Loads what the manifest covers and removes everything else.
-fn load(
-    disk: &dyn Disk,
-    directory: &Path,
-    manifest: Manifest,
-) -> Result<(Manifest, Vec<Segment>, Segment), RevStoreError> {
-    let mut sealed = Vec::with_capacity(manifest.sealed.len());
-    for extent in &manifest.sealed {
-        sealed.push(Segment::load_sealed(disk, directory, *extent)?);
-    }
-    let active = if manifest.tail.end < SEGMENT_HEADER_BYTES {
-        // Nothing of the tail was durable, perhaps not even its name.
-        create_tail(disk, directory, manifest.tail.name)?
-    } else {
-        Segment::load_tail(disk, directory, manifest.tail)?
-    };
-    let firsts = sealed.iter().chain(std::iter::once(&active));
-    let mut last = None;
-    for segment in firsts {
-        if let (Some(last), Some(first)) = (last, segment.positions.first())
-            && first <= last
-        {
-            return Err(segment.file.flaw(0, format::Flaw::Misplaced));
-        }
-        last = segment.positions.last().or(last);
-    }
-    remove_strangers(disk, directory, &manifest)?;
-    Ok((manifest, sealed, active))
-}
-
-/// Removes the remains of crashes: whatever looks like ours and is not listed.
-fn remove_strangers(
-    disk: &dyn Disk,
-    directory: &Path,
-    manifest: &Manifest,
-) -> Result<(), RevStoreError> {
-    let listed: BTreeSet<String> = std::iter::once(&manifest.tail)
-        .chain(&manifest.sealed)
-        .flat_map(|extent| [extent.name.segment_file(), extent.name.dead_file()])
-        .collect();
-    for entry in disk.list(directory).map_err(io_error("list", directory))? {
-        let ours = [".seg", ".dead", ".tmp"].iter().any(|end| entry.name.ends_with(end));
-        if ours && !listed.contains(&entry.name) {
-            let path = directory.join(&entry.name);
-            disk.remove_file(&path).map_err(io_error("remove", &path))?;
-        }
-    }
-    Ok(())
-}
-
 // === append ===
 
 impl RevLog {
@@ -342,36 +281,23 @@ impl RevLog {
                 ),
             });
         };
-        let (mut end, mut seed) = self.active_end(writer);
-        if self.must_seal(writer, end, revision) {
+        if self.must_seal(writer, revision) {
             self.publish(writer);
             self.seal(writer)?;
-            (end, seed) = self.active_end(writer);
         }
-        format::encode_record(&mut writer.staging, seed, end, sub, record);
-        writer.staged.push((revision, format::record_bytes(&record.key_value) as u32));
+        format::encode_record(&mut writer.staging, writer.seed, writer.end, sub, record);
+        let bytes = format::record_bytes(&record.key_value) as u32;
+        writer.staged.push((revision, bytes));
+        writer.end += bytes;
+        writer.first_main.get_or_insert(revision.main);
         writer.last = Some(revision);
         Ok(())
     }
 
-    /// Where the next record will begin, and the seed of its checksum.
-    fn active_end(&self, writer: &Writer) -> (u32, u32) {
-        let state = self.state();
-        let end = state.active.positions.end() + writer.staging.len() as u32;
-        (end, state.active.file.seed)
-    }
-
-    fn must_seal(&self, writer: &Writer, end: u32, revision: RecordRevision) -> bool {
-        if end == SEGMENT_HEADER_BYTES {
-            return false;
-        }
+    fn must_seal(&self, writer: &Writer, revision: RecordRevision) -> bool {
+        let Some(first_main) = writer.first_main else { return false };
         let goal = u64::from(self.options.segment_bytes).min(SEGMENT_BYTES_LIMIT);
-        if u64::from(end) >= goal {
-            return true;
-        }
-        let first = self.state().active.positions.first().map(|first| first.main);
-        let first = first.or(writer.staged.first().map(|(revision, _)| revision.main));
-        first.is_some_and(|first| u32::try_from(revision.main - first).is_err())
+        u64::from(writer.end) >= goal || u32::try_from(revision.main - first_main).is_err()
     }
 
     /// Shows the staged records to the readers.
@@ -400,9 +326,8 @@ impl RevLog {
         match written {
             Ok(()) => {
                 state.written = start + bytes.len() as u32;
-                state.recent.evict();
-                // The room of the next buffer, so that appends do not grow it step by step.
-                state.buffer.reserve(self.options.write_bytes + self.options.write_bytes / 8);
+                // The room of an old write serves again: fresh memory would be cleared page by page.
+                state.buffer = state.recent.evict();
                 Ok(())
             }
             Err(error) => {
@@ -421,8 +346,7 @@ impl RevLog {
         match self.note(sealed) {
             Err(error) if is_no_space(&error) => {
                 tracing::warn!(%error, "no space for a new segment: go on in the old one");
-                let end = self.state().active.positions.end();
-                if u64::from(end) < SEGMENT_BYTES_LIMIT { Ok(()) } else { Err(error) }
+                if u64::from(writer.end) < SEGMENT_BYTES_LIMIT { Ok(()) } else { Err(error) }
             }
             other => other,
         }
@@ -436,7 +360,7 @@ impl RevLog {
             (file.clone(), format::encode_footer(file.seed, &state.active.positions))
         };
         let name = SegmentName { id: file.name.id + 1, generation: 0 };
-        let next = create_tail(&*self.disk, &self.directory, name)?;
+        let next = open::create_tail(&*self.disk, &self.directory, name)?;
         let end = self.state().buffer_start;
         let wrote = file.file.write_all_at(&footer, u64::from(end));
         wrote.map_err(io_error("write", &file.path))?;
@@ -447,6 +371,7 @@ impl RevLog {
         state.sealed.push(old);
         state.buffer_start = SEGMENT_HEADER_BYTES;
         state.written = SEGMENT_HEADER_BYTES;
+        writer.follow(&state.active);
         Ok(())
     }
 }
@@ -534,6 +459,7 @@ impl RevLog {
             let mut state = self.state_mut();
             let removed = Self::cut_state(&mut state, cut);
             writer.last = state.segments().rev().find_map(|segment| segment.positions.last());
+            writer.follow(&state.active);
             removed
         };
         writer.unsynced.retain(|file| file.name.id < cut.name.id);

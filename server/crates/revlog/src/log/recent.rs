@@ -41,13 +41,20 @@ impl Recent {
         }
     }
 
-    /// Forgets the oldest writes beyond the limit, once all are in the files.
-    pub(super) fn evict(&mut self) {
+    /// Forgets the oldest writes beyond the limit, once all are in the files, and gives back the
+    /// room of one of them, emptied.
+    pub(super) fn evict(&mut self) -> Vec<u8> {
+        let mut room = Vec::new();
         while self.bytes > self.bytes_max
             && let Some(chunk) = self.chunks.pop_front()
         {
             self.bytes -= chunk.bytes.len();
+            if chunk.bytes.is_unique() {
+                room = Vec::from(chunk.bytes);
+                room.clear();
+            }
         }
+        room
     }
 
     pub(super) fn clear(&mut self) {

@@ -13,6 +13,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use types::RecordRevision;
 
 use super::dead::Dead;
@@ -229,6 +230,30 @@ impl RevLog {
     }
 }
 
+/// A piece of a segment that is read from front to back.
+struct Window<'a> {
+    source: &'a Source,
+    start: u32,
+    bytes: Bytes,
+}
+
+impl Window<'_> {
+    /// The record at this place; reads on when it lies outside of the piece.
+    fn read(&mut self, offset: u32, length: u32) -> Result<Bytes, RevStoreError> {
+        let end = u64::from(offset) + u64::from(length);
+        if end > u64::from(self.start) + self.bytes.len() as u64 {
+            let rest = self.source.positions.end() - offset;
+            self.bytes = self
+                .source
+                .file
+                .read(offset, (length.max(COPY_BYTES as u32)).min(rest) as usize)?;
+            self.start = offset;
+        }
+        let start = (offset - self.start) as usize;
+        Ok(self.bytes.slice(start..start + length as usize))
+    }
+}
+
 fn copy_live(sources: &[Source], file: SegmentFile) -> Result<Segment, RevStoreError> {
     let mut positions = Positions::new(SEGMENT_HEADER_BYTES);
     let mut out = Vec::from(file.name.header());
@@ -240,10 +265,11 @@ fn copy_live(sources: &[Source], file: SegmentFile) -> Result<Segment, RevStoreE
         wrote.map_err(io_error("write", &file.path))
     };
     for source in sources {
+        let mut window = Window { source, start: 0, bytes: Bytes::new() };
         for ordinal in (0..source.positions.len()).filter(|&one| !source.dead.contains(one)) {
             let offset = source.positions.offset(ordinal);
             let length = source.positions.bytes(ordinal);
-            let mut bytes = source.file.read(offset, length as usize)?;
+            let mut bytes = window.read(offset, length)?;
             let record = format::decode_record(&mut bytes, source.file.seed, offset, Trust::File)
                 .map_err(|flaw| source.file.flaw(offset, flaw))?;
             if record.revision != source.positions.revision(ordinal) || !bytes.is_empty() {

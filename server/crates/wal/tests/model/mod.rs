@@ -32,7 +32,9 @@ pub(crate) fn log_id(term: u64, index: u64) -> LogId {
 }
 
 pub(crate) fn entry(term: u64, index: u64, payload_len: usize) -> LogEntry {
-    let payload: Vec<u8> = (0..payload_len).map(|at| (index as usize * 7 + at) as u8).collect();
+    let payload: Vec<u8> = (0..payload_len)
+        .map(|at| (index as usize).wrapping_mul(7).wrapping_add(at) as u8)
+        .collect();
     LogEntry { id: log_id(term, index), kind: (index % 5) as u8, payload: Bytes::from(payload) }
 }
 
@@ -214,16 +216,15 @@ pub(crate) fn step(wal: &mut Wal, model: &mut Model, chance: &mut Chance) -> Res
     match chance.below(20) {
         0..=7 => {
             let count = chance.below(5) + 1;
-            let mut next = model.state().last.map_or(0, |last| last.index.0 + 1);
+            let next = model.state().last.map_or(0, |last| last.index.0 + 1);
             let mut records = Vec::new();
-            for _ in 0..count {
+            for index in next..next + count {
                 let payload_len = match chance.below(10) {
                     0 => 3_000,
                     1..=3 => 0,
                     _ => chance.below(400) as usize,
                 };
-                records.push(Record::Entry(entry(model.term, next, payload_len)));
-                next += 1;
+                records.push(Record::Entry(entry(model.term, index, payload_len)));
             }
             if chance.below(4) == 0 {
                 records.push(Record::Committed(model.state().last));
