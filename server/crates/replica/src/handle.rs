@@ -501,13 +501,14 @@ impl Appender for Shared {
         batch: Bytes,
         failed: Box<dyn FnOnce(Failure) + Send>,
     ) -> Result<(), Unavailable> {
-        let responder = OnComplete(Box::new(
-            move |result: openraft::raft::ClientWriteResult<TypeConfig>| match result {
-                Ok(_) => {}
-                Err(ClientWriteError::ForwardToLeader(_)) => failed(Failure::NotAppended),
-                Err(_) => failed(Failure::Unknown),
-            },
-        ));
+        let responder =
+            OnComplete(Box::new(move |result: openraft::raft::ClientWriteResult<TypeConfig>| {
+                match result {
+                    Ok(_) => {}
+                    Err(ClientWriteError::ForwardToLeader(_)) => failed(Failure::NotAppended),
+                    Err(_) => failed(Failure::Unknown),
+                }
+            }));
         self.raft
             .client_write_ff(Batch(batch), Some(responder))
             .await
