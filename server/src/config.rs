@@ -459,7 +459,9 @@ fn http_of(values: &Values<'_>) -> Result<HttpConfig, ConfigError> {
             "extensive" => true,
             "basic" => false,
             other => {
-                return refuse(format!("unknown --metrics level {other:?}; use basic or extensive"));
+                return refuse(format!(
+                    "unknown --metrics level {other:?}; use basic or extensive"
+                ));
             }
         },
     })

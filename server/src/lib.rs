@@ -5,11 +5,14 @@
 //! server that knows gRPC, HTTP and TLS, and the only place where an error becomes a code
 //! (`api::status`). State beyond connections does not live here.
 
+pub mod chores;
 pub mod cli;
 pub mod config;
 pub mod gates;
 pub mod ids;
 pub mod listen;
 pub mod ops;
+pub mod program;
 pub mod tls;
 pub mod urls;
+pub mod version;

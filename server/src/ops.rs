@@ -7,3 +7,11 @@ pub mod logging;
 pub mod metrics;
 pub mod notify;
 pub mod signals;
+
+/// Registers `process_*`: memory, CPU time and file descriptors of the process.
+///
+/// # Errors
+/// When a name is taken in `registry`.
+pub fn register_process(registry: &prometheus::Registry) -> Result<(), prometheus::Error> {
+    registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
+}

@@ -60,12 +60,7 @@ struct Files {
 }
 
 impl Files {
-    fn read(
-        cert: &str,
-        key: &str,
-        authority: &str,
-        revocations: &str,
-    ) -> Result<Self, TlsError> {
+    fn read(cert: &str, key: &str, authority: &str, revocations: &str) -> Result<Self, TlsError> {
         Ok(Self {
             cert: read(cert)?,
             key: read(key)?,
@@ -177,9 +172,9 @@ fn provider(names: &[String]) -> Result<Arc<CryptoProvider>, TlsError> {
             None => return Err(TlsError::UnknownCipherSuite { name: name.clone() }),
         }
     }
-    provider.cipher_suites.retain(|suite| {
-        suite.version() == &version::TLS13 || chosen.contains(&suite.suite())
-    });
+    provider
+        .cipher_suites
+        .retain(|suite| suite.version() == &version::TLS13 || chosen.contains(&suite.suite()));
     Ok(Arc::new(provider))
 }
 

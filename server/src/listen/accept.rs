@@ -94,11 +94,7 @@ impl Listeners {
     ///
     /// # Errors
     /// When a socket cannot be handed to the runtime.
-    pub async fn run(
-        self,
-        threads: Vec<RpcThread>,
-        stop: CancellationToken,
-    ) -> io::Result<()> {
+    pub async fn run(self, threads: Vec<RpcThread>, stop: CancellationToken) -> io::Result<()> {
         let threads = Arc::new(threads);
         let mut acceptors = JoinSet::new();
         for (endpoint, bound) in self.bound {

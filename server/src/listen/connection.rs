@@ -177,9 +177,7 @@ fn builder(settings: &ConnectionSettings) -> Builder<TokioExecutor> {
     if let (Some(interval), Some(timeout)) =
         (settings.keepalive_interval, settings.keepalive_timeout)
     {
-        http2
-            .keep_alive_interval(interval.max(KEEPALIVE_INTERVAL_MIN))
-            .keep_alive_timeout(timeout);
+        http2.keep_alive_interval(interval.max(KEEPALIVE_INTERVAL_MIN)).keep_alive_timeout(timeout);
     }
     builder
 }

@@ -41,8 +41,7 @@ impl Services {
                 )));
             };
             let calls = self.calls.as_ref();
-            let call =
-                calls.and_then(|calls| calls.start(request.uri().path(), request.headers()));
+            let call = calls.and_then(|calls| calls.start(request.uri().path(), request.headers()));
             let received = call.as_ref().map(Call::received);
             let request = request.map(|body| RequestBody { body, received });
             let future = routes.clone().call(request);
@@ -77,10 +76,7 @@ fn refusal(status: StatusCode, text: &'static str) -> Response<AnswerBody> {
 
 /// An answer under way.
 pub(super) enum AnswerFuture {
-    Grpc {
-        future: Pin<Box<<Routes as Service<Request<RequestBody>>>::Future>>,
-        call: Option<Call>,
-    },
+    Grpc { future: Pin<Box<<Routes as Service<Request<RequestBody>>>::Future>>, call: Option<Call> },
     Http(HttpFuture),
     Ready(Option<Response<AnswerBody>>),
 }
@@ -110,7 +106,7 @@ impl Future for AnswerFuture {
 }
 
 /// A request's body, whose messages are counted as they are read.
-struct RequestBody {
+pub(super) struct RequestBody {
     body: Incoming,
     received: Option<Received>,
 }
@@ -168,11 +164,9 @@ impl Body for AnswerBody {
                 }
                 frame
             }
-            AnswerBody::Http(body) => {
-                Pin::new(body).poll_frame(cx).map(|frame| {
-                    frame.map(|frame| frame.map_err(|never| match never {}))
-                })
-            }
+            AnswerBody::Http(body) => Pin::new(body)
+                .poll_frame(cx)
+                .map(|frame| frame.map(|frame| frame.map_err(|never| match never {}))),
         }
     }
 

@@ -7,7 +7,9 @@ use http_body_util::Full;
 use proto::health::health_check_response::ServingStatus;
 use proto::health::health_client::HealthClient;
 use proto::health::health_server::{Health, HealthServer};
-use proto::health::{HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse};
+use proto::health::{
+    HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
@@ -137,7 +139,9 @@ async fn a_port_that_is_taken_is_an_error() {
         Listeners::bind([endpoint("http://127.0.0.1:0", None)], ListenOptions::default()).unwrap();
     let url = format!("http://{}", first.addresses()[0]);
     let second = Listeners::bind([endpoint(&url, None)], ListenOptions::default());
-    assert!(second.is_err_and(|error| error.to_string().starts_with(&format!("listen on {url}: "))));
+    assert!(
+        second.is_err_and(|error| error.to_string().starts_with(&format!("listen on {url}: ")))
+    );
 }
 
 #[tokio::test]

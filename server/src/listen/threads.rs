@@ -52,8 +52,7 @@ impl RpcThread {
     pub fn pair(services: ServiceSet, settings: ConnectionSettings) -> (Self, Serving) {
         let (queue, arrivals) = mpsc::channel(HAND_OVER_QUEUE);
         let connections = Arc::new(AtomicUsize::new(0));
-        let serving =
-            Serving { arrivals, connections: connections.clone(), services, settings };
+        let serving = Serving { arrivals, connections: connections.clone(), services, settings };
         (Self { queue, connections }, serving)
     }
 

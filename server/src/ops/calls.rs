@@ -42,8 +42,7 @@ const CODE_CANCELED: usize = 1;
 const CODE_UNKNOWN: usize = 2;
 
 /// Packages whose services are served to clients.
-const CLIENT_PACKAGES: [&str; 4] =
-    ["etcdserverpb", "v3electionpb", "v3lockpb", "grpc.health.v1"];
+const CLIENT_PACKAGES: [&str; 4] = ["etcdserverpb", "v3electionpb", "v3lockpb", "grpc.health.v1"];
 
 /// The counters of all methods; a cheap copy.
 #[derive(Clone)]
@@ -146,10 +145,7 @@ impl CallMetrics {
         method.started.inc();
         let version = headers.get("client-api-version").and_then(|value| value.to_str().ok());
         let kind = if method.kind == "unary" { "unary" } else { "stream" };
-        self.shared
-            .client_requests
-            .with_label_values(&[kind, version.unwrap_or("unknown")])
-            .inc();
+        self.shared.client_requests.with_label_values(&[kind, version.unwrap_or("unknown")]).inc();
         Some(Call {
             method,
             shared: self.shared.clone(),
@@ -316,10 +312,8 @@ mod tests {
         }
         for cut in 1..body.len() {
             let mut messages = Messages::default();
-            let count: u64 = body
-                .chunks(cut)
-                .map(|part| messages.count(&Bytes::copy_from_slice(part)))
-                .sum();
+            let count: u64 =
+                body.chunks(cut).map(|part| messages.count(&Bytes::copy_from_slice(part))).sum();
             assert_eq!(count, 3, "cut every {cut} bytes");
         }
     }

@@ -71,9 +71,11 @@ impl HealthMetrics {
 
     fn record(&self, kind: Kind, check: Name, passed: bool) {
         let status = if passed { "success" } else { "error" };
-        self.last
-            .with_label_values(&[kind.text(), check.text()])
-            .set(if passed { 1.0 } else { 0.0 });
+        self.last.with_label_values(&[kind.text(), check.text()]).set(if passed {
+            1.0
+        } else {
+            0.0
+        });
         self.total.with_label_values(&[kind.text(), check.text(), status]).inc();
     }
 }
@@ -181,7 +183,10 @@ async fn run(
     if !healthy {
         tracing::error!(path = kind.text(), reason = lines, "Health check error");
         // Go's http.Error ends the text with a newline of its own.
-        return HealthAnswer { status: StatusCode::SERVICE_UNAVAILABLE, body: format!("{lines}\n") };
+        return HealthAnswer {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            body: format!("{lines}\n"),
+        };
     }
     let verbose = pairs(query).any(|(name, _)| name == "verbose");
     let body = if verbose { format!("{lines}ok\n") } else { "ok\n".to_owned() };
@@ -296,9 +301,8 @@ mod tests {
     #[tokio::test]
     async fn health_says_what_etcd_says() {
         let ok = (200, r#"{"health":"true","reason":""}"#.to_owned());
-        let bad = |reason: &str| {
-            (503, format!("{{\"health\":\"false\",\"reason\":\"{reason}\"}}\n"))
-        };
+        let bad =
+            |reason: &str| (503, format!("{{\"health\":\"false\",\"reason\":\"{reason}\"}}\n"));
         let no_space = || Member { alarms: vec![AlarmKind::NO_SPACE], ..healthy() };
         let leaderless =
             || Member { leader: false, reads: Err("etcdserver: no leader".into()), ..healthy() };

@@ -162,10 +162,7 @@ fn text(status: StatusCode, body: impl Into<Full<Bytes>>) -> Response<Full<Bytes
     let mut response = Response::new(body.into());
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("text/plain; charset=utf-8"),
-    );
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }
@@ -193,11 +190,7 @@ fn host_is_welcome(parts: &HttpParts, request: &Request<Incoming>) -> bool {
     allowed.iter().any(|allowed| allowed == name || allowed == host)
 }
 
-fn add_cors(
-    parts: &HttpParts,
-    request: &Request<Incoming>,
-    response: &mut Response<Full<Bytes>>,
-) {
+fn add_cors(parts: &HttpParts, request: &Request<Incoming>, response: &mut Response<Full<Bytes>>) {
     let allowed = &parts.config.cors;
     let any = allowed.is_empty() || allowed.iter().any(|origin| origin == "*");
     let origin = request.headers().get(header::ORIGIN);

@@ -52,7 +52,9 @@ impl Logs {
     pub fn start(config: &LogConfig) -> io::Result<Self> {
         let targets = config.outputs.iter().map(open).collect::<io::Result<Vec<_>>>()?;
         let (queue, lines) = sync_channel(QUEUE_LINES);
-        std::thread::Builder::new().name("log".to_owned()).spawn(move || write_out(&lines, targets))?;
+        std::thread::Builder::new()
+            .name("log".to_owned())
+            .spawn(move || write_out(&lines, targets))?;
         let layer = ZapLayer {
             format: config.format,
             queue: queue.clone(),

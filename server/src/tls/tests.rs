@@ -1,8 +1,7 @@
 use std::path::Path;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair,
-    KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -160,9 +159,8 @@ async fn names_in_certificates_are_held_to_the_rules() {
 
 #[test]
 fn cipher_suites_go_by_the_names_of_go() {
-    let suites = |names: &[&str]| {
-        provider(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())
-    };
+    let suites =
+        |names: &[&str]| provider(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
     let chosen = suites(&["TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"]).unwrap();
     let tls12 = chosen.cipher_suites.iter().filter(|s| s.version() == &version::TLS12).count();
     assert_eq!(tls12, 1);
