@@ -28,6 +28,23 @@
 //! diagnosis needs them. "No space" on a write is different: nothing that was durable is in doubt,
 //! so the file stays usable.
 //!
+//! The poison lives in the handle of [`OsDisk`] and in the file of [`SimDisk`]. A new process starts
+//! clean, but the kernel's cache may still show bytes that never reached the platter, and a sync skips
+//! them. Whoever opens a file after a crash and builds on its tail must *write that tail again* and
+//! sync it before it promises anything. [`SimDisk`] sets exactly this trap.
+//!
+//! # Testing against the simulated disk
+//!
+//! The recipe that finds the most: run a fixed script, and for every number k inject
+//! [`Fault::CrashAt`] k operations ahead, run, [`SimDisk::restart`], open again, compare with a model,
+//! and crash once more while opening. Then the same with [`Fault::FailAt`], [`Fault::NoSpaceAt`] and
+//! [`SimDisk::flip`] over a [`SimDisk::fork`] per bit. `wal/tests` does all of these. A failing seed is
+//! the whole recipe: nothing in the simulation depends on time, threads or addresses.
+//!
+//! What the simulation does not model: latency, a write that lands in the wrong place (a test can
+//! write there itself), and reordering between a completed sync and what follows it (no disk that
+//! honours flushes does that).
+//!
 //! # Deliberately absent
 //!
 //! No asynchronous calls (owners have threads), no memory maps (a bad sector would be a signal

@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use revlog::{Record, RevStore, RevStoreError};
+use revlog::{Record, RevStore, RevStoreError, StoreSize};
 use types::{KeyRange, RangeEnd, RecordRevision, Revision};
 
 use crate::backup;
@@ -71,6 +71,41 @@ impl ReadView {
     /// The revision of the last compaction; -1 before the first.
     pub fn compact_revision(&self) -> Revision {
         Revision(self.shared.read().compact_revision)
+    }
+
+    /// Every stored record from `from` up to, and without, `until`, dead ones that are not freed yet
+    /// included: what a copy of the whole history is made of.
+    ///
+    /// # Errors
+    /// When the records cannot be read.
+    pub fn records(
+        &self,
+        from: RecordRevision,
+        until: RecordRevision,
+        visit: &mut dyn FnMut(Record) -> ControlFlow<()>,
+    ) -> Result<(), RangeError> {
+        let revs = Arc::clone(&self.shared.read().revs);
+        Ok(revs.scan(from, until, visit)?)
+    }
+
+    /// What the records take on disk.
+    pub fn store_size(&self) -> StoreSize {
+        let revs = Arc::clone(&self.shared.read().revs);
+        revs.size()
+    }
+
+    /// Gives free space back to the file system; reads and writes go on.
+    ///
+    /// # Errors
+    /// When files cannot be rewritten.
+    pub fn defragment(&self) -> Result<(), RevStoreError> {
+        let revs = Arc::clone(&self.shared.read().revs);
+        revs.defragment()
+    }
+
+    /// How many keys there are, those included that are deleted and not compacted.
+    pub fn key_count(&self) -> u64 {
+        self.shared.read().live()
     }
 
     /// What is known of a key now without reading its value, if it exists.

@@ -232,13 +232,17 @@ impl RaftNetworkV2<TypeConfig> for Network {
     {
         let sent = Arc::new(AtomicU64::new(0));
         let (envelope, counter) = (self.sender.envelope(self.to.id), sent.clone());
-        let requests = input.map(move |request| {
+        let mut requests = input.map(move |request| {
             counter.fetch_add(1, Ordering::AcqRel);
             Self::append_message(envelope, request)
         });
-        let call = self.sender.peers.append(self.to.clone(), requests.boxed());
         let patience = self.sender.patience;
         Box::pin(async move {
+            // openraft waits out its back-off when the first request is taken; a call that failed
+            // before that would be tried again at once, for ever.
+            let Some(first) = requests.next().await else { return Ok(stream::empty().boxed()) };
+            let requests = stream::once(async move { first }).chain(requests).boxed();
+            let call = self.sender.peers.append(self.to.clone(), requests);
             let answers = match tokio::time::timeout(patience, call).await {
                 Ok(answers) => answers.map_err(rpc_error)?,
                 Err(_) => {

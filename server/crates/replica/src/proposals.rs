@@ -198,8 +198,7 @@ pub(crate) async fn drive<A: Appender>(
             Leader::There { member, term } => {
                 let payload = BatchCodec::encode(&batch);
                 mailboxes.mark_proposed(seqs.iter().copied(), term);
-                let (queue, appender, boxes) =
-                    (queue.clone(), appender.clone(), mailboxes.clone());
+                let (queue, appender, boxes) = (queue.clone(), appender.clone(), mailboxes.clone());
                 // Forwards overlap: a slow leader must not hold up what is queued behind.
                 crate::runtime::spawn(async move {
                     match appender.forward(member, payload).await {

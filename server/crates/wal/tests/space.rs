@@ -200,3 +200,43 @@ fn reads_are_bounded_in_bytes_and_tell_what_was_purged() {
     assert_eq!(wal.reader().log_id(LogIndex(9)), Some(log_id(1, 9)));
     assert_eq!(wal.reader().log_id(LogIndex(8)), None);
 }
+
+/// A failed append that left whole records behind. `twice` makes the clean-up fail too.
+fn log_with_failed_append(seed: u64, twice: bool) -> (SimDisk, wal::Wal) {
+    let disk = SimDisk::new(seed);
+    let (mut wal, _) = open(&disk).unwrap();
+    wal.append(&[Record::Entry(entry(1, 0, 100))]).unwrap();
+    disk.inject(Fault::NoSpaceAt(disk.mutations() + 1));
+    if twice {
+        disk.inject(Fault::NoSpaceAt(disk.mutations() + 2));
+    }
+    let lens = [(1, 10), (2, 100), (3, 100), (4, 3_000)];
+    let group = lens.map(|(index, len)| Record::Entry(entry(1, index, len)));
+    assert!(matches!(wal.append(&group), Err(WalError::NoSpace { .. })));
+    disk.clear_faults();
+    (disk, wal)
+}
+
+#[test]
+fn a_failed_append_is_not_found_by_the_next_start() {
+    for seed in 0..50 {
+        let (disk, wal) = log_with_failed_append(seed, false);
+        drop(wal);
+        disk.kill();
+        let (wal, _) = open(&disk).unwrap();
+        assert_eq!(wal.last(), Some(log_id(1, 0)), "seed {seed}");
+    }
+}
+
+#[test]
+fn the_rest_of_a_failed_append_never_follows_its_repeated_beginning() {
+    for seed in 0..100 {
+        let (disk, mut wal) = log_with_failed_append(seed, seed % 2 == 0);
+        wal.append(&[Record::Entry(entry(1, 1, 10))]).unwrap();
+        wal.sync().unwrap();
+        drop(wal);
+        disk.restart();
+        let (wal, _) = open(&disk).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        assert_eq!(wal.last(), Some(log_id(1, 1)), "seed {seed}");
+    }
+}
