@@ -278,6 +278,8 @@ async fn serve_all(
         reason = replica_ended(&handle) => Err(reason.into()),
     };
     stop.cancel();
+    // Streams that never end by themselves would take the whole grace period.
+    context.hub.get().stop();
     for chore in chores {
         // A chore that panicked has said so; the server stops anyway.
         let _ = chore.await;

@@ -83,7 +83,9 @@ async fn watch(
     tokio::spawn(async move {
         let ended = tokio::select! {
             ended = take_requests(&handle, requests) => ended,
-            () = send_messages(&context, output, &messages) => Ok(()),
+            // The hub has stopped. An end without an error would end the client's watches for good;
+            // this one makes it open them again, here or elsewhere.
+            () = send_messages(&context, output, &messages) => Err(ApiError::Stopped.into()),
             status = leader_lost(&context, wants_leader) => Err(status),
         };
         if let Err(status) = ended {
@@ -108,8 +110,9 @@ async fn take_requests(
             None => {}
         }
     }
-    // etcd ends the stream when the client has closed its side (v3rpc/watch.go, Watch).
-    Ok(())
+    // etcd's receiving loop ends without an error then, and the stream goes on (`v3rpc/watch.go`):
+    // clients that send one request and close their side still want its events.
+    std::future::pending().await
 }
 
 fn create_watch(request: WatchCreateRequest) -> CreateWatch {

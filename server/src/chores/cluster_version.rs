@@ -17,6 +17,9 @@ use types::MemberId;
 /// etcd's `monitorVersionInterval`.
 const INTERVAL: Duration = Duration::from_secs(4);
 
+/// How soon to look again while there is no version yet: clients ask for it right after the start.
+const INTERVAL_UNDECIDED: Duration = Duration::from_millis(100);
+
 /// The etcd version that each other member says it is compatible with; a member that did not answer
 /// is left out.
 pub type MemberVersions = Arc<
@@ -50,6 +53,7 @@ pub async fn run(
     let mut status = handle.watch_status();
     loop {
         let now = handle.status();
+        let undecided = handle.views().tables().cluster_version.is_none();
         if now.is_leader() {
             let mut versions = others().await;
             versions.insert(now.member_id, own);
@@ -63,7 +67,7 @@ pub async fn run(
             biased;
             () = stop.cancelled() => return,
             changed = status.changed(), if !now.is_leader() => if changed.is_err() { return },
-            () = tokio::time::sleep(INTERVAL) => {}
+            () = tokio::time::sleep(if undecided { INTERVAL_UNDECIDED } else { INTERVAL }) => {}
         }
     }
 }
