@@ -278,8 +278,7 @@ async fn serve_all(
         reason = replica_ended(&handle) => Err(reason.into()),
     };
     stop.cancel();
-    // Streams that never end by themselves would take the whole grace period.
-    context.hub.get().stop();
+    context.hub.get().stop(); // Watches would otherwise take the whole grace period.
     for chore in chores {
         // A chore that panicked has said so; the server stops anyway.
         let _ = chore.await;

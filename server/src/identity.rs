@@ -57,6 +57,8 @@ pub(crate) enum IdentityError {
          start with the right data directory"
     )]
     Unexpected { what: &'static str, found: String, expected: String },
+    #[error(transparent)]
+    InitialCluster(#[from] crate::config::ConfigError),
     #[error("couldn't find local name {0:?} in the initial cluster configuration")]
     NotInInitialCluster(String),
     #[error(
@@ -91,8 +93,15 @@ impl Identity {
             Self { member, cluster, directory }
         } else {
             let (member, cluster) = match config.cluster.state {
-                ClusterState::New => founding(config)?,
-                ClusterState::Existing => ask_peers(config, outbound).await?,
+                ClusterState::New => {
+                    let advertised = &config.cluster.advertise_peer_urls;
+                    config.cluster.initial.check_founding(&config.name, advertised)?;
+                    founding(config)?
+                }
+                ClusterState::Existing => {
+                    config.cluster.initial.check_joining(&config.name)?;
+                    ask_peers(config, outbound).await?
+                }
             };
             Self { member, cluster, directory }
         };

@@ -23,7 +23,14 @@ const ROOMS: [(&str, &[&str]); 17] = [
     ("sim", &["replica", "machine", "disk", "watch", "types", "proto"]),
     ("client", &["proto", "types"]),
     ("etcdctl", &["client", "proto", "types"]),
-    ("etcdutl", &["bbolt", "proto", "types"]),
+    // It makes data directories, so it needs the rooms that own their formats.
+    (
+        "etcdutl",
+        &[
+            "bbolt", "disk", "wal", "revlog", "mvcc", "lease", "tables", "machine", "replica",
+            "types", "proto",
+        ],
+    ),
     ("proto", &[]),
     (
         "server",
