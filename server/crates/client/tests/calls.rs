@@ -1,6 +1,8 @@
 //! What the client does when servers refuse, vanish or come late. The servers here are real gRPC
 //! servers on loopback whose answers are scripted, because no etcd can be asked to fail on demand.
 
+#![allow(clippy::unwrap_used, reason = "this is a test, helpers included")]
+
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
