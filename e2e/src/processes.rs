@@ -239,6 +239,20 @@ impl Member {
 
     fn is_healthy(&self) -> bool {
         http_get(&self.health, "/health").is_ok_and(|body| body.contains("\"health\":\"true\""))
+            && (self.tls || self.has_decided_versions())
+    }
+
+    /// A new server raises its cluster and storage versions in the background; until then it tells
+    /// old ones.
+    fn has_decided_versions(&self) -> bool {
+        let Ok(body) = http_get(&self.endpoint, "/version") else { return false };
+        let Ok(versions) = serde_json::from_str::<serde_json::Value>(&body) else { return false };
+        let minor = |name: &str| {
+            let version = versions[name].as_str()?;
+            Some(version.rsplit_once('.')?.0.to_owned())
+        };
+        let server = minor("etcdserver");
+        server.is_some() && server == minor("etcdcluster") && server == minor("storage")
     }
 }
 
