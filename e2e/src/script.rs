@@ -17,7 +17,8 @@
 //! Words can be quoted with `'` and `"`; `NAME=value` before the program sets a variable. In commands
 //! and output `<m1>` and `<endpoint1>` are the id and address of the first member, `<cluster>` the
 //! id of the cluster, `<id1>` the first other id that the script has seen (with `#` in decimal), and
-//! `<dir>` an empty directory. The endpoints of the cluster are in `ETCDCTL_ENDPOINTS` unless a
+//! `<dir>` an empty directory, in which commands run. Through `sh -c` a command can call `etcdctl` and
+//! Go's `etcdutl`. The endpoints of the cluster are in `ETCDCTL_ENDPOINTS` unless a
 //! command names its own.
 
 mod mask;
