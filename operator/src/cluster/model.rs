@@ -1,0 +1,327 @@
+//! What the planner knows: the desired cluster and one observation of the real one.
+//!
+//! Both are plain values. Nothing here reads a clock, Kubernetes or etcd, so that a test can put
+//! any situation in front of the planner.
+
+use std::{collections::BTreeMap, fmt};
+
+use jiff::{SignedDuration, Timestamp};
+use types::{ClusterId, MemberId};
+
+use crate::crd::InitialState;
+
+/// A learner that has not started after this time is taken out again.
+pub const JOIN_DEADLINE: SignedDuration = SignedDuration::from_mins(10);
+/// A bootstrap whose members crash for this long is tried again with a new token.
+pub const BOOTSTRAP_DEADLINE: SignedDuration = SignedDuration::from_mins(10);
+
+/// Number of a member within its cluster; never used twice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Serial(pub i64);
+
+impl fmt::Display for Serial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The checked wish of the user, as far as the planner needs it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Desired {
+    pub names: Names,
+    pub replicas: usize,
+    /// The first member is seeded from a backup, and the others join it.
+    pub restored: bool,
+    /// Hash of everything that requires a restart when it changes.
+    pub template: String,
+    pub paused: bool,
+    /// Whether the operator restarts members itself to bring changes to them.
+    pub rolling: bool,
+    pub min_ready: SignedDuration,
+    pub lag_max: u64,
+    pub replace_automatically: bool,
+    pub replacement_interval: SignedDuration,
+}
+
+/// How members and their addresses are named.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Names {
+    pub cluster: String,
+    pub namespace: String,
+    pub tls: bool,
+}
+
+impl Names {
+    /// Name of the member, of its Pod and of its claim.
+    pub fn member(&self, serial: Serial) -> String {
+        format!("{}-{serial}", self.cluster)
+    }
+
+    /// DNS name of the member's Pod below the headless Service.
+    pub fn host(&self, serial: Serial) -> String {
+        format!("{}.{}-peers.{}.svc", self.member(serial), self.cluster, self.namespace)
+    }
+
+    /// URL under which the other members reach this one; part of its identity in etcd.
+    pub fn peer_url(&self, serial: Serial) -> String {
+        format!("{}://{}:2380", self.scheme(), self.host(serial))
+    }
+
+    /// `http` or `https`.
+    pub fn scheme(&self) -> &'static str {
+        if self.tls { "https" } else { "http" }
+    }
+
+    /// The serial of a member by its peer URL, if the URL is one of ours.
+    pub fn serial_of(&self, peer_url: &str) -> Option<Serial> {
+        let name = peer_url.strip_prefix(self.scheme())?.strip_prefix("://")?.split('.').next()?;
+        let serial = name.strip_prefix(&self.cluster)?.strip_prefix('-')?.parse().ok()?;
+        (self.peer_url(Serial(serial)) == peer_url).then_some(Serial(serial))
+    }
+}
+
+/// One observation. Everything in it was read in this pass and not from a cache.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Observed {
+    /// Latched identity of the cluster.
+    pub cluster_id: Option<ClusterId>,
+    pub bootstrap: Option<Bootstrap>,
+    pub latest_serial: Serial,
+    /// A serial that was given out for a member whose object was not seen yet.
+    pub allocated: Option<Allocation>,
+    pub last_replacement: Option<Timestamp>,
+    /// A linearizable member list; absent when no quorum answered.
+    pub membership: Option<Membership>,
+    pub members: BTreeMap<Serial, Member>,
+}
+
+/// The frozen plan of the first start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bootstrap {
+    pub token: String,
+    pub attempt: i32,
+    pub started_at: Timestamp,
+    pub serials: Vec<Serial>,
+}
+
+/// A serial given out and what for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allocation {
+    pub serial: Serial,
+    pub reason: JoinReason,
+}
+
+/// Why a member joins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JoinReason {
+    ScaleOut,
+    Replacement,
+}
+
+/// etcd's member list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Membership {
+    pub cluster_id: ClusterId,
+    pub entries: Vec<Entry>,
+    pub corrupt: bool,
+}
+
+/// One member in etcd's list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub id: MemberId,
+    /// Empty until the member has started for the first time.
+    pub name: String,
+    pub peer_url: String,
+    pub learner: bool,
+}
+
+/// One `EtcdMember` with what belongs to it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Member {
+    pub serial: Serial,
+    pub initial_state: InitialState,
+    pub created_at: Timestamp,
+    pub id: Option<MemberId>,
+    /// Somebody deleted the object: replace this member.
+    pub deletion_requested: bool,
+    /// etcd refused the learner because another member is down.
+    pub join_refused: bool,
+    pub claim: Claim,
+    pub pod: Option<Pod>,
+    /// Evidence that the member cannot come back with its data.
+    pub loss: Option<Loss>,
+    pub reach: Reach,
+}
+
+/// The state of a member's claim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// It was never created.
+    Unborn,
+    /// It exists, but its uid is not latched yet, so no Pod may use it.
+    Unlatched { uid: String },
+    /// It exists and is the one that holds the member's data.
+    Bound,
+    /// The latched claim is gone, or another one stands in its place.
+    Lost,
+}
+
+/// The member's Pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    pub uid: String,
+    pub template: String,
+    pub initial_cluster: String,
+    pub terminating: bool,
+    /// What the kubelet says is wrong; evidence that the server does not run or is not ready.
+    pub down: Option<Cause>,
+    /// Whether Services may send clients to it.
+    pub serving: bool,
+}
+
+/// Why a member is down, as far as Kubernetes can tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cause {
+    Image(String),
+    Config(String),
+    OutOfMemory,
+    Crash(String),
+    Unschedulable(String),
+    NotReady,
+}
+
+/// Evidence that a member is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// Its data is gone.
+    Claim,
+    /// Its node was deleted or declared out of service.
+    NodeGone,
+    /// Its node has been not ready for longer than the policy waits. The member may come back.
+    NodeSilent,
+}
+
+/// Whether the member itself answers. Silence is never death.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reach {
+    Serving(Serving),
+    Silent(Silence),
+}
+
+/// What a member says about itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Serving {
+    pub since: Timestamp,
+    pub lag: u64,
+    pub leader: bool,
+    pub version: String,
+}
+
+/// Why a member did not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Silence {
+    NoAddress,
+    Refused,
+    Timeout,
+    TlsRejected,
+    IdentityMismatch,
+    NoLeader,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Cause::Image(detail) => write!(f, "Image: {detail}"),
+            Cause::Config(detail) => write!(f, "Config: {detail}"),
+            Cause::OutOfMemory => f.write_str("OutOfMemory"),
+            Cause::Crash(detail) => write!(f, "Crash: {detail}"),
+            Cause::Unschedulable(detail) => write!(f, "Unschedulable: {detail}"),
+            Cause::NotReady => f.write_str("NotReady"),
+        }
+    }
+}
+
+/// Votes needed of `voters`.
+pub fn quorum(voters: usize) -> usize {
+    voters / 2 + 1
+}
+
+impl Member {
+    /// The member answers and is part of a cluster with a leader.
+    pub fn is_serving(&self) -> bool {
+        matches!(self.reach, Reach::Serving(_))
+    }
+
+    pub fn is_leader(&self) -> bool {
+        matches!(&self.reach, Reach::Serving(serving) if serving.leader)
+    }
+
+    /// Entries behind the leader; a silent member counts as infinitely far behind.
+    pub fn lag(&self) -> u64 {
+        match &self.reach {
+            Reach::Serving(serving) => serving.lag,
+            Reach::Silent(_) => u64::MAX,
+        }
+    }
+
+    /// Serving, close to the leader, and not only since a moment ago.
+    pub fn is_stable(&self, desired: &Desired, now: Timestamp) -> bool {
+        match &self.reach {
+            Reach::Serving(serving) => {
+                serving.lag <= desired.lag_max && now.duration_since(serving.since) >= desired.min_ready
+            }
+            Reach::Silent(_) => false,
+        }
+    }
+
+    /// The Pod was made from other settings than the desired ones.
+    pub fn is_outdated(&self, desired: &Desired) -> bool {
+        self.pod.as_ref().is_some_and(|pod| pod.template != desired.template && !pod.terminating)
+    }
+
+    /// The server does not run, by the kubelet's word and by its own silence.
+    pub fn is_down(&self) -> bool {
+        !self.is_serving() && self.pod.as_ref().is_some_and(|pod| pod.down.is_some())
+    }
+}
+
+impl Observed {
+    /// The entry of a member: by its latched id, or by its address while no id is latched.
+    pub fn entry_of<'a>(&'a self, names: &Names, member: &Member) -> Option<&'a Entry> {
+        let entries = &self.membership.as_ref()?.entries;
+        match member.id {
+            Some(id) => entries.iter().find(|entry| entry.id == id),
+            None => {
+                let peer_url = names.peer_url(member.serial);
+                entries.iter().find(|entry| entry.peer_url == peer_url)
+            }
+        }
+    }
+
+    /// The member object of an entry, if there is one.
+    pub fn member_of(&self, entry: &Entry) -> Option<&Member> {
+        self.members.values().find(|member| member.id == Some(entry.id))
+    }
+
+    pub fn voters(&self) -> Vec<&Entry> {
+        self.entries().filter(|entry| !entry.learner).collect()
+    }
+
+    pub fn learners(&self) -> Vec<&Entry> {
+        self.entries().filter(|entry| entry.learner).collect()
+    }
+
+    fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.membership.iter().flat_map(|membership| &membership.entries)
+    }
+
+    /// Voters that answer, optionally without one of them.
+    pub fn healthy_voters(&self, without: Option<MemberId>) -> usize {
+        self.voters()
+            .into_iter()
+            .filter(|entry| Some(entry.id) != without)
+            .filter(|entry| self.member_of(entry).is_some_and(Member::is_serving))
+            .count()
+    }
+}

@@ -1,0 +1,739 @@
+//! Simulated histories: a model of Kubernetes, nodes, volumes and etcd in which the real planner,
+//! the real rules and the real list of mutations run, with an operator that dies between any two
+//! writes, decides on old observations, and is disturbed by users and by losses.
+//!
+//! The oracle has two halves. While a history runs, every mutation is checked against the truth of
+//! the model: a quorum that was there before an action is there after it, nobody starts empty
+//! under an id that has run before, no serial comes twice, no voter's data is deleted, clients are
+//! let in only after the cluster id is latched. When the disturbances end, the cluster must become
+//! what was asked for.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::{SignedDuration, Timestamp};
+use types::{ClusterId, MemberId};
+
+use super::{
+    invariants,
+    model::*,
+    mutation::{Mutation, mutations},
+    plan::{Action, Ensure, plan},
+};
+use crate::crd::InitialState;
+
+const HISTORIES: u64 = 6_000;
+const TICK: SignedDuration = SignedDuration::from_secs(10);
+
+/// xorshift64*: small, seeded, and enough to choose disturbances.
+struct Chance(u64);
+
+impl Chance {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        (self.next() >> 33) as usize % limit
+    }
+
+    fn percent(&mut self, percent: usize) -> bool {
+        self.below(100) < percent
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Node {
+    Up,
+    Silent(Timestamp),
+    Gone,
+}
+
+#[derive(Clone, Debug)]
+struct Data {
+    id: MemberId,
+    applied: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Volume {
+    uid: String,
+    node: Option<usize>,
+    data: Option<Data>,
+}
+
+#[derive(Clone, Debug)]
+struct Server {
+    pod: Pod,
+    new_cluster: bool,
+    node: Option<usize>,
+    running: bool,
+    serving_since: Option<Timestamp>,
+}
+
+#[derive(Clone, Debug)]
+struct Object {
+    initial_state: InitialState,
+    created_at: Timestamp,
+    id: Option<MemberId>,
+    claim_uid: Option<String>,
+    deletion_requested: bool,
+    join_refused: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Etcd {
+    cluster_id: ClusterId,
+    entries: Vec<Entry>,
+    leader: Option<MemberId>,
+    commit: u64,
+}
+
+struct World {
+    chance: Chance,
+    now: Timestamp,
+    desired: Desired,
+    status: Observed,
+    objects: BTreeMap<Serial, Object>,
+    volumes: BTreeMap<Serial, Volume>,
+    servers: BTreeMap<Serial, Server>,
+    nodes: Vec<Node>,
+    etcd: Option<Etcd>,
+    /// Go etcd refuses a learner while a voter is down; ours does not.
+    refuses_learners: bool,
+    bad_templates: BTreeSet<String>,
+    ids_started: BTreeSet<MemberId>,
+    serials_used: BTreeSet<Serial>,
+    uids: u64,
+    log: Vec<String>,
+    actions: BTreeMap<&'static str, u64>,
+}
+
+struct Died;
+
+impl World {
+    fn new(seed: u64) -> World {
+        let mut chance = Chance(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+        let replicas = [1, 3, 5][chance.below(3)];
+        let desired = Desired {
+            names: Names { cluster: "main".to_owned(), namespace: "ns".to_owned(), tls: true },
+            replicas,
+            restored: chance.percent(20),
+            template: "t0".to_owned(),
+            paused: false,
+            rolling: true,
+            min_ready: SignedDuration::from_secs(10),
+            lag_max: 100,
+            replace_automatically: true,
+            replacement_interval: SignedDuration::from_secs(chance.below(3) as i64 * 60),
+        };
+        World {
+            now: Timestamp::from_second(1_800_000_000).unwrap(),
+            desired,
+            status: Observed::default(),
+            objects: BTreeMap::new(),
+            volumes: BTreeMap::new(),
+            servers: BTreeMap::new(),
+            nodes: vec![Node::Up; 9],
+            etcd: None,
+            refuses_learners: chance.percent(30),
+            chance,
+            bad_templates: BTreeSet::new(),
+            ids_started: BTreeSet::new(),
+            serials_used: BTreeSet::new(),
+            uids: 0,
+            log: Vec::new(),
+            actions: BTreeMap::new(),
+        }
+    }
+
+    fn uid(&mut self) -> String {
+        self.uids += 1;
+        format!("uid-{}", self.uids)
+    }
+
+    // === The truth about etcd ===
+
+    fn entry(&self, id: MemberId) -> Option<&Entry> {
+        self.etcd.as_ref()?.entries.iter().find(|entry| entry.id == id)
+    }
+
+    fn runs(&self, entry: &Entry) -> bool {
+        let serial = self.desired.names.serial_of(&entry.peer_url).unwrap();
+        let data = self.volumes.get(&serial).and_then(|volume| volume.data.as_ref());
+        self.servers.get(&serial).is_some_and(|server| server.running)
+            && data.is_some_and(|data| data.id == entry.id)
+    }
+
+    fn voters(&self) -> Vec<Entry> {
+        let entries = self.etcd.iter().flat_map(|etcd| &etcd.entries);
+        entries.filter(|entry| !entry.learner).cloned().collect()
+    }
+
+    fn running_voters(&self) -> usize {
+        self.voters().iter().filter(|entry| self.runs(entry)).count()
+    }
+
+    fn available(&self) -> bool {
+        let voters = self.voters().len();
+        voters > 0 && self.running_voters() >= quorum(voters)
+    }
+
+    /// Voters whose data exists on a node that is not gone.
+    fn intact_voters(&self, except: Option<Serial>) -> usize {
+        self.voters()
+            .iter()
+            .filter(|entry| {
+                let serial = self.desired.names.serial_of(&entry.peer_url).unwrap();
+                Some(serial) != except
+                    && self.volumes.get(&serial).is_some_and(|volume| {
+                        volume.data.as_ref().is_some_and(|data| data.id == entry.id)
+                            && volume.node.is_none_or(|node| self.nodes[node] == Node::Up)
+                    })
+                    && self.objects.get(&serial).is_some_and(|object| !object.deletion_requested)
+            })
+            .count()
+    }
+
+    // === Time passes ===
+
+    fn tick(&mut self) {
+        self.now += TICK;
+        let serials: Vec<Serial> = self.servers.keys().copied().collect();
+        for serial in serials {
+            self.run_kubelet(serial);
+        }
+        self.form();
+        self.replicate();
+    }
+
+    fn run_kubelet(&mut self, serial: Serial) {
+        let mut server = self.servers.remove(&serial).unwrap();
+        let Some(volume) = self.volumes.get(&serial).cloned() else {
+            // The kubelet cannot mount what is not there.
+            server.running = false;
+            server.pod.down = Some(Cause::NotReady);
+            self.servers.insert(serial, server);
+            return;
+        };
+        if server.node.is_none() {
+            let up: Vec<usize> = (0..self.nodes.len()).filter(|n| self.nodes[*n] == Node::Up).collect();
+            server.node = match volume.node {
+                Some(node) => (self.nodes[node] == Node::Up).then_some(node),
+                None => Some(up[self.chance.below(up.len())]),
+            };
+        }
+        match server.node.map(|node| self.nodes[node]) {
+            Some(Node::Gone) => return, // Kubernetes collects Pods of deleted nodes.
+            Some(Node::Silent(_)) => {
+                server.running = false;
+                server.pod.down = Some(Cause::NotReady);
+            }
+            None if server.pod.terminating => return,
+            None => server.pod.down = Some(Cause::Unschedulable("no node".to_owned())),
+            Some(Node::Up) if server.pod.terminating => return,
+            Some(Node::Up) if self.bad_templates.contains(&server.pod.template) => {
+                server.running = false;
+                server.pod.down = Some(Cause::Image("not found".to_owned()));
+            }
+            Some(Node::Up) if !server.running => {
+                if let Some(volume) = self.volumes.get_mut(&serial) {
+                    volume.node = server.node;
+                }
+                server.running = self.start(serial, &server);
+                server.pod.down =
+                    (!server.running).then(|| Cause::Crash("exit code 1".to_owned()));
+            }
+            Some(Node::Up) => {}
+        }
+        if !server.running {
+            server.serving_since = None;
+        }
+        self.servers.insert(serial, server);
+    }
+
+    /// What the server does with its data directory when it starts.
+    fn start(&mut self, serial: Serial, server: &Server) -> bool {
+        let peer_url = self.desired.names.peer_url(serial);
+        let volume = self.volumes.get(&serial).unwrap();
+        if volume.data.is_some() {
+            return true;
+        }
+        let id = if server.new_cluster {
+            // Also after the cluster was formed by the others: a slow starter of the first start.
+            id_of(&self.status.bootstrap.as_ref().unwrap().token, serial)
+        } else {
+            let Some(etcd) = &mut self.etcd else { return false };
+            let expected = etcd.entries.len();
+            let Some(entry) = etcd.entries.iter_mut().find(|entry| entry.peer_url == peer_url) else {
+                return false;
+            };
+            if server.pod.initial_cluster.split(',').count() != expected {
+                return false;
+            }
+            entry.name = self.desired.names.member(serial);
+            entry.id
+        };
+        assert!(
+            self.ids_started.insert(id),
+            "I6: {serial} starts empty under the id {id}, which has run before"
+        );
+        self.volumes.get_mut(&serial).unwrap().data = Some(Data { id, applied: 0 });
+        true
+    }
+
+    fn form(&mut self) {
+        let Some(bootstrap) = self.status.bootstrap.clone() else { return };
+        if self.etcd.is_some() {
+            return;
+        }
+        let started = bootstrap.serials.iter().filter(|serial| {
+            self.servers.get(serial).is_some_and(|server| server.running)
+                && self.volumes.get(serial).is_some_and(|v| {
+                    v.data.as_ref().is_some_and(|d| d.id == id_of(&bootstrap.token, **serial))
+                })
+        });
+        if started.count() < quorum(bootstrap.serials.len()) {
+            return;
+        }
+        let entry = |serial: &Serial| Entry {
+            id: id_of(&bootstrap.token, *serial),
+            name: self.desired.names.member(*serial),
+            peer_url: self.desired.names.peer_url(*serial),
+            learner: false,
+        };
+        let entries = bootstrap.serials.iter().map(entry).collect();
+        let cluster_id = ClusterId(id_of(&bootstrap.token, Serial(0)).0);
+        self.etcd = Some(Etcd { cluster_id, entries, leader: None, commit: 10 });
+    }
+
+    fn replicate(&mut self) {
+        let available = self.available();
+        let Some(mut etcd) = self.etcd.take() else { return };
+        self.etcd = Some(etcd.clone());
+        let running: Vec<MemberId> =
+            etcd.entries.iter().filter(|entry| self.runs(entry)).map(|entry| entry.id).collect();
+        if available {
+            etcd.commit += 20;
+            let votes = |id: &&MemberId| etcd.entries.iter().any(|e| e.id == **id && !e.learner);
+            if !etcd.leader.is_some_and(|leader| running.contains(&leader) && votes(&&leader)) {
+                let candidates: Vec<MemberId> = running.iter().filter(votes).copied().collect();
+                etcd.leader = Some(candidates[self.chance.below(candidates.len())]);
+            }
+        } else {
+            etcd.leader = None;
+        }
+        for (serial, server) in &mut self.servers {
+            let Some(data) = self.volumes.get_mut(serial).and_then(|v| v.data.as_mut()) else {
+                continue;
+            };
+            let serves = server.running && available && running.contains(&data.id);
+            server.serving_since = serves.then(|| server.serving_since.unwrap_or(self.now));
+            if server.running {
+                server.pod.down = (!serves).then_some(Cause::NotReady);
+            }
+            if serves {
+                data.applied = etcd.commit.min(data.applied + 5_000);
+            }
+        }
+        self.etcd = Some(etcd);
+    }
+
+    // === What the operator sees ===
+
+    fn observe(&self) -> Observed {
+        let membership = self.etcd.as_ref().filter(|_| self.available()).map(|etcd| Membership {
+            cluster_id: etcd.cluster_id,
+            entries: etcd.entries.clone(),
+            corrupt: false,
+        });
+        let members = self.objects.iter().map(|(serial, object)| (*serial, self.member(*serial, object)));
+        Observed { membership, members: members.collect(), ..self.status.clone() }
+    }
+
+    fn member(&self, serial: Serial, object: &Object) -> Member {
+        let volume = self.volumes.get(&serial);
+        let claim = match (&object.claim_uid, volume) {
+            (None, None) => Claim::Unborn,
+            (None, Some(volume)) => Claim::Unlatched { uid: volume.uid.clone() },
+            (Some(uid), Some(volume)) if *uid == volume.uid => Claim::Bound,
+            (Some(_), _) => Claim::Lost,
+        };
+        let node = volume.and_then(|volume| volume.node);
+        let loss = match (&claim, node.map(|node| self.nodes[node])) {
+            (Claim::Lost, _) => Some(Loss::Claim),
+            (_, Some(Node::Gone)) => Some(Loss::NodeGone),
+            (_, Some(Node::Silent(since))) if self.now.duration_since(since).as_secs() > 300 => {
+                Some(Loss::NodeSilent)
+            }
+            _ => None,
+        };
+        let server = self.servers.get(&serial);
+        let reach = match (server.and_then(|s| s.serving_since), &self.etcd, volume) {
+            (Some(since), Some(etcd), Some(Volume { data: Some(data), .. })) => Reach::Serving(Serving {
+                since,
+                lag: etcd.commit.saturating_sub(data.applied),
+                leader: etcd.leader == Some(data.id),
+                version: "3.7.3".to_owned(),
+            }),
+            _ => Reach::Silent(Silence::Timeout),
+        };
+        Member {
+            serial,
+            initial_state: object.initial_state,
+            created_at: object.created_at,
+            id: object.id,
+            deletion_requested: object.deletion_requested,
+            join_refused: object.join_refused,
+            claim,
+            pod: server.map(|server| server.pod.clone()),
+            loss,
+            reach,
+        }
+    }
+
+    // === What the operator does ===
+
+    /// One pass; `seen` is an older observation that a slow operator still decides on.
+    fn pass(&mut self, seen: Option<Observed>, crash_percent: usize) -> Result<(), Died> {
+        let stale = seen.is_some();
+        let observed = seen.unwrap_or_else(|| self.observe());
+        let plan = plan(&self.desired, &observed, self.now);
+        if !stale {
+            for ensure in &plan.ensures {
+                self.die(crash_percent)?;
+                self.ensure(ensure);
+            }
+        }
+        let Some(action) = plan.action else { return Ok(()) };
+        if invariants::permit(&action, &self.desired, &self.observe(), self.now).is_err() {
+            assert!(stale, "the planner chose a forbidden action: {action:?}");
+            return Ok(());
+        }
+        self.log.push(format!("{} {action:?}", self.now));
+        *self.actions.entry(action.kind()).or_default() += 1;
+        for mutation in mutations(&action) {
+            self.die(crash_percent)?;
+            let quorum_before = self.available();
+            let single = self.voters().len() == 1;
+            if !self.mutate(&mutation, &action) {
+                break;
+            }
+            assert!(
+                !quorum_before || self.available() || (single && matches!(mutation, Mutation::DeletePod { .. })),
+                "I2-I4: {mutation:?} lost the quorum"
+            );
+            self.check();
+        }
+        Ok(())
+    }
+
+    fn die(&mut self, percent: usize) -> Result<(), Died> {
+        if self.chance.percent(percent) { Err(Died) } else { Ok(()) }
+    }
+
+    fn ensure(&mut self, ensure: &Ensure) {
+        match ensure.clone() {
+            Ensure::MemberObject { serial, initial_state } => {
+                self.objects.entry(serial).or_insert(Object {
+                    initial_state,
+                    created_at: self.now,
+                    id: None,
+                    claim_uid: None,
+                    deletion_requested: false,
+                    join_refused: false,
+                });
+            }
+            Ensure::LatchMemberId { serial, id } => {
+                self.objects.get_mut(&serial).unwrap().id = Some(id);
+            }
+            Ensure::Claim { serial } => {
+                let uid = self.uid();
+                self.volumes.entry(serial).or_insert(Volume { uid, node: None, data: None });
+            }
+            Ensure::LatchClaim { serial, uid } => {
+                self.objects.get_mut(&serial).unwrap().claim_uid = Some(uid);
+            }
+            Ensure::Pod { serial, new_cluster, initial_cluster } => {
+                assert!(!new_cluster || self.status.cluster_id.is_none(), "I7: {serial}");
+                let pod = Pod {
+                    uid: self.uid(),
+                    template: self.desired.template.clone(),
+                    initial_cluster,
+                    terminating: false,
+                    down: Some(Cause::NotReady),
+                    serving: false,
+                };
+                let server =
+                    Server { pod, new_cluster, node: None, running: false, serving_since: None };
+                self.servers.entry(serial).or_insert(server);
+            }
+            Ensure::Serving { serial, serving, .. } => {
+                assert!(!serving || self.status.cluster_id.is_some(), "I8: {serial}");
+                self.servers.get_mut(&serial).unwrap().pod.serving = serving;
+            }
+        }
+    }
+
+    /// Returns whether the list goes on.
+    fn mutate(&mut self, mutation: &Mutation, action: &Action) -> bool {
+        match mutation.clone() {
+            // There is one operation at a time: writing the next one forgets the one before.
+            Mutation::Intent => self.status.allocated = None,
+            Mutation::FreezeBootstrap { serials, attempt } => {
+                self.status.latest_serial = *serials.last().unwrap();
+                for serial in &serials {
+                    assert!(self.serials_used.insert(*serial), "I7: serial {serial} comes twice");
+                }
+                let token = format!("token-{attempt}");
+                let started_at = self.now;
+                self.status.bootstrap = Some(Bootstrap { token, attempt, started_at, serials });
+            }
+            Mutation::LatchCluster { cluster_id } => self.status.cluster_id = Some(cluster_id),
+            Mutation::Allocate { serial, reason } => {
+                self.status.latest_serial = serial;
+                self.status.allocated = Some(Allocation { serial, reason });
+                if reason == JoinReason::Replacement {
+                    self.status.last_replacement = Some(self.now);
+                }
+            }
+            Mutation::CreateMemberObject { serial } => {
+                assert!(self.serials_used.insert(serial), "I7: serial {serial} comes twice");
+                let initial_state = InitialState::Existing;
+                self.ensure(&Ensure::MemberObject { serial, initial_state });
+            }
+            Mutation::DeletePod { serial, uid } => {
+                let server = self.servers.get_mut(&serial).unwrap();
+                assert_eq!(server.pod.uid, uid, "the wrong Pod is deleted: {action:?}");
+                server.pod.terminating = true;
+                server.running = false;
+                server.serving_since = None;
+            }
+            Mutation::DeletePodOf { serial } => {
+                self.servers.remove(&serial);
+            }
+            Mutation::RetireClaim { serial } => {
+                if let Some(data) = self.volumes.get(&serial).and_then(|v| v.data.clone()) {
+                    assert!(self.entry(data.id).is_none(), "I5: {serial} is a member and loses its data");
+                }
+                self.volumes.remove(&serial);
+            }
+            Mutation::DeleteMemberObject { serial } => {
+                self.objects.remove(&serial);
+            }
+            etcd => return self.mutate_etcd(&etcd),
+        }
+        true
+    }
+
+    fn mutate_etcd(&mut self, mutation: &Mutation) -> bool {
+        if !self.available() {
+            return false;
+        }
+        let all_run = self.voters().iter().all(|entry| self.runs(entry));
+        let peer_url = |serial| self.desired.names.peer_url(serial);
+        let etcd = self.etcd.as_mut().unwrap();
+        match mutation.clone() {
+            Mutation::AddLearner { serial } => {
+                if self.refuses_learners && !all_run {
+                    self.objects.get_mut(&serial).unwrap().join_refused = true;
+                    return false;
+                }
+                let peer_url = peer_url(serial);
+                assert!(etcd.entries.iter().all(|entry| entry.peer_url != peer_url), "added twice");
+                let id = id_of("join", serial);
+                etcd.entries.push(Entry { id, name: String::new(), peer_url, learner: true });
+            }
+            Mutation::Promote { id } => {
+                etcd.entries.iter_mut().find(|entry| entry.id == id).unwrap().learner = false;
+            }
+            Mutation::RemoveMember { id } => {
+                etcd.entries.retain(|entry| entry.id != id);
+                assert!(etcd.leader != Some(id), "I2: the leader was removed");
+                // The removed server stops.
+                for (serial, volume) in &self.volumes {
+                    if volume.data.as_ref().is_some_and(|data| data.id == id) {
+                        if let Some(server) = self.servers.get_mut(serial) {
+                            server.running = false;
+                            server.serving_since = None;
+                        }
+                    }
+                }
+            }
+            Mutation::MoveLeader { to, .. } => etcd.leader = Some(to),
+            other => unreachable!("{other:?} is not a mutation of etcd"),
+        }
+        true
+    }
+
+    fn check(&self) {
+        let Some(etcd) = &self.etcd else { return };
+        let learners = etcd.entries.iter().filter(|entry| entry.learner).count();
+        assert!(learners <= 1, "I1: {learners} learners");
+        for server in self.servers.values().filter(|server| server.pod.serving) {
+            assert!(self.status.cluster_id.is_some(), "I8: {:?} serves clients", server.pod.uid);
+        }
+    }
+
+    // === What happens to it ===
+
+    fn disturb(&mut self) {
+        let serials: Vec<Serial> = self.objects.keys().copied().collect();
+        if serials.is_empty() {
+            return;
+        }
+        let serial = serials[self.chance.below(serials.len())];
+        let voters = self.voters().len();
+        let is_voter = self.voters().iter().any(|entry| {
+            self.desired.names.serial_of(&entry.peer_url) == Some(serial)
+        });
+        // Losses for good stay within what the cluster tolerates; else nothing can be expected.
+        let affordable = if self.status.cluster_id.is_none() {
+            self.etcd.is_none()
+        } else {
+            !is_voter || self.intact_voters(Some(serial)) >= quorum(voters)
+        };
+        match self.chance.below(12) {
+            0..=2 => {
+                self.stop(serial);
+                if let Some(server) = self.servers.get_mut(&serial) {
+                    server.pod.terminating = true;
+                }
+            }
+            3 if affordable => {
+                self.stop(serial);
+                self.volumes.remove(&serial);
+                self.log.push(format!("{} claim of {serial} lost", self.now));
+            }
+            4 if affordable => self.lose_node(serial, Node::Gone),
+            5 if affordable => self.lose_node(serial, Node::Silent(self.now)),
+            6 => self.nodes.iter_mut().for_each(|node| {
+                if matches!(node, Node::Silent(_)) {
+                    *node = Node::Up;
+                }
+            }),
+            7 if affordable && voters > 1 => {
+                if let Some(object) = self.objects.get_mut(&serial) {
+                    object.deletion_requested = true;
+                    self.log.push(format!("{} {serial} is to be replaced", self.now));
+                }
+            }
+            8 => self.desired.replicas = [1, 3, 5][self.chance.below(3)],
+            9 | 10 => {
+                self.uids += 1;
+                self.desired.template = format!("t{}", self.uids);
+                if self.chance.percent(30) {
+                    self.bad_templates.insert(self.desired.template.clone());
+                }
+                self.log.push(format!("{} template {}", self.now, self.desired.template));
+            }
+            _ => {}
+        }
+    }
+
+    /// The server's process ends, and with it its leadership.
+    fn stop(&mut self, serial: Serial) {
+        let id = self.volumes.get(&serial).and_then(|v| v.data.as_ref()).map(|data| data.id);
+        if let Some(server) = self.servers.get_mut(&serial) {
+            server.running = false;
+            server.serving_since = None;
+        }
+        if let Some(etcd) = self.etcd.as_mut().filter(|etcd| id.is_some() && etcd.leader == id) {
+            etcd.leader = None;
+        }
+    }
+
+    fn lose_node(&mut self, serial: Serial, state: Node) {
+        let Some(node) = self.volumes.get(&serial).and_then(|volume| volume.node) else { return };
+        let shared = self.volumes.values().filter(|volume| volume.node == Some(node)).count();
+        if self.nodes[node] == Node::Up && shared == 1 {
+            self.stop(serial);
+            self.nodes[node] = state;
+            self.nodes.push(Node::Up);
+            self.log.push(format!("{} node {node} of {serial}: {state:?}", self.now));
+        }
+    }
+
+    fn settle(&mut self) {
+        let healthy = |node: &mut Node| {
+            if matches!(node, Node::Silent(_)) {
+                *node = Node::Up;
+            }
+        };
+        self.nodes.iter_mut().for_each(healthy);
+        self.desired.template = "last".to_owned();
+    }
+
+    fn is_converged(&self) -> bool {
+        let observed = self.observe();
+        let plan = plan(&self.desired, &observed, self.now);
+        plan.action.is_none()
+            && plan.blocked.is_empty()
+            && plan.ensures.is_empty()
+            && observed.voters().len() == self.desired.replicas
+            && observed.learners().is_empty()
+            && observed.members.len() == self.desired.replicas
+            && observed.members.values().all(|m| m.is_serving() && !m.is_outdated(&self.desired))
+            && self.servers.values().all(|server| server.pod.serving)
+    }
+}
+
+fn id_of(token: &str, serial: Serial) -> MemberId {
+    let seed = token.bytes().fold(17_u64, |hash, byte| hash.wrapping_mul(31) + u64::from(byte));
+    MemberId(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ (serial.0 as u64).wrapping_mul(0xBF58_476D))
+}
+
+/// Runs one history; returns how often each action was taken.
+fn run(seed: u64) -> BTreeMap<&'static str, u64> {
+    let mut world = World::new(seed);
+    let mut seen = world.observe();
+    for _ in 0..120 {
+        world.tick();
+        if world.chance.percent(25) {
+            world.disturb();
+        }
+        let stale = world.chance.percent(15);
+        let old = stale.then(|| seen.clone());
+        seen = world.observe();
+        let _ = world.pass(old, 4);
+    }
+    world.settle();
+    for _ in 0..1_500 {
+        world.tick();
+        let _ = world.pass(None, 1);
+        if world.is_converged() {
+            return world.actions;
+        }
+    }
+    let observed = world.observe();
+    let stuck = plan(&world.desired, &observed, world.now);
+    panic!(
+        "seed {seed} does not converge to {} replicas\n{}\n{observed:#?}\n{stuck:#?}",
+        world.desired.replicas,
+        world.log.join("\n")
+    );
+}
+
+#[test]
+fn every_history_keeps_the_invariants_and_converges() {
+    let mut actions: BTreeMap<&'static str, u64> = BTreeMap::new();
+    for seed in 1..=HISTORIES {
+        let counted = std::panic::catch_unwind(|| run(seed));
+        let counted = counted.unwrap_or_else(|cause| {
+            eprintln!("history with seed {seed} failed");
+            std::panic::resume_unwind(cause)
+        });
+        for (kind, count) in counted {
+            *actions.entry(kind).or_default() += count;
+        }
+    }
+    // A history that never does something proves nothing about it.
+    for kind in [
+        "FreezeBootstrap", "LatchCluster", "CreateMember", "AddLearner", "Promote", "Remove",
+        "MoveLeader", "RestartPod", "Release",
+    ] {
+        assert!(actions.get(kind).is_some_and(|count| *count > 100), "{kind}: {actions:?}");
+    }
+}

@@ -1,0 +1,254 @@
+//! The only file that writes to Kubernetes: server-side apply under our field manager, creates,
+//! deletes with a uid, and status writes with a resource version.
+//!
+//! Every call is bounded by [`CALL_TIMEOUT`]: the client retries throttled requests on its own for
+//! a long time, and a worker that waits there serves nobody. Nothing is read from a cache here;
+//! what the planner decides on and what an action re-verifies comes from the API server.
+
+use std::{fmt::Debug, future::Future, time::Duration};
+
+use k8s_openapi::NamespaceResourceScope;
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions},
+    core::ClusterResourceScope,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+
+/// Field manager of everything but status.
+pub const FIELD_MANAGER: &str = "etcd-operator";
+/// Field manager of status.
+const STATUS_MANAGER: &str = "etcd-operator-status";
+/// Longest time a single call may take.
+const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A call to the API server that did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum KubernetesError {
+    #[error("{verb} {kind} {name}: {source}")]
+    Refused { verb: &'static str, kind: String, name: String, source: Box<kube::Error> },
+    #[error("{verb} {kind} {name}: no answer within {seconds} s", seconds = CALL_TIMEOUT.as_secs())]
+    Timeout { verb: &'static str, kind: String, name: String },
+    #[error("{kind} cannot be written as JSON: {source}")]
+    Encode { kind: String, source: serde_json::Error },
+}
+
+impl KubernetesError {
+    /// Somebody else changed the object; the next pass sees the change.
+    pub fn is_conflict(&self) -> bool {
+        self.status_is(|status| status.code == 409)
+    }
+
+    /// The caller lacks a permission.
+    pub fn is_forbidden(&self) -> bool {
+        self.status_is(|status| status.code == 403)
+    }
+
+    /// The object was refused for what is in it.
+    pub fn is_invalid(&self) -> bool {
+        self.status_is(|status| status.code == 422)
+    }
+
+    fn is_not_found(&self) -> bool {
+        self.status_is(|status| status.code == 404)
+    }
+
+    fn status_is(&self, test: impl Fn(&kube::core::Status) -> bool) -> bool {
+        match self {
+            KubernetesError::Refused { source, .. } => {
+                matches!(&**source, kube::Error::Api(status) if test(status))
+            }
+            _ => false,
+        }
+    }
+}
+
+/// A kind that lives in a namespace.
+pub trait Namespaced:
+    Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Serialize + Debug
+{
+}
+
+impl<K> Namespaced for K where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + DeserializeOwned
+        + Serialize
+        + Debug
+{
+}
+
+/// Access to the API server.
+#[derive(Clone)]
+pub struct Kubernetes {
+    client: Client,
+}
+
+impl Kubernetes {
+    pub fn new(client: Client) -> Kubernetes {
+        Kubernetes { client }
+    }
+
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// # Errors
+    /// The call failed; absence is not an error.
+    pub async fn get<K: Namespaced>(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<K>, KubernetesError> {
+        bounded::<K, _>("get", name, self.api::<K>(namespace).get_opt(name)).await
+    }
+
+    /// All objects with the labels, read from the API server itself.
+    ///
+    /// # Errors
+    /// The call failed.
+    pub async fn list<K: Namespaced>(
+        &self,
+        namespace: &str,
+        labels: &str,
+    ) -> Result<Vec<K>, KubernetesError> {
+        let parameters = ListParams::default().labels(labels);
+        let list = bounded::<K, _>("list", labels, self.api::<K>(namespace).list(&parameters)).await?;
+        Ok(list.items)
+    }
+
+    /// All objects of a kind without namespace, or `None` if the operator may not see them: a
+    /// namespaced installation has no right to look at nodes.
+    ///
+    /// # Errors
+    /// The call failed for another reason.
+    pub async fn list_of_cluster<K>(&self) -> Result<Option<Vec<K>>, KubernetesError>
+    where
+        K: Resource<Scope = ClusterResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Debug,
+    {
+        let api: Api<K> = Api::all(self.client.clone());
+        match bounded::<K, _>("list", "all", api.list(&ListParams::default())).await {
+            Ok(list) => Ok(Some(list.items)),
+            Err(error) if error.is_forbidden() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Server-side apply of the whole object; fields that we no longer name are given up.
+    ///
+    /// # Errors
+    /// The call failed.
+    pub async fn apply<K: Namespaced>(&self, namespace: &str, object: &K) -> Result<K, KubernetesError> {
+        let name = object.name_any();
+        let parameters = PatchParams::apply(FIELD_MANAGER).force();
+        let value = typed::<K>(object)?;
+        let api = self.api::<K>(namespace);
+        bounded::<K, _>("apply", &name, api.patch(&name, &parameters, &Patch::Apply(value))).await
+    }
+
+    /// Creates the object unless one of that name exists. Returns whether it was created.
+    ///
+    /// # Errors
+    /// The call failed.
+    pub async fn create<K: Namespaced>(&self, namespace: &str, object: &K) -> Result<bool, KubernetesError> {
+        let name = object.name_any();
+        let parameters =
+            PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
+        let api = self.api::<K>(namespace);
+        match bounded::<K, _>("create", &name, api.create(&parameters, object)).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_conflict() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes the status of an object that has not changed since `resource_version`.
+    ///
+    /// # Errors
+    /// The call failed, or the object has changed ([`KubernetesError::is_conflict`]).
+    pub async fn apply_status<K: Namespaced>(
+        &self,
+        object: &K,
+        status: &impl Serialize,
+    ) -> Result<K, KubernetesError> {
+        let (name, namespace) = (object.name_any(), object.namespace().unwrap_or_default());
+        let patch = json!({
+            "apiVersion": K::api_version(&()),
+            "kind": K::kind(&()),
+            "metadata": { "name": name, "resourceVersion": object.resource_version() },
+            "status": status,
+        });
+        let parameters = PatchParams::apply(STATUS_MANAGER).force();
+        let api = self.api::<K>(&namespace);
+        bounded::<K, _>("apply status of", &name, api.patch_status(&name, &parameters, &Patch::Apply(patch)))
+            .await
+    }
+
+    /// Merges into the metadata of the object with this uid.
+    ///
+    /// # Errors
+    /// The call failed, or the uid is another one.
+    pub async fn merge_metadata<K: Namespaced>(
+        &self,
+        object: &K,
+        mut metadata: Value,
+    ) -> Result<(), KubernetesError> {
+        let (name, namespace) = (object.name_any(), object.namespace().unwrap_or_default());
+        metadata["uid"] = json!(object.uid());
+        let patch = Patch::Merge(json!({ "metadata": metadata }));
+        let parameters =
+            PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        let api = self.api::<K>(&namespace);
+        bounded::<K, _>("patch", &name, api.patch(&name, &parameters, &patch)).await.map(|_| ())
+    }
+
+    /// Deletes the object, only if it has this uid. An object that is gone is a success.
+    ///
+    /// # Errors
+    /// The call failed, or the uid is another one.
+    pub async fn delete<K: Namespaced>(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: Option<&str>,
+    ) -> Result<(), KubernetesError> {
+        let preconditions =
+            uid.map(|uid| Preconditions { uid: Some(uid.to_owned()), resource_version: None });
+        let parameters = DeleteParams { preconditions, ..DeleteParams::background() };
+        let api = self.api::<K>(namespace);
+        match bounded::<K, _>("delete", name, api.delete(name, &parameters)).await {
+            Err(error) if !error.is_not_found() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn api<K: Namespaced>(&self, namespace: &str) -> Api<K> {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+}
+
+/// Apply patches must name version and kind, which typed objects leave out.
+fn typed<K: Namespaced>(object: &K) -> Result<Value, KubernetesError> {
+    let kind = K::kind(&()).into_owned();
+    let mut value =
+        serde_json::to_value(object).map_err(|source| KubernetesError::Encode { kind: kind.clone(), source })?;
+    value["apiVersion"] = json!(K::api_version(&()));
+    value["kind"] = json!(kind);
+    Ok(value)
+}
+
+async fn bounded<K: Resource<DynamicType = ()>, T>(
+    verb: &'static str,
+    name: &str,
+    call: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, KubernetesError> {
+    let (kind, name) = (K::kind(&()).into_owned(), name.to_owned());
+    match tokio::time::timeout(CALL_TIMEOUT, call).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(source)) => {
+            Err(KubernetesError::Refused { verb, kind, name, source: Box::new(source) })
+        }
+        Err(_) => Err(KubernetesError::Timeout { verb, kind, name }),
+    }
+}
