@@ -100,6 +100,21 @@ pub async fn observe(
     Ok(Observation { observed, objects, pods, reports, addresses })
 }
 
+/// The members that have an object.
+///
+/// # Errors
+/// The API server did not answer.
+pub async fn serials(
+    kubernetes: &Kubernetes,
+    validated: &Validated,
+) -> Result<Vec<Serial>, KubernetesError> {
+    let names = &validated.desired.names;
+    let labels = selector_text(&member_selector(&names.cluster));
+    let objects = kubernetes.list::<EtcdMember>(&names.namespace, &labels).await?;
+    let owned = objects.iter().filter(|object| is_owned(object, &validated.uid));
+    Ok(owned.map(|object| Serial(object.spec.serial)).collect())
+}
+
 /// Hexadecimal as etcd prints ids.
 pub fn parse_id(text: &str) -> Option<u64> {
     u64::from_str_radix(text, 16).ok()
