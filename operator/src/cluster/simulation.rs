@@ -21,7 +21,7 @@ use super::{
 };
 use crate::crd::InitialState;
 
-const HISTORIES: u64 = 6_000;
+const HISTORIES: u64 = 5_000;
 const TICK: SignedDuration = SignedDuration::from_secs(10);
 
 /// xorshift64*: small, seeded, and enough to choose disturbances.
@@ -697,7 +697,7 @@ fn id_of(token: &str, serial: Serial) -> MemberId {
 fn run(seed: u64) -> BTreeMap<&'static str, u64> {
     let mut world = World::new(seed);
     let mut seen = world.observe();
-    for _ in 0..120 {
+    for _ in 0..100 {
         world.tick();
         if world.chance.percent(25) {
             world.disturb();
@@ -708,10 +708,10 @@ fn run(seed: u64) -> BTreeMap<&'static str, u64> {
         let _ = world.pass(old, 4);
     }
     world.settle();
-    for _ in 0..1_500 {
+    for tick in 0..1_500 {
         world.tick();
         let _ = world.pass(None, 1);
-        if world.is_converged() {
+        if tick % 8 == 0 && world.is_converged() {
             return world.actions;
         }
     }
