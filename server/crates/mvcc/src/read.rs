@@ -13,12 +13,13 @@ use bytes::Bytes;
 use revlog::{Record, RevStore, RevStoreError, StoreSize};
 use types::{KeyRange, RangeEnd, RecordRevision, Revision};
 
+use crate::backup;
 use crate::changes::{self, Limits};
 use crate::event::RevisionEvents;
 use crate::hash::{self, HashAnswer};
 use crate::history::{KeyHead, Version};
 use crate::query::{Hit, RangeAnswer, RangeError, RangeQuery, Scan, assemble, encode_key};
-use crate::store::{CHUNK, Shared};
+use crate::store::{CHUNK, Shared, StoreMeta};
 use crate::writer::missing;
 
 /// How often a read of the newest revision starts again before it reports `Compacted`.
@@ -169,6 +170,18 @@ impl ReadView {
     pub fn record(&self, record: RecordRevision) -> Result<Option<Record>, RevStoreError> {
         let revs = Arc::clone(&self.shared.read().revs);
         revs.get(record)
+    }
+
+    /// Visits, in order of revision, every record that a reader can still reach, until `visit`
+    /// breaks; answers the moment the records belong to.
+    ///
+    /// # Errors
+    /// `Compacted` when a compaction went by meanwhile: what was visited is of no use, begin again.
+    pub fn backup(
+        &self,
+        visit: &mut dyn FnMut(Record) -> ControlFlow<()>,
+    ) -> Result<StoreMeta, RangeError> {
+        backup::records(&self.shared, visit)
     }
 
     /// The hash that Go etcd's HashKV answers for the same history; `revision` 0 is the newest.
