@@ -13,7 +13,7 @@ use e2e::script::{Programs, Script};
 #[test]
 fn go_etcdctl_drives_go_etcd() {
     let go = peers::etcd_binaries().expect("build Go etcd");
-    let programs = Programs { etcd: go.etcd, etcdctl: go.etcdctl };
+    let programs = Programs { etcd: go.etcd, etcdctl: go.etcdctl, etcdutl: go.etcdutl };
     if std::env::var_os("UPDATE_SCENARIOS").is_some() {
         update(&programs);
     }
@@ -24,7 +24,7 @@ fn go_etcdctl_drives_go_etcd() {
 fn our_etcdctl_drives_go_etcd() {
     let go = peers::etcd_binaries().expect("build Go etcd");
     let etcdctl = peers::our_binary("etcdctl", "etcdctl").expect("build our etcdctl");
-    run_all(&Programs { etcd: go.etcd, etcdctl });
+    run_all(&Programs { etcd: go.etcd, etcdctl, etcdutl: go.etcdutl });
 }
 
 fn scenarios() -> Vec<PathBuf> {

@@ -160,6 +160,8 @@ fn mask_log(line: &str) -> Option<String> {
         return None;
     }
     let Ok(Value::Object(fields)) = serde_json::from_str(line) else { return None };
+    // Sorted here, because the map's own order depends on how serde_json is built.
+    let fields: BTreeMap<String, Value> = fields.into_iter().collect();
     let mut masked = String::from("log");
     for (name, value) in fields {
         if VOLATILE_LOG.contains(&name.as_str()) {

@@ -1,6 +1,9 @@
 //! Runs the commands of a script.
 
+use std::env;
+use std::ffi::OsString;
 use std::io::{Read, Write};
+use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -12,7 +15,7 @@ use tempfile::TempDir;
 
 use super::mask::{Mask, dump_protobuf};
 use super::{ServerLine, Step};
-use crate::processes::{Cluster, ServerOptions, signal};
+use crate::processes::{Cluster, ServerOptions, Tls, signal};
 
 /// How long a command may take.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
@@ -26,12 +29,16 @@ pub struct Programs {
     pub etcd: PathBuf,
     /// The client, Go etcdctl or ours.
     pub etcdctl: PathBuf,
+    /// The offline tool that has to accept what the client saves; Go's, so that it is a judge.
+    pub etcdutl: PathBuf,
 }
 
 pub(super) struct Runner {
     programs: Programs,
     cluster: Cluster,
     directory: TempDir,
+    /// The programs by their names, for commands that run through a shell.
+    names: TempDir,
     mask: Mask,
 }
 
@@ -47,21 +54,24 @@ impl Runner {
             program: programs.etcd.clone(),
             members: server.members,
             flags: server.flags.clone(),
-            auto_tls: server.auto_tls,
+            tls: server.tls,
         };
         let cluster = Cluster::start(&options)?;
         let directory = tempfile::tempdir().context("create a directory for the script")?;
+        let names = tempfile::tempdir().context("create a directory for the programs")?;
+        for (name, program) in [("etcdctl", &programs.etcdctl), ("etcdutl", &programs.etcdutl)] {
+            symlink(program, names.path().join(name)).context("link a program")?;
+        }
         let mut mask = Mask::default();
         mask.text(&directory.path().display().to_string(), "<dir>");
         for (index, member) in cluster.members().iter().enumerate() {
             let number = index + 1;
             mask.text(&member.endpoint, &format!("<endpoint{number}>"));
             mask.text(&member.peer_url, &format!("<peer{number}>"));
-            let certificate = member.data_directory.join("fixtures/client/cert.pem");
-            mask.text(&certificate.display().to_string(), &format!("<cert{number}>"));
+            mask.text(&member.certificate.display().to_string(), &format!("<cert{number}>"));
         }
-        let mut runner = Runner { programs: programs.clone(), cluster, directory, mask };
-        runner.learn_ids(server.auto_tls)?;
+        let mut runner = Runner { programs: programs.clone(), cluster, directory, names, mask };
+        runner.learn_ids(server.tls != Tls::Off)?;
         Ok(runner)
     }
 
@@ -99,7 +109,7 @@ impl Runner {
         command
             .args(&line.words[1..])
             .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("PATH", self.path()?)
             .current_dir(self.directory.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -113,6 +123,13 @@ impl Runner {
             step.input.iter().map(|line| format!("{}\n", self.mask.unmask(line))).collect();
         let finished = Running::start(command, input, step.until.is_some())?.finish(step.until)?;
         Ok(self.show(&line.words, step.until.is_some(), finished))
+    }
+
+    fn path(&self) -> Result<OsString> {
+        let inherited = env::var_os("PATH").unwrap_or_default();
+        let own = self.names.path().to_path_buf();
+        env::join_paths([own].into_iter().chain(env::split_paths(&inherited)))
+            .context("make a search path")
     }
 
     fn endpoints(&self) -> String {

@@ -143,7 +143,7 @@ impl From<Unavailable> for ApiError {
         match reason {
             Unavailable::TooManyRequests => ApiError::TooManyRequests,
             Unavailable::NoLeader => ApiError::NoLeader,
-            Unavailable::LeaderChanged => ApiError::LeaderChanged,
+            Unavailable::LeaderChanged | Unavailable::NotApplied => ApiError::LeaderChanged,
             Unavailable::NotLeader => ApiError::NotLeader,
             Unavailable::Timeout => ApiError::Timeout,
             Unavailable::TimeoutLeaderFailure => ApiError::TimeoutLeaderFailure,

@@ -357,3 +357,26 @@ async fn stopping_the_hub_ends_every_stream() {
     handle.create(on("a", "")).await;
     assert!(output.next().await.is_none());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_record_missing_without_a_compaction_stops_the_task() {
+    let revs = Arc::new(MemoryRevs::default());
+    let store = Store::empty(revs.clone());
+    let (hub, task) = Hub::new(store.read(), HubOptions::default());
+    let task = tokio::spawn(task.run());
+    let (handle, mut output) = hub.open();
+    handle.create(CreateWatch { prev_kv: true, ..on("a", "") }).await;
+    assert!(matches!(output.next().await, Some(crate::WatchMessage::Created { .. })));
+    for _ in 0..2 {
+        let mut writer = store.writer();
+        writer.begin();
+        writer.put("a".into(), "1".into(), LeaseId(0));
+        writer.end();
+        let events = writer.commit().unwrap();
+        revlog::RevStore::remove(&*revs, &[events[0].events[0].record]).unwrap();
+        hub.publish(events);
+    }
+    let failure = task.await.unwrap().unwrap_err().to_string();
+    assert!(failure.contains("record 2/0, which event 3/0 replaced, is missing"), "{failure}");
+    while output.next().await.is_some() {}
+}
