@@ -38,15 +38,15 @@ use std::env;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Child;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 pub use access::Access;
 use cgroup::Cgroups;
 pub use launch::Lifetime;
+use launch::Started;
 pub use layout::{Layout, NodeNumber};
 use program::Program;
 pub use sweep::sweep;
@@ -74,7 +74,7 @@ pub struct Cluster {
     nodes: Vec<NodeNumber>,
     lifetime: Lifetime,
     /// Kept only to be reaped: who lives is read from the control groups.
-    children: Mutex<Vec<Child>>,
+    children: Mutex<Vec<Started>>,
 }
 
 impl Cluster {
@@ -234,17 +234,21 @@ impl Cluster {
     fn boot(&self, node: NodeNumber) -> Result<()> {
         node::prepare(&self.layout, node)?;
         let holder = node::spawn(&self.layout, &self.cgroups, node, &self.programs, self.lifetime)?;
-        let process = holder.id();
+        let process = holder.child.id();
         self.keep(vec![holder]);
         node::connect(&self.cgroups, node, process, &self.nodes)
     }
 
     fn wait_for_api_server(&self) -> Result<()> {
+        // Without the store, or one of the nodes, waiting would be in vain.
         wait::until("the apiserver is ready", Duration::from_secs(90), || {
-            self.access.kubectl(["get", "--raw=/readyz"]).limit(Duration::from_secs(5)).run()
+            if let Some(ended) = self.first_ended() {
+                return Ok(Err(anyhow!("{ended} has ended: {}", self.logs_hint(&ended))));
+            }
+            let ready = self.access.kubectl(["get", "--raw=/readyz"]);
+            ready.limit(Duration::from_secs(5)).run().map(|_| Ok(()))
         })
-        .with_context(|| self.logs_hint("kube-apiserver"))
-        .map(drop)
+        .with_context(|| self.logs_hint("kube-apiserver"))?
     }
 
     /// Ready is: every node with its volumes driver, and pods can be made in `default`.
@@ -269,14 +273,23 @@ impl Cluster {
         format!("see {}", self.layout.log(process).display())
     }
 
-    fn keep(&self, started: Vec<Child>) {
+    fn keep(&self, started: Vec<Started>) {
         self.children.lock().unwrap_or_else(PoisonError::into_inner).extend(started);
+    }
+
+    /// A process that this one has started and that does not run any more.
+    fn first_ended(&self) -> Option<String> {
+        let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
+        children.iter_mut().find_map(|started| match started.child.try_wait() {
+            Ok(Some(_)) => Some(started.name.clone()),
+            _ => None,
+        })
     }
 
     /// Takes note of children that have ended, so that they do not stay as zombies.
     fn reap(&self) {
         let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
-        children.retain_mut(|child| !matches!(child.try_wait(), Ok(Some(_))));
+        children.retain_mut(|started| !matches!(started.child.try_wait(), Ok(Some(_))));
     }
 }
 

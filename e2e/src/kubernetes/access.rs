@@ -40,7 +40,9 @@ impl Access {
     /// A helm command line, to be run.
     pub fn helm<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Program {
         let mut program = Program::new(&self.helm);
+        // KUBECACHEDIR: Kubernetes' client library, for what it learns about the apiserver.
         for (name, directory) in [
+            ("KUBECACHEDIR", "kubectl"),
             ("HELM_CACHE_HOME", "helm/cache"),
             ("HELM_CONFIG_HOME", "helm/config"),
             ("HELM_DATA_HOME", "helm/data"),

@@ -4,12 +4,11 @@
 
 use std::ffi::OsString;
 use std::path::Path;
-use std::process::Child;
 
 use anyhow::Result;
 
 use super::cgroup::CONTROL_PLANE;
-use super::launch::{self, Lifetime};
+use super::launch::{self, Lifetime, Started};
 use super::layout::{
     HOST_ADDRESS, Layout, POD_NETWORK, SERVICE_NETWORK, STORE_CLIENT_URL, STORE_PEER_URL,
 };
@@ -32,14 +31,14 @@ pub(super) struct Starter<'a> {
 
 impl Starter<'_> {
     /// What the apiserver needs, and itself.
-    pub(super) fn store_and_api_server(&self) -> Result<Vec<Child>> {
+    pub(super) fn store_and_api_server(&self) -> Result<Vec<Started>> {
         let store = self.start_program(self.store, store(self.layout))?;
         Ok(vec![store, self.start(api_server(self.layout))?])
     }
 
     /// What only works once the apiserver does. (Started before, the controller manager would sit
     /// in a back-off of several seconds.)
-    pub(super) fn controllers(&self) -> Result<Vec<Child>> {
+    pub(super) fn controllers(&self) -> Result<Vec<Started>> {
         let mut parts = vec![controller_manager(self.layout), scheduler(self.layout)];
         parts.push(dns(self.layout));
         parts.push(csi_controller(self.layout));
@@ -62,7 +61,7 @@ impl Starter<'_> {
         parts.into_iter().map(|part| self.start(part)).collect()
     }
 
-    fn start(&self, part: Part) -> Result<Child> {
+    fn start(&self, part: Part) -> Result<Started> {
         let program = match part.name {
             "csi-controller" => self.programs.join("keelson-csi"),
             name => self.programs.join(name),
@@ -70,7 +69,7 @@ impl Starter<'_> {
         self.start_program(&program, part)
     }
 
-    fn start_program(&self, program: &Path, part: Part) -> Result<Child> {
+    fn start_program(&self, program: &Path, part: Part) -> Result<Started> {
         let mut line: Vec<OsString> = vec![program.into()];
         line.extend(part.arguments.into_iter().map(OsString::from));
         launch::start(self.layout, CONTROL_PLANE, self.lifetime, part.name, &line)

@@ -25,6 +25,12 @@ pub enum Lifetime {
     Caller,
 }
 
+/// A process that was started, under the name of its log.
+pub struct Started {
+    pub name: String,
+    pub child: Child,
+}
+
 /// Starts a program in a control group, with its output in a log file.
 pub fn start(
     layout: &Layout,
@@ -32,7 +38,7 @@ pub fn start(
     lifetime: Lifetime,
     name: &str,
     command_line: &[OsString],
-) -> Result<Child> {
+) -> Result<Started> {
     let path = layout.log(name);
     let log = fs::OpenOptions::new()
         .create(true)
@@ -44,7 +50,7 @@ pub fn start(
     if lifetime == Lifetime::Caller {
         command.arg("--die-with-parent");
     }
-    command
+    let child = command
         .arg("--")
         .args(command_line)
         .current_dir(layout.root())
@@ -52,7 +58,8 @@ pub fn start(
         .stdout(log.try_clone()?)
         .stderr(log)
         .spawn()
-        .with_context(|| format!("start {name}"))
+        .with_context(|| format!("start {name}"))?;
+    Ok(Started { name: name.to_owned(), child })
 }
 
 /// The hidden command: joins the group and becomes the program. Returns only an error.

@@ -141,7 +141,7 @@ mod tests {
             assert!(Layout::new(Path::new(bad)).is_err(), "{bad}");
         }
         assert!(Layout::new(&PathBuf::from(format!("/{}", "x".repeat(80)))).is_err());
-        let layout = Layout::new(Path::new("/work/target/keelson")).unwrap();
-        assert_eq!(layout.kubeconfig(), Path::new("/work/target/keelson/cluster/kubeconfig"));
+        let layout = Layout::new(Path::new("/clone/target/keelson")).unwrap();
+        assert_eq!(layout.kubeconfig(), Path::new("/clone/target/keelson/cluster/kubeconfig"));
     }
 }

@@ -6,14 +6,13 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Child;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::cgroup::{Cgroups, node_group};
-use super::launch::{self, Lifetime};
+use super::launch::{self, Lifetime, Started};
 use super::layout::{Layout, NodeNumber};
 use super::{network, settings, wait};
 
@@ -48,7 +47,7 @@ pub(super) fn spawn(
     node: NodeNumber,
     programs: &Path,
     lifetime: Lifetime,
-) -> Result<Child> {
+) -> Result<Started> {
     cgroups.remove(&node_group(node))?;
     let mut line: Vec<std::ffi::OsString> =
         "unshare --net --mount --pid --uts --ipc --cgroup --fork --kill-child --mount-proc"
