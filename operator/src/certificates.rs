@@ -173,12 +173,16 @@ fn ip_address(bytes: &[u8]) -> Option<String> {
 fn verify_signature(leaf: &[u8], ca: &[u8]) -> Result<bool, CertificateError> {
     use x509_parser::extensions::ParsedExtension;
     let parse = |der| parse_x509_certificate(der).map(|(_, certificate)| certificate);
-    let read = |error: x509_parser::nom::Err<_>| CertificateError::Read { detail: error.to_string() };
+    let read =
+        |error: x509_parser::nom::Err<_>| CertificateError::Read { detail: error.to_string() };
     let (leaf, ca) = (parse(leaf).map_err(read)?, parse(ca).map_err(read)?);
-    let authority = leaf.extensions().iter().find_map(|extension| match extension.parsed_extension() {
-        ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.as_ref().map(|id| id.0.to_vec()),
-        _ => None,
-    });
+    let authority =
+        leaf.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+            ParsedExtension::AuthorityKeyIdentifier(id) => {
+                id.key_identifier.as_ref().map(|id| id.0.to_vec())
+            }
+            _ => None,
+        });
     let subject = ca.extensions().iter().find_map(|extension| match extension.parsed_extension() {
         ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0.to_vec()),
         _ => None,

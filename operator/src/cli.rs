@@ -158,8 +158,9 @@ async fn run_agent(command: AgentCommand) -> Result<()> {
 }
 
 async fn agent_work(command: AgentCommand) -> Result<AgentReport> {
-    let text = std::env::var(STORE_VARIABLE)
-        .with_context(|| format!("the environment variable {STORE_VARIABLE} with the store is missing"))?;
+    let text = std::env::var(STORE_VARIABLE).with_context(|| {
+        format!("the environment variable {STORE_VARIABLE} with the store is missing")
+    })?;
     let store: BackupStore = serde_json::from_str(&text).context("read the store")?;
     let store = open(&store, &Credentials::from_environment())?;
     match command {
@@ -175,7 +176,8 @@ async fn agent_work(command: AgentCommand) -> Result<AgentReport> {
                 member: arguments.member,
                 address: MemberAddress { url: arguments.endpoint, host: arguments.server_name },
             };
-            Ok(AgentReport::Backup(agent::backup(&order, &GrpcAdmin::new(tls), store).await?))
+            let manifest = agent::backup(&order, &GrpcAdmin::new(tls), store).await?;
+            Ok(AgentReport::Backup(Box::new(manifest)))
         }
         AgentCommand::Restore(arguments) => {
             let pass_on = [
@@ -188,7 +190,10 @@ async fn agent_work(command: AgentCommand) -> Result<AgentReport> {
                 manifest: arguments.manifest,
                 data_dir: arguments.data_dir,
                 etcdutl: arguments.etcdutl,
-                arguments: pass_on.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect(),
+                arguments: pass_on
+                    .into_iter()
+                    .flat_map(|(flag, value)| [flag.to_owned(), value])
+                    .collect(),
                 bump_revision: arguments.bump_revision,
             };
             Ok(AgentReport::Restored { revision: agent::restore(&order, store).await? })

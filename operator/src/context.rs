@@ -69,9 +69,10 @@ impl Memory {
 
     pub fn is_applied(&self, uid: &str, digest: &str) -> bool {
         self.with(uid, |cluster| {
-            cluster.applied.as_ref().is_some_and(|(since, known)| {
-                known == digest && since.elapsed() < APPLIED_FOR
-            })
+            cluster
+                .applied
+                .as_ref()
+                .is_some_and(|(since, known)| known == digest && since.elapsed() < APPLIED_FOR)
         })
     }
 

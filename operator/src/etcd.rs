@@ -19,7 +19,10 @@ use tonic::{
 };
 use types::{ClusterId, MemberId};
 
-use crate::{certificates::KeyPairPem, cluster::model::{Entry, Silence}};
+use crate::{
+    certificates::KeyPairPem,
+    cluster::model::{Entry, Silence},
+};
 
 /// Longest time a single call may take.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -84,7 +87,10 @@ pub enum Refusal {
 
 /// The part of etcd's API that membership needs.
 pub trait EtcdAdmin: Send + Sync {
-    fn status<'a>(&'a self, member: &'a MemberAddress) -> BoxFuture<'a, Result<MemberReport, EtcdError>>;
+    fn status<'a>(
+        &'a self,
+        member: &'a MemberAddress,
+    ) -> BoxFuture<'a, Result<MemberReport, EtcdError>>;
     /// The member list, confirmed by a quorum.
     fn member_list<'a>(
         &'a self,
@@ -95,10 +101,22 @@ pub trait EtcdAdmin: Send + Sync {
         member: &'a MemberAddress,
         peer_url: &'a str,
     ) -> BoxFuture<'a, Result<MemberId, EtcdError>>;
-    fn promote<'a>(&'a self, member: &'a MemberAddress, id: MemberId) -> BoxFuture<'a, Result<(), EtcdError>>;
-    fn remove<'a>(&'a self, member: &'a MemberAddress, id: MemberId) -> BoxFuture<'a, Result<(), EtcdError>>;
+    fn promote<'a>(
+        &'a self,
+        member: &'a MemberAddress,
+        id: MemberId,
+    ) -> BoxFuture<'a, Result<(), EtcdError>>;
+    fn remove<'a>(
+        &'a self,
+        member: &'a MemberAddress,
+        id: MemberId,
+    ) -> BoxFuture<'a, Result<(), EtcdError>>;
     /// Must be asked of the leader.
-    fn move_leader<'a>(&'a self, leader: &'a MemberAddress, to: MemberId) -> BoxFuture<'a, Result<(), EtcdError>>;
+    fn move_leader<'a>(
+        &'a self,
+        leader: &'a MemberAddress,
+        to: MemberId,
+    ) -> BoxFuture<'a, Result<(), EtcdError>>;
 }
 
 /// [`EtcdAdmin`] over gRPC.
@@ -121,9 +139,8 @@ impl GrpcAdmin {
             silence: Silence::TlsRejected,
             detail: chain(&error),
         };
-        let mut endpoint = Endpoint::from_shared(member.url.clone())
-            .map_err(wrong)?
-            .connect_timeout(CALL_TIMEOUT);
+        let mut endpoint =
+            Endpoint::from_shared(member.url.clone()).map_err(wrong)?.connect_timeout(CALL_TIMEOUT);
         if let Some(tls) = &self.tls {
             let identity = Identity::from_pem(&tls.identity.certificate, &tls.identity.key);
             let config = ClientTlsConfig::new()
@@ -149,13 +166,19 @@ impl GrpcAdmin {
         Ok(ClusterClient::new(self.connect(member).await?))
     }
 
-    async fn maintenance(&self, member: &MemberAddress) -> Result<MaintenanceClient<Channel>, EtcdError> {
+    async fn maintenance(
+        &self,
+        member: &MemberAddress,
+    ) -> Result<MaintenanceClient<Channel>, EtcdError> {
         Ok(MaintenanceClient::new(self.connect(member).await?))
     }
 }
 
 impl EtcdAdmin for GrpcAdmin {
-    fn status<'a>(&'a self, member: &'a MemberAddress) -> BoxFuture<'a, Result<MemberReport, EtcdError>> {
+    fn status<'a>(
+        &'a self,
+        member: &'a MemberAddress,
+    ) -> BoxFuture<'a, Result<MemberReport, EtcdError>> {
         Box::pin(bounded(async move {
             let status = self.maintenance(member).await?.status(StatusRequest {}).await;
             let status = status.map_err(refusal)?.into_inner();
@@ -201,27 +224,40 @@ impl EtcdAdmin for GrpcAdmin {
         peer_url: &'a str,
     ) -> BoxFuture<'a, Result<MemberId, EtcdError>> {
         Box::pin(bounded(async move {
-            let request = MemberAddRequest { peer_ur_ls: vec![peer_url.to_owned()], is_learner: true };
+            let request =
+                MemberAddRequest { peer_ur_ls: vec![peer_url.to_owned()], is_learner: true };
             let added = self.cluster(member).await?.member_add(request).await.map_err(refusal)?;
             Ok(MemberId(added.into_inner().member.unwrap_or_default().id))
         }))
     }
 
-    fn promote<'a>(&'a self, member: &'a MemberAddress, id: MemberId) -> BoxFuture<'a, Result<(), EtcdError>> {
+    fn promote<'a>(
+        &'a self,
+        member: &'a MemberAddress,
+        id: MemberId,
+    ) -> BoxFuture<'a, Result<(), EtcdError>> {
         Box::pin(bounded(async move {
             let request = MemberPromoteRequest { id: id.0 };
             self.cluster(member).await?.member_promote(request).await.map_err(refusal).map(|_| ())
         }))
     }
 
-    fn remove<'a>(&'a self, member: &'a MemberAddress, id: MemberId) -> BoxFuture<'a, Result<(), EtcdError>> {
+    fn remove<'a>(
+        &'a self,
+        member: &'a MemberAddress,
+        id: MemberId,
+    ) -> BoxFuture<'a, Result<(), EtcdError>> {
         Box::pin(bounded(async move {
             let request = MemberRemoveRequest { id: id.0 };
             self.cluster(member).await?.member_remove(request).await.map_err(refusal).map(|_| ())
         }))
     }
 
-    fn move_leader<'a>(&'a self, leader: &'a MemberAddress, to: MemberId) -> BoxFuture<'a, Result<(), EtcdError>> {
+    fn move_leader<'a>(
+        &'a self,
+        leader: &'a MemberAddress,
+        to: MemberId,
+    ) -> BoxFuture<'a, Result<(), EtcdError>> {
         Box::pin(bounded(async move {
             let request = MoveLeaderRequest { target_id: to.0 };
             self.maintenance(leader).await?.move_leader(request).await.map_err(refusal).map(|_| ())

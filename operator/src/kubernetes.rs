@@ -67,7 +67,11 @@ impl KubernetesError {
 
 /// A kind that lives in a namespace.
 pub trait Namespaced:
-    Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Serialize + Debug
+    Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+    + Clone
+    + DeserializeOwned
+    + Serialize
+    + Debug
 {
 }
 
@@ -115,7 +119,8 @@ impl Kubernetes {
         labels: &str,
     ) -> Result<Vec<K>, KubernetesError> {
         let parameters = ListParams::default().labels(labels);
-        let list = bounded::<K, _>("list", labels, self.api::<K>(namespace).list(&parameters)).await?;
+        let list =
+            bounded::<K, _>("list", labels, self.api::<K>(namespace).list(&parameters)).await?;
         Ok(list.items)
     }
 
@@ -126,7 +131,10 @@ impl Kubernetes {
     /// The call failed for another reason.
     pub async fn list_of_cluster<K>(&self) -> Result<Option<Vec<K>>, KubernetesError>
     where
-        K: Resource<Scope = ClusterResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Debug,
+        K: Resource<Scope = ClusterResourceScope, DynamicType = ()>
+            + Clone
+            + DeserializeOwned
+            + Debug,
     {
         let api: Api<K> = Api::all(self.client.clone());
         match bounded::<K, _>("list", "all", api.list(&ListParams::default())).await {
@@ -140,7 +148,11 @@ impl Kubernetes {
     ///
     /// # Errors
     /// The call failed.
-    pub async fn apply<K: Namespaced>(&self, namespace: &str, object: &K) -> Result<K, KubernetesError> {
+    pub async fn apply<K: Namespaced>(
+        &self,
+        namespace: &str,
+        object: &K,
+    ) -> Result<K, KubernetesError> {
         let name = object.name_any();
         let parameters = PatchParams::apply(FIELD_MANAGER).force();
         let value = typed::<K>(object)?;
@@ -152,7 +164,11 @@ impl Kubernetes {
     ///
     /// # Errors
     /// The call failed.
-    pub async fn create<K: Namespaced>(&self, namespace: &str, object: &K) -> Result<bool, KubernetesError> {
+    pub async fn create<K: Namespaced>(
+        &self,
+        namespace: &str,
+        object: &K,
+    ) -> Result<bool, KubernetesError> {
         let name = object.name_any();
         let parameters =
             PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
@@ -182,8 +198,12 @@ impl Kubernetes {
         });
         let parameters = PatchParams::apply(STATUS_MANAGER).force();
         let api = self.api::<K>(&namespace);
-        bounded::<K, _>("apply status of", &name, api.patch_status(&name, &parameters, &Patch::Apply(patch)))
-            .await
+        bounded::<K, _>(
+            "apply status of",
+            &name,
+            api.patch_status(&name, &parameters, &Patch::Apply(patch)),
+        )
+        .await
     }
 
     /// Merges into the metadata of the object with this uid.
@@ -232,8 +252,8 @@ impl Kubernetes {
 /// Apply patches must name version and kind, which typed objects leave out.
 fn typed<K: Namespaced>(object: &K) -> Result<Value, KubernetesError> {
     let kind = K::kind(&()).into_owned();
-    let mut value =
-        serde_json::to_value(object).map_err(|source| KubernetesError::Encode { kind: kind.clone(), source })?;
+    let mut value = serde_json::to_value(object)
+        .map_err(|source| KubernetesError::Encode { kind: kind.clone(), source })?;
     value["apiVersion"] = json!(K::api_version(&()));
     value["kind"] = json!(kind);
     Ok(value)

@@ -156,7 +156,8 @@ impl Election {
         }
         match &self.watched {
             Some((seen, since)) if *seen == version => {
-                let duration = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
+                let duration =
+                    spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
                 now.duration_since(*since) > duration.map_or(LEASE_DURATION, Duration::from_secs)
             }
             _ => {
@@ -215,11 +216,27 @@ mod tests {
         let start = Instant::now();
         let version = |text: &str| Some(text.to_owned());
         assert!(!election.may_take(&held_by("other"), version("1"), start));
-        assert!(!election.may_take(&held_by("other"), version("1"), start + Duration::from_secs(14)));
+        assert!(!election.may_take(
+            &held_by("other"),
+            version("1"),
+            start + Duration::from_secs(14)
+        ));
         // A renewal starts the wait again, whatever the clocks say.
-        assert!(!election.may_take(&held_by("other"), version("2"), start + Duration::from_secs(16)));
-        assert!(!election.may_take(&held_by("other"), version("2"), start + Duration::from_secs(30)));
-        assert!(election.may_take(&held_by("other"), version("2"), start + Duration::from_secs(32)));
+        assert!(!election.may_take(
+            &held_by("other"),
+            version("2"),
+            start + Duration::from_secs(16)
+        ));
+        assert!(!election.may_take(
+            &held_by("other"),
+            version("2"),
+            start + Duration::from_secs(30)
+        ));
+        assert!(election.may_take(
+            &held_by("other"),
+            version("2"),
+            start + Duration::from_secs(32)
+        ));
     }
 
     #[tokio::test]

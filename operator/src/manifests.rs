@@ -38,13 +38,20 @@ pub fn generated() -> Result<Vec<Generated>, serde_yaml::Error> {
     let content = format!("{NOTE}{}", yaml_documents(&installation())?);
     files.push(Generated { path: "manifests/operator.yaml".to_owned(), content });
     let mut rules = String::new();
-    for (name, rules_of) in
-        [("clusterRules", cluster_rules()), ("leaderRules", leader_rules()), ("nodeRules", node_rules())]
-    {
+    for (name, rules_of) in [
+        ("clusterRules", cluster_rules()),
+        ("leaderRules", leader_rules()),
+        ("nodeRules", node_rules()),
+    ] {
         let yaml = serde_yaml::to_string(&rules_of)?;
-        rules.push_str(&format!("{{{{- define \"etcd-operator.{name}\" -}}}}\n{yaml}{{{{- end }}}}\n"));
+        rules.push_str(&format!(
+            "{{{{- define \"etcd-operator.{name}\" -}}}}\n{yaml}{{{{- end }}}}\n"
+        ));
     }
-    files.push(Generated { path: "charts/etcd-operator/templates/_rules.tpl".to_owned(), content: rules });
+    files.push(Generated {
+        path: "charts/etcd-operator/templates/_rules.tpl".to_owned(),
+        content: rules,
+    });
     Ok(files)
 }
 
@@ -69,7 +76,12 @@ fn cluster_rules() -> Vec<PolicyRule> {
         rule(GROUP, &["etcdmembers", "etcdbackups"], &all),
         rule(
             GROUP,
-            &["etcdclusters/status", "etcdmembers/status", "etcdbackups/status", "etcdbackupschedules/status"],
+            &[
+                "etcdclusters/status",
+                "etcdmembers/status",
+                "etcdbackups/status",
+                "etcdbackupschedules/status",
+            ],
             &["get", "patch"],
         ),
         // Needed to own objects with blockOwnerDeletion.
@@ -141,9 +153,7 @@ fn installation() -> Vec<Value> {
 
 fn deployment(labels: &Value) -> Value {
     let image = format!("keelson/keelson:{DEFAULT_VERSION}");
-    let field = |name: &str, path: &str| {
-        json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } })
-    };
+    let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
     let probe = |path: &str| json!({ "httpGet": { "path": path, "port": "metrics" } });
     json!({
         "apiVersion": "apps/v1", "kind": "Deployment",

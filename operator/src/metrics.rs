@@ -5,7 +5,9 @@ use std::{convert::Infallible, net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::{Request, Response, StatusCode, body::Incoming, server::conn::http1, service::service_fn};
+use hyper::{
+    Request, Response, StatusCode, body::Incoming, server::conn::http1, service::service_fn,
+};
 use hyper_util::rt::TokioIo;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
@@ -34,24 +36,34 @@ impl Metrics {
     /// A name is not valid or comes twice, which is a mistake in this file.
     pub fn new() -> Result<Metrics, prometheus::Error> {
         let registry = Registry::new();
-        let gauge = |name: &str, help: &str, labels: &[&str]| -> Result<IntGaugeVec, prometheus::Error> {
-            let gauge = IntGaugeVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(gauge.clone()))?;
-            Ok(gauge)
-        };
-        let counter = |name: &str, help: &str, labels: &[&str]| -> Result<IntCounterVec, prometheus::Error> {
-            let counter = IntCounterVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(counter.clone()))?;
-            Ok(counter)
-        };
+        let gauge =
+            |name: &str, help: &str, labels: &[&str]| -> Result<IntGaugeVec, prometheus::Error> {
+                let gauge = IntGaugeVec::new(Opts::new(name, help), labels)?;
+                registry.register(Box::new(gauge.clone()))?;
+                Ok(gauge)
+            };
+        let counter =
+            |name: &str, help: &str, labels: &[&str]| -> Result<IntCounterVec, prometheus::Error> {
+                let counter = IntCounterVec::new(Opts::new(name, help), labels)?;
+                registry.register(Box::new(counter.clone()))?;
+                Ok(counter)
+            };
         let pass_seconds = Histogram::with_opts(HistogramOpts::new(
             "etcd_operator_reconcile_seconds",
             "How long a pass over a cluster takes.",
         ))?;
         registry.register(Box::new(pass_seconds.clone()))?;
         Ok(Metrics {
-            actions: counter("etcd_operator_action_total", "Actions by kind and result.", &["kind", "result"])?,
-            failures: counter("etcd_operator_reconcile_failures_total", "Passes that failed.", &["kind"])?,
+            actions: counter(
+                "etcd_operator_action_total",
+                "Actions by kind and result.",
+                &["kind", "result"],
+            )?,
+            failures: counter(
+                "etcd_operator_reconcile_failures_total",
+                "Passes that failed.",
+                &["kind"],
+            )?,
             blocked: gauge(
                 "etcd_operator_blocked",
                 "1 while something should happen and a rule holds it back.",
@@ -62,8 +74,16 @@ impl Metrics {
                 "Healthy voters minus quorum.",
                 &CLUSTER,
             )?,
-            quorum_healthy: gauge("etcd_operator_cluster_quorum_healthy", "1 while a quorum answers.", &CLUSTER)?,
-            spec_applied: gauge("etcd_operator_cluster_spec_applied", "1 while every field is in effect.", &CLUSTER)?,
+            quorum_healthy: gauge(
+                "etcd_operator_cluster_quorum_healthy",
+                "1 while a quorum answers.",
+                &CLUSTER,
+            )?,
+            spec_applied: gauge(
+                "etcd_operator_cluster_spec_applied",
+                "1 while every field is in effect.",
+                &CLUSTER,
+            )?,
             backup_timestamp: gauge(
                 "etcd_operator_cluster_last_backup_timestamp_seconds",
                 "When the newest successful backup was completed.",
@@ -115,7 +135,9 @@ pub async fn serve(address: SocketAddr, metrics: Metrics) -> Result<(), std::io:
                 let answer = answer(request.uri().path(), &metrics);
                 async move { Ok::<_, Infallible>(answer) }
             });
-            if let Err(error) = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await {
+            if let Err(error) =
+                http1::Builder::new().serve_connection(TokioIo::new(stream), service).await
+            {
                 tracing::debug!(%error, "metrics connection");
             }
         });
@@ -148,6 +170,11 @@ mod tests {
         };
         metrics.cluster(&names, &EtcdClusterStatus { fault_tolerance: 1, ..Default::default() });
         let text = String::from_utf8(metrics.text()).unwrap();
-        assert!(text.contains(r#"etcd_operator_cluster_fault_tolerance{cluster="main",namespace="ns"} 1"#), "{text}");
+        assert!(
+            text.contains(
+                r#"etcd_operator_cluster_fault_tolerance{cluster="main",namespace="ns"} 1"#
+            ),
+            "{text}"
+        );
     }
 }

@@ -4,7 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use futures_util::{StreamExt, future::BoxFuture};
-use k8s_openapi::api::{batch::v1::Job, core::v1::{PersistentVolumeClaim, Pod}};
+use k8s_openapi::api::{
+    batch::v1::Job,
+    core::v1::{PersistentVolumeClaim, Pod},
+};
 use kube::{
     Api, Client, Resource, ResourceExt,
     core::NamespaceResourceScope,
@@ -50,7 +53,8 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
         Lease::without_election()
     } else {
         let identity = format!("{}_{}", arguments.identity, std::process::id());
-        let mut election = Election::new(client.clone(), &arguments.namespace, LEASE_NAME, identity);
+        let mut election =
+            Election::new(client.clone(), &arguments.namespace, LEASE_NAME, identity);
         place = Some(election.place());
         let lease = election.lease();
         tokio::select! {
@@ -64,7 +68,10 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
         }));
         lease
     };
-    let reporter = Reporter { controller: "etcd-operator".to_owned(), instance: Some(arguments.identity.clone()) };
+    let reporter = Reporter {
+        controller: "etcd-operator".to_owned(),
+        instance: Some(arguments.identity.clone()),
+    };
     let context = Arc::new(Context {
         kubernetes: Kubernetes::new(client.clone()),
         recorder: Recorder::new(client.clone(), reporter),
@@ -98,11 +105,17 @@ fn controllers(
     concurrency: u16,
 ) -> Vec<BoxFuture<'static, Result<()>>> {
     let watch = || watcher::Config::default().any_semantic();
-    let config = || controller::Config::default().concurrency(concurrency).debounce(Duration::from_millis(200));
+    let config = || {
+        controller::Config::default().concurrency(concurrency).debounce(Duration::from_millis(200))
+    };
     let clusters = Controller::new(api::<EtcdCluster>(client, namespace), watch())
         .owns(api::<EtcdMember>(client, namespace), watch())
         .watches(api::<Pod>(client, namespace), watch().labels(CLUSTER_LABEL), cluster_of)
-        .watches(api::<PersistentVolumeClaim>(client, namespace), watch().labels(CLUSTER_LABEL), cluster_of)
+        .watches(
+            api::<PersistentVolumeClaim>(client, namespace),
+            watch().labels(CLUSTER_LABEL),
+            cluster_of,
+        )
         .with_config(config())
         .run(cluster::reconcile, failed, context.clone())
         .for_each(async |_| ());
@@ -126,7 +139,10 @@ fn controllers(
 
 fn api<K>(client: &Client, namespace: Option<&str>) -> Api<K>
 where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + DeserializeOwned
+        + std::fmt::Debug,
 {
     match namespace {
         Some(namespace) => Api::namespaced(client.clone(), namespace),

@@ -3,7 +3,12 @@
 //!
 //! `UPDATE_EXPECT=1 cargo test -p operator` writes the generated files again.
 
-use std::{fs, path::{Path, PathBuf}};
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use operator::{
     crd::{EtcdBackup, EtcdBackupSchedule, EtcdCluster},
@@ -18,7 +23,9 @@ fn root() -> PathBuf {
 
 fn documents(path: &Path) -> Vec<Value> {
     let text = fs::read_to_string(path).unwrap();
-    serde_yaml::Deserializer::from_str(&text).map(|document| Value::deserialize(document).unwrap()).collect()
+    serde_yaml::Deserializer::from_str(&text)
+        .map(|document| Value::deserialize(document).unwrap())
+        .collect()
 }
 
 #[test]
@@ -31,13 +38,18 @@ fn generated_files_have_not_drifted() {
             fs::write(&path, &file.content).unwrap();
         }
         let found = fs::read_to_string(&path).unwrap_or_default();
-        assert!(found == file.content, "{} has drifted; run UPDATE_EXPECT=1 cargo test -p operator", file.path);
+        assert!(
+            found == file.content,
+            "{} has drifted; run UPDATE_EXPECT=1 cargo test -p operator",
+            file.path
+        );
     }
 }
 
 #[test]
 fn nothing_else_lies_among_the_generated_definitions() {
-    let known: Vec<PathBuf> = generated().unwrap().iter().map(|file| root().join(&file.path)).collect();
+    let known: Vec<PathBuf> =
+        generated().unwrap().iter().map(|file| root().join(&file.path)).collect();
     for directory in ["manifests/crds", "charts/etcd-operator/templates/crds"] {
         for entry in fs::read_dir(root().join(directory)).unwrap() {
             let path = entry.unwrap().path();
@@ -54,8 +66,12 @@ fn every_example_is_accepted_by_the_rules_of_its_kind() {
         for document in documents(&path) {
             let name = path.display();
             let result = match document["kind"].as_str().unwrap() {
-                "EtcdCluster" => serde_json::from_value::<EtcdCluster>(document).unwrap().validate_cel(),
-                "EtcdBackup" => serde_json::from_value::<EtcdBackup>(document).unwrap().validate_cel(),
+                "EtcdCluster" => {
+                    serde_json::from_value::<EtcdCluster>(document).unwrap().validate_cel()
+                }
+                "EtcdBackup" => {
+                    serde_json::from_value::<EtcdBackup>(document).unwrap().validate_cel()
+                }
                 "EtcdBackupSchedule" => {
                     serde_json::from_value::<EtcdBackupSchedule>(document).unwrap().validate_cel()
                 }
@@ -74,8 +90,10 @@ fn the_values_of_each_chart_agree_with_its_schema() {
     for chart in ["etcd-operator", "etcd-cluster"] {
         let directory = root().join("charts").join(chart);
         let values = documents(&directory.join("values.yaml")).remove(0);
-        let schema: Value =
-            serde_json::from_str(&fs::read_to_string(directory.join("values.schema.json")).unwrap()).unwrap();
+        let schema: Value = serde_json::from_str(
+            &fs::read_to_string(directory.join("values.schema.json")).unwrap(),
+        )
+        .unwrap();
         agree(chart, &values, &schema);
     }
 }
@@ -102,9 +120,16 @@ fn templates_use_values_that_exist() {
             let path = entry.unwrap().path();
             let Ok(text) = fs::read_to_string(&path) else { continue };
             for used in text.split(".Values.").skip(1) {
-                let end = used.find(|c: char| !c.is_ascii_alphanumeric() && c != '.').unwrap_or(used.len());
+                let end = used
+                    .find(|c: char| !c.is_ascii_alphanumeric() && c != '.')
+                    .unwrap_or(used.len());
                 let found = used[..end].split('.').try_fold(&values, |value, key| value.get(key));
-                assert!(found.is_some(), "{}: .Values.{} has no default", path.display(), &used[..end]);
+                assert!(
+                    found.is_some(),
+                    "{}: .Values.{} has no default",
+                    path.display(),
+                    &used[..end]
+                );
             }
         }
     }

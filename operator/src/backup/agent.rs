@@ -5,16 +5,23 @@
 //! time: a backup whose manifest exists is done, a data directory that exists is restored, and a
 //! manifest is deleted after the objects that it names.
 
-use std::{path::{Path, PathBuf}, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use futures_util::TryStreamExt;
 use jiff::Timestamp;
-use object_store::{ObjectStore, ObjectStoreExt, PutPayload, WriteMultipart, path::Path as ObjectPath};
+use object_store::{
+    ObjectStore, ObjectStoreExt, PutPayload, WriteMultipart, path::Path as ObjectPath,
+};
 use proto::etcdserverpb::{SnapshotRequest, maintenance_client::MaintenanceClient};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 
-use super::manifest::{FORMAT, Manifest, SnapshotCheck, SnapshotError, manifest_path, snapshot_path};
+use super::manifest::{
+    FORMAT, Manifest, SnapshotCheck, SnapshotError, manifest_path, snapshot_path,
+};
 use crate::etcd::{EtcdAdmin, EtcdError, GrpcAdmin, MemberAddress, refusal};
 
 /// Size of a part; S3 wants at least 5 MiB.
@@ -36,7 +43,7 @@ pub struct BackupOrder {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum AgentReport {
-    Backup(Manifest),
+    Backup(Box<Manifest>),
     Restored { revision: i64 },
     Deleted,
     Failed { error: String },
@@ -123,7 +130,8 @@ async fn upload(
     let asked = |source| AgentError::Etcd { member: order.member.clone(), source };
     let channel = etcd.connect(&order.address).await.map_err(asked)?;
     let mut client = MaintenanceClient::new(channel).max_decoding_message_size(usize::MAX);
-    let stream = client.snapshot(SnapshotRequest {}).await.map_err(|status| asked(refusal(status)))?;
+    let stream =
+        client.snapshot(SnapshotRequest {}).await.map_err(|status| asked(refusal(status)))?;
     let mut stream = stream.into_inner();
     let upload = store.put_multipart(&ObjectPath::from(path)).await?;
     let mut upload = WriteMultipart::new_with_chunk_size(upload, PART_BYTES);
@@ -160,10 +168,14 @@ async fn check_size(store: &Arc<dyn ObjectStore>, manifest: &Manifest) -> Result
     Err(AgentError::SizeInStore { path, found, expected })
 }
 
-async fn read_manifest(store: &Arc<dyn ObjectStore>, path: &ObjectPath) -> Result<Manifest, AgentError> {
+async fn read_manifest(
+    store: &Arc<dyn ObjectStore>,
+    path: &ObjectPath,
+) -> Result<Manifest, AgentError> {
     let bytes = store.get(path).await?.bytes().await?;
     let wrong = |detail: String| AgentError::Manifest { path: path.to_string(), detail };
-    let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
+    let manifest: Manifest =
+        serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
     if manifest.format != FORMAT {
         return Err(wrong(format!("its format is {}", manifest.format)));
     }
@@ -261,7 +273,8 @@ async fn run_etcdutl(order: &RestoreOrder, snapshot: &Path, into: &Path) -> Resu
         return Ok(());
     }
     let text = String::from_utf8_lossy(&output.stderr);
-    let tail: String = text.chars().rev().take(1500).collect::<Vec<_>>().into_iter().rev().collect();
+    let tail: String =
+        text.chars().rev().take(1500).collect::<Vec<_>>().into_iter().rev().collect();
     Err(AgentError::Restore { status: output.status.to_string(), output: tail })
 }
 
@@ -286,7 +299,9 @@ pub async fn delete(
         return Err(AgentError::ForeignManifest { found, expected });
     }
     match store.delete(&ObjectPath::from(manifest.snapshot.as_str())).await {
-        Err(error) if !matches!(error, object_store::Error::NotFound { .. }) => return Err(error.into()),
+        Err(error) if !matches!(error, object_store::Error::NotFound { .. }) => {
+            return Err(error.into());
+        }
         _ => {}
     }
     store.delete(&path).await?;
@@ -321,7 +336,10 @@ mod tests {
             started_at: Timestamp::UNIX_EPOCH,
             completed_at: Timestamp::UNIX_EPOCH,
         };
-        store.put(&ObjectPath::from("f/snapshot.db"), PutPayload::from(bytes.to_vec())).await.unwrap();
+        store
+            .put(&ObjectPath::from("f/snapshot.db"), PutPayload::from(bytes.to_vec()))
+            .await
+            .unwrap();
         let text = serde_json::to_vec(&manifest).unwrap();
         store.put(&ObjectPath::from("f/manifest.json"), PutPayload::from(text)).await.unwrap();
         manifest

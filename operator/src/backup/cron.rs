@@ -12,7 +12,11 @@
 //! time. A schedule with `*` in the hour field follows elapsed time instead, so that "every 15
 //! minutes" stays that through the night in which an hour comes twice.
 
-use jiff::{SignedDuration, Timestamp, civil::{Date, Time}, tz::TimeZone};
+use jiff::{
+    SignedDuration, Timestamp,
+    civil::{Date, Time},
+    tz::TimeZone,
+};
 
 /// A parsed expression.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,7 +66,8 @@ impl Cron {
         const MONTHS: [&str; 12] =
             ["JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC"];
         const WEEKDAYS: [&str; 7] = ["SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"];
-        let mut weekdays = Field { name: "weekday", low: 0, high: 7, names: &WEEKDAYS }.parse(weekday)?;
+        let mut weekdays =
+            Field { name: "weekday", low: 0, high: 7, names: &WEEKDAYS }.parse(weekday)?;
         weekdays |= weekdays >> 7 & 1; // 7 is Sunday too.
         let cron = Cron {
             minutes: Field { name: "minute", low: 0, high: 59, names: &[] }.parse(minute)?,
@@ -98,7 +103,12 @@ impl Cron {
     }
 
     /// The newest time after `after` and not later than `now`.
-    pub fn newest_between(&self, after: Timestamp, now: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
+    pub fn newest_between(
+        &self,
+        after: Timestamp,
+        now: Timestamp,
+        zone: &TimeZone,
+    ) -> Option<Timestamp> {
         let mut newest = None;
         let mut from = after;
         while let Some(next) = self.next_after(from, zone).filter(|next| *next <= now) {
@@ -126,7 +136,8 @@ impl Cron {
                 self.hours >> (minute / 60) & 1 == 1 && self.minutes >> (minute % 60) & 1 == 1
             })
             .filter_map(|minute| {
-                let (hour, minute) = (i8::try_from(minute / 60).ok()?, i8::try_from(minute % 60).ok()?);
+                let (hour, minute) =
+                    (i8::try_from(minute / 60).ok()?, i8::try_from(minute % 60).ok()?);
                 let time = date.to_datetime(Time::new(hour, minute, 0, 0).ok()?);
                 Some(zone.to_ambiguous_zoned(time).compatible().ok()?.timestamp())
             })
@@ -135,7 +146,8 @@ impl Cron {
 
     /// Any hour: minute by minute as time goes by.
     fn next_elapsed(&self, date: Date, after: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
-        let start = zone.to_ambiguous_zoned(date.to_datetime(Time::midnight())).compatible().ok()?;
+        let start =
+            zone.to_ambiguous_zoned(date.to_datetime(Time::midnight())).compatible().ok()?;
         let end = zone
             .to_ambiguous_zoned(date.tomorrow().ok()?.to_datetime(Time::midnight()))
             .compatible()
@@ -149,7 +161,8 @@ impl Cron {
         }
         while time < end {
             let civil = time.to_zoned(zone.clone());
-            let fits = self.hours >> civil.hour() & 1 == 1 && self.minutes >> civil.minute() & 1 == 1;
+            let fits =
+                self.hours >> civil.hour() & 1 == 1 && self.minutes >> civil.minute() & 1 == 1;
             if fits {
                 return Some(time);
             }
@@ -238,7 +251,10 @@ mod tests {
             ("0 0 * * MON-FRI", &["2026-01-02T00:00:00Z", "2026-01-05T00:00:00Z"]),
             ("0 0 * * 7", &["2026-01-04T00:00:00Z", "2026-01-11T00:00:00Z"]),
             // Either day field, as in crontab(5).
-            ("0 0 13 * FRI", &["2026-01-02T00:00:00Z", "2026-01-09T00:00:00Z", "2026-01-13T00:00:00Z"]),
+            (
+                "0 0 13 * FRI",
+                &["2026-01-02T00:00:00Z", "2026-01-09T00:00:00Z", "2026-01-13T00:00:00Z"],
+            ),
             ("0 0 29 2 *", &["2028-02-29T00:00:00Z", "2032-02-29T00:00:00Z"]),
             ("@monthly", &["2026-02-01T00:00:00Z", "2026-03-01T00:00:00Z"]),
         ];

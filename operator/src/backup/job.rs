@@ -8,7 +8,10 @@ use k8s_openapi::{
             ResourceRequirements, SecretKeySelector, SecretVolumeSource, Volume, VolumeMount,
         },
     },
-    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::{ObjectMeta, OwnerReference}},
+    apimachinery::pkg::{
+        api::resource::Quantity,
+        apis::meta::v1::{ObjectMeta, OwnerReference},
+    },
 };
 use kube::{Resource, ResourceExt};
 
@@ -32,13 +35,15 @@ pub struct AgentContainer {
 }
 
 /// A container that runs the agent with access to the store.
-pub fn agent_container(name: &str, image: &str, arguments: Vec<String>, store: &BackupStore) -> AgentContainer {
+pub fn agent_container(
+    name: &str,
+    image: &str,
+    arguments: Vec<String>,
+    store: &BackupStore,
+) -> AgentContainer {
     let text = serde_json::to_string(store).expect("a store is plain JSON");
-    let mut environment = vec![EnvVar {
-        name: STORE_VARIABLE.to_owned(),
-        value: Some(text),
-        value_from: None,
-    }];
+    let mut environment =
+        vec![EnvVar { name: STORE_VARIABLE.to_owned(), value: Some(text), value_from: None }];
     let (mut volumes, mut mounts) = (Vec::new(), Vec::new());
     if let (BackupStoreType::S3, Some(s3)) = (store.kind, &store.s3) {
         if let Some(secret) = &s3.credentials_secret_ref {
@@ -53,7 +58,9 @@ pub fn agent_container(name: &str, image: &str, arguments: Vec<String>, store: &
             mounts.push(mount("backup-ca", CA_MOUNT, true));
         }
     }
-    if let (BackupStoreType::PersistentVolumeClaim, Some(claim)) = (store.kind, &store.persistent_volume_claim) {
+    if let (BackupStoreType::PersistentVolumeClaim, Some(claim)) =
+        (store.kind, &store.persistent_volume_claim)
+    {
         volumes.push(Volume {
             name: "backup".to_owned(),
             persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {

@@ -70,7 +70,9 @@ pub struct SnapshotCheck {
 /// A snapshot that is not whole.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SnapshotError {
-    #[error("the snapshot has {0} bytes, which is not a number of 512-byte sectors and a digest: it was cut off")]
+    #[error(
+        "the snapshot has {0} bytes, which is not a number of 512-byte sectors and a digest: it was cut off"
+    )]
     Size(u64),
     #[error("the snapshot's digest does not match its content: it was damaged")]
     Digest,

@@ -55,11 +55,11 @@ const WAITING: Duration = Duration::from_secs(15);
 #[derive(Debug, thiserror::Error)]
 enum NotYet {
     #[error("EtcdCluster {0} does not exist")]
-    NoCluster(String),
+    Cluster(String),
     #[error("neither spec.store nor the cluster's spec.backup.store is set")]
-    NoStore,
+    Store,
     #[error("no voting member answers")]
-    NoMember,
+    Member,
 }
 
 /// The newest complete backup of a cluster, for its status.
@@ -100,14 +100,19 @@ pub fn is_failed(backup: &EtcdBackup) -> bool {
 
 fn has_condition(backup: &EtcdBackup, kind: &str, wanted: &str) -> bool {
     let conditions = backup.status.iter().flat_map(|status| &status.conditions);
-    conditions.filter(|condition| condition.type_ == kind).any(|condition| condition.status == wanted)
+    conditions
+        .filter(|condition| condition.type_ == kind)
+        .any(|condition| condition.status == wanted)
 }
 
 /// One pass over one backup.
 ///
 /// # Errors
 /// The API server did not answer.
-pub async fn reconcile(cached: Arc<EtcdBackup>, context: Arc<Context>) -> Result<Action, KubernetesError> {
+pub async fn reconcile(
+    cached: Arc<EtcdBackup>,
+    context: Arc<Context>,
+) -> Result<Action, KubernetesError> {
     let (namespace, name) = (cached.namespace().unwrap_or_default(), cached.name_any());
     let kubernetes = &context.kubernetes;
     let Some(backup) = kubernetes.get::<EtcdBackup>(&namespace, &name).await? else {
@@ -147,14 +152,30 @@ async fn start(context: &Context, backup: &EtcdBackup) -> Result<Action, Kuberne
         Err(not_yet) => {
             let message = not_yet.to_string();
             let generation = backup.metadata.generation;
-            condition(&mut status.conditions, generation, "Complete", Some(false), "Waiting", message, now);
+            condition(
+                &mut status.conditions,
+                generation,
+                "Complete",
+                Some(false),
+                "Waiting",
+                message,
+                now,
+            );
             write(context, backup, &status).await?;
             return Ok(Action::requeue(WAITING));
         }
     };
     status.started_at.get_or_insert(Time(now));
     let generation = backup.metadata.generation;
-    condition(&mut status.conditions, generation, "Complete", Some(false), "Running", String::new(), now);
+    condition(
+        &mut status.conditions,
+        generation,
+        "Complete",
+        Some(false),
+        "Running",
+        String::new(),
+        now,
+    );
     // Status first: it holds the path under which the Job writes.
     write(context, backup, &status).await?;
     context.kubernetes.create(&backup.namespace().unwrap_or_default(), &order).await?;
@@ -170,10 +191,10 @@ async fn prepare(
     let namespace = backup.namespace().unwrap_or_default();
     let cluster_name = &backup.spec.cluster_ref.name;
     let Some(cluster) = kubernetes.get::<EtcdCluster>(&namespace, cluster_name).await? else {
-        return Ok(Err(NotYet::NoCluster(cluster_name.clone())));
+        return Ok(Err(NotYet::Cluster(cluster_name.clone())));
     };
     let default = cluster.spec.backup.as_ref().map(|backup| backup.store.clone());
-    let Some(store) = backup.spec.store.clone().or(default) else { return Ok(Err(NotYet::NoStore)) };
+    let Some(store) = backup.spec.store.clone().or(default) else { return Ok(Err(NotYet::Store)) };
     let names = Names {
         cluster: cluster_name.clone(),
         namespace: namespace.clone(),
@@ -181,7 +202,7 @@ async fn prepare(
         claim_suffix: String::new(),
     };
     let Some((member, address)) = choose_member(kubernetes, &names, backup.spec.from).await? else {
-        return Ok(Err(NotYet::NoMember));
+        return Ok(Err(NotYet::Member));
     };
     let uid = backup.uid().unwrap_or_default();
     let folder = manifest::folder(&namespace, cluster_name, &backup.name_any(), &uid);
@@ -250,9 +271,14 @@ async fn choose_member(
 
 // === Follow ===
 
-async fn follow(context: &Context, backup: &EtcdBackup, running: &Job) -> Result<Action, KubernetesError> {
+async fn follow(
+    context: &Context,
+    backup: &EtcdBackup,
+    running: &Job,
+) -> Result<Action, KubernetesError> {
     let conditions = running.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    let ended = |kind: &str| conditions.clone().find(|c| c.type_ == kind && c.status == "True").cloned();
+    let ended =
+        |kind: &str| conditions.clone().find(|c| c.type_ == kind && c.status == "True").cloned();
     let (complete, failed) = (ended("Complete"), ended("Failed"));
     if complete.is_none() && failed.is_none() {
         return Ok(Action::requeue(RUNNING));
@@ -269,7 +295,15 @@ async fn follow(context: &Context, backup: &EtcdBackup, running: &Job) -> Result
             status.server_version = Some(manifest.server_version);
             status.completed_at = Some(Time(manifest.completed_at));
             let note = format!("revision {} in {} bytes", manifest.revision, manifest.size_bytes);
-            condition(&mut status.conditions, generation, "Complete", Some(true), "Succeeded", note.clone(), now);
+            condition(
+                &mut status.conditions,
+                generation,
+                "Complete",
+                Some(true),
+                "Succeeded",
+                note.clone(),
+                now,
+            );
             ("BackupSucceeded", EventType::Normal, note)
         }
         (Some(_), _) => {
@@ -277,7 +311,10 @@ async fn follow(context: &Context, backup: &EtcdBackup, running: &Job) -> Result
             // store and says so again.
             let namespace = backup.namespace().unwrap_or_default();
             let uid = running.uid();
-            context.kubernetes.delete::<Job>(&namespace, &running.name_any(), uid.as_deref()).await?;
+            context
+                .kubernetes
+                .delete::<Job>(&namespace, &running.name_any(), uid.as_deref())
+                .await?;
             return Ok(Action::requeue(RUNNING));
         }
         (None, report) => {
@@ -285,25 +322,52 @@ async fn follow(context: &Context, backup: &EtcdBackup, running: &Job) -> Result
                 Some(AgentReport::Failed { error }) => error,
                 _ => failed.and_then(|failed| failed.message).unwrap_or_default(),
             };
-            condition(&mut status.conditions, generation, "Complete", Some(false), "Failed", error.clone(), now);
-            condition(&mut status.conditions, generation, "Failed", Some(true), "JobFailed", error.clone(), now);
+            condition(
+                &mut status.conditions,
+                generation,
+                "Complete",
+                Some(false),
+                "Failed",
+                error.clone(),
+                now,
+            );
+            condition(
+                &mut status.conditions,
+                generation,
+                "Failed",
+                Some(true),
+                "JobFailed",
+                error.clone(),
+                now,
+            );
             ("BackupFailed", EventType::Warning, error)
         }
     };
     write(context, backup, &status).await?;
     let (reason, type_, note) = event;
     let note = Some(note.chars().take(1000).collect());
-    let event = Event { type_, reason: reason.to_owned(), note, action: "Backup".to_owned(), secondary: None };
+    let event = Event {
+        type_,
+        reason: reason.to_owned(),
+        note,
+        action: "Backup".to_owned(),
+        secondary: None,
+    };
     context.publish(&event, &backup.object_ref(&())).await;
     Ok(Action::await_change())
 }
 
 /// The termination message of the Job's newest Pod.
-async fn agent_report(kubernetes: &Kubernetes, job: &Job) -> Result<Option<AgentReport>, KubernetesError> {
+async fn agent_report(
+    kubernetes: &Kubernetes,
+    job: &Job,
+) -> Result<Option<AgentReport>, KubernetesError> {
     let namespace = job.namespace().unwrap_or_default();
     let labels = format!("etcd.keelson.dev/job={}", job.name_any());
     let mut pods = kubernetes.list::<Pod>(&namespace, &labels).await?;
-    pods.retain(|pod| pod.owner_references().iter().any(|owner| Some(&owner.uid) == job.uid().as_ref()));
+    pods.retain(|pod| {
+        pod.owner_references().iter().any(|owner| Some(&owner.uid) == job.uid().as_ref())
+    });
     pods.sort_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0));
     let messages = pods.iter().rev().filter_map(|pod| {
         let containers = pod.status.as_ref()?.container_statuses.as_ref()?;
@@ -342,7 +406,8 @@ async fn is_deleted(
     store: &BackupStore,
     manifest: &str,
 ) -> Result<bool, KubernetesError> {
-    let (namespace, name) = (backup.namespace().unwrap_or_default(), format!("{}-delete", backup.name_any()));
+    let (namespace, name) =
+        (backup.namespace().unwrap_or_default(), format!("{}-delete", backup.name_any()));
     let Some(running) = context.kubernetes.get::<Job>(&namespace, &name).await? else {
         let uid = backup.uid().unwrap_or_default();
         let arguments = vec![
@@ -363,7 +428,9 @@ async fn is_deleted(
     let ended = |kind: &str| conditions.clone().any(|c| c.type_ == kind && c.status == "True");
     if ended("Failed") {
         let report = agent_report(&context.kubernetes, &running).await?;
-        let note = format!("stored objects were not deleted: {report:?}; delete the Job {name} to try again, or remove the finalizer to keep the objects");
+        let note = format!(
+            "stored objects were not deleted: {report:?}; delete the Job {name} to try again, or remove the finalizer to keep the objects"
+        );
         let event = Event {
             type_: EventType::Warning,
             reason: "DeletionFailed".to_owned(),
@@ -377,7 +444,11 @@ async fn is_deleted(
     Ok(ended("Complete"))
 }
 
-async fn write(context: &Context, backup: &EtcdBackup, status: &EtcdBackupStatus) -> Result<(), KubernetesError> {
+async fn write(
+    context: &Context,
+    backup: &EtcdBackup,
+    status: &EtcdBackupStatus,
+) -> Result<(), KubernetesError> {
     let mut status = status.clone();
     status.observed_generation = backup.metadata.generation;
     if backup.status.as_ref() == Some(&status) {

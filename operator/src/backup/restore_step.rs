@@ -2,7 +2,11 @@
 
 use super::job::agent_container;
 use crate::{
-    cluster::{build::{DATA_VOLUME, RestoreStep}, model::Serial, validate::Validated},
+    cluster::{
+        build::{DATA_VOLUME, RestoreStep},
+        model::Serial,
+        validate::Validated,
+    },
     crd::{BackupStore, EtcdBackup, RecoverySource},
     kubernetes::{Kubernetes, KubernetesError},
 };
@@ -13,7 +17,9 @@ use k8s_openapi::api::core::v1::VolumeMount;
 pub enum RestoreStepError {
     #[error(transparent)]
     Kubernetes(#[from] KubernetesError),
-    #[error("bootstrap.recovery: EtcdBackup {0} does not exist; name an existing one or use objectStore")]
+    #[error(
+        "bootstrap.recovery: EtcdBackup {0} does not exist; name an existing one or use objectStore"
+    )]
     NoBackup(String),
     #[error("bootstrap.recovery: EtcdBackup {0} is not complete")]
     Incomplete(String),

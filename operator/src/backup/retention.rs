@@ -18,6 +18,9 @@ pub struct Completed {
     pub at: Timestamp,
 }
 
+/// How many periods of a kind are kept, and what tells two periods within a year apart.
+type PeriodRule = (Option<u32>, fn(&Zoned) -> (i16, i16));
+
 /// Names of the backups that may go, oldest first.
 pub fn expired(
     backups: &[Completed],
@@ -27,7 +30,7 @@ pub fn expired(
 ) -> Vec<String> {
     let mut newest_first: Vec<&Completed> = backups.iter().collect();
     newest_first.sort_by(|a, b| b.at.cmp(&a.at).then_with(|| b.name.cmp(&a.name)));
-    let rules: [(Option<u32>, fn(&Zoned) -> (i16, i16)); 5] = [
+    let rules: [PeriodRule; 5] = [
         (policy.hourly, |time| (time.date().day_of_year(), i16::from(time.hour()))),
         (policy.daily, |time| (time.date().day_of_year(), 0)),
         (policy.weekly, |time| {
@@ -40,7 +43,8 @@ pub fn expired(
     if policy.keep_last.is_none() && rules.iter().all(|(count, _)| count.is_none()) {
         return Vec::new();
     }
-    let mut kept: BTreeSet<&str> = newest_first.first().map(|newest| newest.name.as_str()).into_iter().collect();
+    let mut kept: BTreeSet<&str> =
+        newest_first.first().map(|newest| newest.name.as_str()).into_iter().collect();
     let last = policy.keep_last.map_or(0, |count| count as usize);
     kept.extend(newest_first.iter().take(last).map(|backup| backup.name.as_str()));
     for (index, (count, period)) in rules.into_iter().enumerate() {
@@ -63,7 +67,9 @@ pub fn expired(
     newest_first
         .iter()
         .rev()
-        .filter(|backup| !kept.contains(backup.name.as_str()) && now.duration_since(backup.at) >= min_age)
+        .filter(|backup| {
+            !kept.contains(backup.name.as_str()) && now.duration_since(backup.at) >= min_age
+        })
         .map(|backup| backup.name.clone())
         .collect()
 }
@@ -73,7 +79,10 @@ mod tests {
     use super::*;
 
     fn backups(times: &[&str]) -> Vec<Completed> {
-        times.iter().map(|time| Completed { name: (*time).to_owned(), at: time.parse().unwrap() }).collect()
+        times
+            .iter()
+            .map(|time| Completed { name: (*time).to_owned(), at: time.parse().unwrap() })
+            .collect()
     }
 
     fn left(times: &[&str], policy: RetentionPolicy) -> Vec<String> {
@@ -118,7 +127,10 @@ mod tests {
     fn a_week_that_spans_two_years_is_one_week() {
         let weekly = RetentionPolicy { weekly: Some(10), ..RetentionPolicy::default() };
         let left = left(&TIMES, weekly);
-        assert!(!left.contains(&TIMES[0].to_owned()) && left.contains(&TIMES[1].to_owned()), "{left:?}");
+        assert!(
+            !left.contains(&TIMES[0].to_owned()) && left.contains(&TIMES[1].to_owned()),
+            "{left:?}"
+        );
     }
 
     #[test]

@@ -14,7 +14,10 @@ use super::{
     schedule::{Decision, Situation, decide},
 };
 use crate::{
-    cluster::{build::{CLUSTER_LABEL, SCHEDULE_LABEL}, report::condition},
+    cluster::{
+        build::{CLUSTER_LABEL, SCHEDULE_LABEL},
+        report::condition,
+    },
     context::Context,
     crd::{EtcdBackup, EtcdBackupSchedule, EtcdBackupScheduleStatus, EtcdBackupSpec},
     kubernetes::{Kubernetes, KubernetesError},
@@ -47,12 +50,21 @@ pub async fn reconcile(
         Ok(read) => read,
         Err(error) => {
             let message = error.to_string();
-            condition(&mut status.conditions, generation, "Ready", Some(false), "InvalidSchedule", message, now);
+            condition(
+                &mut status.conditions,
+                generation,
+                "Ready",
+                Some(false),
+                "InvalidSchedule",
+                message,
+                now,
+            );
             write(kubernetes, &schedule, &status).await?;
             return Ok(Action::await_change());
         }
     };
-    let backups = kubernetes.list::<EtcdBackup>(&namespace, &format!("{SCHEDULE_LABEL}={name}")).await?;
+    let backups =
+        kubernetes.list::<EtcdBackup>(&namespace, &format!("{SCHEDULE_LABEL}={name}")).await?;
     let active = |backup: &&EtcdBackup| {
         !is_complete(backup) && !is_failed(backup) && backup.metadata.deletion_timestamp.is_none()
     };
@@ -172,7 +184,9 @@ async fn prune(
     let failed = failed.into_iter().take(surplus).map(ResourceExt::name_any);
     let expired = expired(completed, &schedule.spec.retention, zone, now);
     for name in failed.chain(expired) {
-        let Some(backup) = backups.iter().find(|backup| backup.name_any() == name) else { continue };
+        let Some(backup) = backups.iter().find(|backup| backup.name_any() == name) else {
+            continue;
+        };
         if backup.metadata.deletion_timestamp.is_none() {
             let namespace = backup.namespace().unwrap_or_default();
             kubernetes.delete::<EtcdBackup>(&namespace, &name, backup.uid().as_deref()).await?;

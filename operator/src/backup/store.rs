@@ -53,7 +53,10 @@ impl Credentials {
 ///
 /// # Errors
 /// The description is incomplete, or a file that it names cannot be read.
-pub fn open(store: &BackupStore, credentials: &Credentials) -> Result<Arc<dyn ObjectStore>, OpenError> {
+pub fn open(
+    store: &BackupStore,
+    credentials: &Credentials,
+) -> Result<Arc<dyn ObjectStore>, OpenError> {
     let incomplete = || OpenError::Incomplete { kind: store.kind };
     match store.kind {
         BackupStoreType::S3 => {

@@ -81,7 +81,9 @@ impl Hands<'_> {
         let namespace = &names.namespace;
         match ensure {
             Ensure::MemberObject { serial, initial_state } => {
-                self.kubernetes.create(namespace, &build::member(validated, *serial, *initial_state)).await?;
+                self.kubernetes
+                    .create(namespace, &build::member(validated, *serial, *initial_state))
+                    .await?;
             }
             Ensure::LatchMemberId { serial, id } => {
                 let id = id.to_string();
@@ -96,10 +98,23 @@ impl Hands<'_> {
             }
             Ensure::Pod { serial, new_cluster, initial_cluster } => {
                 let pod = self
-                    .member_pod(cluster, observation, *serial, *new_cluster, initial_cluster.clone())
+                    .member_pod(
+                        cluster,
+                        observation,
+                        *serial,
+                        *new_cluster,
+                        initial_cluster.clone(),
+                    )
                     .await?;
                 if let Some(authorities) = self.authorities {
-                    security::ensure_member(self.kubernetes, validated, authorities, *serial, self.now).await?;
+                    security::ensure_member(
+                        self.kubernetes,
+                        validated,
+                        authorities,
+                        *serial,
+                        self.now,
+                    )
+                    .await?;
                 }
                 self.kubernetes.create(namespace, &build::pod(validated, &pod)).await?;
             }
@@ -164,7 +179,9 @@ impl Hands<'_> {
             Mutation::DeletePodOf { serial } => {
                 if let Some(pod) = fresh.pods.get(serial) {
                     let uid = pod.uid();
-                    self.kubernetes.delete::<Pod>(namespace, &names.member(*serial), uid.as_deref()).await?;
+                    self.kubernetes
+                        .delete::<Pod>(namespace, &names.member(*serial), uid.as_deref())
+                        .await?;
                 }
             }
             Mutation::RetireClaim { serial } => self.retire_claim(fresh, *serial).await?,
@@ -249,12 +266,20 @@ impl Hands<'_> {
         let object = observation.objects.get(&serial);
         let id = observation.observed.members.get(&serial).and_then(|member| member.id);
         let token = status.bootstrap.map(|bootstrap| bootstrap.token).unwrap_or_default();
-        let seeded = object.is_some_and(|object| object.spec.initial_state == InitialState::Restored);
+        let seeded =
+            object.is_some_and(|object| object.spec.initial_state == InitialState::Restored);
         let restore = if seeded && new_cluster {
             let (validated, image) = (self.validated, self.agent_image);
             Some(
-                restore_step::build(self.kubernetes, validated, serial, &initial_cluster, &token, image)
-                    .await?,
+                restore_step::build(
+                    self.kubernetes,
+                    validated,
+                    serial,
+                    &initial_cluster,
+                    &token,
+                    image,
+                )
+                .await?,
             )
         } else {
             None

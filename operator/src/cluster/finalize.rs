@@ -8,7 +8,10 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::ResourceExt;
 use serde_json::json;
 
-use super::{act::delete_member_object, build::{FINALIZER, member_selector, selector_text}};
+use super::{
+    act::delete_member_object,
+    build::{FINALIZER, member_selector, selector_text},
+};
 use crate::{
     crd::{EtcdCluster, EtcdMember, VolumePolicy},
     kubernetes::{Kubernetes, KubernetesError},
@@ -18,11 +21,15 @@ use crate::{
 ///
 /// # Errors
 /// The API server did not answer; the next pass goes on.
-pub async fn finalize(kubernetes: &Kubernetes, cluster: &EtcdCluster) -> Result<bool, KubernetesError> {
+pub async fn finalize(
+    kubernetes: &Kubernetes,
+    cluster: &EtcdCluster,
+) -> Result<bool, KubernetesError> {
     if !cluster.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
         return Ok(true);
     }
-    let (namespace, uid) = (cluster.namespace().unwrap_or_default(), cluster.uid().unwrap_or_default());
+    let (namespace, uid) =
+        (cluster.namespace().unwrap_or_default(), cluster.uid().unwrap_or_default());
     let labels = selector_text(&member_selector(&cluster.name_any()));
     let members = kubernetes.list::<EtcdMember>(&namespace, &labels).await?;
     let members: Vec<EtcdMember> = members

@@ -38,7 +38,9 @@ pub fn permit(
     now: Timestamp,
 ) -> Result<(), Refusal> {
     match action {
-        Action::FreezeBootstrap { serials, attempt } => permit_bootstrap(*attempt, serials, observed),
+        Action::FreezeBootstrap { serials, attempt } => {
+            permit_bootstrap(*attempt, serials, observed)
+        }
         Action::LatchCluster { .. } if observed.cluster_id.is_some() => {
             refuse("I7", "the cluster id is already latched")
         }
@@ -48,7 +50,9 @@ pub fn permit(
         Action::Promote { serial, id } => permit_promotion(*serial, *id, desired, observed, now),
         Action::Remove { id, .. } => permit_removal(*id, desired, observed),
         Action::MoveLeader { to, .. } => permit_leader_move(*to, desired, observed),
-        Action::RestartPod { serial, uid, .. } => permit_restart(*serial, uid, desired, observed, now),
+        Action::RestartPod { serial, uid, .. } => {
+            permit_restart(*serial, uid, desired, observed, now)
+        }
         Action::Release { serial } => permit_release(*serial, desired, observed),
     }
 }
@@ -112,7 +116,10 @@ fn commits(observed: &Observed) -> Result<(), Refusal> {
     }
     let (voters, healthy) = (observed.voters().len(), observed.healthy_voters(None));
     if healthy < quorum(voters) {
-        return refuse("I2", format!("{healthy} of {voters} voters answer, {} needed", quorum(voters)));
+        return refuse(
+            "I2",
+            format!("{healthy} of {voters} voters answer, {} needed", quorum(voters)),
+        );
     }
     Ok(())
 }
@@ -220,7 +227,11 @@ fn permit_restart(
         return refuse("I6", "the member's data is not there to come back with");
     }
     let Some(entry) = observed.entry_of(&desired.names, member) else {
-        return if member.is_serving() { refuse("I3", "it serves, but is in no member list") } else { Ok(()) };
+        return if member.is_serving() {
+            refuse("I3", "it serves, but is in no member list")
+        } else {
+            Ok(())
+        };
     };
     if member.is_down() || entry.learner || (entry.name.is_empty() && !member.is_serving()) {
         return Ok(());
@@ -254,8 +265,13 @@ fn permit_release(serial: Serial, desired: &Desired, observed: &Observed) -> Res
         return refuse("I5", format!("member {serial} does not exist"));
     };
     let Some(cluster_id) = observed.cluster_id else {
-        let planned = observed.bootstrap.as_ref().is_some_and(|plan| plan.serials.contains(&serial));
-        return if planned { refuse("I5", "the member is part of the bootstrap plan") } else { Ok(()) };
+        let planned =
+            observed.bootstrap.as_ref().is_some_and(|plan| plan.serials.contains(&serial));
+        return if planned {
+            refuse("I5", "the member is part of the bootstrap plan")
+        } else {
+            Ok(())
+        };
     };
     match &observed.membership {
         None => refuse("I5", "no linearizable member list: no quorum answered"),
@@ -304,12 +320,18 @@ pub fn permit_replacement(
         return Ok(());
     }
     if !desired.replace_automatically {
-        return refuse("I11", "recovery.memberReplacement is Manual: delete the EtcdMember to replace it");
+        return refuse(
+            "I11",
+            "recovery.memberReplacement is Manual: delete the EtcdMember to replace it",
+        );
     }
     let silent =
         observed.members.values().filter(|member| member.loss == Some(Loss::NodeSilent)).count();
     if silent >= 2 && member.is_some_and(|member| member.loss == Some(Loss::NodeSilent)) {
-        return refuse("I11", format!("{silent} nodes fell silent together; that is rarely their own fault"));
+        return refuse(
+            "I11",
+            format!("{silent} nodes fell silent together; that is rarely their own fault"),
+        );
     }
     match observed.last_replacement {
         Some(last) if now.duration_since(last) < desired.replacement_interval => {

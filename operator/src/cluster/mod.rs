@@ -78,7 +78,11 @@ pub async fn reconcile(
     let now = Timestamp::now();
     if cluster.metadata.deletion_timestamp.is_some() {
         let done = finalize::finalize(kubernetes, &cluster).await?;
-        return Ok(if done { controller::Action::await_change() } else { controller::Action::requeue(BUSY) });
+        return Ok(if done {
+            controller::Action::await_change()
+        } else {
+            controller::Action::requeue(BUSY)
+        });
     }
     if !cluster.finalizers().iter().any(|finalizer| finalizer == build::FINALIZER) {
         let mut finalizers = cluster.finalizers().to_vec();
@@ -116,7 +120,10 @@ async fn pass(
     let before = cluster.status.clone().unwrap_or_default();
     let mut error = match validated.desired.paused {
         true => None,
-        false => build_services(context, validated, &observation).await.err().map(|error| error.to_string()),
+        false => build_services(context, validated, &observation)
+            .await
+            .err()
+            .map(|error| error.to_string()),
     };
     for ensure in &plan.ensures {
         if let Err(failure) = hands.ensure(cluster, &mut observation, ensure).await {
@@ -129,7 +136,10 @@ async fn pass(
         error = tell(context, cluster, validated, action, &result).await.or(error);
     }
     report(context, cluster, validated, &before, &observation, &plan, error.clone(), now).await?;
-    Ok(plan.action.is_none() && plan.ensures.is_empty() && plan.blocked.is_empty() && error.is_none())
+    Ok(plan.action.is_none()
+        && plan.ensures.is_empty()
+        && plan.blocked.is_empty()
+        && error.is_none())
 }
 
 /// Certificates, and a client that shows them.
@@ -149,7 +159,8 @@ async fn secure(
         // Members that run get theirs renewed here; new ones get theirs with their Pod.
         let members = observe::serials(&context.kubernetes, validated).await?;
         for serial in members {
-            security::ensure_member(&context.kubernetes, validated, &authorities, serial, now).await?;
+            security::ensure_member(&context.kubernetes, validated, &authorities, serial, now)
+                .await?;
         }
     }
     context.memory.remember_certificates(&validated.uid, authorities.clone(), tls.clone());
@@ -224,7 +235,8 @@ async fn report(
     let outcome = Outcome { plan, error, last_backup };
     let current = cluster.status.clone().unwrap_or_default();
     let generation = cluster.metadata.generation;
-    let status = report::cluster_status(&current, generation, validated, observation, &outcome, now);
+    let status =
+        report::cluster_status(&current, generation, validated, observation, &outcome, now);
     context.metrics.cluster(&validated.desired.names, &status);
     for (serial, member) in &observation.observed.members {
         let Some(object) = observation.objects.get(serial) else { continue };

@@ -276,7 +276,8 @@ impl Member {
     pub fn is_stable(&self, desired: &Desired, now: Timestamp) -> bool {
         match &self.reach {
             Reach::Serving(serving) => {
-                serving.lag <= desired.lag_max && now.duration_since(serving.since) >= desired.min_ready
+                serving.lag <= desired.lag_max
+                    && now.duration_since(serving.since) >= desired.min_ready
             }
             Reach::Silent(_) => false,
         }

@@ -18,20 +18,48 @@ pub enum Mutation {
     /// `status.operation`: what is about to be done.
     Intent,
     /// The frozen bootstrap plan and the serials it uses.
-    FreezeBootstrap { serials: Vec<Serial>, attempt: i32 },
-    LatchCluster { cluster_id: ClusterId },
+    FreezeBootstrap {
+        serials: Vec<Serial>,
+        attempt: i32,
+    },
+    LatchCluster {
+        cluster_id: ClusterId,
+    },
     /// The serial, what it is for, and the intent, in one write.
-    Allocate { serial: Serial, reason: JoinReason },
-    CreateMemberObject { serial: Serial },
-    AddLearner { serial: Serial },
-    Promote { id: MemberId },
-    RemoveMember { id: MemberId },
-    MoveLeader { from: Serial, to: MemberId },
-    DeletePod { serial: Serial, uid: String },
+    Allocate {
+        serial: Serial,
+        reason: JoinReason,
+    },
+    CreateMemberObject {
+        serial: Serial,
+    },
+    AddLearner {
+        serial: Serial,
+    },
+    Promote {
+        id: MemberId,
+    },
+    RemoveMember {
+        id: MemberId,
+    },
+    MoveLeader {
+        from: Serial,
+        to: MemberId,
+    },
+    DeletePod {
+        serial: Serial,
+        uid: String,
+    },
     /// Delete the member's Pod whatever its uid, its claim if the policy says so, and the object.
-    DeletePodOf { serial: Serial },
-    RetireClaim { serial: Serial },
-    DeleteMemberObject { serial: Serial },
+    DeletePodOf {
+        serial: Serial,
+    },
+    RetireClaim {
+        serial: Serial,
+    },
+    DeleteMemberObject {
+        serial: Serial,
+    },
 }
 
 /// The writes of an action in order.

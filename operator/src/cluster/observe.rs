@@ -140,7 +140,8 @@ fn bootstrap(status: &crate::crd::BootstrapStatus) -> Bootstrap {
 }
 
 fn allocation(names: &Names, status: &crate::crd::EtcdClusterStatus) -> Option<Allocation> {
-    let operation = status.operation.as_ref().filter(|operation| operation.kind == "CreateMember")?;
+    let operation =
+        status.operation.as_ref().filter(|operation| operation.kind == "CreateMember")?;
     let serial = Serial(status.latest_member_serial);
     let reason = match operation.reason.as_deref() {
         Some("Replacement") => JoinReason::Replacement,
@@ -282,10 +283,7 @@ fn pod_state(pod: &Pod) -> model::Pod {
     }
 }
 
-fn condition<'a>(
-    pod: &'a Pod,
-    kind: &str,
-) -> Option<&'a k8s_openapi::api::core::v1::PodCondition> {
+fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a k8s_openapi::api::core::v1::PodCondition> {
     pod.status.as_ref()?.conditions.as_ref()?.iter().find(|condition| condition.type_ == kind)
 }
 
@@ -329,7 +327,8 @@ fn container_cause(container: &ContainerStatus) -> Option<Cause> {
     let waiting = container.state.as_ref().and_then(|state| state.waiting.as_ref());
     match waiting.and_then(|waiting| waiting.reason.as_deref()) {
         Some(
-            reason @ ("ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull"),
+            reason @ ("ErrImagePull" | "ImagePullBackOff" | "InvalidImageName"
+            | "ErrImageNeverPull"),
         ) => {
             let image = container.image.clone();
             Some(Cause::Image(format!("{reason} {image}")))
@@ -369,9 +368,8 @@ async fn machines(
         return Ok(Machines { nodes: None, volumes: Vec::new() });
     }
     let nodes = kubernetes.list_of_cluster::<Node>().await?;
-    let unplaced = pods.values().any(|pod| {
-        pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_none())
-    });
+    let unplaced =
+        pods.values().any(|pod| pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_none()));
     let volumes = match (&nodes, unplaced) {
         (Some(_), true) => {
             kubernetes.list_of_cluster::<PersistentVolume>().await?.unwrap_or_default()
@@ -392,7 +390,9 @@ impl Machines {
         let latched = object.status.as_ref().and_then(|status| status.claim_uid.as_deref());
         let phase = claim.and_then(|claim| claim.status.as_ref()?.phase.as_deref());
         let going = claim.is_some_and(|claim| claim.metadata.deletion_timestamp.is_some());
-        if latched.is_some() && (claim_state(latched, claim) == Claim::Lost || going || phase == Some("Lost")) {
+        if latched.is_some()
+            && (claim_state(latched, claim) == Claim::Lost || going || phase == Some("Lost"))
+        {
             return Some(Loss::Claim);
         }
         let nodes = self.nodes.as_ref()?;
@@ -410,7 +410,8 @@ impl Machines {
 fn node_loss(node: Option<&Node>, scene: &Scene<'_>) -> Option<Loss> {
     let Some(node) = node else { return Some(Loss::NodeGone) };
     let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
-    let tainted = |key: &str| taints.is_some_and(|taints| taints.iter().any(|taint| taint.key == key));
+    let tainted =
+        |key: &str| taints.is_some_and(|taints| taints.iter().any(|taint| taint.key == key));
     if tainted("node.kubernetes.io/out-of-service") {
         return Some(Loss::NodeGone);
     }
@@ -418,20 +419,23 @@ fn node_loss(node: Option<&Node>, scene: &Scene<'_>) -> Option<Loss> {
     let ready = conditions.iter().find(|condition| condition.type_ == "Ready")?;
     let since = ready.last_transition_time.as_ref()?.0;
     let patience = SignedDuration::from_secs(scene.validated.spec.recovery.node_loss_for_seconds);
-    (ready.status != "True" && scene.now.duration_since(since) >= patience).then_some(Loss::NodeSilent)
+    (ready.status != "True" && scene.now.duration_since(since) >= patience)
+        .then_some(Loss::NodeSilent)
 }
 
 /// Whether the volume's node affinity admits the node. Expressions that are not understood count
 /// as admitting: a member is not declared lost on a guess.
 fn may_mount(volume: &PersistentVolume, node: &Node) -> bool {
-    let required = volume.spec.as_ref().and_then(|spec| spec.node_affinity.as_ref()?.required.as_ref());
+    let required =
+        volume.spec.as_ref().and_then(|spec| spec.node_affinity.as_ref()?.required.as_ref());
     let Some(required) = required else { return true };
     required.node_selector_terms.iter().any(|term| {
         let expressions = term.match_expressions.iter().flatten();
         let mut expressions = expressions.filter(|expression| expression.operator == "In");
         expressions.all(|expression| {
             let value = node.labels().get(&expression.key);
-            value.is_some_and(|value| expression.values.iter().flatten().any(|known| known == value))
+            value
+                .is_some_and(|value| expression.values.iter().flatten().any(|known| known == value))
         })
     })
 }

@@ -39,30 +39,76 @@ pub struct Plan {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ensure {
     /// The object of a member of the frozen bootstrap plan.
-    MemberObject { serial: Serial, initial_state: InitialState },
+    MemberObject {
+        serial: Serial,
+        initial_state: InitialState,
+    },
     /// Record the id that etcd gave the member.
-    LatchMemberId { serial: Serial, id: MemberId },
-    Claim { serial: Serial },
+    LatchMemberId {
+        serial: Serial,
+        id: MemberId,
+    },
+    Claim {
+        serial: Serial,
+    },
     /// Record which claim holds the member's data.
-    LatchClaim { serial: Serial, uid: String },
-    Pod { serial: Serial, new_cluster: bool, initial_cluster: String },
+    LatchClaim {
+        serial: Serial,
+        uid: String,
+    },
+    Pod {
+        serial: Serial,
+        new_cluster: bool,
+        initial_cluster: String,
+    },
     /// Whether Services may send clients to the Pod.
-    Serving { serial: Serial, pod_uid: String, serving: bool },
+    Serving {
+        serial: Serial,
+        pod_uid: String,
+        serving: bool,
+    },
 }
 
 /// Something that disturbs or must not happen twice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    FreezeBootstrap { serials: Vec<Serial>, attempt: i32 },
-    LatchCluster { cluster_id: ClusterId },
-    CreateMember { serial: Serial, reason: JoinReason },
-    AddLearner { serial: Serial },
-    Promote { serial: Serial, id: MemberId },
-    Remove { serial: Option<Serial>, id: MemberId, reason: RemoveReason },
-    MoveLeader { from: Serial, to: MemberId, successor: Serial },
-    RestartPod { serial: Serial, uid: String, reason: RestartReason },
+    FreezeBootstrap {
+        serials: Vec<Serial>,
+        attempt: i32,
+    },
+    LatchCluster {
+        cluster_id: ClusterId,
+    },
+    CreateMember {
+        serial: Serial,
+        reason: JoinReason,
+    },
+    AddLearner {
+        serial: Serial,
+    },
+    Promote {
+        serial: Serial,
+        id: MemberId,
+    },
+    Remove {
+        serial: Option<Serial>,
+        id: MemberId,
+        reason: RemoveReason,
+    },
+    MoveLeader {
+        from: Serial,
+        to: MemberId,
+        successor: Serial,
+    },
+    RestartPod {
+        serial: Serial,
+        uid: String,
+        reason: RestartReason,
+    },
     /// The member is in no list any more: its Pod, its claim (by policy) and its object go.
-    Release { serial: Serial },
+    Release {
+        serial: Serial,
+    },
 }
 
 /// Why a member leaves.
@@ -183,7 +229,9 @@ fn ensures(desired: &Desired, observed: &Observed) -> Vec<Ensure> {
     if let (None, Some(bootstrap)) = (observed.cluster_id, &observed.bootstrap) {
         let initial_state =
             if desired.restored { InitialState::Restored } else { InitialState::New };
-        for serial in bootstrap.serials.iter().filter(|serial| !observed.members.contains_key(serial)) {
+        for serial in
+            bootstrap.serials.iter().filter(|serial| !observed.members.contains_key(serial))
+        {
             ensures.push(Ensure::MemberObject { serial: *serial, initial_state });
         }
     }
@@ -222,8 +270,11 @@ fn member_ensures(desired: &Desired, observed: &Observed, member: &Member) -> Op
             // I8: clients come after the cluster id is latched, and never to a learner.
             let serving = observed.cluster_id.is_some()
                 && entry.map_or(pod.serving, |entry| !entry.learner && !entry.name.is_empty());
-            (serving != pod.serving && !pod.terminating)
-                .then(|| Ensure::Serving { serial, pod_uid: pod.uid.clone(), serving })
+            (serving != pod.serving && !pod.terminating).then(|| Ensure::Serving {
+                serial,
+                pod_uid: pod.uid.clone(),
+                serving,
+            })
         }
         (Claim::Lost, _) => None,
     }
@@ -241,7 +292,9 @@ pub fn initial_cluster(desired: &Desired, observed: &Observed, member: &Member) 
                 .iter()
                 .filter_map(|entry| names.serial_of(&entry.peer_url))
                 .collect(),
-            None => observed.members.values().filter(|m| m.id.is_some()).map(|m| m.serial).collect(),
+            None => {
+                observed.members.values().filter(|m| m.id.is_some()).map(|m| m.serial).collect()
+            }
         },
     };
     if !serials.contains(&member.serial) {
@@ -286,7 +339,9 @@ fn form(desired: &Desired, observed: &Observed, now: Timestamp) -> Step {
     }
     let silent: Vec<String> = planned()
         .filter(|member| !member.is_serving())
-        .map(|member| format!("{}: {}", desired.names.member(member.serial), invariants::describe(member)))
+        .map(|member| {
+            format!("{}: {}", desired.names.member(member.serial), invariants::describe(member))
+        })
         .collect();
     wait("LatchCluster", "Bootstrap", format!("waiting for a quorum; {}", silent.join("; ")))
 }
@@ -341,7 +396,11 @@ fn need_quorum(desired: &Desired, observed: &Observed, _: Timestamp) -> Step {
         return wait("Any", "I2", format!("no quorum answers; {}", states.join("; ")));
     };
     if Some(membership.cluster_id) != observed.cluster_id {
-        return wait("Any", "I6", format!("the members that answer are cluster {}", membership.cluster_id));
+        return wait(
+            "Any",
+            "I6",
+            format!("the members that answer are cluster {}", membership.cluster_id),
+        );
     }
     Step::Next
 }
@@ -414,10 +473,12 @@ fn attend_learner(desired: &Desired, observed: &Observed, now: Timestamp) -> Ste
     }
     let expected = initial_cluster(desired, observed, member);
     let stale = |pod: &super::model::Pod| pod.initial_cluster != expected && !pod.terminating;
-    if !started && !member.is_serving() && member.pod.as_ref().is_some_and(stale) {
-        if let Some(action) = restart(member, RestartReason::StaleInitialCluster) {
-            return Step::Act(action);
-        }
+    if !started
+        && !member.is_serving()
+        && member.pod.as_ref().is_some_and(stale)
+        && let Some(action) = restart(member, RestartReason::StaleInitialCluster)
+    {
+        return Step::Act(action);
     }
     Step::Act(Action::Promote { serial: member.serial, id: entry.id })
 }
@@ -433,7 +494,8 @@ fn attend_joining(desired: &Desired, observed: &Observed, now: Timestamp) -> Ste
     if member.deletion_requested {
         return Step::Act(Action::Release { serial: member.serial });
     }
-    let dead = lost_voters(desired, observed).find(|(_, lost)| !lost.is_some_and(Member::is_serving));
+    let dead =
+        lost_voters(desired, observed).find(|(_, lost)| !lost.is_some_and(Member::is_serving));
     if let (true, Some((entry, _))) = (member.join_refused, dead) {
         return remove_voter(desired, observed, entry, RemoveReason::Replaced, now);
     }
@@ -476,10 +538,10 @@ fn replace_lost(desired: &Desired, observed: &Observed, now: Timestamp) -> Step 
         return remove_voter(desired, observed, entry, RemoveReason::Replaced, now);
     }
     // Below the wanted size the newcomer is due anyway.
-    if voters == desired.replicas {
-        if let Err(refusal) = invariants::permit_replacement(member, desired, observed, now) {
-            return Step::Wait(Blocked { action: "CreateMember", refusal });
-        }
+    if voters == desired.replicas
+        && let Err(refusal) = invariants::permit_replacement(member, desired, observed, now)
+    {
+        return Step::Wait(Blocked { action: "CreateMember", refusal });
     }
     let serial = Serial(observed.latest_serial.0 + 1);
     Step::Act(Action::CreateMember { serial, reason: JoinReason::Replacement })
@@ -532,7 +594,8 @@ fn roll_out(desired: &Desired, observed: &Observed, _: Timestamp) -> Step {
         .filter_map(|entry| observed.member_of(entry))
         .filter(|member| member.is_outdated(desired))
         .collect();
-    outdated.sort_by_key(|member| (member.is_leader(), std::cmp::Reverse(member.lag()), member.serial));
+    outdated
+        .sort_by_key(|member| (member.is_leader(), std::cmp::Reverse(member.lag()), member.serial));
     let Some(next) = outdated.first() else { return Step::Next };
     if next.is_leader() && voters.len() > 1 {
         return move_leader_when_well(desired, observed, next);
@@ -552,7 +615,9 @@ fn move_leader_when_well(desired: &Desired, observed: &Observed, leader: &Member
         .filter(|entry| leader.id != Some(entry.id))
         .find(|entry| !observed.member_of(entry).is_some_and(Member::is_serving));
     match unwell {
-        Some(entry) => wait("MoveLeader", "I3", format!("voter {} ({}) does not answer", entry.name, entry.id)),
+        Some(entry) => {
+            wait("MoveLeader", "I3", format!("voter {} ({}) does not answer", entry.name, entry.id))
+        }
         None => move_leader(desired, observed, leader),
     }
 }

@@ -59,17 +59,22 @@ pub fn cluster_status(
         status.fault_tolerance = status.ready_replicas - status.quorum.max(1);
     }
     status.leader = leader(validated, observation);
-    status.revision = observation.reports.values().map(|report| report.revision).max().or(before.revision);
+    status.revision =
+        observation.reports.values().map(|report| report.revision).max().or(before.revision);
     status.db_size_bytes =
         observation.reports.values().map(|report| report.db_size).max().or(before.db_size_bytes);
     let versions = observation.reports.values().map(|report| report.version.clone());
-    status.current_version = versions.min_by_key(|version| version_key(version)).or(status.current_version);
+    status.current_version =
+        versions.min_by_key(|version| version_key(version)).or(status.current_version);
     status.target = Some(validated.target.clone());
     status.rollout = rollout(before, desired, observed, outcome.plan, now);
     status.backup = outcome.last_backup.clone().or(status.backup);
     status.blocked_by = blocked_by(outcome.plan);
-    let creating = status.operation.as_ref().is_some_and(|operation| operation.kind == "CreateMember");
-    if outcome.plan.action.is_none() && !(creating && !outcome.plan.blocked.is_empty()) {
+    let creating =
+        status.operation.as_ref().is_some_and(|operation| operation.kind == "CreateMember");
+    // A serial that was given out is remembered until its member exists.
+    let finished = outcome.plan.blocked.is_empty() || !creating;
+    if outcome.plan.action.is_none() && finished {
         status.operation = None;
     }
     conditions(&mut status, generation, validated, observed, outcome, now);
@@ -78,7 +83,11 @@ pub fn cluster_status(
 }
 
 /// Whether the new status says something that the old one did not, or has to be confirmed.
-pub fn is_worth_writing(before: &EtcdClusterStatus, after: &EtcdClusterStatus, now: Timestamp) -> bool {
+pub fn is_worth_writing(
+    before: &EtcdClusterStatus,
+    after: &EtcdClusterStatus,
+    now: Timestamp,
+) -> bool {
     let age = before.observed_at.as_ref().map(|at| now.duration_since(at.0));
     if age.is_none_or(|age| age >= CONFIRM_EVERY) {
         return true;
@@ -132,7 +141,8 @@ fn rollout(
     let updated = count(observed.members.values().filter(up_to_date).count());
     let total = count(observed.members.len());
     let last = before.rollout.as_ref().filter(|rollout| rollout.hash == desired.template);
-    let progressed = last.is_none_or(|rollout| rollout.updated != updated || rollout.total != total);
+    let progressed =
+        last.is_none_or(|rollout| rollout.updated != updated || rollout.total != total);
     let progressed_at = match last {
         Some(rollout) if !progressed => rollout.progressed_at.clone(),
         _ => Time(now),
@@ -156,7 +166,12 @@ struct Fact {
     message: String,
 }
 
-fn fact(kind: &'static str, holds: bool, reasons: (&'static str, &'static str), message: impl Into<String>) -> Fact {
+fn fact(
+    kind: &'static str,
+    holds: bool,
+    reasons: (&'static str, &'static str),
+    message: impl Into<String>,
+) -> Fact {
     let reason = if holds { reasons.0 } else { reasons.1 };
     Fact { kind, holds: Some(holds), reason, message: message.into() }
 }
@@ -179,13 +194,22 @@ fn conditions(
         && status.voters == wanted
         && status.learners == 0
         && observed.members.values().all(Member::is_serving);
-    let blocked = outcome.plan.blocked.first().map(|blocked| format!("{}: {}", blocked.action, blocked.refusal));
+    let blocked = outcome
+        .plan
+        .blocked
+        .first()
+        .map(|blocked| format!("{}: {}", blocked.action, blocked.refusal));
     let detail = outcome.error.clone().or(blocked).unwrap_or_default();
     let (stuck, sick) = trouble(validated, status, observed, now);
 
     let mut facts = vec![
         fact("Available", quorate, ("QuorumAnswers", "NoQuorum"), detail.clone()),
-        fact("QuorumHealthy", quorate, ("QuorumAnswers", if formed { "QuorumLost" } else { "NotFormed" }), ""),
+        fact(
+            "QuorumHealthy",
+            quorate,
+            ("QuorumAnswers", if formed { "QuorumLost" } else { "NotFormed" }),
+            "",
+        ),
         fact(
             "FaultTolerant",
             quorate && status.fault_tolerance > 0,
@@ -210,7 +234,12 @@ fn conditions(
         refused(validated, "SpecApplied", &[]),
     ];
     if observed.membership.as_ref().is_some_and(|membership| membership.corrupt) {
-        facts.push(fact("DataConsistent", false, ("", "CorruptAlarm"), "a member raised the CORRUPT alarm"));
+        facts.push(fact(
+            "DataConsistent",
+            false,
+            ("", "CorruptAlarm"),
+            "a member raised the CORRUPT alarm",
+        ));
     }
     let ready_reason = ready_reason(formed, quorate, complete, updated);
     facts.push(fact("Ready", quorate, (ready_reason, ready_reason), detail));
@@ -252,13 +281,17 @@ fn trouble(
         .map(|member| format!("{}: {}", names.member(member.serial), invariants::describe(member)))
         .collect();
     let sick = (!sick.is_empty()).then(|| sick.join("; "));
-    let deadline = SignedDuration::from_secs(validated.spec.update_strategy.progress_deadline_seconds);
+    let deadline =
+        SignedDuration::from_secs(validated.spec.update_strategy.progress_deadline_seconds);
     let rollout = status.rollout.as_ref().filter(|rollout| rollout.updated < rollout.total);
     let stuck = rollout
         .filter(|rollout| now.duration_since(rollout.progressed_at.0) >= deadline)
         .map(|rollout| {
             let why = sick.clone().or_else(|| rollout.paused_reason.clone()).unwrap_or_default();
-            format!("{} of {} members run the desired settings; {why}", rollout.updated, rollout.total)
+            format!(
+                "{} of {} members run the desired settings; {why}",
+                rollout.updated, rollout.total
+            )
         });
     (stuck, sick)
 }
@@ -273,7 +306,12 @@ fn refused(validated: &Validated, kind: &'static str, fields: &[&str]) -> Fact {
     fact(kind, refused.is_empty(), ("Accepted", "FieldRefused"), refused.join("; "))
 }
 
-fn set_condition(conditions: &mut Vec<Condition>, generation: Option<i64>, fact: Fact, now: Timestamp) {
+fn set_condition(
+    conditions: &mut Vec<Condition>,
+    generation: Option<i64>,
+    fact: Fact,
+    now: Timestamp,
+) {
     let status = match fact.holds {
         Some(true) => "True",
         Some(false) => "False",
@@ -334,7 +372,8 @@ pub fn member_status(
     let report = observation.reports.get(&member.serial);
     status.lag_entries = report.map(|_| i64::try_from(rounded(member.lag())).unwrap_or(i64::MAX));
     status.version = report.map(|report| report.version.clone()).or(status.version);
-    status.db_size_bytes = report.map(|report| report.db_size / (1 << 20) * (1 << 20)).or(status.db_size_bytes);
+    status.db_size_bytes =
+        report.map(|report| report.db_size / (1 << 20) * (1 << 20)).or(status.db_size_bytes);
     let pod = observation.pods.get(&member.serial);
     status.node = pod.and_then(|pod| pod.spec.as_ref()?.node_name.clone());
     status.pod_uid = member.pod.as_ref().map(|pod| pod.uid.clone());
@@ -347,9 +386,15 @@ pub fn member_status(
         (true, None) => "Serving",
         (false, None) => "Silent",
     };
-    let serving = fact("Ready", member.is_serving(), (reason, reason), invariants::describe(member));
+    let serving =
+        fact("Ready", member.is_serving(), (reason, reason), invariants::describe(member));
     let message = if member.is_serving() { String::new() } else { serving.message };
-    set_condition(&mut status.conditions, object.metadata.generation, Fact { message, ..serving }, now);
+    set_condition(
+        &mut status.conditions,
+        object.metadata.generation,
+        Fact { message, ..serving },
+        now,
+    );
     status
 }
 
@@ -367,12 +412,18 @@ pub fn event(action: &Action, desired: &Desired, error: Option<&str>) -> Event {
         Action::FreezeBootstrap { serials, attempt } => {
             ("BootstrapStarted", format!("attempt {attempt} with {} members", serials.len()))
         }
-        Action::LatchCluster { cluster_id } => ("ClusterFormed", format!("cluster id {cluster_id}")),
+        Action::LatchCluster { cluster_id } => {
+            ("ClusterFormed", format!("cluster id {cluster_id}"))
+        }
         Action::CreateMember { reason, .. } => ("MemberCreated", format!("{name}: {reason:?}")),
         Action::AddLearner { .. } => ("MemberAdded", format!("{name} joins as a learner")),
         Action::Promote { id, .. } => ("LearnerPromoted", format!("{name} ({id}) votes now")),
         Action::Remove { id, reason, .. } => {
-            let what = if *reason == RemoveReason::ScaleIn { "scale in" } else { "replaced or not needed" };
+            let what = if *reason == RemoveReason::ScaleIn {
+                "scale in"
+            } else {
+                "replaced or not needed"
+            };
             ("MemberRemoved", format!("{name} ({id}): {what}"))
         }
         Action::MoveLeader { successor, .. } => {
@@ -398,7 +449,9 @@ pub fn event(action: &Action, desired: &Desired, error: Option<&str>) -> Event {
 pub fn turned(before: &EtcdClusterStatus, after: &EtcdClusterStatus) -> Vec<Event> {
     let reason_of = |status: &EtcdClusterStatus, kind: &str, wanted: &str| {
         let known = status.conditions.iter().find(|condition| condition.type_ == kind);
-        known.filter(|condition| condition.status == wanted).map(|c| (c.reason.clone(), c.message.clone()))
+        known
+            .filter(|condition| condition.status == wanted)
+            .map(|c| (c.reason.clone(), c.message.clone()))
     };
     [("QuorumHealthy", "False"), ("Degraded", "True"), ("SpecApplied", "False")]
         .into_iter()

@@ -12,13 +12,11 @@ use std::{collections::BTreeMap, sync::Arc};
 use jiff::Timestamp;
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 
-use super::{
-    build::cluster_metadata,
-    model::Serial,
-    validate::Validated,
-};
+use super::{build::cluster_metadata, model::Serial, validate::Validated};
 use crate::{
-    certificates::{self, CertificateError, KeyPairPem, Usage, leaf_is_current, new_ca, new_leaf, normalized},
+    certificates::{
+        self, CertificateError, KeyPairPem, Usage, leaf_is_current, new_ca, new_leaf, normalized,
+    },
     etcd::ClientTls,
     kubernetes::{Kubernetes, KubernetesError},
 };
@@ -61,7 +59,8 @@ pub async fn ensure_cluster(
     let identity = match identity.filter(|_| stays) {
         Some(identity) => identity,
         None => {
-            let issued = issue(&secret, &client, &format!("{cluster}-client"), &[], Usage::Client, now)?;
+            let issued =
+                issue(&secret, &client, &format!("{cluster}-client"), &[], Usage::Client, now)?;
             let data = [
                 ("tls.crt", &issued.certificate),
                 ("tls.key", &issued.key),
@@ -88,7 +87,8 @@ pub async fn ensure_member(
 ) -> Result<(), SecurityError> {
     let name = validated.desired.names.member(serial);
     let secret = format!("{name}-tls");
-    let (server_names, peer_names) = (server_names(validated, serial), peer_names(validated, serial));
+    let (server_names, peer_names) =
+        (server_names(validated, serial), peer_names(validated, serial));
     let existing = read(kubernetes, validated, &secret).await?;
     let (server, peer) = (pair(&existing, "server"), pair(&existing, "peer"));
     let stays = is_current(&secret, server.as_ref(), &authorities.client, &server_names, now)?
@@ -155,7 +155,8 @@ async fn authority(
         let existing = read(kubernetes, validated, &secret).await?;
         return pair(&existing, "tls").ok_or(SecurityError::Incomplete { secret, key: "tls.crt" });
     }
-    let ca = pair(&existing, "tls").ok_or(SecurityError::Incomplete { secret: secret.clone(), key: "tls.crt" })?;
+    let ca = pair(&existing, "tls")
+        .ok_or(SecurityError::Incomplete { secret: secret.clone(), key: "tls.crt" })?;
     certificates::not_after(&ca.certificate)
         .map_err(|source| SecurityError::Certificate { secret, source })?;
     Ok(ca)
@@ -187,7 +188,11 @@ fn issue(
 
 type Data = BTreeMap<String, ByteString>;
 
-async fn read(kubernetes: &Kubernetes, validated: &Validated, name: &str) -> Result<Data, KubernetesError> {
+async fn read(
+    kubernetes: &Kubernetes,
+    validated: &Validated,
+    name: &str,
+) -> Result<Data, KubernetesError> {
     let secret = kubernetes.get::<Secret>(&validated.desired.names.namespace, name).await?;
     Ok(secret.and_then(|secret| secret.data).unwrap_or_default())
 }
@@ -202,7 +207,8 @@ fn pair(data: &Data, name: &str) -> Option<KeyPairPem> {
 }
 
 fn object(validated: &Validated, name: String, data: &[(&str, &String)]) -> Secret {
-    let data = data.iter().map(|(key, value)| ((*key).to_owned(), ByteString(value.as_bytes().to_vec())));
+    let data =
+        data.iter().map(|(key, value)| ((*key).to_owned(), ByteString(value.as_bytes().to_vec())));
     Secret {
         metadata: cluster_metadata(validated, name, "certificate"),
         data: Some(data.collect()),

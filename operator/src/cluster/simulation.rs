@@ -224,7 +224,8 @@ impl World {
             return;
         };
         if server.node.is_none() {
-            let up: Vec<usize> = (0..self.nodes.len()).filter(|n| self.nodes[*n] == Node::Up).collect();
+            let up: Vec<usize> =
+                (0..self.nodes.len()).filter(|n| self.nodes[*n] == Node::Up).collect();
             server.node = match volume.node {
                 Some(node) => (self.nodes[node] == Node::Up).then_some(node),
                 None => Some(up[self.chance.below(up.len())]),
@@ -248,8 +249,7 @@ impl World {
                     volume.node = server.node;
                 }
                 server.running = self.start(serial, &server);
-                server.pod.down =
-                    (!server.running).then(|| Cause::Crash("exit code 1".to_owned()));
+                server.pod.down = (!server.running).then(|| Cause::Crash("exit code 1".to_owned()));
             }
             Some(Node::Up) => {}
         }
@@ -272,7 +272,8 @@ impl World {
         } else {
             let Some(etcd) = &mut self.etcd else { return false };
             let expected = etcd.entries.len();
-            let Some(entry) = etcd.entries.iter_mut().find(|entry| entry.peer_url == peer_url) else {
+            let Some(entry) = etcd.entries.iter_mut().find(|entry| entry.peer_url == peer_url)
+            else {
                 return false;
             };
             if server.pod.initial_cluster.split(',').count() != expected {
@@ -354,7 +355,8 @@ impl World {
             entries: etcd.entries.clone(),
             corrupt: false,
         });
-        let members = self.objects.iter().map(|(serial, object)| (*serial, self.member(*serial, object)));
+        let members =
+            self.objects.iter().map(|(serial, object)| (*serial, self.member(*serial, object)));
         Observed { membership, members: members.collect(), ..self.status.clone() }
     }
 
@@ -377,12 +379,14 @@ impl World {
         };
         let server = self.servers.get(&serial);
         let reach = match (server.and_then(|s| s.serving_since), &self.etcd, volume) {
-            (Some(since), Some(etcd), Some(Volume { data: Some(data), .. })) => Reach::Serving(Serving {
-                since,
-                lag: etcd.commit.saturating_sub(data.applied),
-                leader: etcd.leader == Some(data.id),
-                version: "3.7.3".to_owned(),
-            }),
+            (Some(since), Some(etcd), Some(Volume { data: Some(data), .. })) => {
+                Reach::Serving(Serving {
+                    since,
+                    lag: etcd.commit.saturating_sub(data.applied),
+                    leader: etcd.leader == Some(data.id),
+                    version: "3.7.3".to_owned(),
+                })
+            }
             _ => Reach::Silent(Silence::Timeout),
         };
         Member {
@@ -427,7 +431,9 @@ impl World {
                 break;
             }
             assert!(
-                !quorum_before || self.available() || (single && matches!(mutation, Mutation::DeletePod { .. })),
+                !quorum_before
+                    || self.available()
+                    || (single && matches!(mutation, Mutation::DeletePod { .. })),
                 "I2-I4: {mutation:?} lost the quorum"
             );
             self.check();
@@ -521,7 +527,10 @@ impl World {
             }
             Mutation::RetireClaim { serial } => {
                 if let Some(data) = self.volumes.get(&serial).and_then(|v| v.data.clone()) {
-                    assert!(self.entry(data.id).is_none(), "I5: {serial} is a member and loses its data");
+                    assert!(
+                        self.entry(data.id).is_none(),
+                        "I5: {serial} is a member and loses its data"
+                    );
                 }
                 self.volumes.remove(&serial);
             }
@@ -559,11 +568,10 @@ impl World {
                 assert!(etcd.leader != Some(id), "I2: the leader was removed");
                 // The removed server stops.
                 for (serial, volume) in &self.volumes {
-                    if volume.data.as_ref().is_some_and(|data| data.id == id) {
-                        if let Some(server) = self.servers.get_mut(serial) {
-                            server.running = false;
-                            server.serving_since = None;
-                        }
+                    let removed = volume.data.as_ref().is_some_and(|data| data.id == id);
+                    if let Some(server) = self.servers.get_mut(serial).filter(|_| removed) {
+                        server.running = false;
+                        server.serving_since = None;
                     }
                 }
             }
@@ -591,9 +599,10 @@ impl World {
         }
         let serial = serials[self.chance.below(serials.len())];
         let voters = self.voters().len();
-        let is_voter = self.voters().iter().any(|entry| {
-            self.desired.names.serial_of(&entry.peer_url) == Some(serial)
-        });
+        let is_voter = self
+            .voters()
+            .iter()
+            .any(|entry| self.desired.names.serial_of(&entry.peer_url) == Some(serial));
         // Losses for good stay within what the cluster tolerates; else nothing can be expected.
         let affordable = if self.status.cluster_id.is_none() {
             self.etcd.is_none()
@@ -672,7 +681,9 @@ impl World {
     }
 
     fn is_converged(&self) -> bool {
-        if self.voters().len() != self.desired.replicas || self.objects.len() != self.desired.replicas {
+        if self.voters().len() != self.desired.replicas
+            || self.objects.len() != self.desired.replicas
+        {
             return false;
         }
         let observed = self.observe();
@@ -760,8 +771,15 @@ fn every_history_keeps_the_invariants_and_converges() {
     }
     // A history that never does something proves nothing about it.
     for kind in [
-        "FreezeBootstrap", "LatchCluster", "CreateMember", "AddLearner", "Promote", "Remove",
-        "MoveLeader", "RestartPod", "Release",
+        "FreezeBootstrap",
+        "LatchCluster",
+        "CreateMember",
+        "AddLearner",
+        "Promote",
+        "Remove",
+        "MoveLeader",
+        "RestartPod",
+        "Release",
     ] {
         assert!(actions.get(kind).is_some_and(|count| *count > 100), "{kind}: {actions:?}");
     }

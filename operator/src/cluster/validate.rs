@@ -13,8 +13,8 @@ use sha2::{Digest, Sha256};
 
 use super::model::{Desired, Names};
 use crate::crd::{
-    BootstrapType, EtcdCluster, EtcdClusterSpec, EtcdClusterStatus, MemberReplacement, TargetStatus,
-    TlsMode, UpdateStrategyType, quantity_bytes,
+    BootstrapType, EtcdCluster, EtcdClusterSpec, EtcdClusterStatus, MemberReplacement,
+    TargetStatus, TlsMode, UpdateStrategyType, quantity_bytes,
 };
 
 /// Version of the way Pods are rendered. It is part of the template hash, and is raised only when
@@ -60,7 +60,12 @@ pub fn validate(cluster: &EtcdCluster) -> Result<Validated, InvalidSpec> {
     let uid = cluster.metadata.uid.clone().ok_or(InvalidSpec::Missing("uid"))?;
     let spec = cluster.spec.clone();
     let status = cluster.status.clone().unwrap_or_default();
-    let names = Names { cluster: name, namespace, tls: spec.tls.mode == TlsMode::SelfManaged, claim_suffix: uid.split('-').next().unwrap_or("0").to_owned() };
+    let names = Names {
+        cluster: name,
+        namespace,
+        tls: spec.tls.mode == TlsMode::SelfManaged,
+        claim_suffix: uid.split('-').next().unwrap_or("0").to_owned(),
+    };
 
     let mut refused = Vec::new();
     let target = accept_version(&spec, &status, &mut refused);
@@ -100,10 +105,15 @@ fn version_refusal(current: &str, wanted: &str) -> Option<String> {
     let ((major, minor, patch), wanted_parts) = (parse(current)?, parse(wanted)?);
     let (wanted_major, wanted_minor, wanted_patch) = wanted_parts;
     if (wanted_major, wanted_minor) < (major, minor) {
-        return Some(format!("{wanted} is older than {current}, which members run; going back a minor version is not supported"));
+        return Some(format!(
+            "{wanted} is older than {current}, which members run; going back a minor version is not supported"
+        ));
     }
     if wanted_major != major || wanted_minor > minor + 1 {
-        return Some(format!("{wanted} is more than one minor version above {current}; go through {major}.{} first", minor + 1));
+        return Some(format!(
+            "{wanted} is more than one minor version above {current}; go through {major}.{} first",
+            minor + 1
+        ));
     }
     let _ = (patch, wanted_patch);
     None
@@ -135,7 +145,8 @@ fn quota(spec: &EtcdClusterSpec, refused: &mut Vec<RefusedField>) -> Result<u64,
     let wanted = bytes("quota.backend", wanted)?;
     let limit = size / 10 * 9;
     if wanted > limit {
-        let reason = format!("{wanted} bytes are more than nine tenths of storage.size ({limit} bytes)");
+        let reason =
+            format!("{wanted} bytes are more than nine tenths of storage.size ({limit} bytes)");
         refused.push(RefusedField { field: "quota.backend", reason });
         return Ok(limit);
     }
@@ -176,13 +187,27 @@ mod tests {
 
     #[test]
     fn versions_go_up_by_one_minor_and_never_down() {
-        let status = json!({"currentVersion": "3.6.4", "target": {"version": "3.6.4", "image": "i:3.6.4"}});
-        for (version, accepted) in
-            [("3.6.4", true), ("3.6.9", true), ("3.6.1", true), ("3.7.3", true), ("3.8.0", false), ("3.5.9", false), ("4.0.0", false)]
-        {
-            let validated = validate(&cluster(json!({"version": version}), status.clone())).unwrap();
-            assert_eq!(validated.refused.is_empty(), accepted, "{version}: {:?}", validated.refused);
-            let image = if accepted { format!("keelson/keelson:{version}") } else { "i:3.6.4".to_owned() };
+        let status =
+            json!({"currentVersion": "3.6.4", "target": {"version": "3.6.4", "image": "i:3.6.4"}});
+        for (version, accepted) in [
+            ("3.6.4", true),
+            ("3.6.9", true),
+            ("3.6.1", true),
+            ("3.7.3", true),
+            ("3.8.0", false),
+            ("3.5.9", false),
+            ("4.0.0", false),
+        ] {
+            let validated =
+                validate(&cluster(json!({"version": version}), status.clone())).unwrap();
+            assert_eq!(
+                validated.refused.is_empty(),
+                accepted,
+                "{version}: {:?}",
+                validated.refused
+            );
+            let image =
+                if accepted { format!("keelson/keelson:{version}") } else { "i:3.6.4".to_owned() };
             assert_eq!(validated.target.image, image);
         }
     }
@@ -194,8 +219,12 @@ mod tests {
             (validated.quota_bytes, validated.refused.len())
         };
         assert_eq!(quota(json!({"storage": {"size": "4Gi"}})), (3 << 30, 0));
-        assert_eq!(quota(json!({"storage": {"size": "4Gi"}, "quota": {"backend": "2Gi"}})), (2 << 30, 0));
-        let (limited, refused) = quota(json!({"storage": {"size": "4Gi"}, "quota": {"backend": "4Gi"}}));
+        assert_eq!(
+            quota(json!({"storage": {"size": "4Gi"}, "quota": {"backend": "2Gi"}})),
+            (2 << 30, 0)
+        );
+        let (limited, refused) =
+            quota(json!({"storage": {"size": "4Gi"}, "quota": {"backend": "4Gi"}}));
         assert!(limited < 4 << 30);
         assert_eq!(refused, 1);
     }
@@ -205,16 +234,23 @@ mod tests {
         let template = |spec| validate(&cluster(spec, json!({}))).unwrap().desired.template;
         let base = template(json!({}));
         for same in [
-            json!({"replicas": 5}), json!({"paused": true}), json!({"deletionPolicy": "Delete"}),
-            json!({"services": {"client": {"type": "NodePort"}}}), json!({"tls": {"extraSANs": ["x"]}}),
+            json!({"replicas": 5}),
+            json!({"paused": true}),
+            json!({"deletionPolicy": "Delete"}),
+            json!({"services": {"client": {"type": "NodePort"}}}),
+            json!({"tls": {"extraSANs": ["x"]}}),
             json!({"updateStrategy": {"minReadySeconds": 1}}),
         ] {
             assert_eq!(template(same.clone()), base, "{same}");
         }
         for other in [
-            json!({"version": "3.7.4"}), json!({"image": {"tag": "x"}}), json!({"config": {"logLevel": "Debug"}}),
-            json!({"extraArgs": {"metrics": "extensive"}}), json!({"resources": {"requests": {"cpu": "1"}}}),
-            json!({"quota": {"backend": "1Gi"}}), json!({"podTemplate": {"labels": {"a": "b"}}}),
+            json!({"version": "3.7.4"}),
+            json!({"image": {"tag": "x"}}),
+            json!({"config": {"logLevel": "Debug"}}),
+            json!({"extraArgs": {"metrics": "extensive"}}),
+            json!({"resources": {"requests": {"cpu": "1"}}}),
+            json!({"quota": {"backend": "1Gi"}}),
+            json!({"podTemplate": {"labels": {"a": "b"}}}),
         ] {
             assert_ne!(template(other.clone()), base, "{other}");
         }

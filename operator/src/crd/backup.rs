@@ -3,9 +3,7 @@
 //! It does not belong to its cluster (no owner reference), so that deleting a cluster keeps the
 //! means to bring it back.
 
-use k8s_openapi::{
-    apimachinery::pkg::apis::meta::v1::{Condition, Time},
-};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -23,7 +21,7 @@ use super::{BackupStore, LocalObjectReference};
     status = "EtcdBackupStatus",
     derive = "PartialEq",
     shortname = "etcdb",
-    category = "etcd",
+    category = "keelson",
     category = "all",
     cel,
     doc = "A backup of an EtcdCluster in an object store or on a volume.",

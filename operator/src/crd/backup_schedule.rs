@@ -20,7 +20,7 @@ use super::{BackupDeletionPolicy, BackupSource, BackupStore, LocalObjectReferenc
     status = "EtcdBackupScheduleStatus",
     derive = "PartialEq",
     shortname = "etcdbs",
-    category = "etcd",
+    category = "keelson",
     category = "all",
     cel,
     doc = "Takes backups of an EtcdCluster on a schedule and keeps as many as wanted.",

@@ -30,7 +30,7 @@ pub const DEFAULT_VERSION: &str = "3.7.3";
     status = "EtcdClusterStatus",
     derive = "PartialEq",
     shortname = "etcd",
-    category = "etcd",
+    category = "keelson",
     category = "all",
     cel,
     doc = "An etcd cluster: its members, their storage and security, and how they change.",

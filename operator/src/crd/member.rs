@@ -22,18 +22,32 @@ use super::LocalObjectReference;
     status = "EtcdMemberStatus",
     derive = "PartialEq",
     shortname = "etcdm",
-    category = "etcd",
+    category = "keelson",
     category = "all",
     cel,
     doc = "A member of an EtcdCluster; managed by the operator. Deleting it replaces the member.",
     printcolumn(name = "Role", type_ = "string", json_path = ".status.role"),
     printcolumn(name = "Leader", type_ = "boolean", json_path = ".status.leader"),
-    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+    ),
     printcolumn(name = "Lag", type_ = "integer", json_path = ".status.lagEntries"),
     printcolumn(name = "Version", type_ = "string", json_path = ".status.version"),
     printcolumn(name = "Node", type_ = "string", json_path = ".status.node"),
-    printcolumn(name = "Member ID", type_ = "string", json_path = ".status.memberID", priority = 1),
-    printcolumn(name = "Status", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason", priority = 1),
+    printcolumn(
+        name = "Member ID",
+        type_ = "string",
+        json_path = ".status.memberID",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Status",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].reason",
+        priority = 1
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]

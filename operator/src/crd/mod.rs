@@ -10,6 +10,7 @@
 //! generated. Invariants: one served version, additive changes only. Deliberately absent: any
 //! behaviour.
 
+#![allow(clippy::duplicated_attributes, reason = "each printer column repeats the same keys")]
 #![allow(unreachable_pub, reason = "the KubeSchema derive copies each struct into a private scope")]
 
 mod backup;
@@ -41,28 +42,25 @@ pub const GROUP: &str = "etcd.keelson.dev";
 /// nothing about etcd, and would push a definition over the 256 KiB that a client-side
 /// `kubectl apply` can store in its annotation.
 pub fn definitions() -> Vec<CustomResourceDefinition> {
-    [
-        EtcdCluster::crd(),
-        EtcdMember::crd(),
-        EtcdBackup::crd(),
-        EtcdBackupSchedule::crd(),
-    ]
-    .into_iter()
-    .map(as_kubernetes_wants_it)
-    .collect()
+    [EtcdCluster::crd(), EtcdMember::crd(), EtcdBackup::crd(), EtcdBackupSchedule::crd()]
+        .into_iter()
+        .map(as_kubernetes_wants_it)
+        .collect()
 }
 
 /// Leaves out the descriptions of embedded types, and the number formats that Kubernetes does not
 /// know and would warn about.
 fn as_kubernetes_wants_it(definition: CustomResourceDefinition) -> CustomResourceDefinition {
-    const EMBEDDED: [&str; 4] = ["affinity", "tolerations", "topologySpreadConstraints", "conditions"];
+    const EMBEDDED: [&str; 4] =
+        ["affinity", "tolerations", "topologySpreadConstraints", "conditions"];
     fn visit(value: &mut Value, embedded: bool) {
         match value {
             Value::Object(map) => {
                 if embedded && map.get("description").is_some_and(Value::is_string) {
                     map.remove("description");
                 }
-                if map.get("format").and_then(Value::as_str).is_some_and(|f| f.starts_with("uint")) {
+                if map.get("format").and_then(Value::as_str).is_some_and(|f| f.starts_with("uint"))
+                {
                     map.remove("format");
                 }
                 for (key, child) in map.iter_mut() {
@@ -152,9 +150,13 @@ pub fn quantity_bytes(quantity: &Quantity) -> Result<u64, QuantityError> {
         return Err(error());
     }
     let whole: u64 = whole.parse().map_err(|_| error())?;
-    let thousandths: u64 =
-        if fraction.is_empty() { 0 } else { format!("{fraction:0<3}").parse().map_err(|_| error())? };
-    let bytes = u128::from(whole) * u128::from(unit) + u128::from(thousandths) * u128::from(unit) / 1000;
+    let thousandths: u64 = if fraction.is_empty() {
+        0
+    } else {
+        format!("{fraction:0<3}").parse().map_err(|_| error())?
+    };
+    let bytes =
+        u128::from(whole) * u128::from(unit) + u128::from(thousandths) * u128::from(unit) / 1000;
     u64::try_from(bytes).map_err(|_| error())
 }
 

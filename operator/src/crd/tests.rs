@@ -51,7 +51,10 @@ fn wrong_values_are_refused_with_the_reason() {
             json!({"backup": {"store": {"type": "S3", "persistentVolumeClaim": {"claimName": "x"}}}}),
             "s3 is required when type is S3",
         ),
-        (json!({"podTemplate": {"labels": {"etcd.keelson.dev/serving": "true"}}}), "set by the operator"),
+        (
+            json!({"podTemplate": {"labels": {"etcd.keelson.dev/serving": "true"}}}),
+            "set by the operator",
+        ),
     ];
     for (spec, expected) in table {
         let refused = refusal(spec.clone());
@@ -76,7 +79,10 @@ fn right_values_are_accepted() {
 fn what_cannot_change_is_refused_on_update() {
     let old = cluster(json!({}));
     let table = [
-        (json!({"bootstrap": {"type": "Recovery", "recovery": {"backupRef": {"name": "b"}}}}), "cannot be changed"),
+        (
+            json!({"bootstrap": {"type": "Recovery", "recovery": {"backupRef": {"name": "b"}}}}),
+            "cannot be changed",
+        ),
         (json!({"tls": {"mode": "Disabled"}}), "tls.mode cannot be changed"),
         (json!({"storage": {"size": "20Gi"}}), "size cannot be changed"),
         (json!({"storage": {"accessMode": "ReadWriteOncePod"}}), "accessMode cannot be changed"),
@@ -107,7 +113,9 @@ fn a_schedule_needs_five_fields() {
     };
     schedule("0 3 * * *").validate_cel().unwrap();
     schedule("@daily").validate_cel().unwrap();
-    assert!(schedule("every day").validate_cel().unwrap_err().to_string().contains("five cron fields"));
+    assert!(
+        schedule("every day").validate_cel().unwrap_err().to_string().contains("five cron fields")
+    );
 }
 
 #[test]
@@ -125,10 +133,15 @@ fn defaults_satisfy_what_their_schema_requires() {
         let Some(schema) = schema.as_object() else { return };
         if let (Some(default), Some(required)) = (schema.get("default"), schema.get("required")) {
             for key in required.as_array().unwrap() {
-                assert!(default.get(key.as_str().unwrap()).is_some(), "{place}: default lacks {key}");
+                assert!(
+                    default.get(key.as_str().unwrap()).is_some(),
+                    "{place}: default lacks {key}"
+                );
             }
         }
-        for (key, child) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
+        for (key, child) in
+            schema.get("properties").and_then(Value::as_object).into_iter().flatten()
+        {
             visit(&format!("{place}.{key}"), child);
         }
     }

@@ -25,7 +25,10 @@ pub fn pod_disruption_budget(validated: &Validated, voters: usize) -> Option<Pod
         metadata: cluster_metadata(validated, cluster.clone(), "disruption"),
         spec: Some(PodDisruptionBudgetSpec {
             min_available: Some(IntOrString::Int(i32::try_from(quorum(size)).unwrap_or(i32::MAX))),
-            selector: Some(LabelSelector { match_labels: Some(selector), ..LabelSelector::default() }),
+            selector: Some(LabelSelector {
+                match_labels: Some(selector),
+                ..LabelSelector::default()
+            }),
             ..PodDisruptionBudgetSpec::default()
         }),
         ..PodDisruptionBudget::default()

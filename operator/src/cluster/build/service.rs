@@ -16,7 +16,11 @@ use crate::{cluster::validate::Validated, crd::ClientServiceType};
 /// nor a member of a cluster that was never formed becomes an endpoint.
 pub fn client_service(validated: &Validated) -> Service {
     let client = &validated.spec.services.client;
-    let mut metadata = cluster_metadata(validated, format!("{}-client", validated.desired.names.cluster), "service");
+    let mut metadata = cluster_metadata(
+        validated,
+        format!("{}-client", validated.desired.names.cluster),
+        "service",
+    );
     if !client.annotations.is_empty() {
         metadata.annotations = Some(client.annotations.clone());
     }

@@ -18,9 +18,15 @@ fn causes_are_read_from_the_kubelets_words() {
         }))
     };
     let table = [
-        (container(json!({"waiting": {"reason": "ImagePullBackOff"}}), json!({})), "Image: ImagePullBackOff i:1"),
         (
-            container(json!({"waiting": {"reason": "CreateContainerConfigError", "message": "no secret"}}), json!({})),
+            container(json!({"waiting": {"reason": "ImagePullBackOff"}}), json!({})),
+            "Image: ImagePullBackOff i:1",
+        ),
+        (
+            container(
+                json!({"waiting": {"reason": "CreateContainerConfigError", "message": "no secret"}}),
+                json!({}),
+            ),
             "Config: CreateContainerConfigError no secret",
         ),
         (
@@ -39,14 +45,19 @@ fn causes_are_read_from_the_kubelets_words() {
         ),
         (container(json!({"running": {}}), json!({})), "NotReady"),
         (
-            pod(json!({"conditions": [{"type": "PodScheduled", "status": "False", "message": "no nodes"}]})),
+            pod(
+                json!({"conditions": [{"type": "PodScheduled", "status": "False", "message": "no nodes"}]}),
+            ),
             "Unschedulable: no nodes",
         ),
     ];
     for (pod, expected) in table {
         assert_eq!(down_cause(&pod).unwrap().to_string(), expected);
     }
-    assert_eq!(down_cause(&pod(json!({"conditions": [{"type": "Ready", "status": "True"}]}))), None);
+    assert_eq!(
+        down_cause(&pod(json!({"conditions": [{"type": "Ready", "status": "True"}]}))),
+        None
+    );
 }
 
 #[test]
@@ -59,7 +70,10 @@ fn a_volume_bound_to_a_node_that_is_gone_cannot_be_mounted() {
     }))
     .unwrap();
     let node = |name: &str| -> Node {
-        serde_json::from_value(json!({"metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}})).unwrap()
+        serde_json::from_value(
+            json!({"metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}}),
+        )
+        .unwrap()
     };
     assert!(may_mount(&volume, &node("n2")));
     assert!(!may_mount(&volume, &node("n1")));
