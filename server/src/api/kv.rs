@@ -155,7 +155,7 @@ const FIRST_CHUNK_KEYS: usize = 10;
 
 /// How a stream of a range goes on.
 enum StreamState {
-    Chunks { cursor: mvcc::RangeCursor, keys: usize },
+    Chunks { cursor: Box<mvcc::RangeCursor>, keys: usize },
     Done,
 }
 
@@ -171,7 +171,7 @@ async fn range_stream(
         ));
     }
     let cursor = context.handle.views().mvcc.range_stream(query).map_err(range_error)?;
-    let state = StreamState::Chunks { cursor, keys: FIRST_CHUNK_KEYS };
+    let state = StreamState::Chunks { cursor: Box::new(cursor), keys: FIRST_CHUNK_KEYS };
     let chunks = stream::try_unfold(state, move |state| {
         let context = context.clone();
         async move { next_chunk(&context, state) }

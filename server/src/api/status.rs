@@ -52,6 +52,7 @@ pub(crate) enum ApiError {
 }
 
 impl ApiError {
+    #[expect(clippy::too_many_lines, reason = "one table, a line per error")]
     fn code_and_text(self) -> (Code, &'static str) {
         use Code::{
             DataLoss, FailedPrecondition, InvalidArgument, NotFound, OutOfRange, ResourceExhausted,

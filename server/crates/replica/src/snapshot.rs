@@ -35,7 +35,7 @@ pub(crate) enum SnapshotData {
     /// In this member's image; a snapshot for another member is taken from the live state instead.
     Saved,
     /// In this member's live state.
-    Live(machine::SnapshotJob, Blocking),
+    Live(Box<machine::SnapshotJob>, Blocking),
     /// In a file that was received and checked.
     Received(PathBuf),
 }

@@ -149,16 +149,7 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
     let loaded = load_store(&parts)?;
     check_gap(&recovered, &loaded)?;
 
-    let (operations, waiting) = mpsc::channel(WRITE_QUEUE_LENGTH);
-    let log = LogStore::new(&recovered, wal.reader(), operations);
-    let writer = LogWriter {
-        wal,
-        shared: log.shared(),
-        operations: waiting,
-        metrics: parts.metrics.clone(),
-    };
-    let writer = writer.start(parts.log_writer).map_err(StartError::Directory)?;
-
+    let (log, writer) = open_log(wal, &recovered, parts.log_writer, parts.metrics.clone())?;
     let applied = Arc::new(Watermark::default());
     applied.set(optional_index(loaded.applied.as_ref()));
     let write_boxes: Arc<Mailboxes<Outcome>> = Arc::new(Mailboxes::new());
@@ -216,6 +207,19 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
     });
     spawn_loops(&shared, parts.images, parts.timing);
     Ok(Replica { handle: Handle::new(shared), writer, _lock: lock })
+}
+
+/// The log as openraft sees it, and the thread behind it.
+fn open_log(
+    wal: wal::Wal,
+    recovered: &wal::Recovered,
+    placement: LogWriterPlacement,
+    metrics: LogMetrics,
+) -> Result<(LogStore, WriterThread), StartError> {
+    let (operations, waiting) = mpsc::channel(WRITE_QUEUE_LENGTH);
+    let log = LogStore::new(recovered, wal.reader(), operations);
+    let writer = LogWriter { wal, shared: log.shared(), operations: waiting, metrics };
+    Ok((log, writer.start(placement).map_err(StartError::Directory)?))
 }
 
 fn load_store(parts: &Parts) -> Result<Loaded, StartError> {

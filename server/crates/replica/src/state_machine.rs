@@ -190,7 +190,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         if self.applied.is_none() {
             return Ok(None);
         }
-        let data = SnapshotData::Live(self.machine.snapshot(), self.blocking);
+        let data = SnapshotData::Live(Box::new(self.machine.snapshot()), self.blocking);
         Ok(Some(Snapshot { meta: self.meta(), snapshot: data }))
     }
 }

@@ -1,6 +1,8 @@
 //! A few members in one process, over a simulated disk: the room's own smoke test. The simulator
 //! does the same with faults.
 
+#![allow(clippy::unwrap_used, reason = "a failure here is the test's verdict")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};

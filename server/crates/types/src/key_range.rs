@@ -91,7 +91,11 @@ mod tests {
             ("c", "a", "b", false),
         ];
         for (key, end, probe, inside) in cases {
-            assert_eq!(range(key, end).contains(probe.as_bytes()), inside, "{key:?} {end:?} {probe:?}");
+            assert_eq!(
+                range(key, end).contains(probe.as_bytes()),
+                inside,
+                "{key:?} {end:?} {probe:?}"
+            );
         }
     }
 
