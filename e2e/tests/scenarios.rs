@@ -27,6 +27,13 @@ fn our_etcdctl_drives_go_etcd() {
     run_all(&Programs { etcd: go.etcd, etcdctl, etcdutl: go.etcdutl });
 }
 
+#[test]
+fn go_etcdctl_drives_our_etcd() {
+    let go = peers::etcd_binaries().expect("build Go etcd");
+    let etcd = peers::our_binary("server", "etcd").expect("build our etcd");
+    run_all(&Programs { etcd, etcdctl: go.etcdctl, etcdutl: go.etcdutl });
+}
+
 fn scenarios() -> Vec<PathBuf> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
     let entries = fs::read_dir(&directory).expect("list the scenarios");

@@ -250,8 +250,7 @@ async fn serve_all(
         instruments.calls,
         !config.listen.client_http_urls.is_empty(),
     );
-    let count = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = RpcThreads::start(count, services, &settings, stop, DRAIN_GRACE)?;
+    let threads = RpcThreads::start(thread_count(), services, &settings, stop, DRAIN_GRACE)?;
     let chores = start_chores(config, &handle, &context, &metrics, stop);
 
     let published = publish(config, identity, &handle, stop);
@@ -287,6 +286,11 @@ async fn serve_all(
     let _ = peer_traffic.await;
     tokio::task::spawn_blocking(move || threads.join()).await?;
     ended
+}
+
+/// One RPC thread per core: each serves its connections alone.
+fn thread_count() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Why the replica will not serve any more, once that is so.
