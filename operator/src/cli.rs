@@ -131,6 +131,9 @@ struct DeleteArguments {
 /// It could not be done; the message says what to do.
 pub async fn main(cli: Cli) -> Result<()> {
     telemetry::start(&cli.log, cli.log_json);
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        anyhow::bail!("another TLS provider was installed before ring");
+    }
     match cli.command {
         Command::Run(arguments) => run::run(arguments).await,
         Command::Crd => {

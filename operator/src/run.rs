@@ -40,9 +40,6 @@ const RETRY: Duration = Duration::from_secs(5);
 /// # Errors
 /// The operator cannot start, or lost its lease: the process has to end, since another may act.
 pub async fn run(arguments: RunArguments) -> Result<()> {
-    if rustls::crypto::ring::default_provider().install_default().is_err() {
-        bail!("another TLS provider was installed before ring");
-    }
     let client = Client::try_default().await.context("reach the Kubernetes API")?;
     let metrics = Metrics::new().context("register metrics")?;
     let serving = metrics::serve(arguments.metrics_address, metrics.clone());

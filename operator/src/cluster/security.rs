@@ -35,6 +35,10 @@ pub enum SecurityError {
     Kubernetes(#[from] KubernetesError),
     #[error("Secret {secret}: {source}")]
     Certificate { secret: String, source: CertificateError },
+    #[error(
+        "Secret {secret} belongs to an older cluster of this name; waiting until it is collected"
+    )]
+    OldSecret { secret: String },
     #[error("Secret {secret} has no usable {key}; delete it to have it issued again")]
     Incomplete { secret: String, key: &'static str },
 }
@@ -188,13 +192,20 @@ fn issue(
 
 type Data = BTreeMap<String, ByteString>;
 
+/// The data of a Secret, empty if there is none. One that an older cluster of this name owns is
+/// about to be collected; using it would mean to lose it in a moment.
 async fn read(
     kubernetes: &Kubernetes,
     validated: &Validated,
     name: &str,
-) -> Result<Data, KubernetesError> {
+) -> Result<Data, SecurityError> {
     let secret = kubernetes.get::<Secret>(&validated.desired.names.namespace, name).await?;
-    Ok(secret.and_then(|secret| secret.data).unwrap_or_default())
+    let Some(secret) = secret else { return Ok(Data::new()) };
+    let owners = secret.metadata.owner_references.unwrap_or_default();
+    if !owners.is_empty() && owners.iter().all(|owner| owner.uid != validated.uid) {
+        return Err(SecurityError::OldSecret { secret: name.to_owned() });
+    }
+    Ok(secret.data.unwrap_or_default())
 }
 
 fn text(data: &Data, key: &str) -> Option<String> {

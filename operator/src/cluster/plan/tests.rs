@@ -1,1 +1,428 @@
+//! Situations and what the planner says to them: the specification by example. Each situation
+//! starts from a healthy cluster of three, whose leader is member 1, and says what is different.
 
+use jiff::SignedDuration;
+
+use super::*;
+use crate::cluster::model::{Allocation, Names, Pod, Reach, Serving, Silence};
+
+const SINCE: i64 = 1_800_000_000;
+
+fn now() -> Timestamp {
+    Timestamp::from_second(SINCE + 3600).unwrap()
+}
+
+fn id(serial: i64) -> MemberId {
+    MemberId(0x100 + serial as u64)
+}
+
+fn member(serial: i64) -> Member {
+    Member {
+        serial: Serial(serial),
+        initial_state: InitialState::New,
+        created_at: Timestamp::from_second(SINCE).unwrap(),
+        id: Some(id(serial)),
+        deletion_requested: false,
+        join_refused: false,
+        claim: Claim::Bound,
+        pod: Some(Pod {
+            uid: format!("pod-{serial}"),
+            template: "t1".to_owned(),
+            initial_cluster: String::new(),
+            terminating: false,
+            down: None,
+            serving: true,
+        }),
+        loss: None,
+        reach: Reach::Serving(Serving {
+            since: Timestamp::from_second(SINCE).unwrap(),
+            lag: 0,
+            leader: serial == 1,
+            version: "3.7.3".to_owned(),
+        }),
+    }
+}
+
+fn entry(desired: &Desired, serial: i64, learner: bool) -> Entry {
+    Entry {
+        id: id(serial),
+        name: desired.names.member(Serial(serial)),
+        peer_url: desired.names.peer_url(Serial(serial)),
+        learner,
+    }
+}
+
+struct Situation {
+    desired: Desired,
+    observed: Observed,
+}
+
+fn situation(voters: i64) -> Situation {
+    let names = Names {
+        cluster: "main".to_owned(),
+        namespace: "ns".to_owned(),
+        tls: true,
+        claim_suffix: "c".to_owned(),
+    };
+    let desired = Desired {
+        names,
+        replicas: voters as usize,
+        restored: false,
+        template: "t1".to_owned(),
+        paused: false,
+        rolling: true,
+        min_ready: SignedDuration::from_secs(10),
+        lag_max: 100,
+        replace_automatically: true,
+        replacement_interval: SignedDuration::from_mins(30),
+    };
+    let observed = Observed {
+        cluster_id: Some(ClusterId(1)),
+        bootstrap: None,
+        latest_serial: Serial(voters),
+        allocated: None,
+        last_replacement: None,
+        membership: Some(Membership {
+            cluster_id: ClusterId(1),
+            entries: (1..=voters).map(|serial| entry(&desired, serial, false)).collect(),
+            corrupt: false,
+        }),
+        members: (1..=voters).map(|serial| (Serial(serial), member(serial))).collect(),
+    };
+    Situation { desired, observed }
+}
+
+impl Situation {
+    fn member(&mut self, serial: i64) -> &mut Member {
+        self.observed.members.get_mut(&Serial(serial)).unwrap()
+    }
+
+    fn silence(&mut self, serial: i64, down: Option<Cause>) {
+        let member = self.member(serial);
+        member.reach = Reach::Silent(Silence::Timeout);
+        member.pod.as_mut().unwrap().down = down;
+    }
+
+    fn join(&mut self, serial: i64, learner: bool) {
+        let entry = entry(&self.desired, serial, learner);
+        self.observed.membership.as_mut().unwrap().entries.push(entry);
+        let member = Member { initial_state: InitialState::Existing, ..member(serial) };
+        self.observed.members.insert(Serial(serial), member);
+        self.observed.latest_serial = Serial(serial);
+    }
+}
+
+/// The action, or the rule that holds it back, in one line.
+fn says(voters: i64, change: impl FnOnce(&mut Situation)) -> String {
+    let mut situation = situation(voters);
+    change(&mut situation);
+    let plan = plan(&situation.desired, &situation.observed, now());
+    match (&plan.action, plan.blocked.first()) {
+        (Some(action), _) => match action.serial() {
+            Some(serial) => format!("{} {serial}", action.kind()),
+            None => action.kind().to_owned(),
+        },
+        (None, Some(blocked)) => format!("{} waits for {}", blocked.action, blocked.refusal.rule),
+        (None, None) => "nothing".to_owned(),
+    }
+}
+
+fn outdate(situation: &mut Situation) {
+    situation.desired.template = "t2".to_owned();
+}
+
+#[test]
+fn a_healthy_cluster_is_left_alone() {
+    for voters in [1, 3, 5, 7] {
+        assert_eq!(says(voters, |_| {}), "nothing");
+    }
+}
+
+#[test]
+fn the_size_changes_through_learners_and_removals() {
+    assert_eq!(says(3, |s| s.desired.replicas = 5), "CreateMember 4");
+    assert_eq!(says(3, |s| s.desired.replicas = 1), "Remove 3");
+    assert_eq!(says(5, |s| s.desired.replicas = 3), "Remove 5");
+    // The leader is moved before it is removed.
+    let youngest_leads = |s: &mut Situation| {
+        s.desired.replicas = 1;
+        for serial in [1, 3] {
+            if let Reach::Serving(serving) = &mut s.member(serial).reach {
+                serving.leader = serial == 3;
+            }
+        }
+    };
+    assert_eq!(says(3, youngest_leads), "MoveLeader 3");
+}
+
+#[test]
+fn a_learner_is_promoted_when_it_has_caught_up() {
+    let joining = |s: &mut Situation| {
+        s.desired.replicas = 5;
+        s.join(4, true);
+    };
+    assert_eq!(says(3, joining), "Promote 4");
+    let behind = |s: &mut Situation| {
+        joining(s);
+        if let Reach::Serving(serving) = &mut s.member(4).reach {
+            serving.lag = 101;
+        }
+    };
+    assert_eq!(says(3, behind), "Promote waits for I4");
+    let fresh = |s: &mut Situation| {
+        joining(s);
+        if let Reach::Serving(serving) = &mut s.member(4).reach {
+            serving.since = now() - SignedDuration::from_secs(9);
+        }
+    };
+    assert_eq!(says(3, fresh), "Promote waits for I4");
+    // Nobody wants it any more.
+    assert_eq!(says(3, |s| s.join(4, true)), "Remove 4");
+}
+
+#[test]
+fn a_learner_that_never_starts_is_taken_out_unless_the_next_would_not_either() {
+    let never = |cause: Cause| {
+        move |s: &mut Situation| {
+            s.desired.replicas = 5;
+            s.join(4, true);
+            s.observed.membership.as_mut().unwrap().entries[3].name = String::new();
+            s.silence(4, Some(cause));
+            let expected =
+                initial_cluster(&s.desired, &s.observed, &s.observed.members[&Serial(4)]);
+            s.member(4).pod.as_mut().unwrap().initial_cluster = expected;
+        }
+    };
+    assert_eq!(says(3, never(Cause::Crash("exit 1".to_owned()))), "Remove 4");
+    assert_eq!(says(3, never(Cause::Image("no such image".to_owned()))), "Promote waits for I4");
+}
+
+#[test]
+fn changes_roll_over_followers_first_and_the_leader_last() {
+    assert_eq!(says(3, outdate), "RestartPod 2");
+    let follower_lags = |s: &mut Situation| {
+        outdate(s);
+        if let Reach::Serving(serving) = &mut s.member(3).reach {
+            serving.lag = 7;
+        }
+    };
+    assert_eq!(says(3, follower_lags), "RestartPod 3");
+    let only_the_leader_is_left = |s: &mut Situation| {
+        outdate(s);
+        for serial in [2, 3] {
+            s.member(serial).pod.as_mut().unwrap().template = "t2".to_owned();
+        }
+    };
+    assert_eq!(says(3, only_the_leader_is_left), "MoveLeader 1");
+    assert_eq!(says(1, outdate), "RestartPod 1");
+    assert_eq!(
+        says(3, |s| {
+            outdate(s);
+            s.desired.rolling = false;
+        }),
+        "nothing"
+    );
+}
+
+#[test]
+fn a_rollout_stops_at_a_member_that_does_not_come_back_and_goes_on_with_the_correction() {
+    let stuck = |s: &mut Situation| {
+        outdate(s);
+        s.member(2).pod.as_mut().unwrap().template = "t2".to_owned();
+        s.silence(2, Some(Cause::Image("no such image".to_owned())));
+    };
+    assert_eq!(says(3, stuck), "RestartPod waits for I3");
+    let corrected = |s: &mut Situation| {
+        stuck(s);
+        s.desired.template = "t3".to_owned();
+    };
+    assert_eq!(says(3, corrected), "RestartPod 2");
+}
+
+#[test]
+fn a_lost_voter_is_replaced_by_a_learner_first() {
+    let lost = |loss: Loss| {
+        move |s: &mut Situation| {
+            s.silence(2, Some(Cause::NotReady));
+            s.member(2).loss = Some(loss);
+        }
+    };
+    for loss in [Loss::Claim, Loss::NodeGone, Loss::NodeSilent] {
+        assert_eq!(says(3, lost(loss)), "CreateMember 4", "{loss:?}");
+    }
+    let promoted = |s: &mut Situation| {
+        lost(Loss::NodeGone)(s);
+        s.join(4, false);
+    };
+    assert_eq!(says(3, promoted), "Remove 2");
+    let refused_by_go_etcd = |s: &mut Situation| {
+        lost(Loss::NodeGone)(s);
+        let refused = Member {
+            id: None,
+            join_refused: true,
+            initial_state: InitialState::Existing,
+            pod: None,
+            claim: Claim::Unborn,
+            reach: Reach::Silent(Silence::NoAddress),
+            ..member(4)
+        };
+        s.observed.members.insert(Serial(4), refused);
+        s.observed.latest_serial = Serial(4);
+    };
+    assert_eq!(says(3, refused_by_go_etcd), "Remove 2");
+}
+
+#[test]
+fn silence_alone_is_not_death() {
+    assert_eq!(says(3, |s| s.silence(2, None)), "nothing");
+    assert_eq!(says(3, |s| s.silence(2, Some(Cause::Crash("exit 1".to_owned())))), "nothing");
+}
+
+#[test]
+fn replacements_are_held_back_where_they_would_do_harm() {
+    let silent = |s: &mut Situation, serial| {
+        s.silence(serial, Some(Cause::NotReady));
+        s.member(serial).loss = Some(Loss::NodeSilent);
+    };
+    let two = |s: &mut Situation| {
+        silent(s, 2);
+        silent(s, 3);
+    };
+    assert_eq!(says(5, two), "CreateMember waits for I11");
+    let again = |s: &mut Situation| {
+        silent(s, 2);
+        s.observed.last_replacement = Some(now() - SignedDuration::from_mins(29));
+    };
+    assert_eq!(says(3, again), "CreateMember waits for I11");
+    let manual = |s: &mut Situation| {
+        silent(s, 2);
+        s.desired.replace_automatically = false;
+    };
+    assert_eq!(says(3, manual), "CreateMember waits for I11");
+    let asked_for = |s: &mut Situation| {
+        manual(s);
+        s.member(2).deletion_requested = true;
+    };
+    assert_eq!(says(3, asked_for), "CreateMember 4");
+}
+
+#[test]
+fn without_a_quorum_nothing_is_changed() {
+    let lost = |s: &mut Situation| {
+        s.observed.membership = None;
+        s.silence(2, None);
+        s.silence(3, None);
+    };
+    assert_eq!(says(3, lost), "Any waits for I2");
+    assert_eq!(
+        says(3, |s| {
+            lost(s);
+            s.desired.replicas = 1;
+        }),
+        "Any waits for I2"
+    );
+    // What does not run can be restarted with a corrected template.
+    let broken = |s: &mut Situation| {
+        lost(s);
+        outdate(s);
+        s.silence(2, Some(Cause::Image("no such image".to_owned())));
+    };
+    assert_eq!(says(3, broken), "RestartPod 2");
+}
+
+#[test]
+fn membership_is_left_alone_while_data_is_corrupt() {
+    let corrupt = |s: &mut Situation| {
+        s.observed.membership.as_mut().unwrap().corrupt = true;
+        s.desired.replicas = 5;
+    };
+    assert_eq!(says(3, corrupt), "CreateMember waits for I1");
+}
+
+#[test]
+fn another_clusters_answer_is_not_acted_on() {
+    let other =
+        |s: &mut Situation| s.observed.membership.as_mut().unwrap().cluster_id = ClusterId(2);
+    assert_eq!(says(3, other), "Any waits for I6");
+}
+
+#[test]
+fn paused_means_nothing_at_all() {
+    let paused = |s: &mut Situation| {
+        s.desired.paused = true;
+        s.member(2).pod = None;
+        s.desired.replicas = 5;
+    };
+    assert_eq!(says(3, paused), "Any waits for Paused");
+    let mut situation = situation(3);
+    paused(&mut situation);
+    assert!(plan(&situation.desired, &situation.observed, now()).ensures.is_empty());
+}
+
+#[test]
+fn a_deleted_pod_comes_back_on_its_own_claim_and_a_lost_claim_does_not() {
+    let mut situation = situation(3);
+    situation.member(2).pod = None;
+    let ensures = plan(&situation.desired, &situation.observed, now()).ensures;
+    assert!(
+        matches!(ensures[..], [Ensure::Pod { serial: Serial(2), new_cluster: false, .. }]),
+        "{ensures:?}"
+    );
+    situation.member(2).claim = Claim::Lost;
+    assert_eq!(plan(&situation.desired, &situation.observed, now()).ensures, []);
+}
+
+#[test]
+fn a_first_start_freezes_its_plan_and_latches_the_cluster() {
+    let mut situation = situation(3);
+    let formed = std::mem::take(&mut situation.observed);
+    let first = plan(&situation.desired, &situation.observed, now());
+    let serials = vec![Serial(1), Serial(2), Serial(3)];
+    assert_eq!(
+        first.action,
+        Some(Action::FreezeBootstrap { serials: serials.clone(), attempt: 1 })
+    );
+    let started_at = now();
+    let token = "token".to_owned();
+    situation.observed.bootstrap = Some(Bootstrap { token, attempt: 1, started_at, serials });
+    situation.observed.latest_serial = Serial(3);
+    let members = plan(&situation.desired, &situation.observed, now()).ensures;
+    assert_eq!(members.len(), 3, "{members:?}");
+    situation.observed.membership = formed.membership;
+    let latch = plan(&situation.desired, &situation.observed, now()).action;
+    assert_eq!(latch, Some(Action::LatchCluster { cluster_id: ClusterId(1) }));
+}
+
+#[test]
+fn a_first_start_that_lost_a_volume_is_tried_again_under_a_new_token_and_new_names() {
+    let mut situation = situation(3);
+    situation.observed.cluster_id = None;
+    situation.observed.membership = None;
+    let serials = vec![Serial(1), Serial(2), Serial(3)];
+    let token = "token".to_owned();
+    situation.observed.bootstrap =
+        Some(Bootstrap { token, attempt: 1, started_at: now(), serials });
+    situation.member(2).loss = Some(Loss::Claim);
+    let again = plan(&situation.desired, &situation.observed, now()).action;
+    let serials = vec![Serial(4), Serial(5), Serial(6)];
+    assert_eq!(again, Some(Action::FreezeBootstrap { serials, attempt: 2 }));
+}
+
+#[test]
+fn a_serial_that_was_given_out_is_used_by_the_next_operator() {
+    let resumed = |s: &mut Situation| {
+        s.desired.replicas = 5;
+        s.observed.latest_serial = Serial(4);
+        s.observed.allocated = Some(Allocation { serial: Serial(4), reason: JoinReason::ScaleOut });
+    };
+    assert_eq!(says(3, resumed), "CreateMember 4");
+}
+
+#[test]
+fn a_recovered_cluster_starts_with_one_member() {
+    let mut situation = situation(3);
+    situation.observed = Observed::default();
+    situation.desired.restored = true;
+    let first = plan(&situation.desired, &situation.observed, now()).action;
+    assert_eq!(first, Some(Action::FreezeBootstrap { serials: vec![Serial(1)], attempt: 1 }));
+}
