@@ -183,7 +183,7 @@ impl Maintenance for MaintenanceService {
 /// As etcd prints an alarm: the text form of its protobuf message.
 fn alarm_text(alarm: &Alarm) -> String {
     let kind = AlarmType::try_from(alarm.kind.0).unwrap_or(AlarmType::None);
-    format!("memberID:{} alarm:{} ", alarm.member.0, kind.as_str_name())
+    format!("memberID:{} alarm:{}", alarm.member.0, kind.as_str_name())
 }
 
 fn to_i64(bytes: u64) -> i64 {

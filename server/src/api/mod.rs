@@ -4,6 +4,7 @@
 //! member may serve it, propose it or read, and encode the answer. What a request means is decided
 //! by `machine` when the log applies it; what an error is called is decided in [`status`].
 
+mod auth;
 mod cluster;
 mod context;
 mod encoded;
@@ -25,5 +26,6 @@ pub(crate) fn routes(context: &ApiContext) -> Routes {
         .add_service(lease::service(context.clone()))
         .add_service(cluster::service(context.clone()))
         .add_service(maintenance::service(context.clone()))
+        .add_service(auth::service(context.clone()))
         .add_service(maintenance::health())
 }

@@ -48,6 +48,7 @@ pub(crate) enum ApiError {
     Corrupt,
     BadLeaderTransferee,
     NotSupportedForLearner,
+    AuthNotEnabled,
     WrongDowngradeVersionFormat,
 }
 
@@ -122,6 +123,9 @@ impl ApiError {
             Self::Unhealthy => (unavailable, "etcdserver: unhealthy cluster"),
             Self::Corrupt => (DataLoss, "etcdserver: corrupt cluster"),
             Self::BadLeaderTransferee => (FailedPrecondition, "etcdserver: bad leader transferee"),
+            Self::AuthNotEnabled => {
+                (FailedPrecondition, "etcdserver: authentication is not enabled")
+            }
             Self::NotSupportedForLearner => {
                 (FailedPrecondition, "etcdserver: rpc not supported for learner")
             }
