@@ -144,7 +144,7 @@ pub(crate) enum Failure {
 /// What the driver needs of the rest of the room.
 pub(crate) trait Appender: Send + Sync + 'static {
     fn leader(&self) -> Leader;
-    /// Returns when the leader may have become another, or after a short while.
+    /// Returns when there is a leader, or after a short while.
     fn leader_moved(&self) -> impl Future<Output = ()> + Send;
     /// Appends to the local leader's log. `failed` runs if the batch will not be applied through
     /// this append, and says whether it is known not to be in the log.
