@@ -163,7 +163,7 @@ async fn play(cluster: &Arc<Cluster>) -> Result<(), String> {
     let mut prover = Client::new(99, cluster.clone(), orders.clone());
     serve_again(cluster, &mut nemesis, &mut prover).await?;
     // Clients finish what they have begun; then nothing moves any more.
-    order.send_replace(Order::Finish(i64::MAX));
+    order.send_replace(Order::Settle);
     let clients = tasks.drain(..plan.workload.clients as usize).collect::<Vec<_>>();
     for client in clients {
         client.await.map_err(|error| format!("a client failed: {error}"))?;

@@ -25,6 +25,8 @@ use crate::history::{Failure, Request, Response, WatchRecord, decode};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
     Work,
+    /// Write no more; who watches goes on.
+    Settle,
     /// Nothing more will be written after this revision: finish.
     Finish(i64),
 }
@@ -352,7 +354,7 @@ impl Watcher {
 
     /// Watches one thing after the other until it is told to finish.
     pub async fn run(mut self) {
-        while *self.order.borrow() == Order::Work {
+        while !matches!(*self.order.borrow(), Order::Finish(_)) {
             let running = self.cluster.running();
             let service = self.chance.pick(&running).and_then(|id| self.cluster.service(*id));
             match service {
@@ -405,7 +407,7 @@ impl Watcher {
                 }
                 () = &mut ends, if finish.is_none() => {
                     match *self.order.borrow() {
-                        Order::Work => break,
+                        Order::Work | Order::Settle => break,
                         Order::Finish(revision) => finish = Some(revision),
                     }
                 }
