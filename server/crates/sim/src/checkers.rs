@@ -5,3 +5,6 @@ pub mod durability;
 pub mod linearizability;
 pub mod model;
 pub mod watch;
+
+#[cfg(test)]
+mod tests;

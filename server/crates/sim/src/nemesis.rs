@@ -204,9 +204,10 @@ impl Nemesis {
     /// A running member, the leader more often than others.
     fn victim(&mut self) -> Option<MemberId> {
         let running = self.cluster.running();
-        let leader = running.iter().copied().find(|id| {
-            self.cluster.service(*id).is_some_and(|service| service.handle.leads())
-        });
+        let leader = running
+            .iter()
+            .copied()
+            .find(|id| self.cluster.service(*id).is_some_and(|service| service.handle.leads()));
         let any = self.chance.pick(&running).copied();
         if self.chance.hits(400) { leader.or(any) } else { any }
     }
@@ -259,9 +260,10 @@ impl Nemesis {
 
     fn move_leader(&mut self) {
         let running = self.cluster.running();
-        let leader = running.iter().copied().find(|id| {
-            self.cluster.service(*id).is_some_and(|service| service.handle.leads())
-        });
+        let leader = running
+            .iter()
+            .copied()
+            .find(|id| self.cluster.service(*id).is_some_and(|service| service.handle.leads()));
         let Some(service) = leader.and_then(|id| self.cluster.service(id)) else { return };
         let Some(target) = self.chance.pick(&running).copied() else { return };
         self.cluster.trace.note(format_args!("move the leader to {}", target.0));

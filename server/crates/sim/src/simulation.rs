@@ -289,7 +289,14 @@ fn statuses(cluster: &Cluster) -> String {
     for id in cluster.all() {
         let status = cluster.service(id).map(|service| service.handle.status());
         let status = status.map(|s| {
-            (s.leader, s.term, s.committed, s.applied, s.voters, s.nodes.keys().copied().collect::<Vec<_>>())
+            (
+                s.leader,
+                s.term,
+                s.committed,
+                s.applied,
+                s.voters,
+                s.nodes.keys().copied().collect::<Vec<_>>(),
+            )
         });
         text.push_str(&format!("[{}: {status:?}] ", id.0));
     }

@@ -69,8 +69,7 @@ impl Client {
             sleep(Duration::from_micros(think)).await;
             // Frozen members are asked too: a client does not know.
             let running = self.cluster.running();
-            let Some(service) =
-                self.chance.pick(&running).and_then(|id| self.cluster.service(*id))
+            let Some(service) = self.chance.pick(&running).and_then(|id| self.cluster.service(*id))
             else {
                 sleep(Duration::from_millis(20)).await;
                 continue;
@@ -239,7 +238,8 @@ impl Client {
             target_union: Some(TargetUnion::ModRevision(expected)),
             ..pb::Compare::default()
         };
-        let mut success = vec![op(Op::RequestPut(pb::PutRequest { key: key.clone(), ..self.put() }))];
+        let mut success =
+            vec![op(Op::RequestPut(pb::PutRequest { key: key.clone(), ..self.put() }))];
         let other = self.key();
         if other != key {
             success.push(match self.chance.hits(500) {
@@ -377,8 +377,7 @@ impl Watcher {
         let ends = sleep(until);
         tokio::pin!(ends);
         let member = service.life.member;
-        let mut record =
-            WatchRecord { member, request, responses: Vec::new(), complete: None };
+        let mut record = WatchRecord { member, request, responses: Vec::new(), complete: None };
         let mut finish = None;
         loop {
             let wait = async {

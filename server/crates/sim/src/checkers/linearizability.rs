@@ -210,7 +210,8 @@ impl<'h> Replay<'h> {
                 _ => false,
             }),
             Refusal::FutureRevision => {
-                let serializable = matches!(&operation.request, Request::Range(r) if r.serializable);
+                let serializable =
+                    matches!(&operation.request, Request::Range(r) if r.serializable);
                 serializable || asked > newest_before(self.operations, operation)
             }
             _ => true,
@@ -221,9 +222,9 @@ impl<'h> Replay<'h> {
 
 /// The newest revision that had been told to anybody when an operation began.
 fn newest_before(operations: &[Operation], operation: &Operation) -> i64 {
-    let told = operations.iter().filter(|other| {
-        other.returned.is_some_and(|returned| returned < operation.called)
-    });
+    let told = operations
+        .iter()
+        .filter(|other| other.returned.is_some_and(|returned| returned < operation.called));
     told.filter_map(|other| Some(other.response()?.revision())).max().unwrap_or(1)
 }
 
@@ -240,8 +241,7 @@ fn real_time(operations: &[Operation], writers: &BTreeMap<usize, i64>) -> Verdic
     let mut newest: (i64, Option<&Operation>) = (1, None);
     // Operations are in the order of their calls.
     for operation in operations {
-        while let Some(before) =
-            returned.next_if(|before| before.returned < Some(operation.called))
+        while let Some(before) = returned.next_if(|before| before.returned < Some(operation.called))
         {
             let revision = before.response().map_or(0, Response::revision);
             if revision > newest.0 {

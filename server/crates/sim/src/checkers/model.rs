@@ -96,8 +96,7 @@ impl Transaction<'_> {
     }
 
     fn keys(&self, start: &[u8], end: &[u8]) -> Vec<KeyValue> {
-        let mut keys: Vec<&Bytes> =
-            self.model.versions.keys().chain(self.written.keys()).collect();
+        let mut keys: Vec<&Bytes> = self.model.versions.keys().chain(self.written.keys()).collect();
         keys.sort();
         keys.dedup();
         keys.into_iter()
@@ -177,9 +176,7 @@ impl Transaction<'_> {
             .filter_map(|operation| operation.request.as_ref())
             .map(|operation| match operation {
                 Op::RequestPut(put) => Answer::ResponsePut(self.put(put)),
-                Op::RequestDeleteRange(delete) => {
-                    Answer::ResponseDeleteRange(self.delete(delete))
-                }
+                Op::RequestDeleteRange(delete) => Answer::ResponseDeleteRange(self.delete(delete)),
                 Op::RequestRange(range) => Answer::ResponseRange(self.range(range)),
                 Op::RequestTxn(txn) => Answer::ResponseTxn(self.txn(txn)),
             })
