@@ -9,6 +9,7 @@ mod local;
 mod operator;
 mod prerequisites;
 mod progress;
+mod sim;
 mod test;
 mod up;
 mod workspace;
@@ -42,6 +43,8 @@ enum Task {
     Up(up::Options),
     /// Removes what `up` has started, completely.
     Down(up::DownOptions),
+    /// Runs seeds of the simulator, or replays one.
+    Sim(sim::Options),
     /// Builds the container image (OCI layout, tarball and root file system).
     Image(image::Options),
     /// How a local Kubernetes starts its processes; not for people.
@@ -92,6 +95,7 @@ fn run(task: Task, progress: &Progress) -> Result<bool> {
         Task::Check => test::run(&workspace, progress, &test::Options::quick()),
         Task::Up(options) => up::up(&workspace, progress, &options).map(|()| true),
         Task::Down(options) => up::down(&workspace, progress, &options).map(|()| true),
+        Task::Sim(options) => sim::run(&workspace, &options),
         Task::Image(options) => image::build(&workspace, progress, &options).map(|_| true),
         Task::Internal(_) => unreachable!("handled above"),
     }

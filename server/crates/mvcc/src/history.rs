@@ -141,7 +141,11 @@ impl KeyHistory {
     /// How many of the oldest versions compaction at `revision` drops. Changes at exactly that
     /// revision all stay, so that its events can be read back whole.
     fn kept_from(&self, revision: i64) -> usize {
-        let below = |version: &Version| version.main < revision;
+        // A planted bug (etcd#18089): a deletion at the compacted revision itself goes too.
+        let lost = |version: &Version| {
+            cfg!(feature = "bug-lost-delete-event") && version.tombstone && version.main == revision
+        };
+        let below = |version: &Version| version.main < revision || lost(version);
         let older = self.older();
         let last_below = match below(&self.newest) {
             true => older.len(),

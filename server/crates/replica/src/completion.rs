@@ -148,11 +148,13 @@ impl<T: Send + 'static> Mailboxes<T> {
     fn end_where(&self, reason: Unavailable, ends: impl Fn(Option<Term>) -> bool) {
         let boxes: Vec<_> = lock(&self.boxes).clone();
         for mailbox in boxes {
-            let ended: Vec<_> = lock(&mailbox.waiting)
+            let mut ended: Vec<_> = lock(&mailbox.waiting)
                 .iter()
                 .filter(|(_, slot)| ends(lock(&slot.state).proposed_in))
                 .map(|(seq, _)| (*seq, Err(reason)))
                 .collect();
+            // The order of a hash map must not decide who is woken first: a simulation is replayed.
+            ended.sort_unstable_by_key(|(seq, _)| *seq);
             if !ended.is_empty() {
                 lock(&mailbox.arrived).extend(ended);
                 mailbox.bell.notify_one();

@@ -357,6 +357,10 @@ impl Shared {
 
     /// Confirms leadership with a quorum and returns the index that a read must see.
     pub(crate) async fn local_read_index(&self) -> Result<LogIndex, Unavailable> {
+        // A planted bug: a leader that was deposed answers too.
+        if cfg!(feature = "bug-stale-read-index") {
+            return Ok(self.status.borrow().committed);
+        }
         match self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
             Ok(linearizer) => Ok(LogIndex(linearizer.read_log_id().index() + 1)),
             Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(_))) => {
@@ -520,8 +524,10 @@ impl Appender for Shared {
 
     async fn leader_moved(&self) {
         let mut status = self.status.clone();
-        // Either way the caller looks again.
-        let _ = timeout(self.sender.patience / 10, status.changed()).await;
+        // The receiver here never marks a status as seen, so `changed` would answer at once, for
+        // ever. Either way the caller looks again.
+        let leader = status.wait_for(|status| status.leader.is_some());
+        let _ = timeout(self.sender.patience / 10, leader).await;
     }
 
     async fn append(

@@ -118,6 +118,10 @@ impl Shared {
         tail.evict();
     }
 
+    fn is_purged(&self, index: u64) -> bool {
+        self.tail().purged.as_ref().is_some_and(|purged| index <= purged.index())
+    }
+
     fn read(&self, from: u64, until: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
         let (tail_first, mut entries, mut bytes) = {
             let tail = self.tail();
@@ -256,7 +260,11 @@ impl RaftLogReader<TypeConfig> for LogStore {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
-        self.shared.read(start, end, REPLICATION_BYTES_MAX)
+        let entries = self.shared.read(start, end, REPLICATION_BYTES_MAX);
+        // A replication stream may outlive openraft's decision to send its follower a snapshot
+        // instead; the entries that it still wants are then purged under it. openraft sends a
+        // heartbeat for an empty answer, while an error would end this leader.
+        if self.shared.is_purged(start) { Ok(Vec::new()) } else { entries }
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {

@@ -74,6 +74,14 @@ impl LogWriter {
         let mut group = Vec::with_capacity(GROUP_OPERATIONS_MAX);
         while self.next_group(&mut group).await {
             let written = self.write_group(&mut group);
+            // A planted bug (etcd#14370): told before it is durable.
+            let written = match written {
+                Ok(completions) if cfg!(feature = "bug-ack-before-fsync") => {
+                    self.complete(completions, &Ok(()));
+                    Ok(vec![Completion::Vote(oneshot::channel().0)])
+                }
+                written => written,
+            };
             if let Some(delay) = &mut delay {
                 tokio::time::sleep(delay()).await;
             }

@@ -148,7 +148,7 @@ pub(crate) enum Forwarded {
 /// What the driver needs of the rest of the room.
 pub(crate) trait Appender: Send + Sync + 'static {
     fn leader(&self) -> Leader;
-    /// Returns when the leader may have become another, or after a short while.
+    /// Returns when there is a leader, or after a short while.
     fn leader_moved(&self) -> impl Future<Output = ()> + Send;
     /// Appends to the log of the local leader of `term`, and of no later one. `not_appended` runs if
     /// the batch never entered the log.

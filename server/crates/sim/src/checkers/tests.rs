@@ -1,0 +1,154 @@
+//! The judges themselves: each promise broken once, by hand.
+
+use bytes::Bytes;
+use mvcc::{Event, EventKind, RevisionEvents};
+use prost::Message;
+use proto::etcdserverpb as pb;
+use proto::mvccpb::KeyValue;
+use types::{MemberId, RecordRevision, Revision};
+
+use super::linearizability::check;
+use crate::history::{Failure, History, Request, Response};
+use crate::trace::Trace;
+
+const MEMBER: MemberId = MemberId(1);
+
+fn header(revision: i64) -> Option<pb::ResponseHeader> {
+    Some(pb::ResponseHeader { revision, ..pb::ResponseHeader::default() })
+}
+
+fn put(value: &'static str) -> Request {
+    let (key, value) = (Bytes::from_static(b"k"), Bytes::from_static(value.as_bytes()));
+    Request::Put(pb::PutRequest { key, value, ..pb::PutRequest::default() })
+}
+
+fn put_done(revision: i64) -> Result<Response, Failure> {
+    Ok(Response::Put(pb::PutResponse { header: header(revision), prev_kv: None }))
+}
+
+fn get() -> Request {
+    Request::Range(pb::RangeRequest { key: "k".into(), ..pb::RangeRequest::default() })
+}
+
+fn got(revision: i64, kv: Option<KeyValue>) -> Result<Response, Failure> {
+    let kvs: Vec<_> = kv.into_iter().collect();
+    let count = kvs.len() as i64;
+    Ok(Response::Range(pb::RangeResponse { header: header(revision), kvs, more: false, count }))
+}
+
+fn version(value: &'static str, revision: i64) -> KeyValue {
+    KeyValue {
+        key: "k".into(),
+        value: value.into(),
+        create_revision: 2,
+        mod_revision: revision,
+        version: revision - 1,
+        lease: 0,
+    }
+}
+
+/// A member publishes a put of `value`, or a deletion, at a revision.
+fn publish(history: &History, member: u64, revision: i64, value: Option<&'static str>) {
+    let key_value = match value {
+        Some(value) => version(value, revision),
+        None => KeyValue { key: "k".into(), mod_revision: revision, ..KeyValue::default() },
+    };
+    let event = Event {
+        kind: if value.is_some() { EventKind::Put } else { EventKind::Delete },
+        key: "k".into(),
+        key_value: key_value.encode_to_vec().into(),
+        record: RecordRevision { main: revision, sub: 0 },
+        previous: None,
+        create: revision == 2,
+    };
+    let group = RevisionEvents { revision: Revision(revision), events: vec![event] };
+    history.published(MemberId(member), member, &[group]);
+}
+
+/// Two puts, the second of them after the first.
+fn two_puts() -> History {
+    let history = History::new(Trace::new(false));
+    for (value, revision) in [("a", 2), ("b", 3)] {
+        let id = history.call(1, MEMBER, 1, put(value));
+        publish(&history, 1, revision, Some(value));
+        history.answer(id, put_done(revision));
+    }
+    history
+}
+
+#[track_caller]
+fn broken(history: &History, expected: &str) {
+    let violation = check(history).unwrap_err();
+    assert!(violation.contains(expected), "{violation}");
+}
+
+#[test]
+fn an_honest_history_passes() {
+    let history = two_puts();
+    let id = history.call(1, MEMBER, 1, get());
+    history.answer(id, got(3, Some(version("b", 3))));
+    assert_eq!(check(&history).unwrap().revision(), 3);
+}
+
+#[test]
+fn a_read_of_an_old_revision_after_a_newer_one_was_told_is_stale() {
+    let history = two_puts();
+    let id = history.call(2, MEMBER, 1, get());
+    history.answer(id, got(2, Some(version("a", 2))));
+    broken(&history, "STALE");
+}
+
+#[test]
+fn a_read_with_another_content_than_its_revision_is_wrong() {
+    let history = two_puts();
+    let id = history.call(2, MEMBER, 1, get());
+    history.answer(id, got(3, Some(version("a", 2))));
+    broken(&history, "should have been told");
+}
+
+#[test]
+fn an_acknowledged_write_that_is_nowhere_is_lost() {
+    let history = two_puts();
+    let id = history.call(1, MEMBER, 1, put("c"));
+    history.answer(id, put_done(4));
+    broken(&history, "LOST");
+}
+
+#[test]
+fn a_write_that_was_refused_must_not_happen() {
+    let history = two_puts();
+    let id = history.call(1, MEMBER, 1, put("c"));
+    history.answer(id, Err(Failure::NotDone("no leader".into())));
+    publish(&history, 1, 4, Some("c"));
+    broken(&history, "failed, and yet");
+}
+
+#[test]
+fn a_write_happens_at_most_once() {
+    let history = two_puts();
+    let id = history.call(1, MEMBER, 1, put("c"));
+    history.answer(id, Err(Failure::Unknown("timed out".into())));
+    publish(&history, 1, 4, Some("c"));
+    assert!(check(&history).is_ok(), "what timed out may have happened");
+    publish(&history, 1, 5, Some("c"));
+    broken(&history, "happened twice");
+}
+
+#[test]
+fn a_deletion_that_nobody_asked_for_is_found() {
+    let history = two_puts();
+    publish(&history, 1, 4, None);
+    broken(&history, "nobody asked");
+}
+
+#[test]
+fn members_that_disagree_about_a_revision_are_found() {
+    let trace = Trace::new(false);
+    let history = History::new(trace.clone());
+    publish(&history, 1, 2, Some("a"));
+    publish(&history, 2, 2, Some("a"));
+    assert_eq!(trace.first_violation(), None);
+    publish(&history, 1, 3, Some("b"));
+    publish(&history, 2, 3, Some("c"));
+    assert!(trace.first_violation().unwrap().contains("disagree"));
+}

@@ -1,0 +1,318 @@
+//! One run: a safety phase with faults, mending, a liveness phase without, and the verdict.
+
+use std::cell::RefCell;
+use std::sync::{Arc, Once};
+use std::time::Duration;
+
+use tokio::sync::watch as signal;
+use tokio::time::{Instant, sleep};
+use types::MemberId;
+
+use crate::checkers;
+use crate::cluster::{Cluster, LOOK};
+use crate::nemesis::Nemesis;
+use crate::swarm::Plan;
+use crate::trace::Trace;
+use crate::workload::{Client, Order, Watcher};
+
+/// How long a mended cluster may take until it serves again.
+const LIVENESS: Duration = Duration::from_secs(60);
+
+/// What came of a run.
+#[derive(Clone, Debug)]
+pub struct Report {
+    pub seed: u64,
+    /// The first broken promise.
+    pub violation: Option<String>,
+    /// The hash of everything that happened.
+    pub hash: u64,
+    pub notes: u64,
+    pub operations: usize,
+    pub acknowledged: usize,
+    pub revisions: i64,
+    pub watches: usize,
+    /// Simulated time.
+    pub simulated: Duration,
+    /// The last notes before a violation.
+    pub last: Vec<String>,
+}
+
+thread_local! {
+    static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Panics inside tasks would otherwise vanish: remember the first one of each thread.
+fn catch_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            PANIC.with(|cell| {
+                cell.borrow_mut().get_or_insert_with(|| info.to_string());
+            });
+            before(info);
+        }));
+    });
+}
+
+/// Runs a seed on a thread of its own, so that nothing of an earlier run is left in it.
+///
+/// # Panics
+/// When no thread can be made.
+pub fn run(seed: u64, verbose: bool) -> Report {
+    run_plan(Plan::of(seed), verbose)
+}
+
+/// Runs a plan.
+///
+/// # Panics
+/// When no thread can be made.
+pub fn run_plan(plan: Plan, verbose: bool) -> Report {
+    catch_panics();
+    let seed = plan.seed;
+    let thread = std::thread::Builder::new().name(format!("seed-{seed}"));
+    let run = thread.spawn(move || run_here(plan, verbose)).expect("a thread for the run");
+    match run.join() {
+        Ok(report) => report,
+        Err(_) => Report {
+            seed,
+            violation: Some("the simulator panicked, see above".into()),
+            hash: 0,
+            notes: 0,
+            operations: 0,
+            acknowledged: 0,
+            revisions: 0,
+            watches: 0,
+            simulated: Duration::ZERO,
+            last: Vec::new(),
+        },
+    }
+}
+
+fn runtime(seed: u64) -> tokio::runtime::Runtime {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_time().start_paused(true);
+    // tokio's own choices (`select!`, who of many is woken first) follow the seed only with this
+    // flag; without it a run is as good a test, but cannot be replayed exactly.
+    #[cfg(tokio_unstable)]
+    builder.rng_seed(tokio::runtime::RngSeed::from_bytes(&seed.to_le_bytes()));
+    #[cfg(not(tokio_unstable))]
+    let _ = seed;
+    builder.build().expect("a runtime without drivers")
+}
+
+fn run_here(plan: Plan, verbose: bool) -> Report {
+    replica::runtime::seed_thread(plan.seed);
+    let runtime = runtime(plan.seed);
+    runtime.block_on(async move {
+        let trace = Trace::new(verbose);
+        let begin = Instant::now();
+        trace.note(format_args!("{plan:?}"));
+        let seed = plan.seed;
+        let cluster = Cluster::new(plan, trace.clone());
+        if let Err(violation) = play(&cluster).await {
+            trace.violation(violation);
+        }
+        if let Some(panic) = PANIC.with(|cell| cell.borrow_mut().take()) {
+            trace.violation(format!("PANIC {panic}"));
+        }
+        cluster.mix_disks();
+        let operations = cluster.history.operations();
+        Report {
+            seed,
+            violation: trace.first_violation(),
+            hash: trace.hash(),
+            notes: trace.notes(),
+            acknowledged: operations.iter().filter(|op| op.response().is_some()).count(),
+            operations: operations.len(),
+            revisions: cluster.history.last_revision(),
+            watches: cluster.history.watches().len(),
+            simulated: begin.elapsed(),
+            last: trace.last(),
+        }
+    })
+}
+
+/// Ends the run if a promise was already broken.
+fn so_far(cluster: &Cluster) -> Result<(), String> {
+    match cluster.trace.first_violation() {
+        None => Ok(()),
+        Some(violation) => Err(violation),
+    }
+}
+
+async fn play(cluster: &Arc<Cluster>) -> Result<(), String> {
+    let plan = cluster.plan.clone();
+    let (order, orders) = signal::channel(Order::Work);
+    let mut nemesis = Nemesis::new(cluster.clone());
+    nemesis.begin().await;
+    let mut tasks = Vec::new();
+    for number in 1..=plan.workload.clients {
+        let client = Client::new(number, cluster.clone(), orders.clone());
+        tasks.push(tokio::spawn(client.run()));
+    }
+    for number in 1..=plan.workload.watchers {
+        let watcher = Watcher::new(number, cluster.clone(), orders.clone());
+        tasks.push(tokio::spawn(watcher.run()));
+    }
+    nemesis.rage(Instant::now() + plan.safety).await;
+    so_far(cluster)?;
+    nemesis.mend().await;
+    so_far(cluster)?;
+
+    let mut prover = Client::new(99, cluster.clone(), orders.clone());
+    serve_again(cluster, &mut nemesis, &mut prover).await?;
+    // Clients finish what they have begun; then nothing moves any more.
+    order.send_replace(Order::Settle);
+    let clients = tasks.drain(..plan.workload.clients as usize).collect::<Vec<_>>();
+    for client in clients {
+        client.await.map_err(|error| format!("a client failed: {error}"))?;
+    }
+    let revision = settle(cluster).await?;
+    order.send_replace(Order::Finish(revision));
+    for watcher in tasks {
+        watcher.await.map_err(|error| format!("a watcher failed: {error}"))?;
+    }
+    so_far(cluster)?;
+
+    // What was acknowledged survives the end of the world.
+    nemesis.black_out().await;
+    serve_again(cluster, &mut nemesis, &mut prover).await?;
+    settle(cluster).await?;
+    cluster.compare_states();
+    so_far(cluster)?;
+    judge(cluster)
+}
+
+/// Waits until every member serves a write and a read.
+async fn serve_again(
+    cluster: &Arc<Cluster>,
+    nemesis: &mut Nemesis,
+    prover: &mut Client,
+) -> Result<(), String> {
+    let deadline = Instant::now() + LIVENESS;
+    let leader = loop {
+        nemesis.tend().await;
+        so_far(cluster)?;
+        if let Some(leader) = stable_leader(cluster) {
+            break leader;
+        }
+        if Instant::now() > deadline {
+            return Err(format!("LIVENESS: no leader; {}", statuses(cluster)));
+        }
+        sleep(LOOK).await;
+    };
+    retire_strangers(cluster, leader);
+    for member in cluster.all() {
+        loop {
+            nemesis.tend().await;
+            so_far(cluster)?;
+            let Err(failure) = prover.prove_service(member).await else { break };
+            if Instant::now() > deadline {
+                return Err(format!(
+                    "LIVENESS: member {} does not serve: {failure}; {}",
+                    member.0,
+                    statuses(cluster)
+                ));
+            }
+            sleep(LOOK).await;
+            // A removal whose answer was lost may take effect only now.
+            if let Some(leader) = stable_leader(cluster) {
+                retire_strangers(cluster, leader);
+            }
+            if !cluster.all().contains(&member) {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The member that leads and has heard from a quorum lately.
+fn stable_leader(cluster: &Cluster) -> Option<MemberId> {
+    let leads = |id: &MemberId| {
+        cluster.service(*id).is_some_and(|service| {
+            let status = service.handle.status();
+            status.leads_quorum
+                || (status.is_leader() && status.voters.len() == 1 && status.committed.0 > 0)
+        })
+    };
+    cluster.running().into_iter().find(leads)
+}
+
+/// Members that are not part of the leader's cluster: removed, or never added.
+fn retire_strangers(cluster: &Cluster, leader: MemberId) {
+    let Some(service) = cluster.service(leader) else { return };
+    let nodes = service.handle.status().nodes;
+    for id in cluster.all() {
+        if !nodes.contains_key(&id) {
+            cluster.retire(id);
+        }
+    }
+}
+
+/// Waits until all members have applied the same; answers the revision.
+async fn settle(cluster: &Arc<Cluster>) -> Result<i64, String> {
+    let deadline = Instant::now() + LIVENESS;
+    let mut equal_since: Option<(u64, Instant)> = None;
+    loop {
+        so_far(cluster)?;
+        let statuses_now: Vec<_> = cluster
+            .running()
+            .into_iter()
+            .filter_map(|id| cluster.service(id))
+            .map(|service| service.handle.status())
+            .collect();
+        let applied = statuses_now.first().map_or(0, |status| status.applied.0);
+        let equal = statuses_now
+            .iter()
+            .all(|status| status.applied.0 == applied && status.committed.0 == applied);
+        match (equal, equal_since) {
+            (true, Some((index, since))) if index == applied => {
+                // A heartbeat would have told of anything new.
+                if since.elapsed() > Duration::from_millis(500) {
+                    return Ok(cluster.history.last_revision());
+                }
+            }
+            (true, _) => equal_since = Some((applied, Instant::now())),
+            (false, _) => equal_since = None,
+        }
+        if Instant::now() > deadline {
+            return Err(format!("LIVENESS: members do not catch up: {}", statuses(cluster)));
+        }
+        sleep(LOOK).await;
+    }
+}
+
+fn statuses(cluster: &Cluster) -> String {
+    let mut text = String::new();
+    for id in cluster.all() {
+        let status = cluster.service(id).map(|service| service.handle.status());
+        let status = status.map(|s| {
+            (
+                s.leader,
+                s.term,
+                s.committed,
+                s.applied,
+                s.voters,
+                s.nodes.keys().copied().collect::<Vec<_>>(),
+            )
+        });
+        text.push_str(&format!("[{}: {status:?}] ", id.0));
+    }
+    text
+}
+
+fn judge(cluster: &Cluster) -> Result<(), String> {
+    let model = checkers::linearizability::check(&cluster.history)?;
+    let mut compact_revision = -1;
+    for id in cluster.all() {
+        let Some(service) = cluster.service(id) else {
+            return Err(format!("member {} does not run at the end", id.0));
+        };
+        let views = service.handle.views();
+        checkers::durability::check(id, &views, &model)?;
+        compact_revision = compact_revision.max(views.mvcc.compact_revision().0);
+    }
+    checkers::watch::check(&cluster.history, compact_revision)
+}
