@@ -65,6 +65,8 @@ pub struct Member {
     pub peer_url: String,
     /// Its data directory.
     pub data_directory: PathBuf,
+    /// Address that serves `/health` without TLS.
+    health: String,
     log: PathBuf,
     command: Vec<String>,
     tls: bool,
@@ -97,15 +99,16 @@ impl Cluster {
     fn try_start(options: &ServerOptions, parent: &Path) -> Result<Cluster> {
         let directory =
             tempfile::tempdir_in(parent).context("create a directory for the cluster")?;
-        let ports = free_ports(options.members * 2)?;
+        let ports = free_ports(options.members * 3)?;
         let mut members: Vec<Member> = ports
-            .chunks_exact(2)
+            .chunks_exact(3)
             .enumerate()
             .map(|(index, ports)| {
                 let name = format!("m{}", index + 1);
                 Member {
                     endpoint: format!("127.0.0.1:{}", ports[0]),
                     peer_url: format!("http://127.0.0.1:{}", ports[1]),
+                    health: format!("127.0.0.1:{}", ports[2]),
                     data_directory: directory.path().join(&name),
                     log: directory.path().join(format!("{name}.log")),
                     name,
@@ -199,6 +202,7 @@ impl Member {
             format!("--listen-peer-urls={}", self.peer_url),
             format!("--initial-advertise-peer-urls={}", self.peer_url),
             format!("--initial-cluster={initial_cluster}"),
+            format!("--listen-metrics-urls=http://{}", self.health),
             "--initial-cluster-token=e2e".to_owned(),
         ];
         if options.auto_tls {
@@ -248,12 +252,22 @@ impl Member {
         }
     }
 
-    /// Over TLS there is no client here to ask with, so the log says when the listener is served.
     fn is_healthy(&self) -> bool {
-        if self.tls {
-            return self.log().contains("serving client traffic securely");
-        }
-        http_get(&self.endpoint, "/health").is_ok_and(|body| body.contains("\"health\":\"true\""))
+        http_get(&self.health, "/health").is_ok_and(|body| body.contains("\"health\":\"true\""))
+            && (self.tls || self.has_decided_versions())
+    }
+
+    /// A new server raises its cluster and storage versions in the background; until then it tells
+    /// old ones.
+    fn has_decided_versions(&self) -> bool {
+        let Ok(body) = http_get(&self.endpoint, "/version") else { return false };
+        let Ok(versions) = serde_json::from_str::<serde_json::Value>(&body) else { return false };
+        let minor = |name: &str| {
+            let version = versions[name].as_str()?;
+            Some(version.rsplit_once('.')?.0.to_owned())
+        };
+        let server = minor("etcdserver");
+        server.is_some() && server == minor("etcdcluster") && server == minor("storage")
     }
 }
 

@@ -112,8 +112,15 @@ fn write_root(workspace: &Workspace, profile: Profile, root: &Path) -> Result<()
 
 /// Copies every library that the program asks the loader for, to the very path it is asked at.
 fn copy_libraries(program: &Path, root: &Path) -> Result<()> {
-    let listing = Program::new("ldd").args([program]).run()?;
-    for line in listing.lines() {
+    let output = Program::new("ldd").args([program]).output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    if said.contains("not a dynamic executable") {
+        return Ok(()); // It is static and asks for nothing.
+    }
+    if !output.status.success() {
+        bail!("`ldd {}` ended with {}: {}", program.display(), output.status, said.trim());
+    }
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
         if line.contains("not found") {
             bail!("{} misses a library: {}", program.display(), line.trim());
         }

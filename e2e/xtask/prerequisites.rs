@@ -68,12 +68,13 @@ pub(crate) fn for_image_test(workspace: &Workspace, progress: &Progress) -> Resu
 }
 
 pub(crate) fn require_go() -> Result<()> {
-    let Ok(version) = Program::new("go").words("env GOVERSION").run() else {
+    if find("go").is_none() {
         bail!(
             "Go is missing: install Go 1.21 or newer from https://go.dev/dl/ (it fetches the exact \
              version that is pinned by itself) and have `go` in PATH"
         );
-    };
+    }
+    let version = Program::new("go").words("env GOVERSION").run()?;
     let minor = version.trim().strip_prefix("go1.").and_then(|rest| {
         rest.split(|c: char| !c.is_ascii_digit()).next().and_then(|minor| minor.parse::<u32>().ok())
     });

@@ -233,15 +233,20 @@ impl Tests<'_> {
         let context = self.workspace.state().join("image");
         let storage = self.workspace.state().join("buildah");
         let buildah = |command: &str| {
-            let mut buildah = Command::new("buildah");
+            // buildah keeps a cache in /var/lib whatever it is told: it gets a /var/lib of its own.
+            let mut buildah = Command::new("unshare");
+            let script = "mount -t tmpfs tmpfs /var/lib && exec buildah \"$@\"";
+            buildah.args(["--mount", "sh", "-c", script, "buildah"]);
             for (flag, directory) in [("--root", "root"), ("--runroot", "runroot")] {
                 buildah.arg(flag).arg(storage.join(directory));
             }
             buildah.args(["--storage-driver", "vfs", command]);
+            buildah.arg("--cni-config-dir").arg(storage.join("cni"));
             buildah
         };
         let mut build = buildah("build");
-        build.args(["--isolation", "chroot", "--tag", "keelson-dockerfile-test", "--file"]);
+        build.args(["--isolation", "chroot", "--tag", "keelson-dockerfile-test"]);
+        build.arg("--file");
         build.arg(self.workspace.join("e2e/image/Dockerfile")).arg(&context);
         self.progress.running(
             "build the Dockerfile",

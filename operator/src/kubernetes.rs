@@ -50,7 +50,8 @@ impl KubernetesError {
         self.status_is(|status| status.code == 422)
     }
 
-    fn is_not_found(&self) -> bool {
+    /// The object is gone.
+    pub fn is_not_found(&self) -> bool {
         self.status_is(|status| status.code == 404)
     }
 

@@ -26,16 +26,24 @@ const fn gate_no_effect(name: &'static str, beta: bool, why: &'static str) -> Ga
 
 const GATES: [Gate; 9] = [
     gate_refused("CompactHashCheck", "comparing the members' hashes is not supported yet"),
-    gate("FastLeaseKeepAlive", true),
+    gate_no_effect(
+        "FastLeaseKeepAlive",
+        true,
+        "a renewal waits for the leader's quorum and never for this member's applied index",
+    ),
     // kubeadm always asks for it, so refusing it would refuse Kubernetes.
     gate_no_effect(
         "InitialCorruptCheck",
         false,
         "what is on disk is checked against its digests at every start; the comparison with the other members' hashes is not supported yet",
     ),
-    gate_refused("LeaseCheckpoint", "lease checkpoints are not supported yet"),
-    gate_refused("LeaseCheckpointPersist", "lease checkpoints are not supported yet"),
-    gate("PriorityRequest", false),
+    gate("LeaseCheckpoint", false),
+    gate_no_effect(
+        "LeaseCheckpointPersist",
+        false,
+        "checkpoints of leases are always part of the replicated state",
+    ),
+    gate_refused("PriorityRequest", "requests have no priorities yet"),
     gate_refused(
         "SetMemberLocalAddr",
         "choosing the local address of peer connections is not supported yet",

@@ -25,6 +25,9 @@ const EXPIRED_PER_TURN_MAX: usize = 10_000;
 /// Checkpoints proposed in one entry (etcd: `maxLeaseCheckpointBatchSize`).
 const CHECKPOINTS_PER_TURN_MAX: usize = 1000;
 
+/// How long a new leader waits before it looks again whether its first entry is applied.
+const TERM_PAUSE: Duration = Duration::from_millis(10);
+
 /// What a member answers for a lease it does not know.
 const NOT_FOUND_TTL: i64 = -1;
 
@@ -146,21 +149,26 @@ impl LeaseClock {
                 peerpb::LeaseState {
                     id: id.0,
                     ttl: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-                    granted_ttl: lease.ttl,
+                    granted_ttl: lease.granted_ttl,
                     keys: if with_keys { lease.keys().cloned().collect() } else { Vec::new() },
                 }
             })
             .collect()
     }
 
+    /// The state was replaced: what was known of leases is not true any more.
+    pub(crate) fn forget(&self) {
+        self.lock().demote();
+        self.changed.notify_one();
+    }
+
     fn follow_leadership(&self, handle: &Handle, extend: Duration) {
-        let leads = handle.leads();
+        // Until an entry of its own term is applied a leader may not know of every lease.
+        let applied = handle.views().applied().map(|position| position.term);
+        let leads = handle.leads() && applied == Some(handle.term());
         let mut expiry = self.lock();
         if leads && !expiry.is_primary() {
-            let leases = handle.views().leases();
-            let facts: Vec<_> =
-                leases.iter().map(|(id, lease)| (id, lease.ttl, lease.remaining_ttl)).collect();
-            expiry.promote(self.now(), extend, facts);
+            expiry.promote(self.now(), extend, handle.views().leases());
         } else if !leads && expiry.is_primary() {
             expiry.demote();
         }
@@ -211,7 +219,11 @@ pub(crate) async fn expire_leases(
             }
             continue;
         }
-        let until_wake = wake.map_or(Duration::MAX, |at| at.saturating_sub(clock.now()));
+        let waits_for_term = handle.leads() && !clock.lock().is_primary();
+        let until_wake = match waits_for_term {
+            true => TERM_PAUSE,
+            false => wake.map_or(Duration::MAX, |at| at.saturating_sub(clock.now())),
+        };
         tokio::select! {
             biased;
             () = stop.cancelled() => return,

@@ -6,5 +6,5 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    server::program::run(|_config| Err("this build has no replica wired in".into()))
+    server::program::run(server::boot::serve)
 }

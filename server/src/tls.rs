@@ -179,4 +179,4 @@ fn provider(names: &[String]) -> Result<Arc<CryptoProvider>, TlsError> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -4,18 +4,18 @@
 use std::process::{Command, Output};
 
 fn etcd(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().expect("a directory can be made");
     Command::new(env!("CARGO_BIN_EXE_etcd"))
         .args(arguments)
         .env_clear()
         .envs(environment.iter().copied())
         .current_dir(directory.path())
         .output()
-        .unwrap()
+        .expect("the program was built")
 }
 
 fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).unwrap()
+    String::from_utf8(bytes.to_vec()).expect("the output is text")
 }
 
 #[test]

@@ -49,12 +49,19 @@ pub struct Names {
     pub cluster: String,
     pub namespace: String,
     pub tls: bool,
+    /// Tells the claims of this cluster from those that an older cluster of this name left behind.
+    pub claim_suffix: String,
 }
 
 impl Names {
-    /// Name of the member, of its Pod and of its claim.
+    /// Name of the member and of its Pod.
     pub fn member(&self, serial: Serial) -> String {
         format!("{}-{serial}", self.cluster)
+    }
+
+    /// Name of the claim with the member's data.
+    pub fn claim(&self, serial: Serial) -> String {
+        format!("{}-{}", self.member(serial), self.claim_suffix)
     }
 
     /// DNS name of the member's Pod below the headless Service.

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::crd::InitialState;
 
-const HISTORIES: u64 = 6_000;
+const HISTORIES: u64 = 5_000;
 const TICK: SignedDuration = SignedDuration::from_secs(10);
 
 /// xorshift64*: small, seeded, and enough to choose disturbances.
@@ -118,7 +118,12 @@ impl World {
         let mut chance = Chance(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
         let replicas = [1, 3, 5][chance.below(3)];
         let desired = Desired {
-            names: Names { cluster: "main".to_owned(), namespace: "ns".to_owned(), tls: true },
+            names: Names {
+                cluster: "main".to_owned(),
+                namespace: "ns".to_owned(),
+                tls: true,
+                claim_suffix: "c0ffee00".to_owned(),
+            },
             replicas,
             restored: chance.percent(20),
             template: "t0".to_owned(),
@@ -667,6 +672,9 @@ impl World {
     }
 
     fn is_converged(&self) -> bool {
+        if self.voters().len() != self.desired.replicas || self.objects.len() != self.desired.replicas {
+            return false;
+        }
         let observed = self.observe();
         let plan = plan(&self.desired, &observed, self.now);
         plan.action.is_none()
@@ -689,7 +697,7 @@ fn id_of(token: &str, serial: Serial) -> MemberId {
 fn run(seed: u64) -> BTreeMap<&'static str, u64> {
     let mut world = World::new(seed);
     let mut seen = world.observe();
-    for _ in 0..120 {
+    for _ in 0..100 {
         world.tick();
         if world.chance.percent(25) {
             world.disturb();
@@ -700,10 +708,10 @@ fn run(seed: u64) -> BTreeMap<&'static str, u64> {
         let _ = world.pass(old, 4);
     }
     world.settle();
-    for _ in 0..1_500 {
+    for tick in 0..1_500 {
         world.tick();
         let _ = world.pass(None, 1);
-        if world.is_converged() {
+        if tick % 8 == 0 && world.is_converged() {
             return world.actions;
         }
     }
@@ -716,15 +724,36 @@ fn run(seed: u64) -> BTreeMap<&'static str, u64> {
     );
 }
 
-#[test]
-fn every_history_keeps_the_invariants_and_converges() {
-    let mut actions: BTreeMap<&'static str, u64> = BTreeMap::new();
-    for seed in 1..=HISTORIES {
-        let counted = std::panic::catch_unwind(|| run(seed));
-        let counted = counted.unwrap_or_else(|cause| {
+/// Runs the histories with these seeds and names the one that fails.
+fn run_all(seeds: impl Iterator<Item = u64>) -> BTreeMap<&'static str, u64> {
+    let mut actions = BTreeMap::new();
+    for seed in seeds {
+        let counted = std::panic::catch_unwind(|| run(seed)).unwrap_or_else(|cause| {
             eprintln!("history with seed {seed} failed");
             std::panic::resume_unwind(cause)
         });
+        for (kind, count) in counted {
+            *actions.entry(kind).or_default() += count;
+        }
+    }
+    actions
+}
+
+/// `OPERATOR_HISTORIES` runs more of them.
+#[test]
+fn every_history_keeps_the_invariants_and_converges() {
+    let wanted = std::env::var("OPERATOR_HISTORIES").ok().and_then(|text| text.parse().ok());
+    let histories: u64 = wanted.unwrap_or(HISTORIES);
+    let threads = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
+    let workers: Vec<_> = (0..threads)
+        .map(|worker| {
+            let seeds = (1..=histories).filter(move |seed| seed % threads == worker);
+            std::thread::spawn(move || run_all(seeds))
+        })
+        .collect();
+    let mut actions: BTreeMap<&'static str, u64> = BTreeMap::new();
+    for worker in workers {
+        let counted = worker.join().unwrap_or_else(|cause| std::panic::resume_unwind(cause));
         for (kind, count) in counted {
             *actions.entry(kind).or_default() += count;
         }

@@ -60,7 +60,7 @@ pub fn validate(cluster: &EtcdCluster) -> Result<Validated, InvalidSpec> {
     let uid = cluster.metadata.uid.clone().ok_or(InvalidSpec::Missing("uid"))?;
     let spec = cluster.spec.clone();
     let status = cluster.status.clone().unwrap_or_default();
-    let names = Names { cluster: name, namespace, tls: spec.tls.mode == TlsMode::SelfManaged };
+    let names = Names { cluster: name, namespace, tls: spec.tls.mode == TlsMode::SelfManaged, claim_suffix: uid.split('-').next().unwrap_or("0").to_owned() };
 
     let mut refused = Vec::new();
     let target = accept_version(&spec, &status, &mut refused);

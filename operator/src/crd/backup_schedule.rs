@@ -76,7 +76,8 @@ pub struct EtcdBackupScheduleSpec {
 /// What to do when runs overlap.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ConcurrencyPolicy {
-    /// Skip the new run.
+    /// The new run waits for the running one, and is skipped once it is older than
+    /// `startingDeadlineSeconds`.
     #[default]
     Forbid,
     /// Delete the running backup and start the new one.

@@ -79,6 +79,7 @@ pub struct EtcdClusterSpec {
     /// Further flags of the server, without the leading dashes. Flags that the operator needs for
     /// itself are refused.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
     #[x_kube(
         validation = Rule::new("self.all(flag, flag.matches('^[a-z][a-z0-9-]*$'))").message("extraArgs are flag names without dashes in front, such as max-concurrent-streams"),
         validation = Rule::new("self.all(flag, !(flag in ['name', 'data-dir', 'wal-dir', 'config-file', 'force-new-cluster', 'quota-backend-bytes', 'auto-tls', 'peer-auto-tls', 'expect-cluster-id', 'expect-member-id', 'strict-reconfig-check', 'log-level', 'heartbeat-interval', 'election-timeout', 'snapshot-count', 'max-request-bytes', 'max-txn-ops', 'auto-compaction-mode', 'auto-compaction-retention']) && !flag.startsWith('listen-') && !flag.startsWith('advertise-') && !flag.startsWith('initial-') && !flag.startsWith('discovery') && !flag.contains('cert') && !flag.contains('key-file') && !flag.contains('trusted-ca'))").message("extraArgs may not set a flag that the operator sets: name, data-dir, wal-dir, config-file, listen-*, advertise-*, initial-*, discovery*, certificates, force-new-cluster, or a flag that has its own field in config, quota or tls")
@@ -211,9 +212,9 @@ pub enum VolumePolicy {
 #[serde(rename_all = "camelCase")]
 pub struct QuotaSpec {
     /// Absent means three quarters of the volume.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "super::quantity_schema")]
-    #[x_kube(validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).sign() == 1").message("backend must be a positive quantity such as 8Gi"))]
+    #[x_kube(validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).isGreaterThan(quantity('0'))").message("backend must be a positive quantity such as 8Gi"))]
     pub backend: Option<Quantity>,
 }
 

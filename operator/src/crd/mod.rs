@@ -48,17 +48,22 @@ pub fn definitions() -> Vec<CustomResourceDefinition> {
         EtcdBackupSchedule::crd(),
     ]
     .into_iter()
-    .map(without_embedded_descriptions)
+    .map(as_kubernetes_wants_it)
     .collect()
 }
 
-fn without_embedded_descriptions(definition: CustomResourceDefinition) -> CustomResourceDefinition {
+/// Leaves out the descriptions of embedded types, and the number formats that Kubernetes does not
+/// know and would warn about.
+fn as_kubernetes_wants_it(definition: CustomResourceDefinition) -> CustomResourceDefinition {
     const EMBEDDED: [&str; 4] = ["affinity", "tolerations", "topologySpreadConstraints", "conditions"];
     fn visit(value: &mut Value, embedded: bool) {
         match value {
             Value::Object(map) => {
                 if embedded && map.get("description").is_some_and(Value::is_string) {
                     map.remove("description");
+                }
+                if map.get("format").and_then(Value::as_str).is_some_and(|f| f.starts_with("uint")) {
+                    map.remove("format");
                 }
                 for (key, child) in map.iter_mut() {
                     visit(child, embedded || EMBEDDED.contains(&key.as_str()));
@@ -70,7 +75,7 @@ fn without_embedded_descriptions(definition: CustomResourceDefinition) -> Custom
     }
     let mut value = serde_json::to_value(definition).expect("a definition is plain JSON");
     visit(&mut value, false);
-    serde_json::from_value(value).expect("only descriptions were removed")
+    serde_json::from_value(value).expect("only descriptions and formats were removed")
 }
 
 /// A quantity is written as a string (`10Gi`) or as an integer, as everywhere in Kubernetes.

@@ -118,6 +118,26 @@ fn each_definition_fits_into_the_annotation_of_a_client_side_apply() {
     }
 }
 
+/// A real API server refuses a definition whose defaults do not satisfy its own schema.
+#[test]
+fn defaults_satisfy_what_their_schema_requires() {
+    fn visit(place: &str, schema: &Value) {
+        let Some(schema) = schema.as_object() else { return };
+        if let (Some(default), Some(required)) = (schema.get("default"), schema.get("required")) {
+            for key in required.as_array().unwrap() {
+                assert!(default.get(key.as_str().unwrap()).is_some(), "{place}: default lacks {key}");
+            }
+        }
+        for (key, child) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
+            visit(&format!("{place}.{key}"), child);
+        }
+    }
+    for definition in definitions() {
+        let schema = serde_json::to_value(&definition.spec.versions[0].schema).unwrap();
+        visit(&definition.spec.names.kind, &schema["openAPIV3Schema"]);
+    }
+}
+
 #[test]
 fn the_scale_subresource_reads_and_writes_replicas() {
     let definition = EtcdCluster::crd();

@@ -1,5 +1,7 @@
 //! `etcdserverpb.Cluster`.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use machine::MemberRecord;
 use proto::etcdserverpb::cluster_server::{Cluster, ClusterServer};
 use proto::etcdserverpb::{
@@ -14,6 +16,7 @@ use types::{MemberId, Revision};
 use super::context::{ApiContext, admitted};
 use super::status::ApiError;
 use crate::ids;
+use crate::urls::Url;
 
 /// The service of one RPC thread.
 pub(crate) struct ClusterService {
@@ -46,10 +49,19 @@ fn member(record: &MemberRecord) -> Member {
     Member {
         id: record.id.0,
         name: record.name.clone(),
-        peer_urls: record.peer_urls.clone(),
-        client_urls: record.client_urls.clone(),
+        peer_ur_ls: record.peer_urls.clone(),
+        client_ur_ls: record.client_urls.clone(),
         is_learner: !record.voter_intent,
     }
+}
+
+/// Peer URLs as they are stored and compared.
+fn normalize(urls: &[String]) -> Result<Vec<String>, ApiError> {
+    if urls.is_empty() {
+        return Err(ApiError::MemberBadUrls);
+    }
+    let parsed = urls.iter().map(|url| url.parse::<Url>().map(|url| url.to_string()));
+    parsed.collect::<Result<_, _>>().map_err(|_| ApiError::MemberBadUrls)
 }
 
 #[tonic::async_trait]
@@ -59,9 +71,9 @@ impl Cluster for ClusterService {
         request: Request<MemberAddRequest>,
     ) -> Result<Response<MemberAddResponse>, Status> {
         let request = admitted(&self.context, request, false)?;
-        let peer_urls =
-            ids::normalize_urls(&request.peer_ur_ls).map_err(|_| ApiError::MemberBadUrls)?;
-        let id = ids::new_member_id(&peer_urls);
+        let peer_urls = normalize(&request.peer_ur_ls)?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let id = ids::added_member_id(&peer_urls, now);
         let change =
             MembershipChange::Add { id, peer_urls: peer_urls.clone(), learner: request.is_learner };
         let members = self.change(change).await?;
@@ -83,8 +95,7 @@ impl Cluster for ClusterService {
         request: Request<MemberUpdateRequest>,
     ) -> Result<Response<MemberUpdateResponse>, Status> {
         let request = admitted(&self.context, request, false)?;
-        let peer_urls =
-            ids::normalize_urls(&request.peer_ur_ls).map_err(|_| ApiError::MemberBadUrls)?;
+        let peer_urls = normalize(&request.peer_ur_ls)?;
         let members = self
             .change(MembershipChange::Update { id: MemberId(request.id), peer_urls })
             .await?;

@@ -1,7 +1,6 @@
 //! What every handler needs, and the checks that services share.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use machine::{Caller, CommandKind, Outcome, Proposal, Refusal};
 use proto::etcdserverpb::ResponseHeader;
@@ -11,6 +10,7 @@ use tonic::{Request, Status};
 use types::{ClusterId, MemberId, Revision};
 
 use super::status::ApiError;
+use crate::boot::{HubCell, ServerFacts};
 use crate::leases::LeaseClock;
 
 /// What requests may cost.
@@ -40,13 +40,12 @@ impl Limits {
 #[derive(Clone)]
 pub(crate) struct ApiContext {
     pub(crate) handle: Handle,
-    pub(crate) hub: watch::Hub,
+    pub(crate) hub: HubCell,
     pub(crate) leases: LeaseClock,
     pub(crate) cluster_id: ClusterId,
     pub(crate) member_id: MemberId,
     pub(crate) limits: Limits,
-    pub(crate) progress_interval: Duration,
-    pub(crate) server: Arc<crate::boot::ServerFacts>,
+    pub(crate) server: Arc<ServerFacts>,
 }
 
 impl ApiContext {
@@ -106,7 +105,7 @@ impl ApiContext {
     /// Whether `cost` more bytes fit; if not, the NOSPACE alarm is raised for this member.
     pub(crate) async fn check_quota(&self, cost: u64) -> Result<(), Status> {
         let Some(quota) = self.limits.quota_bytes else { return Ok(()) };
-        if cost == 0 || self.handle.views().store_size().total + cost < quota {
+        if cost == 0 || self.handle.views().mvcc.store_size().total + cost < quota {
             return Ok(());
         }
         // The refusal stands whether or not the alarm could be raised; the next write tries again.
@@ -128,7 +127,7 @@ impl ApiContext {
     }
 }
 
-fn wants_leader(metadata: &MetadataMap) -> bool {
+pub(super) fn wants_leader(metadata: &MetadataMap) -> bool {
     metadata.get("hasleader").is_some_and(|value| value.as_bytes() == b"true")
 }
 
@@ -149,7 +148,7 @@ pub(crate) fn refusal_status(refusal: Refusal) -> Status {
         Refusal::KeyNotFound => ApiError::KeyNotFound,
         Refusal::ValueProvided => ApiError::ValueProvided,
         Refusal::LeaseProvided => ApiError::LeaseProvided,
-        Refusal::TooManyOps => ApiError::TooManyOps,
+        Refusal::TooManyOperations => ApiError::TooManyOps,
         Refusal::DuplicateKey => ApiError::DuplicateKey,
         Refusal::InvalidSortOption => ApiError::InvalidSortOption,
         Refusal::Compacted => ApiError::Compacted,
@@ -159,7 +158,10 @@ pub(crate) fn refusal_status(refusal: Refusal) -> Status {
         Refusal::LeaseNotFound => ApiError::LeaseNotFound,
         Refusal::LeaseExists => ApiError::LeaseExists,
         Refusal::LeaseTtlTooLarge => ApiError::LeaseTtlTooLarge,
-        Refusal::MemberNotFound => ApiError::MemberNotFound,
+        Refusal::MemberNotFound | Refusal::MemberRemoved => ApiError::MemberNotFound,
+        // Only our own chores propose what can be refused like this.
+        Refusal::StaleTerm { .. } => ApiError::LeaderChanged,
+        Refusal::InvalidVersion => ApiError::WrongDowngradeVersionFormat,
     };
     error.into()
 }

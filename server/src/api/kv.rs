@@ -1,15 +1,14 @@
 //! `etcdserverpb.KV`.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use futures_util::stream;
 use http_body::Body as HttpBody;
-use machine::{CommandKind, Outcome, check};
+use machine::{CommandKind, Outcome, ReadOnlyError, check};
 use mvcc::{RangeAnswer, RangeQuery, SortOrder, SortTarget};
 use prost::Message;
 use proto::etcdserverpb::range_request::{SortOrder as WireOrder, SortTarget as WireTarget};
 use proto::etcdserverpb::{
-    CompactionRequest, CompactionResponse, DeleteRangeRequest, PutRequest, RangeRequest,
-    RangeStreamResponse, RequestOp, ResponseHeader, TxnRequest, request_op,
+    CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, ResponseHeader, TxnRequest,
 };
 use tonic::codegen::StdError;
 use tonic::server::NamedService;
@@ -18,7 +17,7 @@ use types::KeyRange;
 
 use super::context::{ApiContext, admitted, refusal_status};
 use super::encoded::{self, Encoded, HttpAnswer, Raw, put_field};
-use super::status::{ApiError, range_error};
+use super::status::{ApiError, internal, range_error};
 
 /// The service, answered from stored bytes.
 #[derive(Clone)]
@@ -145,7 +144,7 @@ async fn range(
     request: Request<Raw<RangeRequest>>,
 ) -> Result<Response<Encoded>, Status> {
     let request = prepare_read(&context, request).await?;
-    let answer = context.handle.views().mvcc().range(&range_query(&request));
+    let answer = context.handle.views().mvcc.range(&range_query(&request));
     let RangeAnswer { kvs, more, count, revision } = answer.map_err(range_error)?;
     let response = range_response(&context.header(revision), &kvs, more, count);
     Ok(Response::new(Encoded(response)))
@@ -171,7 +170,7 @@ async fn range_stream(
             "etcdserver: range stream does not support custom sort orders and revision filters",
         ));
     }
-    let cursor = context.handle.views().mvcc().range_stream(query).map_err(range_error)?;
+    let cursor = context.handle.views().mvcc.range_stream(query).map_err(range_error)?;
     let state = StreamState::Chunks { cursor, keys: FIRST_CHUNK_KEYS };
     let chunks = stream::try_unfold(state, move |state| {
         let context = context.clone();
@@ -210,12 +209,6 @@ fn next_chunk(
 }
 
 fn stream_response(range_response: &[u8]) -> Encoded {
-    debug_assert!(RangeStreamResponse::decode(&*{
-        let mut probe = BytesMut::new();
-        put_field(&mut probe, 1, range_response);
-        probe
-    })
-    .is_ok());
     let mut out = BytesMut::with_capacity(range_response.len() + 8);
     put_field(&mut out, 1, range_response);
     Encoded(out.freeze())
@@ -258,12 +251,15 @@ async fn txn(
 ) -> Result<Response<Encoded>, Status> {
     let request = admitted(&context, request, false)?;
     check::txn(&request.message, context.limits.txn_ops_max).map_err(refusal_status)?;
-    let mut response = if is_read_only(&request.message) {
-        if !is_serializable(&request.message) {
+    let mut response = if check::is_read_only(&request.message) {
+        if !check::is_serializable(&request.message) {
             context.linearize().await?;
         }
         let views = context.handle.views();
-        machine::read_only_txn(views.mvcc(), &request.message).map_err(refusal_status)?
+        machine::read_only(&views.mvcc, &request.message).map_err(|error| match error {
+            ReadOnlyError::Refused(refusal) => refusal_status(refusal),
+            other => internal(&other),
+        })?
     } else {
         context.check_quota(check::txn_cost(&request.message)).await?;
         match context.propose(CommandKind::Txn, request.bytes).await? {
@@ -273,23 +269,6 @@ async fn txn(
     };
     context.complete(&mut response.header);
     Ok(Response::new(Encoded::of(&response)))
-}
-
-/// Whether a transaction can be answered without the log: only ranges. A nested transaction counts
-/// as a write, as in etcd.
-fn is_read_only(txn: &TxnRequest) -> bool {
-    all_ops(txn).all(|op| matches!(op.request, Some(request_op::Request::RequestRange(_))))
-}
-
-fn is_serializable(txn: &TxnRequest) -> bool {
-    all_ops(txn).all(|op| match &op.request {
-        Some(request_op::Request::RequestRange(range)) => range.serializable,
-        _ => false,
-    })
-}
-
-fn all_ops(txn: &TxnRequest) -> impl Iterator<Item = &RequestOp> {
-    txn.success.iter().chain(&txn.failure)
 }
 
 async fn compact(
@@ -303,7 +282,7 @@ async fn compact(
                 wait_until_freed(&context, request.message.revision).await?;
             }
             context.complete(&mut response.header);
-            Ok(Response::new(Encoded::of::<>(&response as &CompactionResponse)))
+            Ok(Response::new(Encoded::of(&response)))
         }
         other => Err(unexpected(&other)),
     }
@@ -317,5 +296,5 @@ async fn wait_until_freed(context: &ApiContext, revision: i64) -> Result<(), Sta
 
 /// The applier answered a request with the outcome of another kind: a bug, reported as such.
 pub(crate) fn unexpected(outcome: &Outcome) -> Status {
-    Status::internal(format!("unexpected outcome {}", outcome.name()))
+    Status::internal(format!("unexpected outcome {outcome:?}"))
 }

@@ -34,10 +34,10 @@ impl Lease for LeaseService {
         &self,
         request: Request<LeaseGrantRequest>,
     ) -> Result<Response<LeaseGrantResponse>, Status> {
-        let mut request = admitted(&self.context, request, false)?;
-        check::lease_grant(&request).map_err(refusal_status)?;
+        let request = admitted(&self.context, request, false)?;
         // What is random or depends on this member's settings is chosen before proposing.
-        request.ttl = request.ttl.max(self.context.limits.lease_ttl_min);
+        let ttl_min = self.context.limits.lease_ttl_min;
+        let mut request = check::lease_grant(&request, ttl_min).map_err(refusal_status)?;
         while request.id == 0 {
             request.id = i64::try_from(replica::runtime::random_u64() >> 1).unwrap_or(0);
         }
@@ -109,7 +109,7 @@ impl Lease for LeaseService {
         };
         let state = state.ok_or(ApiError::Timeout)?;
         Ok(Response::new(LeaseTimeToLiveResponse {
-            header: Some(self.context.header(handle.views().mvcc().revision())),
+            header: Some(self.context.header(handle.views().mvcc.revision())),
             id: request.id,
             ttl: state.ttl,
             granted_ttl: state.granted_ttl,
@@ -124,10 +124,10 @@ impl Lease for LeaseService {
         admitted(&self.context, request, false)?;
         let views = self.context.handle.views();
         let ids = self.context.leases.by_deadline().unwrap_or_else(|| {
-            views.leases().iter().map(|(id, _)| id).collect()
+            views.leases().into_iter().map(|(id, _, _)| id).collect()
         });
         Ok(Response::new(LeaseLeasesResponse {
-            header: Some(self.context.header(views.mvcc().revision())),
+            header: Some(self.context.header(views.mvcc.revision())),
             leases: ids.into_iter().map(|id| LeaseStatus { id: id.0 }).collect(),
         }))
     }
@@ -136,7 +136,7 @@ impl Lease for LeaseService {
 /// Answers one keepalive. The header is filled before the renewal, as etcd does, so that its
 /// revision is never newer than the lease it speaks of.
 async fn keep_alive(context: &ApiContext, id: LeaseId) -> Result<LeaseKeepAliveResponse, Status> {
-    let header = context.header(context.handle.views().mvcc().revision());
+    let header = context.header(context.handle.views().mvcc.revision());
     let renewed = context.leases.renew(&context.handle, &[id]).await.map_err(ApiError::from)?;
     let ttl = renewed.first().copied().unwrap_or(0);
     Ok(LeaseKeepAliveResponse { header: Some(header), id: id.0, ttl })

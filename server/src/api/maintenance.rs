@@ -3,7 +3,7 @@
 use std::pin::Pin;
 
 use futures_util::Stream;
-use machine::{CommandKind, Outcome};
+use machine::{Alarm, AlarmKind, CommandKind, Outcome};
 use prost::Message;
 use proto::etcdserverpb::maintenance_server::{Maintenance, MaintenanceServer};
 use proto::etcdserverpb::{
@@ -63,15 +63,15 @@ impl Maintenance for MaintenanceService {
         admitted(&self.context, request, true)?;
         let status = self.context.handle.status();
         let views = self.context.handle.views();
-        let size = views.store_size();
+        let size = views.mvcc.store_size();
         let mut errors = Vec::new();
         if status.leader.is_none() {
             errors.push("etcdserver: no leader".to_owned());
         }
-        errors.extend(views.alarms().map(|alarm| alarm.to_string()));
-        let downgrade = views.downgrade();
+        errors.extend(views.alarms(AlarmKind::NONE).iter().map(alarm_text));
+        let downgrade = views.tables().downgrade;
         Ok(Response::new(StatusResponse {
-            header: Some(self.context.header(views.mvcc().revision())),
+            header: Some(self.context.header(views.mvcc.revision())),
             version: version::ETCD.to_owned(),
             db_size: to_i64(size.total),
             leader: status.leader.map_or(0, |id| id.0),
@@ -84,8 +84,8 @@ impl Maintenance for MaintenanceService {
             storage_version: version::STORAGE.to_owned(),
             db_size_quota: to_i64(self.context.limits.quota_bytes.unwrap_or(0)),
             downgrade_info: Some(DowngradeInfo {
-                enabled: downgrade.is_enabled(),
-                target_version: downgrade.target_text(),
+                enabled: downgrade.target_version.is_some(),
+                target_version: downgrade.target_version.unwrap_or_default(),
             }),
         }))
     }
@@ -97,7 +97,7 @@ impl Maintenance for MaintenanceService {
         admitted(&self.context, request, false)?;
         self.context.handle.save_image().await.map_err(ApiError::from)?;
         let views = self.context.handle.views();
-        let done = tokio::task::spawn_blocking(move || views.defragment()).await;
+        let done = tokio::task::spawn_blocking(move || views.mvcc.defragment()).await;
         done.map_err(|error| internal(&error))?.map_err(|error| internal(&error))?;
         tracing::info!("finished defragmenting directory");
         Ok(Response::new(DefragmentResponse { header: None }))
@@ -109,7 +109,7 @@ impl Maintenance for MaintenanceService {
     ) -> Result<Response<HashResponse>, Status> {
         admitted(&self.context, request, false)?;
         let views = self.context.handle.views();
-        let revision = views.mvcc().revision();
+        let revision = views.mvcc.revision();
         let hashed = tokio::task::spawn_blocking(move || snapshot_file::hash(&views)).await;
         let hash = hashed.map_err(|error| internal(&error))?.map_err(|error| internal(&error))?;
         Ok(Response::new(HashResponse { header: Some(self.context.header(revision)), hash }))
@@ -120,10 +120,10 @@ impl Maintenance for MaintenanceService {
         request: Request<HashKvRequest>,
     ) -> Result<Response<HashKvResponse>, Status> {
         let request = admitted(&self.context, request, false)?;
-        let mvcc = self.context.handle.views().mvcc().clone();
+        let mvcc = self.context.handle.views().mvcc;
         let hashed = tokio::task::spawn_blocking(move || {
             let answer = mvcc.hash_kv(request.revision)?;
-            Ok((answer, mvcc.revision()))
+            Ok::<_, mvcc::RangeError>((answer, mvcc.revision()))
         });
         let (answer, revision) =
             hashed.await.map_err(|error| internal(&error))?.map_err(range_error)?;
@@ -181,6 +181,12 @@ impl Maintenance for MaintenanceService {
         admitted(&self.context, request, false)?;
         Err(ApiError::NotCapable.into())
     }
+}
+
+/// As etcd prints an alarm: the text form of its protobuf message.
+fn alarm_text(alarm: &Alarm) -> String {
+    let kind = AlarmType::try_from(alarm.kind.0).unwrap_or(AlarmType::None);
+    format!("memberID:{} alarm:{} ", alarm.member.0, kind.as_str_name())
 }
 
 fn to_i64(bytes: u64) -> i64 {

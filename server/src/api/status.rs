@@ -48,19 +48,14 @@ pub(crate) enum ApiError {
     Corrupt,
     BadLeaderTransferee,
     NotSupportedForLearner,
-    InvalidAuthToken,
-    AuthNotEnabled,
     WrongDowngradeVersionFormat,
-    InvalidDowngradeTarget,
-    DowngradeInProcess,
-    NoInflightDowngrade,
 }
 
 impl ApiError {
     fn code_and_text(self) -> (Code, &'static str) {
         use Code::{
             DataLoss, FailedPrecondition, InvalidArgument, NotFound, OutOfRange, ResourceExhausted,
-            Unauthenticated, Unknown,
+            Unknown,
         };
         // Spelled out: this enum has a variant of the same name.
         let unavailable = Code::Unavailable;
@@ -136,21 +131,8 @@ impl ApiError {
             Self::NotSupportedForLearner => {
                 (FailedPrecondition, "etcdserver: rpc not supported for learner")
             }
-            Self::InvalidAuthToken => (Unauthenticated, "etcdserver: invalid auth token"),
-            Self::AuthNotEnabled => {
-                (FailedPrecondition, "etcdserver: authentication is not enabled")
-            }
             Self::WrongDowngradeVersionFormat => {
                 (InvalidArgument, "etcdserver: wrong downgrade target version format")
-            }
-            Self::InvalidDowngradeTarget => {
-                (InvalidArgument, "etcdserver: invalid downgrade target version")
-            }
-            Self::DowngradeInProcess => {
-                (FailedPrecondition, "etcdserver: cluster has a downgrade job in progress")
-            }
-            Self::NoInflightDowngrade => {
-                (FailedPrecondition, "etcdserver: no inflight downgrade job")
             }
         }
     }

@@ -93,8 +93,9 @@ fn check_tls(listen: &ListenConfig) -> Result<(), ConfigError> {
     if listen.peer_tls.cert_file.is_empty()
         && let Some(url) = secure(&listen.peer_urls)
     {
+        let address = url.as_str().split_once("://").map_or(url.as_str(), |(_, rest)| rest);
         return refuse(format!(
-            "TLS key/cert (--peer-cert-file, --peer-key-file) must be provided for peer url {url} with HTTPS scheme"
+            "cannot listen on TLS for {address}: KeyFile and CertFile are not presented"
         ));
     }
     let tls = &listen.client_tls;

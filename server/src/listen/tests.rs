@@ -177,3 +177,70 @@ async fn connections_are_spread_over_the_threads() {
     server.stop.cancel();
     join(server).await;
 }
+
+/// What a TLS client gets to see: the protocol that was agreed on and the answer, or an error.
+async fn get_over_tls(
+    address: std::net::SocketAddr,
+    tls: &crate::tls::ClientTls,
+    protocol: &[u8],
+) -> std::io::Result<(Option<Vec<u8>>, String)> {
+    let mut config = (*tls.current()?).clone();
+    config.alpn_protocols = vec![protocol.to_vec()];
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
+    let stream = TcpStream::connect(address).await?;
+    let mut stream = connector.connect(name, stream).await?;
+    let agreed = stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
+    if protocol == b"h2" {
+        return Ok((agreed, String::new()));
+    }
+    stream.write_all(b"GET /tls HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await?;
+    Ok((agreed, String::from_utf8(answer).unwrap()))
+}
+
+#[tokio::test]
+async fn tls_agrees_on_the_protocol_and_asks_who_the_client_is() {
+    use crate::tls::tests::{config, prepared};
+    use crate::tls::{ClientTls, ServerTls};
+    let prepared = prepared();
+    let directory = prepared.directory.path();
+    let client = ClientTls::new(config(directory, "client"));
+    let mut unknown = config(directory, "client");
+    (unknown.cert_file, unknown.key_file) = (String::new(), String::new());
+    let unknown = ClientTls::new(unknown);
+    for (allowed, is_served) in [(Vec::new(), true), (vec!["bob".to_owned()], false)] {
+        let mut rules = config(directory, "server");
+        rules.allowed_cns = allowed;
+        rules.skip_client_san_verification = true;
+        let tls = Arc::new(ServerTls::new(rules).unwrap());
+        let endpoint = endpoint("https://127.0.0.1:0", Some(tls));
+        let listeners = Listeners::bind([endpoint], ListenOptions::default()).unwrap();
+        let (address, stop) = (listeners.addresses()[0], CancellationToken::new());
+        let (thread, serving) = RpcThread::pair(services(), settings());
+        let served = tokio::spawn(serving.run(stop.clone(), Duration::ZERO));
+        let acceptor = tokio::spawn(listeners.run(vec![thread], stop.clone()));
+
+        let answer = get_over_tls(address, &client, b"http/1.1").await;
+        let got = answer.is_ok_and(|(protocol, text)| {
+            protocol.as_deref() == Some(b"http/1.1") && text.ends_with("http /tls")
+        });
+        assert_eq!(got, is_served, "a certificate of alice");
+        let (protocol, _) = get_over_tls(address, &client, b"h2").await.unwrap();
+        assert_eq!(protocol.as_deref(), Some(&b"h2"[..]));
+        let answer = get_over_tls(address, &unknown, b"http/1.1").await;
+        assert!(!answer.is_ok_and(|(_, text)| text.starts_with("HTTP/1.1 200")), "no certificate");
+
+        stop.cancel();
+        acceptor.await.unwrap().unwrap();
+        served.await.unwrap();
+    }
+}
+
+#[test]
+fn an_https_url_without_a_certificate_is_refused() {
+    let listeners =
+        Listeners::bind([endpoint("https://127.0.0.1:0", None)], ListenOptions::default());
+    assert!(matches!(listeners, Err(BindError::NoTls { .. })));
+}

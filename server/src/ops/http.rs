@@ -211,3 +211,6 @@ fn add_cors(parts: &HttpParts, request: &Request<Incoming>, response: &mut Respo
         headers.insert(name, HeaderValue::from_static(value));
     }
 }
+
+#[cfg(test)]
+mod tests;

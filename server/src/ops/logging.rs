@@ -323,8 +323,7 @@ mod tests {
         tracing::subscriber::with_default(subscriber, || {
             tracing::warn!(revision = 7, name = "a\"b", "data-dir" = %"/d", "it is {}", "so");
         });
-        let lines = caught.lock().unwrap().clone();
-        lines
+        caught.lock().unwrap().clone()
     }
 
     #[test]

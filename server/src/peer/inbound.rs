@@ -41,6 +41,10 @@ fn status(error: PeerError) -> Status {
     }
 }
 
+fn version_text(version: Option<machine::ClusterVersion>) -> String {
+    version.map(|version| version.to_string()).unwrap_or_default()
+}
+
 fn answered<T>(result: PeerResult<T>) -> Result<Response<T>, Status> {
     result.map(Response::new).map_err(status)
 }
@@ -146,7 +150,8 @@ impl Member for PeerService {
     ) -> Result<Response<peerpb::MembersResponse>, Status> {
         let own = self.handle.status();
         let views = self.handle.views();
-        let members = views.members().iter().map(|record| peerpb::MemberDescription {
+        let tables = views.tables();
+        let members = tables.membership.members().map(|record| peerpb::MemberDescription {
             id: record.id.0,
             name: record.name.clone(),
             peer_urls: record.peer_urls.clone(),
@@ -157,8 +162,8 @@ impl Member for PeerService {
             cluster_id: own.cluster_id.0,
             token_digest: self.token_digest.clone(),
             members: members.collect(),
-            removed: views.removed_members().iter().map(|id| id.0).collect(),
-            cluster_version: views.cluster_version_text(),
+            removed: tables.membership.removed().map(|id| id.0).collect(),
+            cluster_version: version_text(tables.cluster_version),
             member_id: own.member_id.0,
             term: own.term.0,
             leader: own.leader.map_or(0, |id| id.0),
@@ -172,7 +177,7 @@ impl Member for PeerService {
         use peerpb::hash_kv_response::Result as Wire;
         let request = request.into_inner();
         self.inbound.check(request.envelope.as_ref()).map_err(status)?;
-        let mvcc = self.handle.views().mvcc().clone();
+        let mvcc = self.handle.views().mvcc;
         let current = mvcc.clone();
         let hashed = tokio::task::spawn_blocking(move || mvcc.hash_kv(request.revision))
             .await
@@ -200,7 +205,7 @@ impl Member for PeerService {
         Ok(Response::new(peerpb::VersionResponse {
             etcd_version: version::ETCD.to_owned(),
             keelson_version: version::KEELSON.to_owned(),
-            cluster_version: self.handle.views().cluster_version_text(),
+            cluster_version: version_text(self.handle.views().tables().cluster_version),
             storage_version: version::STORAGE.to_owned(),
             protocol_min: replica::PROTOCOL_VERSION,
             protocol_max: replica::PROTOCOL_VERSION,

@@ -5,10 +5,12 @@
 //! made lazily and made again by themselves; when a member's URLs change, so does the connection.
 
 use std::collections::BTreeMap;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use proto::peerpb::member_client::MemberClient;
@@ -86,6 +88,20 @@ impl Outbound {
         Ok(endpoint.connect_with_connector_lazy(connector))
     }
 
+    /// Asks whoever answers at these URLs about its cluster: the question of a process that does not
+    /// know yet who it is.
+    pub(crate) async fn members_at(
+        &self,
+        urls: &[String],
+    ) -> PeerResult<peerpb::MembersResponse> {
+        let mut client = MemberClient::new(self.connect(urls)?);
+        let request = Request::new(peerpb::MembersRequest { envelope: None });
+        match tokio::time::timeout(KEEPALIVE_TIMEOUT, client.members(request)).await {
+            Ok(answer) => Ok(answer.map_err(peer_error)?.into_inner()),
+            Err(_) => Err(PeerError::NoAnswer("no answer in time".to_owned())),
+        }
+    }
+
     fn raft(&self, to: &Peer, lane: Lane) -> PeerResult<RaftClient<Channel>> {
         let client = RaftClient::new(self.channel(to, lane)?);
         Ok(client.max_decoding_message_size(usize::MAX).max_encoding_message_size(usize::MAX))
@@ -94,6 +110,17 @@ impl Outbound {
     fn member(&self, to: &Peer) -> PeerResult<MemberClient<Channel>> {
         let client = MemberClient::new(self.channel(to, Lane::Messages)?);
         Ok(client.max_decoding_message_size(usize::MAX).max_encoding_message_size(usize::MAX))
+    }
+}
+
+/// A stream of requests as tonic takes it: a type without a lifetime of its own.
+struct Outgoing<T>(BoxStream<'static, T>);
+
+impl<T> Stream for Outgoing<T> {
+    type Item = T;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
+        self.0.as_mut().poll_next(cx)
     }
 }
 
@@ -133,7 +160,7 @@ impl Peers for Outbound {
         let client = self.raft(&to, Lane::Messages);
         Box::pin(async move {
             let mut client = client?;
-            let response = client.append(Request::new(requests)).await.map_err(peer_error)?;
+            let response = client.append(Request::new(Outgoing(requests))).await.map_err(peer_error)?;
             let answers = response.into_inner().map(|answer| answer.map_err(peer_error));
             Ok(answers.boxed())
         })
@@ -152,7 +179,7 @@ impl Peers for Outbound {
         to: Peer,
         chunks: BoxStream<'static, peerpb::SnapshotChunk>,
     ) -> BoxFuture<'static, PeerResult<peerpb::SnapshotResponse>> {
-        call!(self.raft(&to, Lane::Snapshots), snapshot, chunks)
+        call!(self.raft(&to, Lane::Snapshots), snapshot, Outgoing(chunks))
     }
 
     fn transfer_leader(
@@ -193,6 +220,14 @@ impl Peers for Outbound {
         request: peerpb::LeaseKeepAliveRequest,
     ) -> BoxFuture<'static, PeerResult<peerpb::LeaseKeepAliveResponse>> {
         call!(self.member(&to), lease_keep_alive, request)
+    }
+
+    fn version(
+        &self,
+        to: Peer,
+        request: peerpb::VersionRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::VersionResponse>> {
+        call!(self.member(&to), version, request)
     }
 
     fn lease_time_to_live(

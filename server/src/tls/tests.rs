@@ -29,7 +29,7 @@ fn issue(issuer: &Issuer, directory: &Path, file: &str, cn: &str, names: &[&str]
     std::fs::write(directory.join(format!("{file}.key")), key.serialize_pem()).unwrap();
 }
 
-fn config(directory: &Path, file: &str) -> TlsConfig {
+pub(crate) fn config(directory: &Path, file: &str) -> TlsConfig {
     let path = |name: String| directory.join(name).to_string_lossy().into_owned();
     TlsConfig {
         cert_file: path(format!("{file}.crt")),
@@ -64,12 +64,13 @@ async fn handshake(server: &ServerTls, client: &ClientTls) -> Result<Option<Peer
     served
 }
 
-struct Directory {
-    directory: tempfile::TempDir,
+pub(crate) struct Directory {
+    pub(crate) directory: tempfile::TempDir,
     issuer: Issuer,
 }
 
-fn prepared() -> Directory {
+/// A CA, a pair of a server at `localhost` and one of a client called alice.
+pub(crate) fn prepared() -> Directory {
     let directory = tempfile::tempdir().unwrap();
     let issuer = authority("ca");
     std::fs::write(directory.path().join("ca.crt"), issuer.pem()).unwrap();

@@ -24,7 +24,7 @@ pub fn claim(validated: &Validated, serial: Serial) -> PersistentVolumeClaim {
     };
     PersistentVolumeClaim {
         metadata: ObjectMeta {
-            name: Some(names.member(serial)),
+            name: Some(names.claim(serial)),
             namespace: Some(names.namespace.clone()),
             labels: Some(member_labels(validated, serial)),
             ..ObjectMeta::default()

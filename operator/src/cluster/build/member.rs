@@ -25,7 +25,7 @@ pub fn member(validated: &Validated, serial: Serial, initial_state: InitialState
             serial: serial.0,
             initial_state,
             peer_url: names.peer_url(serial),
-            claim_name: names.member(serial),
+            claim_name: names.claim(serial),
         },
         status: None,
     }

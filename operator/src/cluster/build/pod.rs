@@ -242,7 +242,7 @@ fn volumes(validated: &Validated, member: &MemberPod) -> Vec<Volume> {
     let mut volumes = vec![Volume {
         name: DATA_VOLUME.to_owned(),
         persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
-            claim_name: name.clone(),
+            claim_name: validated.desired.names.claim(member.serial),
             read_only: None,
         }),
         ..Volume::default()

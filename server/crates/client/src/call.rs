@@ -206,6 +206,7 @@ impl Client {
                 Err(status) => status,
             };
             let sent = self.note_lost_connection(&lent, &status);
+            let status = as_grpc_go(status);
             if sent {
                 let error = grpc_text(status.code(), status.message());
                 self.log_failure(method, attempt, &error, &lent.endpoint);
@@ -257,7 +258,8 @@ impl Client {
             sent &= !error.is::<tonic::ConnectError>();
             cause = error.source();
         }
-        if transport || (status.code() == Code::Unavailable && status.source().is_some()) {
+        let lost = matches!(status.code(), Code::Unavailable | Code::Cancelled);
+        if transport || (lost && status.source().is_some()) {
             self.discard(lent);
         }
         sent
@@ -297,7 +299,7 @@ impl Client {
 
     async fn streaming<Q, A, F, R>(
         &self,
-        method: &'static str,
+        repeat: Repeat,
         message: Q,
         send: F,
     ) -> Result<Streaming<A>, Error>
@@ -306,11 +308,13 @@ impl Client {
         R: Future<Output = Result<Response<Streaming<A>>, Status>>,
     {
         self.refresh_token().await?;
-        let pool = self.shared.pool.lend(self.deadline).await;
-        let lent = pool.map_err(|reason| {
-            let reason = format!("latest balancer error: {reason}");
-            let error = grpc_text(Code::DeadlineExceeded, &reason);
-            tracing::error!(method, error, "streamer failed to create ClientStream");
+        let lent = self.shared.pool.lend(self.deadline).await.map_err(|reason| {
+            // clientv3 only tells about streams that it could have tried again.
+            if repeat == Repeat::Safe {
+                let reason = format!("latest balancer error: {reason}");
+                let error = grpc_text(Code::DeadlineExceeded, &reason);
+                tracing::error!(error, "streamer failed to create ClientStream");
+            }
             Error::DeadlineExceeded
         })?;
         let call = send(lent.channel.clone(), self.request(message));
@@ -328,7 +332,7 @@ impl Client {
     pub async fn range_stream(&self, request: RangeRequest) -> Result<RangeResponse, Error> {
         let limit = self.max_response_bytes();
         let mut stream = self
-            .streaming("/etcdserverpb.KV/RangeStream", request, |channel, request| async move {
+            .streaming(Repeat::OnlyIfUnsent, request, |channel, request| async move {
                 KvClient::new(channel).max_decoding_message_size(limit).range_stream(request).await
             })
             .await?;
@@ -349,8 +353,7 @@ impl Client {
     /// Maintenance.Snapshot: the pieces of a copy of the store, in order.
     pub async fn snapshot(&self) -> Result<Streaming<SnapshotResponse>, Error> {
         let limit = self.max_response_bytes();
-        let method = "/etcdserverpb.Maintenance/Snapshot";
-        self.streaming(method, SnapshotRequest {}, |channel, request| async move {
+        self.streaming(Repeat::Safe, SnapshotRequest {}, |channel, request| async move {
             MaintenanceClient::new(channel).max_decoding_message_size(limit).snapshot(request).await
         })
         .await
@@ -359,6 +362,17 @@ impl Client {
     /// The next message of a server stream, ended by the deadline.
     pub async fn next<T>(&self, stream: &mut Streaming<T>) -> Result<Option<T>, Error> {
         Ok(self.before_deadline(stream.message()).await.ok_or(Error::DeadlineExceeded)??)
+    }
+}
+
+/// A call that was cut off is "cancelled" for hyper and "unavailable" for grpc-go, whose word counts
+/// for what is tried again. What the server itself says has no source.
+fn as_grpc_go(status: Status) -> Status {
+    match status.code() {
+        Code::Cancelled if status.source().is_some() => {
+            Status::unavailable(format!("error reading from server: {}", status.message()))
+        }
+        _ => status,
     }
 }
 

@@ -4,15 +4,18 @@
 //! when to try again, so that a call can tell "never sent" from "sent and lost".
 
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::oneshot;
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
@@ -77,7 +80,7 @@ impl Dialer {
         }
         // The stream is opened here and not by the connector, so that its own error can be told and
         // a lost connection stays lost: a connector's stream can be taken only once.
-        let stream = self.open(&address).await?;
+        let (stream, greeted) = Greeted::new(self.open(&address).await?);
         let stream = Arc::new(tokio::sync::Mutex::new(Some(TokioIo::new(stream))));
         let connector = service_fn(move |_: Uri| {
             let stream = stream.clone();
@@ -87,10 +90,17 @@ impl Dialer {
                 })
             }
         });
-        builder
+        let channel = builder
             .connect_with_connector(connector)
             .await
-            .map_err(|error| format!("connection error: desc = \"transport: {error}\""))
+            .map_err(|error| format!("connection error: desc = \"transport: {error}\""))?;
+        // Until the server has answered the greeting it may not even speak HTTP/2. A greeting that
+        // is dropped untold is a connection that ended.
+        match greeted.await {
+            Ok(Ok(())) => Ok(channel),
+            Ok(Err(reason)) => Err(preface_error(&reason)),
+            Err(_) => Err(preface_error("EOF")),
+        }
     }
 
     async fn open(&self, address: &Address) -> Result<Box<dyn Stream>, String> {
@@ -123,6 +133,89 @@ impl Dialer {
             .await
             .map_err(|error| handshake(error.to_string()))?;
         Ok(Box::new(stream))
+    }
+}
+
+fn preface_error(reason: &str) -> String {
+    format!("connection error: desc = \"error reading server preface: {reason}\"")
+}
+
+/// A stream that tells when the server has sent its greeting, which in HTTP/2 is a SETTINGS frame
+/// (RFC 9113 section 3.4).
+struct Greeted {
+    stream: Box<dyn Stream>,
+    head: Vec<u8>,
+    tell: Option<oneshot::Sender<Result<(), String>>>,
+}
+
+/// A frame's header is three bytes of length and one of type; SETTINGS is type four.
+const FRAME_TYPE: usize = 3;
+const SETTINGS: u8 = 4;
+
+impl Greeted {
+    fn new(stream: Box<dyn Stream>) -> (Greeted, oneshot::Receiver<Result<(), String>>) {
+        let (tell, told) = oneshot::channel();
+        (Greeted { stream, head: Vec::new(), tell: Some(tell) }, told)
+    }
+
+    fn note(&mut self, read: &[u8]) {
+        let missing = (FRAME_TYPE + 1).saturating_sub(self.head.len());
+        self.head.extend_from_slice(&read[..missing.min(read.len())]);
+        let result = match self.head.get(FRAME_TYPE) {
+            None if read.is_empty() => Err("EOF".to_owned()),
+            None => return,
+            Some(&SETTINGS) => Ok(()),
+            Some(_) => Err("this is not HTTP/2".to_owned()),
+        };
+        if let Some(tell) = self.tell.take() {
+            // Nobody listens when the dial was given up.
+            let _ = tell.send(result);
+        }
+    }
+}
+
+impl AsyncRead for Greeted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        if self.tell.is_some() {
+            self.note(&buffer.filled()[before..]);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Greeted {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, buffers)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
     }
 }
 

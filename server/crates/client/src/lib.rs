@@ -18,6 +18,7 @@
 mod call;
 mod config;
 mod connection;
+mod der;
 mod error;
 mod keep_alive;
 mod pool;

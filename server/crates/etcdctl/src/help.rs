@@ -116,7 +116,7 @@ pub(crate) fn flag_list(flags: &[Flag], help: Option<&str>) -> String {
             _ => flag.help,
         };
         let default = match (flag.kind, flag.default) {
-            (_, "" | "0" | "false") => String::new(),
+            (_, "") | (Kind::Integer, "0") | (Kind::Bool, "false") => String::new(),
             (Kind::Text, default) => format!(" (default {default:?})"),
             (Kind::List, default) => format!(" (default [{default}])"),
             (_, default) => format!(" (default {default})"),

@@ -92,6 +92,7 @@ async fn add(invocation: Invocation) -> Outcome {
     let session = Session::new(&invocation)?;
     let is_learner = session.matches().is_true("learner");
     let client = session.timed_client().await?;
+    check_urls(&peer_ur_ls)?;
     let response = client.member_add(MemberAddRequest { peer_ur_ls, is_learner }).await?;
     session.printer.print(Answer::MemberAdd(&response))?;
     if session.printer.format != Format::Simple {
@@ -131,8 +132,9 @@ async fn update(invocation: Invocation) -> Outcome {
     let id = member_id(&invocation)?;
     let peer_ur_ls = peer_urls(invocation.matches.text("peer-urls"))?;
     let session = Session::new(&invocation)?;
-    let request = MemberUpdateRequest { id, peer_ur_ls };
-    let response = session.timed_client().await?.member_update(request).await?;
+    let client = session.timed_client().await?;
+    check_urls(&peer_ur_ls)?;
+    let response = client.member_update(MemberUpdateRequest { id, peer_ur_ls }).await?;
     session.printer.print(Answer::MemberUpdate(id, &response))
 }
 
@@ -168,4 +170,33 @@ fn peer_urls(text: &str) -> Outcome<Vec<String>> {
         "" => Err(Exit::bad_arguments("member peer urls not provided")),
         text => Ok(text.split(',').map(str::to_owned).collect()),
     }
+}
+
+/// Checks URLs as clientv3 does before it sends them (client/pkg/types/urls.go).
+fn check_urls(urls: &[String]) -> Outcome {
+    for url in urls {
+        let url = url.trim();
+        let (scheme, rest) = url.split_once(':').unwrap_or(("", url));
+        let problem = match scheme {
+            "http" | "https" => {
+                let rest = rest.strip_prefix("//").unwrap_or_default();
+                let (host, path) = match rest.find('/') {
+                    Some(index) => rest.split_at(index),
+                    None => (rest, ""),
+                };
+                let bare_ipv6 = !host.starts_with('[') && host.matches(':').count() > 1;
+                if !host.contains(':') || host.ends_with(']') || bare_ipv6 {
+                    "URL address does not have the form \"host:port\""
+                } else if !path.is_empty() {
+                    "URL must not contain a path"
+                } else {
+                    continue;
+                }
+            }
+            "unix" | "unixs" => continue,
+            _ => "URL scheme must be http, https, unix, or unixs",
+        };
+        return Err(Exit::with(exit::ERROR, format!("{problem}: {url}")));
+    }
+    Ok(())
 }

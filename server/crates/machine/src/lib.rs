@@ -62,7 +62,7 @@ pub use outcome::{Applied, Fatal, FollowUp, LeaseChange, Outcome, Refusal};
 pub use snapshot::SnapshotJob;
 pub use tables::{
     Alarm, AlarmKind, ClusterVersion, Downgrade, LogPosition, MemberRecord, MembershipEntry,
-    MembershipNode, MembershipOutcome,
+    MembershipNode, MembershipOutcome, Tables,
 };
 pub use txn::{ReadOnlyError, read_only};
 pub use views::Views;

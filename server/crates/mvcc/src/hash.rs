@@ -87,7 +87,7 @@ fn attempt(shared: &Shared, revision: i64) -> Result<HashAnswer, Interruption> {
 }
 
 /// Unlike a range, a hash of a negative revision is the hash of nothing.
-fn pin(shared: &Shared, revision: i64) -> Result<(Pin, i64), RangeError> {
+pub(crate) fn pin(shared: &Shared, revision: i64) -> Result<(Pin, i64), RangeError> {
     let index = shared.read();
     index.check()?;
     if revision > index.revision {
@@ -102,9 +102,9 @@ fn pin(shared: &Shared, revision: i64) -> Result<(Pin, i64), RangeError> {
 }
 
 #[derive(Default)]
-struct Visible {
+pub(crate) struct Visible {
     /// What a reader sees of records up to the compaction.
-    records: Vec<RecordRevision>,
+    pub(crate) records: Vec<RecordRevision>,
     /// Whether it sees newer records too.
     newer: bool,
 }
@@ -116,7 +116,12 @@ impl Visible {
 }
 
 /// What a reader at `at` sees, chunk by chunk.
-fn visible(shared: &Shared, at: i64, compacted: i64, epoch: u64) -> Result<Visible, Interruption> {
+pub(crate) fn visible(
+    shared: &Shared,
+    at: i64,
+    compacted: i64,
+    epoch: u64,
+) -> Result<Visible, Interruption> {
     let mut found = Visible::default();
     let mut resume: Option<Box<[u8]>> = None;
     loop {
@@ -140,7 +145,7 @@ fn visible(shared: &Shared, at: i64, compacted: i64, epoch: u64) -> Result<Visib
 }
 
 /// Whether the watermark is still where it was when the attempt began.
-fn check(shared: &Shared, compacted: i64, epoch: u64) -> Result<(), Interruption> {
+pub(crate) fn check(shared: &Shared, compacted: i64, epoch: u64) -> Result<(), Interruption> {
     let index = shared.read();
     match index.compact_revision == compacted && index.epoch == epoch {
         true => Ok(()),

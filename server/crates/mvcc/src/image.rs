@@ -16,8 +16,9 @@
 //! Blocks let the reader of a stream take exactly what belongs to the image, so that other sections
 //! can follow. There is no checksum here: the caller digests all sections together.
 //!
-//! Writing goes on beside the writer of the store: versions above the pinned revision are left out. The sweeper's lock is held throughout, so nothing that the image's compact revision
-//! leaves readable disappears while it is written.
+//! Writing goes on beside the writer of the store: versions above the pinned revision are left out.
+//! The sweeper's lock is held throughout, so nothing that the image's compact revision leaves
+//! readable disappears while it is written.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};

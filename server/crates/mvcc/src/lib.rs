@@ -29,6 +29,7 @@
 //! No gRPC types, no leases beyond the id beside a version, no watchers, no clock, no I/O but through
 //! the `RevStore`. Comparisons, quotas and authorisation are the business of room `machine`.
 
+mod backup;
 mod changes;
 mod compaction;
 mod event;

@@ -6,18 +6,20 @@
 //! watermark or is an error. So an answer is right, or `Compacted`, never wrong. A read of the newest
 //! revision that was overtaken starts again at what is newest then.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use revlog::{Record, RevStore, RevStoreError};
+use revlog::{Record, RevStore, RevStoreError, StoreSize};
 use types::{KeyRange, RangeEnd, RecordRevision, Revision};
 
+use crate::backup;
 use crate::changes::{self, Limits};
 use crate::event::RevisionEvents;
 use crate::hash::{self, HashAnswer};
 use crate::history::{KeyHead, Version};
 use crate::query::{Hit, RangeAnswer, RangeError, RangeQuery, Scan, assemble, encode_key};
-use crate::store::{CHUNK, Shared};
+use crate::store::{CHUNK, Shared, StoreMeta};
 use crate::writer::missing;
 
 /// How often a read of the newest revision starts again before it reports `Compacted`.
@@ -69,6 +71,41 @@ impl ReadView {
     /// The revision of the last compaction; -1 before the first.
     pub fn compact_revision(&self) -> Revision {
         Revision(self.shared.read().compact_revision)
+    }
+
+    /// Every stored record from `from` up to, and without, `until`, dead ones that are not freed yet
+    /// included: what a copy of the whole history is made of.
+    ///
+    /// # Errors
+    /// When the records cannot be read.
+    pub fn records(
+        &self,
+        from: RecordRevision,
+        until: RecordRevision,
+        visit: &mut dyn FnMut(Record) -> ControlFlow<()>,
+    ) -> Result<(), RangeError> {
+        let revs = Arc::clone(&self.shared.read().revs);
+        Ok(revs.scan(from, until, visit)?)
+    }
+
+    /// What the records take on disk.
+    pub fn store_size(&self) -> StoreSize {
+        let revs = Arc::clone(&self.shared.read().revs);
+        revs.size()
+    }
+
+    /// Gives free space back to the file system; reads and writes go on.
+    ///
+    /// # Errors
+    /// When files cannot be rewritten.
+    pub fn defragment(&self) -> Result<(), RevStoreError> {
+        let revs = Arc::clone(&self.shared.read().revs);
+        revs.defragment()
+    }
+
+    /// How many keys there are, those included that are deleted and not compacted.
+    pub fn key_count(&self) -> u64 {
+        self.shared.read().live()
     }
 
     /// What is known of a key now without reading its value, if it exists.
@@ -133,6 +170,18 @@ impl ReadView {
     pub fn record(&self, record: RecordRevision) -> Result<Option<Record>, RevStoreError> {
         let revs = Arc::clone(&self.shared.read().revs);
         revs.get(record)
+    }
+
+    /// Visits, in order of revision, every record that a reader can still reach, until `visit`
+    /// breaks; answers the moment the records belong to.
+    ///
+    /// # Errors
+    /// `Compacted` when a compaction went by meanwhile: what was visited is of no use, begin again.
+    pub fn backup(
+        &self,
+        visit: &mut dyn FnMut(Record) -> ControlFlow<()>,
+    ) -> Result<StoreMeta, RangeError> {
+        backup::records(&self.shared, visit)
     }
 
     /// The hash that Go etcd's HashKV answers for the same history; `revision` 0 is the newest.

@@ -171,6 +171,24 @@ impl Handle {
         }
     }
 
+    /// The etcd version that each other member reports; who does not answer is left out.
+    pub async fn versions_of_others(&self) -> Vec<(MemberId, String)> {
+        let others: Vec<MemberId> = {
+            let status = self.shared.status.borrow();
+            status.nodes.keys().copied().filter(|id| *id != self.shared.me).collect()
+        };
+        let questions = others.into_iter().map(|id| async move {
+            let peer = self.shared.peer(id)?;
+            let request = peerpb::VersionRequest { envelope: self.shared.sender.envelope(id) };
+            let call = self.shared.sender.peers.version(peer, request);
+            match timeout(self.shared.sender.patience, call).await {
+                Ok(Ok(answer)) => Some((id, answer.etcd_version)),
+                Ok(Err(_)) | Err(_) => None,
+            }
+        });
+        futures_util::future::join_all(questions).await.into_iter().flatten().collect()
+    }
+
     /// Asks the leader how long leases have to live.
     ///
     /// # Errors

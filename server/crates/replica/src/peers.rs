@@ -97,6 +97,13 @@ pub trait Peers: Send + Sync + 'static {
         request: peerpb::LeaseKeepAliveRequest,
     ) -> BoxFuture<'static, PeerResult<peerpb::LeaseKeepAliveResponse>>;
 
+    /// Asks a member which versions it runs.
+    fn version(
+        &self,
+        to: Peer,
+        request: peerpb::VersionRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::VersionResponse>>;
+
     /// Asks the leader how long leases have to live.
     fn lease_time_to_live(
         &self,

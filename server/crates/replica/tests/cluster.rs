@@ -94,6 +94,13 @@ impl Peers for Wires {
     ) -> BoxFuture<'static, PeerResult<peerpb::LeaseKeepAliveResponse>> {
         Box::pin(async { Err(PeerError::Refused("no leases here".into())) })
     }
+    fn version(
+        &self,
+        _: Peer,
+        _: peerpb::VersionRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::VersionResponse>> {
+        Box::pin(async { Err(PeerError::Refused("no versions here".into())) })
+    }
     fn lease_time_to_live(
         &self,
         _: Peer,

@@ -108,7 +108,7 @@ fn operations() -> u64 {
 }
 
 #[test]
-fn a_power_loss_at_any_operation_keeps_what_was_flushed() {
+fn t05_a_power_loss_at_any_operation_also_of_a_defragmentation_keeps_what_was_flushed() {
     for operation in 1..=operations() {
         for seed in 0..6 {
             let disk = SimDisk::new(operation * 1_000 + seed);
@@ -145,7 +145,7 @@ fn a_second_power_loss_during_recovery_keeps_what_was_flushed() {
 }
 
 #[test]
-fn t07_an_io_error_stops_all_writes_and_loses_nothing_flushed() {
+fn an_io_error_stops_all_writes_and_loses_nothing_flushed() {
     for operation in 1..=operations() {
         let disk = SimDisk::new(operation);
         disk.inject(Fault::FailAt(operation));

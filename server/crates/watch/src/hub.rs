@@ -215,8 +215,10 @@ impl Hub {
             .map(|event| event.key_value.len() + size_of_val(event))
             .sum();
         let mut backlog = self.shared.backlog();
+        // What is dropped is freed after the lock, which the hub's task waits for.
+        let mut dropped = Vec::new();
         if backlog.bytes + bytes > self.shared.backlog_bytes {
-            backlog.revisions = Vec::new();
+            dropped = std::mem::take(&mut backlog.revisions);
             backlog.bytes = 0;
             backlog.lost = backlog.lost.max(Some(Lost::UpTo(last)));
         } else {
@@ -224,6 +226,7 @@ impl Hub {
             backlog.revisions.extend(revisions);
         }
         drop(backlog);
+        drop(dropped);
         self.shared.wake.notify_one();
     }
 

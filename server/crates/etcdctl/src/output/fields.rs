@@ -6,8 +6,8 @@ use proto::etcdserverpb::response_op::Response;
 use proto::etcdserverpb::*;
 use proto::mvccpb::KeyValue;
 
-use super::Answer;
 use super::simple::{alarm_type, event_type};
+use super::{Answer, Health};
 use crate::go;
 
 /// The lines of an answer; nothing if this format does not have it.
@@ -46,15 +46,7 @@ pub(super) fn render(hex: bool, answer: Answer<'_>) -> Option<Vec<u8>> {
             }
         }
         Answer::MemberList(response) => lines.members(response),
-        Answer::Health(list) => {
-            for health in list {
-                lines.quoted("Endpoint", health.endpoint.as_bytes());
-                lines.field("Health", health.healthy);
-                lines.field("Took", health.took.map(go::duration).unwrap_or_default());
-                lines.field("Error", &health.error);
-                lines.end();
-            }
-        }
+        Answer::Health(list) => list.iter().for_each(|health| lines.health(health)),
         Answer::Status(list) => {
             for (endpoint, response) in list {
                 lines.status(endpoint, response);
@@ -208,6 +200,14 @@ impl Lines {
             self.field("IsLearner", member.is_learner);
             self.end();
         }
+    }
+
+    fn health(&mut self, health: &Health) {
+        self.quoted("Endpoint", health.endpoint.as_bytes());
+        self.field("Health", health.healthy);
+        self.field("Took", health.took.map(go::duration).unwrap_or_default());
+        self.field("Error", &health.error);
+        self.end();
     }
 
     fn status(&mut self, endpoint: &str, response: &StatusResponse) {

@@ -126,7 +126,7 @@ fn txn(response: &TxnResponse) -> String {
     object.finish()
 }
 
-/// A structure of clientv3, which leaves nothing out.
+/// A structure of clientv3, which leaves nothing out; a cancellation has no list of events.
 fn watch(response: &WatchResponse) -> String {
     let event = |event: &Event| {
         let mut object = Object::new();
@@ -137,7 +137,8 @@ fn watch(response: &WatchResponse) -> String {
     };
     let mut object = Object::new();
     object.raw("Header", response.header.as_ref().map_or("null".to_owned(), header));
-    object.raw("Events", json::list(&response.events, event));
+    let events = || json::list(&response.events, event);
+    object.raw("Events", if response.canceled { "null".to_owned() } else { events() });
     object.raw("CompactRevision", response.compact_revision);
     object.raw("Canceled", response.canceled);
     object.raw("Created", response.created);

@@ -1,6 +1,7 @@
 //! Random histories against a model that keeps a whole copy of the key space for every revision.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -258,7 +259,18 @@ impl Run {
             revision: self.store.revision(),
             compact_revision: self.store.compact_revision(),
         };
-        let rebuilt = Store::rebuild(Arc::new(self.revs.copy()), meta).unwrap();
+        self.check_rebuilt(Arc::new(self.revs.copy()), meta);
+        let backup = Arc::new(MemoryRevs::default());
+        let mut visit = |record| {
+            backup.append(&[record]).unwrap();
+            ControlFlow::Continue(())
+        };
+        assert_eq!(self.store.read().backup(&mut visit).unwrap(), meta);
+        self.check_rebuilt(backup, meta);
+    }
+
+    fn check_rebuilt(&self, revs: Arc<MemoryRevs>, meta: StoreMeta) {
+        let rebuilt = Store::rebuild(revs, meta).unwrap();
         let (new, old) = (rebuilt.read(), self.store.read());
         for revision in meta.compact_revision.0.max(1)..=meta.revision.0 {
             for keys_only in [true, false] {

@@ -247,3 +247,36 @@ fn garbage_that_could_not_be_removed_is_kept_for_the_next_try() {
     assert_eq!(store.remove_garbage(Revision(4)).unwrap(), 1000);
     assert_eq!(store.garbage(), []);
 }
+
+#[test]
+fn an_image_of_an_earlier_position_is_that_position_or_is_refused() {
+    let revs = Arc::new(MemoryRevs::default());
+    let store = Store::empty(revs.clone());
+    for round in 0..3 {
+        put(&store, "a".into(), round.to_string());
+    }
+    let meta = store.meta();
+    put(&store, "a".into(), "later".into());
+    put(&store, "b".into(), "later".into());
+    let mut writer = store.writer();
+    writer.compact(Revision(6)).unwrap();
+    writer.commit().unwrap();
+    let mut image = Vec::new();
+    store.write_image_at(meta, &mut image).unwrap();
+    let copy = Arc::new(revs.copy());
+    revlog::RevStore::truncate_above(&*copy, meta.revision).unwrap();
+    let restored = Store::restore(copy, &mut image.as_slice()).unwrap();
+    assert_eq!(restored.meta(), meta);
+    assert_eq!((restored.key_count(), restored.garbage()), (1, Vec::new()));
+    for revision in 1..=4 {
+        let value = restored.read().get(b"a", revision).unwrap();
+        let value = value.map(|kv| KeyValue::decode(&kv).unwrap().value);
+        let expected = (revision > 1).then(|| Bytes::from((revision - 2).to_string()));
+        assert_eq!(value, expected, "at {revision}");
+    }
+    while store.compact_step(10) == Sweep::More {}
+    let refused = store.write_image_at(meta, &mut Vec::new());
+    assert!(matches!(refused, Err(crate::ImageError::Overtaken { .. })));
+    let ahead = StoreMeta { revision: Revision(7), ..store.meta() };
+    assert!(store.write_image_at(ahead, &mut Vec::new()).is_err());
+}

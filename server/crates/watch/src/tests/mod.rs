@@ -57,17 +57,30 @@ impl World {
         })
     }
 
-    /// Commits transactions as one entry without publishing it.
+    /// Commits transactions as one entry without publishing it. A change of a key that the
+    /// transaction has changed already is left out: etcd refuses such a transaction.
     fn commit(&mut self, transactions: &[Vec<Change>]) {
         let mut writer = self.store.writer();
         for changes in transactions {
             writer.begin();
+            let mut changed: Vec<Bytes> = Vec::new();
             for change in changes {
-                match change {
-                    Put(key, value) => drop(writer.put((*key).into(), (*value).into(), LeaseId(0))),
-                    Delete(key, end) => {
-                        let range = KeyRange::from_wire((*key).into(), (*end).into());
-                        drop(writer.delete_range(&range));
+                let (key, end, value) = match change {
+                    Put(key, value) => (*key, "", Some(*value)),
+                    Delete(key, end) => (*key, *end, None),
+                };
+                let range = KeyRange::from_wire(key.into(), end.into());
+                if changed.iter().any(|key| range.contains(key)) {
+                    continue;
+                }
+                match value {
+                    Some(value) => {
+                        writer.put(key.into(), value.into(), LeaseId(0));
+                        changed.push(key.into());
+                    }
+                    None => {
+                        let deleted = writer.delete_range(&range);
+                        changed.extend(deleted.into_iter().map(|(key, _)| key));
                     }
                 }
             }

@@ -22,7 +22,9 @@ async fn t21_ids_are_given_from_zero_or_as_wanted_and_never_twice() {
     assert_eq!(answers.len(), 1, "an unknown id gets no answer");
     assert!(answers[0].canceled && answers[0].watch_id == 0 && answers[0].compact_revision == 0);
     world.apply(&[Put("a", "2")]);
-    let heard: Vec<i64> = client.read_all().await.iter().map(|answer| answer.watch_id).collect();
+    let mut heard: Vec<i64> =
+        client.read_all().await.iter().map(|answer| answer.watch_id).collect();
+    heard.sort_unstable();
     assert_eq!(heard, [1, 2, 3, 4], "watch 0 alone was closed");
 }
 
@@ -211,9 +213,9 @@ async fn manual_progress_is_silent_while_a_watch_of_the_stream_is_behind() {
         world.apply(&[Put("b", "0123456789")]);
     }
     client.handle.create(CreateWatch { start_revision: 1, ..on("b", "") }).await;
+    client.handle.request_progress().await;
     idle().await;
     assert_eq!(world.hub.stats().slow_watchers, 1);
-    client.handle.request_progress().await;
     let answers = client.read_all().await;
     assert!(answers.iter().all(|answer| answer.watch_id != -1));
     client.handle.request_progress().await;
@@ -354,4 +356,27 @@ async fn stopping_the_hub_ends_every_stream() {
     let (handle, mut output) = world.hub.open();
     handle.create(on("a", "")).await;
     assert!(output.next().await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_missing_without_a_compaction_stops_the_task() {
+    let revs = Arc::new(MemoryRevs::default());
+    let store = Store::empty(revs.clone());
+    let (hub, task) = Hub::new(store.read(), HubOptions::default());
+    let task = tokio::spawn(task.run());
+    let (handle, mut output) = hub.open();
+    handle.create(CreateWatch { prev_kv: true, ..on("a", "") }).await;
+    assert!(matches!(output.next().await, Some(crate::WatchMessage::Created { .. })));
+    for _ in 0..2 {
+        let mut writer = store.writer();
+        writer.begin();
+        writer.put("a".into(), "1".into(), LeaseId(0));
+        writer.end();
+        let events = writer.commit().unwrap();
+        revlog::RevStore::remove(&*revs, &[events[0].events[0].record]).unwrap();
+        hub.publish(events);
+    }
+    let failure = task.await.unwrap().unwrap_err().to_string();
+    assert!(failure.contains("record 2/0, which event 3/0 replaced, is missing"), "{failure}");
+    while output.next().await.is_some() {}
 }

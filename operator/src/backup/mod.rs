@@ -1,0 +1,387 @@
+//! Backups: the controller of `EtcdBackup`, its Jobs, and what runs inside them.
+//!
+//! A backup is a Job that dials one chosen member, streams its snapshot into the store while
+//! checking the digest at its end, and writes a manifest last. It counts as taken when the agent
+//! has said so with the manifest in its termination message. The operator reads no credentials and
+//! no data. What a schedule does is in [`schedule`] (when) and [`retention`] (how many), both pure.
+
+pub mod agent;
+pub mod cron;
+pub mod job;
+pub mod manifest;
+pub mod restore_step;
+pub mod retention;
+pub mod schedule;
+pub mod schedule_controller;
+pub mod store;
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::{batch::v1::Job, core::v1::Pod},
+    apimachinery::pkg::apis::meta::v1::Time,
+};
+use kube::{
+    Resource, ResourceExt,
+    runtime::{
+        controller::Action,
+        events::{Event, EventType},
+    },
+};
+use serde_json::json;
+
+use crate::{
+    cluster::{
+        build::{CLIENT_PORT, FINALIZER, member_selector, selector_text},
+        model::{Names, Serial},
+        report::condition,
+        validate::Validated,
+    },
+    context::Context,
+    crd::{
+        BackupDeletionPolicy, BackupSource, BackupStore, ClusterBackupStatus, EtcdBackup,
+        EtcdBackupStatus, EtcdCluster, EtcdMember, MemberRole, TlsMode,
+    },
+    kubernetes::{Kubernetes, KubernetesError},
+};
+use agent::AgentReport;
+use job::{JobOrder, TLS_MOUNT, job};
+
+const RUNNING: Duration = Duration::from_secs(3);
+const WAITING: Duration = Duration::from_secs(15);
+
+/// Why a backup does not start yet; each is retried.
+#[derive(Debug, thiserror::Error)]
+enum NotYet {
+    #[error("EtcdCluster {0} does not exist")]
+    NoCluster(String),
+    #[error("neither spec.store nor the cluster's spec.backup.store is set")]
+    NoStore,
+    #[error("no voting member answers")]
+    NoMember,
+}
+
+/// The newest complete backup of a cluster, for its status.
+///
+/// # Errors
+/// The API server did not answer.
+pub async fn newest(
+    kubernetes: &Kubernetes,
+    validated: &Validated,
+) -> Result<Option<ClusterBackupStatus>, KubernetesError> {
+    let names = &validated.desired.names;
+    let backups = kubernetes.list::<EtcdBackup>(&names.namespace, "").await?;
+    let complete = backups
+        .into_iter()
+        .filter(|backup| backup.spec.cluster_ref.name == names.cluster && is_complete(backup))
+        .filter_map(|backup| {
+            let name = backup.name_any();
+            let status = backup.status?;
+            Some((status.completed_at?, name, status.revision))
+        });
+    let newest = complete.max_by(|a, b| a.0.0.cmp(&b.0.0));
+    Ok(newest.map(|(last_successful_time, last_successful, last_revision)| ClusterBackupStatus {
+        last_successful,
+        last_successful_time,
+        last_revision,
+    }))
+}
+
+/// The backup was taken.
+pub fn is_complete(backup: &EtcdBackup) -> bool {
+    has_condition(backup, "Complete", "True")
+}
+
+/// The backup failed for good.
+pub fn is_failed(backup: &EtcdBackup) -> bool {
+    has_condition(backup, "Failed", "True")
+}
+
+fn has_condition(backup: &EtcdBackup, kind: &str, wanted: &str) -> bool {
+    let conditions = backup.status.iter().flat_map(|status| &status.conditions);
+    conditions.filter(|condition| condition.type_ == kind).any(|condition| condition.status == wanted)
+}
+
+/// One pass over one backup.
+///
+/// # Errors
+/// The API server did not answer.
+pub async fn reconcile(cached: Arc<EtcdBackup>, context: Arc<Context>) -> Result<Action, KubernetesError> {
+    let (namespace, name) = (cached.namespace().unwrap_or_default(), cached.name_any());
+    let kubernetes = &context.kubernetes;
+    let Some(backup) = kubernetes.get::<EtcdBackup>(&namespace, &name).await? else {
+        return Ok(Action::await_change());
+    };
+    if !context.lease.is_held() {
+        return Ok(Action::requeue(RUNNING));
+    }
+    if backup.metadata.deletion_timestamp.is_some() {
+        return finalize(&context, &backup).await;
+    }
+    let deletes = backup.spec.deletion_policy == BackupDeletionPolicy::Delete;
+    if deletes && !backup.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
+        kubernetes.merge_metadata(&backup, json!({ "finalizers": [FINALIZER] })).await?;
+        return Ok(Action::requeue(Duration::ZERO));
+    }
+    if is_complete(&backup) || is_failed(&backup) {
+        return Ok(Action::await_change());
+    }
+    let Some(running) = kubernetes.get::<Job>(&namespace, &name).await? else {
+        return start(&context, &backup).await;
+    };
+    if running.owner_references().iter().all(|owner| Some(&owner.uid) != backup.uid().as_ref()) {
+        // The Job of an older backup of this name; the garbage collector is on its way.
+        return Ok(Action::requeue(RUNNING));
+    }
+    follow(&context, &backup, &running).await
+}
+
+// === Start ===
+
+async fn start(context: &Context, backup: &EtcdBackup) -> Result<Action, KubernetesError> {
+    let now = Timestamp::now();
+    let mut status = backup.status.clone().unwrap_or_default();
+    let order = match prepare(context, backup, &mut status).await? {
+        Ok(order) => order,
+        Err(not_yet) => {
+            let message = not_yet.to_string();
+            let generation = backup.metadata.generation;
+            condition(&mut status.conditions, generation, "Complete", Some(false), "Waiting", message, now);
+            write(context, backup, &status).await?;
+            return Ok(Action::requeue(WAITING));
+        }
+    };
+    status.started_at.get_or_insert(Time(now));
+    let generation = backup.metadata.generation;
+    condition(&mut status.conditions, generation, "Complete", Some(false), "Running", String::new(), now);
+    // Status first: it holds the path under which the Job writes.
+    write(context, backup, &status).await?;
+    context.kubernetes.create(&backup.namespace().unwrap_or_default(), &order).await?;
+    Ok(Action::requeue(RUNNING))
+}
+
+async fn prepare(
+    context: &Context,
+    backup: &EtcdBackup,
+    status: &mut EtcdBackupStatus,
+) -> Result<Result<Job, NotYet>, KubernetesError> {
+    let kubernetes = &context.kubernetes;
+    let namespace = backup.namespace().unwrap_or_default();
+    let cluster_name = &backup.spec.cluster_ref.name;
+    let Some(cluster) = kubernetes.get::<EtcdCluster>(&namespace, cluster_name).await? else {
+        return Ok(Err(NotYet::NoCluster(cluster_name.clone())));
+    };
+    let default = cluster.spec.backup.as_ref().map(|backup| backup.store.clone());
+    let Some(store) = backup.spec.store.clone().or(default) else { return Ok(Err(NotYet::NoStore)) };
+    let names = Names {
+        cluster: cluster_name.clone(),
+        namespace: namespace.clone(),
+        tls: cluster.spec.tls.mode == TlsMode::SelfManaged,
+        claim_suffix: String::new(),
+    };
+    let Some((member, address)) = choose_member(kubernetes, &names, backup.spec.from).await? else {
+        return Ok(Err(NotYet::NoMember));
+    };
+    let uid = backup.uid().unwrap_or_default();
+    let folder = manifest::folder(&namespace, cluster_name, &backup.name_any(), &uid);
+    status.store = Some(store.clone());
+    status.manifest = Some(manifest::manifest_path(&folder));
+    status.member = Some(names.member(member));
+    let mut arguments = vec![
+        "agent".to_owned(),
+        "backup".to_owned(),
+        format!("--folder={folder}"),
+        format!("--backup-uid={uid}"),
+        format!("--cluster={cluster_name}"),
+        format!("--member={}", names.member(member)),
+        format!("--endpoint={address}"),
+        format!("--server-name={}", names.host(member)),
+    ];
+    if names.tls {
+        arguments.push(format!("--tls-dir={TLS_MOUNT}"));
+    }
+    Ok(Ok(job(
+        backup,
+        JobOrder {
+            name: backup.name_any(),
+            image: &context.agent_image,
+            arguments,
+            store: &store,
+            client_secret: names.tls.then(|| format!("{cluster_name}-client-tls")),
+        },
+    )))
+}
+
+/// A voter that serves: the follower that is least behind, unless the leader is wanted.
+async fn choose_member(
+    kubernetes: &Kubernetes,
+    names: &Names,
+    source: BackupSource,
+) -> Result<Option<(Serial, String)>, KubernetesError> {
+    let labels = selector_text(&member_selector(&names.cluster));
+    let members = kubernetes.list::<EtcdMember>(&names.namespace, &labels).await?;
+    let mut fit: Vec<(bool, i64, i64)> = members
+        .iter()
+        .filter_map(|member| {
+            let status = member.status.as_ref()?;
+            let ready = status.conditions.iter().find(|condition| condition.type_ == "Ready")?;
+            let votes = status.role == Some(MemberRole::Voter);
+            let leads = status.leader == Some(true);
+            let wanted = leads == (source == BackupSource::Leader);
+            (votes && ready.status == "True").then_some((
+                !wanted,
+                status.lag_entries.unwrap_or(i64::MAX),
+                member.spec.serial,
+            ))
+        })
+        .collect();
+    fit.sort_unstable();
+    for (_, _, serial) in fit {
+        let serial = Serial(serial);
+        let pod = kubernetes.get::<Pod>(&names.namespace, &names.member(serial)).await?;
+        if let Some(ip) = pod.and_then(|pod| pod.status?.pod_ip) {
+            let ip = if ip.contains(':') { format!("[{ip}]") } else { ip };
+            return Ok(Some((serial, format!("{}://{ip}:{CLIENT_PORT}", names.scheme()))));
+        }
+    }
+    Ok(None)
+}
+
+// === Follow ===
+
+async fn follow(context: &Context, backup: &EtcdBackup, running: &Job) -> Result<Action, KubernetesError> {
+    let conditions = running.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let ended = |kind: &str| conditions.clone().find(|c| c.type_ == kind && c.status == "True").cloned();
+    let (complete, failed) = (ended("Complete"), ended("Failed"));
+    if complete.is_none() && failed.is_none() {
+        return Ok(Action::requeue(RUNNING));
+    }
+    let report = agent_report(&context.kubernetes, running).await?;
+    let (now, generation) = (Timestamp::now(), backup.metadata.generation);
+    let mut status = backup.status.clone().unwrap_or_default();
+    let event = match (complete, report) {
+        (Some(_), Some(AgentReport::Backup(manifest))) => {
+            status.cluster_id = Some(manifest.cluster_id);
+            status.revision = Some(manifest.revision);
+            status.size_bytes = i64::try_from(manifest.size_bytes).ok();
+            status.sha256 = Some(manifest.sha256);
+            status.server_version = Some(manifest.server_version);
+            status.completed_at = Some(Time(manifest.completed_at));
+            let note = format!("revision {} in {} bytes", manifest.revision, manifest.size_bytes);
+            condition(&mut status.conditions, generation, "Complete", Some(true), "Succeeded", note.clone(), now);
+            ("BackupSucceeded", EventType::Normal, note)
+        }
+        (Some(_), _) => {
+            // The Pod is gone before its message was read. The agent finds the manifest in the
+            // store and says so again.
+            let namespace = backup.namespace().unwrap_or_default();
+            let uid = running.uid();
+            context.kubernetes.delete::<Job>(&namespace, &running.name_any(), uid.as_deref()).await?;
+            return Ok(Action::requeue(RUNNING));
+        }
+        (None, report) => {
+            let error = match report {
+                Some(AgentReport::Failed { error }) => error,
+                _ => failed.and_then(|failed| failed.message).unwrap_or_default(),
+            };
+            condition(&mut status.conditions, generation, "Complete", Some(false), "Failed", error.clone(), now);
+            condition(&mut status.conditions, generation, "Failed", Some(true), "JobFailed", error.clone(), now);
+            ("BackupFailed", EventType::Warning, error)
+        }
+    };
+    write(context, backup, &status).await?;
+    let (reason, type_, note) = event;
+    let note = Some(note.chars().take(1000).collect());
+    let event = Event { type_, reason: reason.to_owned(), note, action: "Backup".to_owned(), secondary: None };
+    context.publish(&event, &backup.object_ref(&())).await;
+    Ok(Action::await_change())
+}
+
+/// The termination message of the Job's newest Pod.
+async fn agent_report(kubernetes: &Kubernetes, job: &Job) -> Result<Option<AgentReport>, KubernetesError> {
+    let namespace = job.namespace().unwrap_or_default();
+    let labels = format!("etcd.keelson.dev/job={}", job.name_any());
+    let mut pods = kubernetes.list::<Pod>(&namespace, &labels).await?;
+    pods.retain(|pod| pod.owner_references().iter().any(|owner| Some(&owner.uid) == job.uid().as_ref()));
+    pods.sort_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0));
+    let messages = pods.iter().rev().filter_map(|pod| {
+        let containers = pod.status.as_ref()?.container_statuses.as_ref()?;
+        let terminated = containers.first()?.state.as_ref()?.terminated.as_ref()?;
+        serde_json::from_str(terminated.message.as_deref()?).ok()
+    });
+    Ok(messages.into_iter().next())
+}
+
+// === End ===
+
+async fn finalize(context: &Context, backup: &EtcdBackup) -> Result<Action, KubernetesError> {
+    if !backup.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
+        return Ok(Action::await_change());
+    }
+    let namespace = backup.namespace().unwrap_or_default();
+    let stored = backup.status.clone().and_then(|status| status.store.zip(status.manifest));
+    if let Some((store, manifest)) = stored {
+        // Nothing may still be writing what is to be deleted.
+        context.kubernetes.delete::<Job>(&namespace, &backup.name_any(), None).await?;
+        if !is_deleted(context, backup, &store, &manifest).await? {
+            return Ok(Action::requeue(RUNNING));
+        }
+    }
+    match context.kubernetes.merge_metadata(backup, json!({ "finalizers": null })).await {
+        Err(error) if !error.is_not_found() => Err(error),
+        _ => Ok(Action::await_change()),
+    }
+}
+
+/// Runs the Job that deletes the objects; a namespace that is going away takes no more Jobs, and
+/// then the objects stay rather than the namespace hanging.
+async fn is_deleted(
+    context: &Context,
+    backup: &EtcdBackup,
+    store: &BackupStore,
+    manifest: &str,
+) -> Result<bool, KubernetesError> {
+    let (namespace, name) = (backup.namespace().unwrap_or_default(), format!("{}-delete", backup.name_any()));
+    let Some(running) = context.kubernetes.get::<Job>(&namespace, &name).await? else {
+        let uid = backup.uid().unwrap_or_default();
+        let arguments = vec![
+            "agent".to_owned(),
+            "delete".to_owned(),
+            format!("--manifest={manifest}"),
+            format!("--backup-uid={uid}"),
+        ];
+        let image = &context.agent_image;
+        let order = JobOrder { name, image, arguments, store, client_secret: None };
+        return match context.kubernetes.create(&namespace, &job(backup, order)).await {
+            Err(error) if error.is_forbidden() => Ok(true),
+            Err(error) => Err(error),
+            Ok(_) => Ok(false),
+        };
+    };
+    let conditions = running.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let ended = |kind: &str| conditions.clone().any(|c| c.type_ == kind && c.status == "True");
+    if ended("Failed") {
+        let report = agent_report(&context.kubernetes, &running).await?;
+        let note = format!("stored objects were not deleted: {report:?}; delete the Job {name} to try again, or remove the finalizer to keep the objects");
+        let event = Event {
+            type_: EventType::Warning,
+            reason: "DeletionFailed".to_owned(),
+            note: Some(note.chars().take(1000).collect()),
+            action: "Delete".to_owned(),
+            secondary: None,
+        };
+        context.publish(&event, &backup.object_ref(&())).await;
+        return Ok(false);
+    }
+    Ok(ended("Complete"))
+}
+
+async fn write(context: &Context, backup: &EtcdBackup, status: &EtcdBackupStatus) -> Result<(), KubernetesError> {
+    let mut status = status.clone();
+    status.observed_generation = backup.metadata.generation;
+    if backup.status.as_ref() == Some(&status) {
+        return Ok(());
+    }
+    context.kubernetes.apply_status(backup, &status).await.map(|_| ())
+}

@@ -1,0 +1,50 @@
+//! The end of a cluster: Pods stop, volumes go or stay by policy, objects are let go.
+//!
+//! No member is removed from etcd here: the cluster as a whole ends, and this works with a lost
+//! quorum too. Nothing waits for anything that may already be gone, so a namespace that is being
+//! deleted never hangs on it.
+
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use kube::ResourceExt;
+use serde_json::json;
+
+use super::{act::delete_member_object, build::{FINALIZER, member_selector, selector_text}};
+use crate::{
+    crd::{EtcdCluster, EtcdMember, VolumePolicy},
+    kubernetes::{Kubernetes, KubernetesError},
+};
+
+/// Takes the cluster apart; returns whether everything that had to go is gone.
+///
+/// # Errors
+/// The API server did not answer; the next pass goes on.
+pub async fn finalize(kubernetes: &Kubernetes, cluster: &EtcdCluster) -> Result<bool, KubernetesError> {
+    if !cluster.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
+        return Ok(true);
+    }
+    let (namespace, uid) = (cluster.namespace().unwrap_or_default(), cluster.uid().unwrap_or_default());
+    let labels = selector_text(&member_selector(&cluster.name_any()));
+    let members = kubernetes.list::<EtcdMember>(&namespace, &labels).await?;
+    let members: Vec<EtcdMember> = members
+        .into_iter()
+        .filter(|member| member.owner_references().iter().any(|owner| owner.uid == uid))
+        .collect();
+    for member in &members {
+        kubernetes.delete::<Pod>(&namespace, &member.name_any(), None).await?;
+        let claim_uid = member.status.as_ref().and_then(|status| status.claim_uid.clone());
+        if let (VolumePolicy::Delete, Some(claim_uid)) = (cluster.spec.deletion_policy, claim_uid) {
+            let name = &member.spec.claim_name;
+            kubernetes.delete::<PersistentVolumeClaim>(&namespace, name, Some(&claim_uid)).await?;
+        }
+        delete_member_object(kubernetes, member).await?;
+    }
+    if !members.is_empty() {
+        return Ok(false);
+    }
+    let mut finalizers = cluster.finalizers().to_vec();
+    finalizers.retain(|finalizer| finalizer != FINALIZER);
+    match kubernetes.merge_metadata(cluster, json!({ "finalizers": finalizers })).await {
+        Err(error) if !error.is_not_found() => Err(error),
+        _ => Ok(true),
+    }
+}

@@ -1,0 +1,440 @@
+//! All reads of a pass: the objects of the cluster from the API server, and what each member says
+//! about itself and about the membership.
+//!
+//! Nothing comes from a cache. A member that does not answer is recorded as silent, with the
+//! reason; that it is lost is concluded only from what Kubernetes knows: a claim that is gone, a
+//! node that is gone or has been not ready for long.
+
+use std::collections::BTreeMap;
+
+use futures_util::future::join_all;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{
+    ContainerState, ContainerStatus, Node, PersistentVolume, PersistentVolumeClaim, Pod,
+};
+use kube::ResourceExt;
+use types::{ClusterId, MemberId};
+
+use super::{
+    build::{
+        INITIAL_CLUSTER_ANNOTATION, SERVING_LABEL, TEMPLATE_ANNOTATION, member_selector,
+        selector_text,
+    },
+    model::{
+        self, Allocation, Bootstrap, Cause, Claim, JoinReason, Loss, Member, Membership, Names,
+        Observed, Reach, Serial, Serving, Silence,
+    },
+    validate::Validated,
+};
+use crate::{
+    crd::{EtcdCluster, EtcdMember},
+    etcd::{EtcdAdmin, EtcdError, MemberAddress, MemberReport},
+    kubernetes::{Kubernetes, KubernetesError},
+};
+
+/// What was read, as the planner needs it and as the later steps need it.
+pub struct Observation {
+    pub observed: Observed,
+    pub objects: BTreeMap<Serial, EtcdMember>,
+    pub pods: BTreeMap<Serial, Pod>,
+    pub reports: BTreeMap<Serial, MemberReport>,
+    pub addresses: BTreeMap<Serial, MemberAddress>,
+}
+
+/// Reads everything.
+///
+/// # Errors
+/// The API server did not answer; what etcd does not answer is part of the observation.
+pub async fn observe(
+    kubernetes: &Kubernetes,
+    etcd: &dyn EtcdAdmin,
+    cluster: &EtcdCluster,
+    validated: &Validated,
+    now: Timestamp,
+) -> Result<Observation, KubernetesError> {
+    let names = &validated.desired.names;
+    let (namespace, labels) = (&names.namespace, selector_text(&member_selector(&names.cluster)));
+    let (objects, pods, claims) = tokio::try_join!(
+        kubernetes.list::<EtcdMember>(namespace, &labels),
+        kubernetes.list::<Pod>(namespace, &labels),
+        kubernetes.list::<PersistentVolumeClaim>(namespace, &labels),
+    )?;
+    let objects: BTreeMap<Serial, EtcdMember> = objects
+        .into_iter()
+        .filter(|object| is_owned(object, &validated.uid))
+        .map(|object| (Serial(object.spec.serial), object))
+        .collect();
+    let pods: BTreeMap<Serial, Pod> =
+        pods.into_iter().filter_map(|pod| Some((member_serial(names, &pod)?, pod))).collect();
+    let claims: BTreeMap<String, PersistentVolumeClaim> =
+        claims.into_iter().map(|claim| (claim.name_any(), claim)).collect();
+
+    let addresses = addresses(names, &objects, &pods);
+    let reports = ask_members(etcd, &addresses).await;
+    let machines = machines(kubernetes, &pods, &claims, &reports, &objects).await?;
+    let latest_index =
+        reports.values().flatten().map(|report| report.raft_index).max().unwrap_or_default();
+    let status = cluster.status.clone().unwrap_or_default();
+    let cluster_id = status.cluster_id.as_deref().and_then(parse_id).map(ClusterId);
+    let scene = Scene { validated, cluster_id, latest_index, now };
+    let members: BTreeMap<Serial, Member> = objects
+        .iter()
+        .map(|(serial, object)| {
+            let claim = claims.get(&object.spec.claim_name);
+            let loss = machines.loss(object, claim, pods.get(serial), &scene);
+            (*serial, scene.member(object, claim, pods.get(serial), reports.get(serial), loss))
+        })
+        .collect();
+    let membership = membership(etcd, &addresses, &members, &reports).await;
+    let reports = reports.into_iter().filter_map(|(serial, report)| Some((serial, report.ok()?)));
+    let reports: BTreeMap<Serial, MemberReport> = reports.collect();
+    let observed = Observed {
+        cluster_id,
+        bootstrap: status.bootstrap.as_ref().map(bootstrap),
+        latest_serial: Serial(status.latest_member_serial),
+        allocated: allocation(names, &status),
+        last_replacement: status.last_replacement_time.as_ref().map(|time| time.0),
+        membership,
+        members,
+    };
+    Ok(Observation { observed, objects, pods, reports, addresses })
+}
+
+/// The members that have an object.
+///
+/// # Errors
+/// The API server did not answer.
+pub async fn serials(
+    kubernetes: &Kubernetes,
+    validated: &Validated,
+) -> Result<Vec<Serial>, KubernetesError> {
+    let names = &validated.desired.names;
+    let labels = selector_text(&member_selector(&names.cluster));
+    let objects = kubernetes.list::<EtcdMember>(&names.namespace, &labels).await?;
+    let owned = objects.iter().filter(|object| is_owned(object, &validated.uid));
+    Ok(owned.map(|object| Serial(object.spec.serial)).collect())
+}
+
+/// Hexadecimal as etcd prints ids.
+pub fn parse_id(text: &str) -> Option<u64> {
+    u64::from_str_radix(text, 16).ok()
+}
+
+fn is_owned(object: &EtcdMember, uid: &str) -> bool {
+    object.owner_references().iter().any(|owner| owner.uid == uid)
+}
+
+fn member_serial(names: &Names, pod: &Pod) -> Option<Serial> {
+    let name = pod.name_any();
+    let serial = name.strip_prefix(&names.cluster)?.strip_prefix('-')?.parse().ok()?;
+    Some(Serial(serial))
+}
+
+fn bootstrap(status: &crate::crd::BootstrapStatus) -> Bootstrap {
+    Bootstrap {
+        token: status.token.clone(),
+        attempt: status.attempt,
+        started_at: status.started_at.0,
+        serials: status.members.iter().map(|member| Serial(member.serial)).collect(),
+    }
+}
+
+fn allocation(names: &Names, status: &crate::crd::EtcdClusterStatus) -> Option<Allocation> {
+    let operation = status.operation.as_ref().filter(|operation| operation.kind == "CreateMember")?;
+    let serial = Serial(status.latest_member_serial);
+    let reason = match operation.reason.as_deref() {
+        Some("Replacement") => JoinReason::Replacement,
+        _ => JoinReason::ScaleOut,
+    };
+    (operation.member.as_deref() == Some(names.member(serial).as_str()))
+        .then_some(Allocation { serial, reason })
+}
+
+// === Members ===
+
+fn addresses(
+    names: &Names,
+    objects: &BTreeMap<Serial, EtcdMember>,
+    pods: &BTreeMap<Serial, Pod>,
+) -> BTreeMap<Serial, MemberAddress> {
+    let address = |serial: &Serial| {
+        let ip = pods.get(serial)?.status.as_ref()?.pod_ip.clone()?;
+        let ip = if ip.contains(':') { format!("[{ip}]") } else { ip };
+        let url = format!("{}://{ip}:{}", names.scheme(), super::build::CLIENT_PORT);
+        Some((*serial, MemberAddress { url, host: names.host(*serial) }))
+    };
+    objects.keys().filter_map(address).collect()
+}
+
+type Reports = BTreeMap<Serial, Result<MemberReport, EtcdError>>;
+
+async fn ask_members(etcd: &dyn EtcdAdmin, addresses: &BTreeMap<Serial, MemberAddress>) -> Reports {
+    let ask = |(serial, address): (&Serial, _)| {
+        let serial = *serial;
+        async move { (serial, etcd.status(address).await) }
+    };
+    join_all(addresses.iter().map(ask)).await.into_iter().collect()
+}
+
+/// The member list from the first voter that can confirm it with a quorum.
+async fn membership(
+    etcd: &dyn EtcdAdmin,
+    addresses: &BTreeMap<Serial, MemberAddress>,
+    members: &BTreeMap<Serial, Member>,
+    reports: &Reports,
+) -> Option<Membership> {
+    let corrupt = reports.values().flatten().any(|report| report.corrupt);
+    for (serial, report) in reports {
+        let voter = report.as_ref().is_ok_and(|report| !report.is_learner);
+        let serving = members.get(serial).is_some_and(Member::is_serving);
+        let (true, true, Some(address)) = (voter, serving, addresses.get(serial)) else { continue };
+        match etcd.member_list(address).await {
+            Ok((cluster_id, entries)) => return Some(Membership { cluster_id, entries, corrupt }),
+            Err(error) => tracing::debug!(member = %serial, %error, "no member list"),
+        }
+    }
+    None
+}
+
+/// What all members of the pass are judged by.
+struct Scene<'a> {
+    validated: &'a Validated,
+    cluster_id: Option<ClusterId>,
+    latest_index: u64,
+    now: Timestamp,
+}
+
+impl Scene<'_> {
+    fn member(
+        &self,
+        object: &EtcdMember,
+        claim: Option<&PersistentVolumeClaim>,
+        pod: Option<&Pod>,
+        report: Option<&Result<MemberReport, EtcdError>>,
+        loss: Option<Loss>,
+    ) -> Member {
+        let status = object.status.clone().unwrap_or_default();
+        let id = status.member_id.as_deref().and_then(parse_id).map(MemberId);
+        let created = object.metadata.creation_timestamp.as_ref().map_or(self.now, |time| time.0);
+        Member {
+            serial: Serial(object.spec.serial),
+            initial_state: object.spec.initial_state,
+            created_at: created,
+            id,
+            deletion_requested: object.metadata.deletion_timestamp.is_some(),
+            join_refused: status.join_refused.is_some(),
+            claim: claim_state(status.claim_uid.as_deref(), claim),
+            pod: pod.map(pod_state),
+            loss,
+            reach: self.reach(id, pod, report),
+        }
+    }
+
+    fn reach(
+        &self,
+        id: Option<MemberId>,
+        pod: Option<&Pod>,
+        report: Option<&Result<MemberReport, EtcdError>>,
+    ) -> Reach {
+        let report = match report {
+            None => return Reach::Silent(Silence::NoAddress),
+            Some(Err(EtcdError::Silent { silence, .. })) => return Reach::Silent(*silence),
+            Some(Err(EtcdError::Refused { .. })) => return Reach::Silent(Silence::Refused),
+            Some(Ok(report)) => report,
+        };
+        let other_cluster = self.cluster_id.is_some_and(|latched| latched != report.cluster_id);
+        if other_cluster || id.is_some_and(|latched| latched != report.member_id) {
+            return Reach::Silent(Silence::IdentityMismatch);
+        }
+        if report.leader == MemberId(0) {
+            return Reach::Silent(Silence::NoLeader);
+        }
+        Reach::Serving(Serving {
+            since: pod.and_then(serving_since).unwrap_or(self.now),
+            lag: self.latest_index.saturating_sub(report.applied_index),
+            leader: report.leader == report.member_id,
+            version: report.version.clone(),
+        })
+    }
+}
+
+fn claim_state(latched: Option<&str>, claim: Option<&PersistentVolumeClaim>) -> Claim {
+    let uid = claim.and_then(ResourceExt::uid);
+    match (latched, uid) {
+        (None, None) => Claim::Unborn,
+        (None, Some(uid)) => Claim::Unlatched { uid },
+        (Some(latched), Some(uid)) if latched == uid => Claim::Bound,
+        (Some(_), _) => Claim::Lost,
+    }
+}
+
+// === Pods ===
+
+fn pod_state(pod: &Pod) -> model::Pod {
+    let annotation = |key: &str| pod.annotations().get(key).cloned().unwrap_or_default();
+    model::Pod {
+        uid: pod.uid().unwrap_or_default(),
+        template: annotation(TEMPLATE_ANNOTATION),
+        initial_cluster: annotation(INITIAL_CLUSTER_ANNOTATION),
+        terminating: pod.metadata.deletion_timestamp.is_some(),
+        down: down_cause(pod),
+        serving: pod.labels().get(SERVING_LABEL).is_some_and(|value| value == "true"),
+    }
+}
+
+fn condition<'a>(
+    pod: &'a Pod,
+    kind: &str,
+) -> Option<&'a k8s_openapi::api::core::v1::PodCondition> {
+    pod.status.as_ref()?.conditions.as_ref()?.iter().find(|condition| condition.type_ == kind)
+}
+
+/// Since when the server has been up: its container's start, and its readiness after that.
+fn serving_since(pod: &Pod) -> Option<Timestamp> {
+    let ready = condition(pod, "Ready").filter(|ready| ready.status == "True");
+    let ready = ready.and_then(|ready| ready.last_transition_time.as_ref()).map(|time| time.0);
+    let containers = pod.status.as_ref()?.container_statuses.as_ref()?;
+    let started = containers
+        .iter()
+        .filter_map(|container| container.state.as_ref()?.running.as_ref()?.started_at.as_ref())
+        .map(|time| time.0)
+        .max();
+    ready.max(started)
+}
+
+/// The kubelet's evidence that the server does not run or is not ready.
+fn down_cause(pod: &Pod) -> Option<Cause> {
+    if condition(pod, "Ready").is_some_and(|ready| ready.status == "True") {
+        return None;
+    }
+    let scheduled = condition(pod, "PodScheduled");
+    if let Some(unscheduled) = scheduled.filter(|condition| condition.status == "False") {
+        let message = unscheduled.message.clone().unwrap_or_default();
+        return Some(Cause::Unschedulable(message));
+    }
+    let status = pod.status.as_ref()?;
+    let containers = status.init_container_statuses.iter().chain(&status.container_statuses);
+    containers.flatten().find_map(container_cause).or(Some(Cause::NotReady))
+}
+
+fn container_cause(container: &ContainerStatus) -> Option<Cause> {
+    let ended = |state: &Option<ContainerState>| state.as_ref()?.terminated.clone();
+    let crash = |terminated: k8s_openapi::api::core::v1::ContainerStateTerminated| {
+        if terminated.reason.as_deref() == Some("OOMKilled") {
+            return Cause::OutOfMemory;
+        }
+        let message = terminated.message.unwrap_or_default();
+        Cause::Crash(format!("{} exited with {} {message}", container.name, terminated.exit_code))
+    };
+    let waiting = container.state.as_ref().and_then(|state| state.waiting.as_ref());
+    match waiting.and_then(|waiting| waiting.reason.as_deref()) {
+        Some(
+            reason @ ("ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull"),
+        ) => {
+            let image = container.image.clone();
+            Some(Cause::Image(format!("{reason} {image}")))
+        }
+        Some(
+            reason @ ("CreateContainerConfigError" | "CreateContainerError" | "RunContainerError"),
+        ) => {
+            let message = waiting.and_then(|waiting| waiting.message.clone()).unwrap_or_default();
+            Some(Cause::Config(format!("{reason} {message}")))
+        }
+        Some("CrashLoopBackOff") => Some(
+            ended(&container.last_state)
+                .map_or_else(|| Cause::Crash(container.name.clone()), crash),
+        ),
+        _ => ended(&container.state).filter(|terminated| terminated.exit_code != 0).map(crash),
+    }
+}
+
+// === Nodes and volumes ===
+
+/// Nodes and volumes, read only when some member does not answer.
+struct Machines {
+    /// Absent when nobody needed them or the operator may not see them.
+    nodes: Option<Vec<Node>>,
+    volumes: Vec<PersistentVolume>,
+}
+
+async fn machines(
+    kubernetes: &Kubernetes,
+    pods: &BTreeMap<Serial, Pod>,
+    claims: &BTreeMap<String, PersistentVolumeClaim>,
+    reports: &Reports,
+    objects: &BTreeMap<Serial, EtcdMember>,
+) -> Result<Machines, KubernetesError> {
+    let all_answer = objects.keys().all(|serial| reports.get(serial).is_some_and(Result::is_ok));
+    if all_answer || claims.is_empty() {
+        return Ok(Machines { nodes: None, volumes: Vec::new() });
+    }
+    let nodes = kubernetes.list_of_cluster::<Node>().await?;
+    let unplaced = pods.values().any(|pod| {
+        pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_none())
+    });
+    let volumes = match (&nodes, unplaced) {
+        (Some(_), true) => {
+            kubernetes.list_of_cluster::<PersistentVolume>().await?.unwrap_or_default()
+        }
+        _ => Vec::new(),
+    };
+    Ok(Machines { nodes, volumes })
+}
+
+impl Machines {
+    fn loss(
+        &self,
+        object: &EtcdMember,
+        claim: Option<&PersistentVolumeClaim>,
+        pod: Option<&Pod>,
+        scene: &Scene<'_>,
+    ) -> Option<Loss> {
+        let latched = object.status.as_ref().and_then(|status| status.claim_uid.as_deref());
+        let phase = claim.and_then(|claim| claim.status.as_ref()?.phase.as_deref());
+        let going = claim.is_some_and(|claim| claim.metadata.deletion_timestamp.is_some());
+        if latched.is_some() && (claim_state(latched, claim) == Claim::Lost || going || phase == Some("Lost")) {
+            return Some(Loss::Claim);
+        }
+        let nodes = self.nodes.as_ref()?;
+        match pod.and_then(|pod| pod.spec.as_ref()?.node_name.as_deref()) {
+            Some(name) => node_loss(nodes.iter().find(|node| node.name_any() == name), scene),
+            None => {
+                let volume = claim.and_then(|claim| claim.spec.as_ref()?.volume_name.clone())?;
+                let volume = self.volumes.iter().find(|known| known.name_any() == volume)?;
+                (!nodes.iter().any(|node| may_mount(volume, node))).then_some(Loss::NodeGone)
+            }
+        }
+    }
+}
+
+fn node_loss(node: Option<&Node>, scene: &Scene<'_>) -> Option<Loss> {
+    let Some(node) = node else { return Some(Loss::NodeGone) };
+    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
+    let tainted = |key: &str| taints.is_some_and(|taints| taints.iter().any(|taint| taint.key == key));
+    if tainted("node.kubernetes.io/out-of-service") {
+        return Some(Loss::NodeGone);
+    }
+    let conditions = node.status.as_ref()?.conditions.as_ref()?;
+    let ready = conditions.iter().find(|condition| condition.type_ == "Ready")?;
+    let since = ready.last_transition_time.as_ref()?.0;
+    let patience = SignedDuration::from_secs(scene.validated.spec.recovery.node_loss_for_seconds);
+    (ready.status != "True" && scene.now.duration_since(since) >= patience).then_some(Loss::NodeSilent)
+}
+
+/// Whether the volume's node affinity admits the node. Expressions that are not understood count
+/// as admitting: a member is not declared lost on a guess.
+fn may_mount(volume: &PersistentVolume, node: &Node) -> bool {
+    let required = volume.spec.as_ref().and_then(|spec| spec.node_affinity.as_ref()?.required.as_ref());
+    let Some(required) = required else { return true };
+    required.node_selector_terms.iter().any(|term| {
+        let expressions = term.match_expressions.iter().flatten();
+        let mut expressions = expressions.filter(|expression| expression.operator == "In");
+        expressions.all(|expression| {
+            let value = node.labels().get(&expression.key);
+            value.is_some_and(|value| expression.values.iter().flatten().any(|known| known == value))
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,418 @@
+//! What the user sees: status, conditions and events, computed from what was seen and done.
+//!
+//! A status is made on every pass, also when something failed (I16). What could not be observed
+//! becomes `Unknown` or keeps its last value with `observedAt` telling its age; it is never
+//! presented as current.
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::runtime::events::{Event, EventType};
+
+use super::{
+    build::{member_selector, selector_text},
+    invariants,
+    model::{Desired, Member, Observed, quorum},
+    observe::Observation,
+    plan::{Action, Plan, RemoveReason},
+    validate::Validated,
+};
+use crate::crd::{
+    BlockedBy, ClusterBackupStatus, EtcdClusterStatus, EtcdMember, EtcdMemberStatus, LeaderStatus,
+    MemberRole, RolloutStatus,
+};
+
+/// How often an unchanged status is confirmed.
+const CONFIRM_EVERY: SignedDuration = SignedDuration::from_secs(60);
+
+/// What happened in the pass.
+pub struct Outcome<'a> {
+    pub plan: &'a Plan,
+    /// What went wrong, if something did.
+    pub error: Option<String>,
+    pub last_backup: Option<ClusterBackupStatus>,
+}
+
+/// The cluster's next status.
+pub fn cluster_status(
+    before: &EtcdClusterStatus,
+    generation: Option<i64>,
+    validated: &Validated,
+    observation: &Observation,
+    outcome: &Outcome<'_>,
+    now: Timestamp,
+) -> EtcdClusterStatus {
+    let (desired, observed) = (&validated.desired, &observation.observed);
+    let voters = observed.voters().len();
+    let healthy = observed.healthy_voters(None);
+    let known = observed.membership.is_some();
+    let mut status = before.clone();
+    status.observed_generation = generation;
+    status.selector = selector_text(&member_selector(&desired.names.cluster));
+    status.replicas = count(observed.members.len());
+    status.ready_replicas = count(observed.members.values().filter(|m| m.is_serving()).count());
+    status.fault_tolerance = count(healthy) - count(quorum(voters.max(1)));
+    if known {
+        status.voters = count(voters);
+        status.learners = count(observed.learners().len());
+        status.quorum = count(quorum(voters));
+    } else {
+        status.fault_tolerance = status.ready_replicas - status.quorum.max(1);
+    }
+    status.leader = leader(validated, observation);
+    status.revision = observation.reports.values().map(|report| report.revision).max().or(before.revision);
+    status.db_size_bytes =
+        observation.reports.values().map(|report| report.db_size).max().or(before.db_size_bytes);
+    let versions = observation.reports.values().map(|report| report.version.clone());
+    status.current_version = versions.min_by_key(|version| version_key(version)).or(status.current_version);
+    status.target = Some(validated.target.clone());
+    status.rollout = rollout(before, desired, observed, outcome.plan, now);
+    status.backup = outcome.last_backup.clone().or(status.backup);
+    status.blocked_by = blocked_by(outcome.plan);
+    let creating = status.operation.as_ref().is_some_and(|operation| operation.kind == "CreateMember");
+    if outcome.plan.action.is_none() && !(creating && !outcome.plan.blocked.is_empty()) {
+        status.operation = None;
+    }
+    conditions(&mut status, generation, validated, observed, outcome, now);
+    status.observed_at = Some(Time(now));
+    status
+}
+
+/// Whether the new status says something that the old one did not, or has to be confirmed.
+pub fn is_worth_writing(before: &EtcdClusterStatus, after: &EtcdClusterStatus, now: Timestamp) -> bool {
+    let age = before.observed_at.as_ref().map(|at| now.duration_since(at.0));
+    if age.is_none_or(|age| age >= CONFIRM_EVERY) {
+        return true;
+    }
+    let mut same = after.clone();
+    same.observed_at = before.observed_at.clone();
+    // These move with every write to etcd; the confirmation is often enough.
+    same.revision = before.revision;
+    same.db_size_bytes = before.db_size_bytes;
+    same != *before
+}
+
+fn count(number: usize) -> i32 {
+    i32::try_from(number).unwrap_or(i32::MAX)
+}
+
+fn version_key(version: &str) -> Vec<u64> {
+    version.split(['.', '-', '+']).map_while(|part| part.parse().ok()).collect()
+}
+
+fn leader(validated: &Validated, observation: &Observation) -> Option<LeaderStatus> {
+    let member = observation.observed.members.values().find(|member| member.is_leader())?;
+    let report = observation.reports.get(&member.serial)?;
+    Some(LeaderStatus {
+        member: validated.desired.names.member(member.serial),
+        member_id: report.member_id.to_string(),
+        term: i64::try_from(report.term).unwrap_or(i64::MAX),
+    })
+}
+
+fn blocked_by(plan: &Plan) -> Vec<BlockedBy> {
+    let blocked = plan.blocked.iter().map(|blocked| BlockedBy {
+        action: blocked.action.to_owned(),
+        invariant: blocked.refusal.rule.to_owned(),
+        detail: blocked.refusal.detail.clone(),
+    });
+    blocked.collect()
+}
+
+/// How far the present template has come, and what holds it up.
+fn rollout(
+    before: &EtcdClusterStatus,
+    desired: &Desired,
+    observed: &Observed,
+    plan: &Plan,
+    now: Timestamp,
+) -> Option<RolloutStatus> {
+    let up_to_date = |member: &&Member| {
+        member.is_serving() && member.pod.is_some() && !member.is_outdated(desired)
+    };
+    let updated = count(observed.members.values().filter(up_to_date).count());
+    let total = count(observed.members.len());
+    let last = before.rollout.as_ref().filter(|rollout| rollout.hash == desired.template);
+    let progressed = last.is_none_or(|rollout| rollout.updated != updated || rollout.total != total);
+    let progressed_at = match last {
+        Some(rollout) if !progressed => rollout.progressed_at.clone(),
+        _ => Time(now),
+    };
+    let held_up = plan.blocked.first().filter(|_| updated < total);
+    Some(RolloutStatus {
+        hash: desired.template.clone(),
+        updated,
+        total,
+        progressed_at,
+        paused_reason: held_up.map(|blocked| format!("{}: {}", blocked.action, blocked.refusal)),
+    })
+}
+
+// === Conditions ===
+
+struct Fact {
+    kind: &'static str,
+    holds: Option<bool>,
+    reason: &'static str,
+    message: String,
+}
+
+fn fact(kind: &'static str, holds: bool, reasons: (&'static str, &'static str), message: impl Into<String>) -> Fact {
+    let reason = if holds { reasons.0 } else { reasons.1 };
+    Fact { kind, holds: Some(holds), reason, message: message.into() }
+}
+
+fn conditions(
+    status: &mut EtcdClusterStatus,
+    generation: Option<i64>,
+    validated: &Validated,
+    observed: &Observed,
+    outcome: &Outcome<'_>,
+    now: Timestamp,
+) {
+    let desired = &validated.desired;
+    let formed = observed.cluster_id.is_some();
+    let quorate = formed && observed.membership.is_some();
+    let wanted = count(desired.replicas);
+    let rollout = status.rollout.clone();
+    let updated = rollout.as_ref().is_some_and(|rollout| rollout.updated == rollout.total);
+    let complete = quorate
+        && status.voters == wanted
+        && status.learners == 0
+        && observed.members.values().all(Member::is_serving);
+    let blocked = outcome.plan.blocked.first().map(|blocked| format!("{}: {}", blocked.action, blocked.refusal));
+    let detail = outcome.error.clone().or(blocked).unwrap_or_default();
+    let (stuck, sick) = trouble(validated, status, observed, now);
+
+    let mut facts = vec![
+        fact("Available", quorate, ("QuorumAnswers", "NoQuorum"), detail.clone()),
+        fact("QuorumHealthy", quorate, ("QuorumAnswers", if formed { "QuorumLost" } else { "NotFormed" }), ""),
+        fact(
+            "FaultTolerant",
+            quorate && status.fault_tolerance > 0,
+            ("ToleratesFailure", "ToleranceZero"),
+            format!("{} of {} voters may fail", status.fault_tolerance.max(0), status.voters),
+        ),
+        fact("MembersUpToDate", updated, ("AllUpdated", "Updating"), ""),
+        fact(
+            "Progressing",
+            outcome.plan.action.is_some() || !(complete && updated),
+            ("Working", "Settled"),
+            detail.clone(),
+        ),
+        fact(
+            "Degraded",
+            stuck.is_some() || sick.is_some() || outcome.error.is_some(),
+            (degraded_reason(stuck.is_some(), outcome.error.is_some()), "AsExpected"),
+            stuck.or(sick).or_else(|| outcome.error.clone()).unwrap_or_default(),
+        ),
+        fact("Paused", desired.paused, ("SpecPaused", "Running"), ""),
+        refused(validated, "VersionAccepted", &["version"]),
+        refused(validated, "SpecApplied", &[]),
+    ];
+    if observed.membership.as_ref().is_some_and(|membership| membership.corrupt) {
+        facts.push(fact("DataConsistent", false, ("", "CorruptAlarm"), "a member raised the CORRUPT alarm"));
+    }
+    let ready_reason = ready_reason(formed, quorate, complete, updated);
+    facts.push(fact("Ready", quorate, (ready_reason, ready_reason), detail));
+    for fact in facts {
+        set_condition(&mut status.conditions, generation, fact, now);
+    }
+}
+
+fn ready_reason(formed: bool, quorate: bool, complete: bool, updated: bool) -> &'static str {
+    match (formed, quorate, complete, updated) {
+        (false, ..) => "Bootstrapping",
+        (true, false, ..) => "QuorumLost",
+        (true, true, false, _) => "Changing",
+        (true, true, true, false) => "Updating",
+        (true, true, true, true) => "Healthy",
+    }
+}
+
+fn degraded_reason(stuck: bool, error: bool) -> &'static str {
+    match (stuck, error) {
+        (true, _) => "RolloutStuck",
+        (false, true) => "OperatorError",
+        (false, false) => "MemberUnhealthy",
+    }
+}
+
+/// A rollout without progress for too long, and members that do not answer.
+fn trouble(
+    validated: &Validated,
+    status: &EtcdClusterStatus,
+    observed: &Observed,
+    now: Timestamp,
+) -> (Option<String>, Option<String>) {
+    let names = &validated.desired.names;
+    let sick: Vec<String> = observed
+        .members
+        .values()
+        .filter(|member| !member.is_serving() && observed.cluster_id.is_some())
+        .map(|member| format!("{}: {}", names.member(member.serial), invariants::describe(member)))
+        .collect();
+    let sick = (!sick.is_empty()).then(|| sick.join("; "));
+    let deadline = SignedDuration::from_secs(validated.spec.update_strategy.progress_deadline_seconds);
+    let rollout = status.rollout.as_ref().filter(|rollout| rollout.updated < rollout.total);
+    let stuck = rollout
+        .filter(|rollout| now.duration_since(rollout.progressed_at.0) >= deadline)
+        .map(|rollout| {
+            let why = sick.clone().or_else(|| rollout.paused_reason.clone()).unwrap_or_default();
+            format!("{} of {} members run the desired settings; {why}", rollout.updated, rollout.total)
+        });
+    (stuck, sick)
+}
+
+fn refused(validated: &Validated, kind: &'static str, fields: &[&str]) -> Fact {
+    let refused: Vec<String> = validated
+        .refused
+        .iter()
+        .filter(|refused| fields.is_empty() || fields.contains(&refused.field))
+        .map(|refused| format!("spec.{}: {}", refused.field, refused.reason))
+        .collect();
+    fact(kind, refused.is_empty(), ("Accepted", "FieldRefused"), refused.join("; "))
+}
+
+fn set_condition(conditions: &mut Vec<Condition>, generation: Option<i64>, fact: Fact, now: Timestamp) {
+    let status = match fact.holds {
+        Some(true) => "True",
+        Some(false) => "False",
+        None => "Unknown",
+    };
+    let before = conditions.iter().find(|condition| condition.type_ == fact.kind);
+    let since = match before {
+        Some(condition) if condition.status == status => condition.last_transition_time.clone(),
+        _ => Time(now),
+    };
+    let condition = Condition {
+        type_: fact.kind.to_owned(),
+        status: status.to_owned(),
+        observed_generation: generation,
+        last_transition_time: since,
+        reason: fact.reason.to_owned(),
+        message: fact.message.chars().take(1024).collect(),
+    };
+    match conditions.iter_mut().find(|known| known.type_ == fact.kind) {
+        Some(known) => *known = condition,
+        None => conditions.push(condition),
+    }
+}
+
+/// Sets one condition; for the kinds that have few.
+pub fn condition(
+    conditions: &mut Vec<Condition>,
+    generation: Option<i64>,
+    kind: &'static str,
+    holds: Option<bool>,
+    reason: &'static str,
+    message: String,
+    now: Timestamp,
+) {
+    set_condition(conditions, generation, Fact { kind, holds, reason, message }, now);
+}
+
+// === Members ===
+
+/// The next status of one member.
+pub fn member_status(
+    object: &EtcdMember,
+    member: &Member,
+    observation: &Observation,
+    desired: &Desired,
+    now: Timestamp,
+) -> EtcdMemberStatus {
+    let mut status = object.status.clone().unwrap_or_default();
+    let entry = observation.observed.entry_of(&desired.names, member);
+    if observation.observed.membership.is_some() {
+        status.role = Some(match entry {
+            Some(entry) if entry.learner => MemberRole::Learner,
+            Some(_) => MemberRole::Voter,
+            None => MemberRole::None,
+        });
+    }
+    status.leader = Some(member.is_leader());
+    let report = observation.reports.get(&member.serial);
+    status.lag_entries = report.map(|_| i64::try_from(rounded(member.lag())).unwrap_or(i64::MAX));
+    status.version = report.map(|report| report.version.clone()).or(status.version);
+    status.db_size_bytes = report.map(|report| report.db_size / (1 << 20) * (1 << 20)).or(status.db_size_bytes);
+    let pod = observation.pods.get(&member.serial);
+    status.node = pod.and_then(|pod| pod.spec.as_ref()?.node_name.clone());
+    status.pod_uid = member.pod.as_ref().map(|pod| pod.uid.clone());
+    status.serving_since = match &member.reach {
+        super::model::Reach::Serving(serving) => Some(Time(serving.since)),
+        super::model::Reach::Silent(_) => None,
+    };
+    let reason = match (member.is_serving(), member.loss) {
+        (_, Some(_)) => "Lost",
+        (true, None) => "Serving",
+        (false, None) => "Silent",
+    };
+    let serving = fact("Ready", member.is_serving(), (reason, reason), invariants::describe(member));
+    let message = if member.is_serving() { String::new() } else { serving.message };
+    set_condition(&mut status.conditions, object.metadata.generation, Fact { message, ..serving }, now);
+    status
+}
+
+/// A number that changes with every request would mean a write with every pass.
+fn rounded(lag: u64) -> u64 {
+    if lag < 16 { 0 } else { lag.next_power_of_two() }
+}
+
+// === Events ===
+
+/// The event that tells of an action.
+pub fn event(action: &Action, desired: &Desired, error: Option<&str>) -> Event {
+    let name = action.serial().map(|serial| desired.names.member(serial)).unwrap_or_default();
+    let (reason, note) = match action {
+        Action::FreezeBootstrap { serials, attempt } => {
+            ("BootstrapStarted", format!("attempt {attempt} with {} members", serials.len()))
+        }
+        Action::LatchCluster { cluster_id } => ("ClusterFormed", format!("cluster id {cluster_id}")),
+        Action::CreateMember { reason, .. } => ("MemberCreated", format!("{name}: {reason:?}")),
+        Action::AddLearner { .. } => ("MemberAdded", format!("{name} joins as a learner")),
+        Action::Promote { id, .. } => ("LearnerPromoted", format!("{name} ({id}) votes now")),
+        Action::Remove { id, reason, .. } => {
+            let what = if *reason == RemoveReason::ScaleIn { "scale in" } else { "replaced or not needed" };
+            ("MemberRemoved", format!("{name} ({id}): {what}"))
+        }
+        Action::MoveLeader { successor, .. } => {
+            ("LeaderMoved", format!("from {name} to {}", desired.names.member(*successor)))
+        }
+        Action::RestartPod { reason, .. } => ("MemberRestarted", format!("{name}: {reason:?}")),
+        Action::Release { .. } => ("MemberReleased", format!("{name} left; its Pod and object go")),
+    };
+    let note = match error {
+        Some(error) => format!("{note}; failed: {error}"),
+        None => note,
+    };
+    Event {
+        type_: if error.is_some() { EventType::Warning } else { EventType::Normal },
+        reason: if error.is_some() { "ActionFailed".to_owned() } else { reason.to_owned() },
+        note: Some(note.chars().take(1000).collect()),
+        action: action.kind().to_owned(),
+        secondary: None,
+    }
+}
+
+/// Warnings for conditions that have just turned.
+pub fn turned(before: &EtcdClusterStatus, after: &EtcdClusterStatus) -> Vec<Event> {
+    let reason_of = |status: &EtcdClusterStatus, kind: &str, wanted: &str| {
+        let known = status.conditions.iter().find(|condition| condition.type_ == kind);
+        known.filter(|condition| condition.status == wanted).map(|c| (c.reason.clone(), c.message.clone()))
+    };
+    [("QuorumHealthy", "False"), ("Degraded", "True"), ("SpecApplied", "False")]
+        .into_iter()
+        .filter_map(|(kind, bad)| {
+            let (reason, message) = reason_of(after, kind, bad)?;
+            let known = reason_of(before, kind, bad).is_some_and(|(old, _)| old == reason);
+            let starting = reason == "NotFormed";
+            (!known && !starting).then(|| Event {
+                type_: EventType::Warning,
+                reason,
+                note: Some(message.chars().take(1000).collect()),
+                action: "Observe".to_owned(),
+                secondary: None,
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,153 @@
+//! Metrics of the operator and of the clusters it looks after, and the HTTP endpoint with them:
+//! `/metrics`, `/healthz` and `/readyz`.
+
+use std::{convert::Infallible, net::SocketAddr, sync::Arc};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{Request, Response, StatusCode, body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+use crate::{cluster::model::Names, crd::EtcdClusterStatus};
+
+const CLUSTER: [&str; 2] = ["namespace", "cluster"];
+
+/// All metrics.
+#[derive(Clone)]
+pub struct Metrics {
+    registry: Registry,
+    pub pass_seconds: Histogram,
+    pub actions: IntCounterVec,
+    pub failures: IntCounterVec,
+    blocked: IntGaugeVec,
+    fault_tolerance: IntGaugeVec,
+    quorum_healthy: IntGaugeVec,
+    spec_applied: IntGaugeVec,
+    backup_timestamp: IntGaugeVec,
+}
+
+impl Metrics {
+    /// # Errors
+    /// A name is not valid or comes twice, which is a mistake in this file.
+    pub fn new() -> Result<Metrics, prometheus::Error> {
+        let registry = Registry::new();
+        let gauge = |name: &str, help: &str, labels: &[&str]| -> Result<IntGaugeVec, prometheus::Error> {
+            let gauge = IntGaugeVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok(gauge)
+        };
+        let counter = |name: &str, help: &str, labels: &[&str]| -> Result<IntCounterVec, prometheus::Error> {
+            let counter = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok(counter)
+        };
+        let pass_seconds = Histogram::with_opts(HistogramOpts::new(
+            "etcd_operator_reconcile_seconds",
+            "How long a pass over a cluster takes.",
+        ))?;
+        registry.register(Box::new(pass_seconds.clone()))?;
+        Ok(Metrics {
+            actions: counter("etcd_operator_action_total", "Actions by kind and result.", &["kind", "result"])?,
+            failures: counter("etcd_operator_reconcile_failures_total", "Passes that failed.", &["kind"])?,
+            blocked: gauge(
+                "etcd_operator_blocked",
+                "1 while something should happen and a rule holds it back.",
+                &CLUSTER,
+            )?,
+            fault_tolerance: gauge(
+                "etcd_operator_cluster_fault_tolerance",
+                "Healthy voters minus quorum.",
+                &CLUSTER,
+            )?,
+            quorum_healthy: gauge("etcd_operator_cluster_quorum_healthy", "1 while a quorum answers.", &CLUSTER)?,
+            spec_applied: gauge("etcd_operator_cluster_spec_applied", "1 while every field is in effect.", &CLUSTER)?,
+            backup_timestamp: gauge(
+                "etcd_operator_cluster_last_backup_timestamp_seconds",
+                "When the newest successful backup was completed.",
+                &CLUSTER,
+            )?,
+            pass_seconds,
+            registry,
+        })
+    }
+
+    /// Sets the gauges of one cluster.
+    pub fn cluster(&self, names: &Names, status: &EtcdClusterStatus) {
+        let labels = [names.namespace.as_str(), names.cluster.as_str()];
+        let holds = |kind: &str| {
+            let condition = status.conditions.iter().find(|condition| condition.type_ == kind);
+            i64::from(condition.is_some_and(|condition| condition.status == "True"))
+        };
+        self.fault_tolerance.with_label_values(&labels).set(i64::from(status.fault_tolerance));
+        self.quorum_healthy.with_label_values(&labels).set(holds("QuorumHealthy"));
+        self.spec_applied.with_label_values(&labels).set(holds("SpecApplied"));
+        self.blocked.with_label_values(&labels).set(i64::from(!status.blocked_by.is_empty()));
+        if let Some(backup) = &status.backup {
+            let completed = backup.last_successful_time.0.as_second();
+            self.backup_timestamp.with_label_values(&labels).set(completed);
+        }
+    }
+
+    fn text(&self) -> Vec<u8> {
+        let mut text = Vec::new();
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+            tracing::error!(%error, "metrics were not encoded");
+        }
+        text
+    }
+}
+
+/// Serves the endpoint until the process ends.
+///
+/// # Errors
+/// The address cannot be listened on.
+pub async fn serve(address: SocketAddr, metrics: Metrics) -> Result<(), std::io::Error> {
+    let listener = tokio::net::TcpListener::bind(address).await?;
+    let metrics = Arc::new(metrics);
+    loop {
+        let (stream, _) = listener.accept().await?;
+        let metrics = metrics.clone();
+        tokio::spawn(async move {
+            let service = service_fn(move |request: Request<Incoming>| {
+                let answer = answer(request.uri().path(), &metrics);
+                async move { Ok::<_, Infallible>(answer) }
+            });
+            if let Err(error) = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await {
+                tracing::debug!(%error, "metrics connection");
+            }
+        });
+    }
+}
+
+fn answer(path: &str, metrics: &Metrics) -> Response<Full<Bytes>> {
+    let (status, body) = match path {
+        "/metrics" => (StatusCode::OK, metrics.text()),
+        "/healthz" | "/readyz" => (StatusCode::OK, b"ok\n".to_vec()),
+        _ => (StatusCode::NOT_FOUND, b"not found\n".to_vec()),
+    };
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_shows_in_the_metrics_text() {
+        let metrics = Metrics::new().unwrap();
+        let names = Names {
+            cluster: "main".to_owned(),
+            namespace: "ns".to_owned(),
+            tls: true,
+            claim_suffix: String::new(),
+        };
+        metrics.cluster(&names, &EtcdClusterStatus { fault_tolerance: 1, ..Default::default() });
+        let text = String::from_utf8(metrics.text()).unwrap();
+        assert!(text.contains(r#"etcd_operator_cluster_fault_tolerance{cluster="main",namespace="ns"} 1"#), "{text}");
+    }
+}
