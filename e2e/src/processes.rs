@@ -31,8 +31,20 @@ pub struct ServerOptions {
     pub members: usize,
     /// Flags for every member after the usual ones.
     pub flags: Vec<String>,
-    /// Serve clients over TLS with a certificate that the server makes for itself.
-    pub auto_tls: bool,
+    /// Whether clients are served over TLS, and with whose certificate.
+    pub tls: Tls,
+}
+
+/// How clients are served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tls {
+    /// Without TLS.
+    #[default]
+    Off,
+    /// With a certificate that is made here and signs itself.
+    Files,
+    /// With a certificate that the server makes for itself (`--auto-tls`).
+    Auto,
 }
 
 impl ServerOptions {
@@ -42,7 +54,7 @@ impl ServerOptions {
             program: program.to_path_buf(),
             members: 1,
             flags: Vec::new(),
-            auto_tls: false,
+            tls: Tls::Off,
         }
     }
 }
@@ -67,9 +79,11 @@ pub struct Member {
     pub data_directory: PathBuf,
     /// Address that serves `/health` without TLS.
     health: String,
+    /// The certificate that clients have to trust, if they are served over TLS.
+    pub certificate: PathBuf,
     log: PathBuf,
     command: Vec<String>,
-    tls: bool,
+    tls: Tls,
     child: Option<Child>,
 }
 
@@ -110,14 +124,21 @@ impl Cluster {
                     peer_url: format!("http://127.0.0.1:{}", ports[1]),
                     health: format!("127.0.0.1:{}", ports[2]),
                     data_directory: directory.path().join(&name),
+                    certificate: match options.tls {
+                        Tls::Auto => directory.path().join(&name).join("fixtures/client/cert.pem"),
+                        Tls::Files | Tls::Off => directory.path().join("cert.pem"),
+                    },
                     log: directory.path().join(format!("{name}.log")),
                     name,
                     command: Vec::new(),
-                    tls: options.auto_tls,
+                    tls: options.tls,
                     child: None,
                 }
             })
             .collect();
+        if options.tls == Tls::Files {
+            make_certificate(directory.path())?;
+        }
         let initial_cluster = members
             .iter()
             .map(|member| format!("{}={}", member.name, member.peer_url))
@@ -147,7 +168,7 @@ impl Cluster {
 impl Member {
     /// The URL for clients.
     pub fn client_url(&self) -> String {
-        let scheme = if self.tls { "https" } else { "http" };
+        let scheme = if self.tls == Tls::Off { "http" } else { "https" };
         format!("{scheme}://{}", self.endpoint)
     }
 
@@ -205,8 +226,14 @@ impl Member {
             format!("--listen-metrics-urls=http://{}", self.health),
             "--initial-cluster-token=e2e".to_owned(),
         ];
-        if options.auto_tls {
-            command.push("--auto-tls".to_owned());
+        match options.tls {
+            Tls::Off => {}
+            Tls::Auto => command.push("--auto-tls".to_owned()),
+            Tls::Files => {
+                let key = self.certificate.with_file_name("key.pem");
+                command.push(format!("--cert-file={}", self.certificate.display()));
+                command.push(format!("--key-file={}", key.display()));
+            }
         }
         command.extend(options.flags.iter().cloned());
         command
@@ -254,7 +281,7 @@ impl Member {
 
     fn is_healthy(&self) -> bool {
         http_get(&self.health, "/health").is_ok_and(|body| body.contains("\"health\":\"true\""))
-            && (self.tls || self.has_decided_versions())
+            && (self.tls != Tls::Off || self.has_decided_versions())
     }
 
     /// A new server raises its cluster and storage versions in the background; until then it tells
@@ -279,6 +306,15 @@ impl Drop for Member {
             let _ = child.wait();
         }
     }
+}
+
+/// Writes `cert.pem` and `key.pem` for servers on loopback.
+fn make_certificate(directory: &Path) -> Result<()> {
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()])
+        .context("make a certificate")?;
+    fs::write(directory.join("cert.pem"), made.cert.pem()).context("write the certificate")?;
+    fs::write(directory.join("key.pem"), made.signing_key.serialize_pem())
+        .context("write the certificate's key")
 }
 
 /// Asks `host:port` for a path over HTTP/1 and returns the body.

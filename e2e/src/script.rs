@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! # A comment, which ends up in failures.
-//! server members=2 flags=--quota-backend-bytes=65536    optional, first: what to start
+//! server members=2 tls flags=--quota-backend-bytes=65536    optional, first: what to start
 //! $ etcdctl txn                  runs a command to its end
 //! until 4 $ etcdctl watch a      runs a command until it has printed 4 lines, then ends it
 //! < put a b                      a line of standard input
@@ -31,6 +31,8 @@ use anyhow::{Context, Result, bail};
 
 pub use run::Programs;
 
+use crate::processes::Tls;
+
 /// A script as it stands in its file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Script {
@@ -43,13 +45,13 @@ pub struct Script {
 struct ServerLine {
     text: Option<String>,
     members: usize,
-    auto_tls: bool,
+    tls: Tls,
     flags: Vec<String>,
 }
 
 impl Default for ServerLine {
     fn default() -> ServerLine {
-        ServerLine { text: None, members: 1, auto_tls: false, flags: Vec::new() }
+        ServerLine { text: None, members: 1, tls: Tls::Off, flags: Vec::new() }
     }
 }
 
@@ -193,8 +195,9 @@ impl ServerLine {
                 Some(("flags", flags)) => {
                     server.flags.extend(flags.split(',').map(str::to_owned));
                 }
-                None if word == "auto-tls" => server.auto_tls = true,
-                _ => bail!("`server` takes members=N, flags=F,.. and auto-tls, not {word}"),
+                None if word == "tls" => server.tls = Tls::Files,
+                None if word == "auto-tls" => server.tls = Tls::Auto,
+                _ => bail!("`server` takes members=N, flags=F,.., tls and auto-tls, not {word}"),
             }
         }
         Ok(server)

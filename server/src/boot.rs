@@ -194,7 +194,8 @@ async fn run(config: Config) -> Result<(), Box<dyn Error>> {
             election_timeout: config.raft.election_timeout,
         }),
     };
-    let ended = serve_all(&config, &identity, &replica, context, instruments, clients, peers, &stop);
+    let ended =
+        serve_all(&config, &identity, &replica, context, instruments, clients, peers, &stop);
     let ended = ended.await;
     stop.cancel();
     replica.shutdown().await;
@@ -460,9 +461,7 @@ fn bootstrap(config: &Config, identity: &Identity) -> Bootstrap {
         founding
             .members
             .into_iter()
-            .map(|member| {
-                (member.id, Node { peer_urls: member.peer_urls, voter_intent: true })
-            })
+            .map(|member| (member.id, Node { peer_urls: member.peer_urls, voter_intent: true }))
             .collect(),
     )
 }

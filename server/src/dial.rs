@@ -152,7 +152,10 @@ mod tests {
             ("http://10.0.0.1:2380", Some(tcp("10.0.0.1", 2380, false))),
             ("https://m-0.peers.ns.svc:2380", Some(tcp("m-0.peers.ns.svc", 2380, true))),
             ("http://[::1]:2380", Some(tcp("::1", 2380, false))),
-            ("unix://run/peer.sock", Some(Target::Unix { path: "run/peer.sock".into(), tls: false })),
+            (
+                "unix://run/peer.sock",
+                Some(Target::Unix { path: "run/peer.sock".into(), tls: false }),
+            ),
             ("http://no-port", None),
             ("nonsense", None),
         ];

@@ -48,7 +48,9 @@ struct Stored {
 pub(crate) enum IdentityError {
     #[error("{path}: {source}")]
     Io { path: String, source: io::Error },
-    #[error("{path} is damaged: {detail}; restore it, or clear the data directory and let this member join again")]
+    #[error(
+        "{path} is damaged: {detail}; restore it, or clear the data directory and let this member join again"
+    )]
     Damaged { path: String, detail: String },
     #[error(
         "this data directory belongs to {what} {found}, but --expect-{what}-id says {expected}; \

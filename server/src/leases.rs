@@ -141,10 +141,18 @@ impl LeaseClock {
         ids.iter()
             .map(|id| {
                 let Some(lease) = views.lease(*id) else {
-                    return peerpb::LeaseState { id: id.0, ttl: NOT_FOUND_TTL, ..Default::default() };
+                    return peerpb::LeaseState {
+                        id: id.0,
+                        ttl: NOT_FOUND_TTL,
+                        ..Default::default()
+                    };
                 };
                 let Some(left) = self.remaining(*id) else {
-                    return peerpb::LeaseState { id: id.0, ttl: NOT_FOUND_TTL, ..Default::default() };
+                    return peerpb::LeaseState {
+                        id: id.0,
+                        ttl: NOT_FOUND_TTL,
+                        ..Default::default()
+                    };
                 };
                 peerpb::LeaseState {
                     id: id.0,

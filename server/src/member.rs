@@ -84,6 +84,8 @@ impl Member for LocalMember {
             alarms: views.alarms(AlarmKind::NONE),
             members: views.members().iter().map(|member| member.id).collect(),
         });
+        let size = views.mvcc.store_size();
+        self.metrics.refresh_store(size.total, size.in_use, views.mvcc.key_count());
     }
 }
 

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use super::mask::{Mask, dump_protobuf};
 use super::{ServerLine, Step};
-use crate::processes::{Cluster, ServerOptions, signal};
+use crate::processes::{Cluster, ServerOptions, Tls, signal};
 
 /// How long a command may take.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
@@ -54,7 +54,7 @@ impl Runner {
             program: programs.etcd.clone(),
             members: server.members,
             flags: server.flags.clone(),
-            auto_tls: server.auto_tls,
+            tls: server.tls,
         };
         let cluster = Cluster::start(&options)?;
         let directory = tempfile::tempdir().context("create a directory for the script")?;
@@ -68,11 +68,10 @@ impl Runner {
             let number = index + 1;
             mask.text(&member.endpoint, &format!("<endpoint{number}>"));
             mask.text(&member.peer_url, &format!("<peer{number}>"));
-            let certificate = member.data_directory.join("fixtures/client/cert.pem");
-            mask.text(&certificate.display().to_string(), &format!("<cert{number}>"));
+            mask.text(&member.certificate.display().to_string(), &format!("<cert{number}>"));
         }
         let mut runner = Runner { programs: programs.clone(), cluster, directory, names, mask };
-        runner.learn_ids(server.auto_tls)?;
+        runner.learn_ids(server.tls != Tls::Off)?;
         Ok(runner)
     }
 

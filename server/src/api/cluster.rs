@@ -96,9 +96,8 @@ impl Cluster for ClusterService {
     ) -> Result<Response<MemberUpdateResponse>, Status> {
         let request = admitted(&self.context, request, false)?;
         let peer_urls = normalize(&request.peer_ur_ls)?;
-        let members = self
-            .change(MembershipChange::Update { id: MemberId(request.id), peer_urls })
-            .await?;
+        let members =
+            self.change(MembershipChange::Update { id: MemberId(request.id), peer_urls }).await?;
         Ok(Response::new(MemberUpdateResponse { header: self.header(), members }))
     }
 

@@ -77,8 +77,9 @@ impl<R: Message + Default + 'static> Decoder for RawDecoder<R> {
 
     fn decode(&mut self, source: &mut DecodeBuf<'_>) -> Result<Option<Raw<R>>, Status> {
         let bytes = source.copy_to_bytes(source.remaining());
-        let message = R::decode(bytes.clone())
-            .map_err(|error| Status::internal(format!("grpc: error unmarshalling request: {error}")))?;
+        let message = R::decode(bytes.clone()).map_err(|error| {
+            Status::internal(format!("grpc: error unmarshalling request: {error}"))
+        })?;
         Ok(Some(Raw { bytes, message }))
     }
 }
@@ -154,9 +155,7 @@ where
     F: FnMut(Request<Raw<R>>) -> Fut + Send + 'static,
     Fut: Future<Output = Result<Response<Encoded>, Status>> + Send + 'static,
 {
-    Box::pin(async move {
-        Ok(grpc::<R>(message_bytes_max).unary(Handler(handle), request).await)
-    })
+    Box::pin(async move { Ok(grpc::<R>(message_bytes_max).unary(Handler(handle), request).await) })
 }
 
 /// Serves one call that is answered with a stream.
@@ -192,9 +191,9 @@ where
     Fut: Future<Output = Result<Response<S>, Status>> + Send + 'static,
     S: futures_util::Stream<Item = Result<Encoded, Status>> + Send + 'static,
 {
-    Box::pin(async move {
-        Ok(grpc::<R>(message_bytes_max).streaming(Handler(handle), request).await)
-    })
+    Box::pin(
+        async move { Ok(grpc::<R>(message_bytes_max).streaming(Handler(handle), request).await) },
+    )
 }
 
 /// The answer to a method that the service does not have.

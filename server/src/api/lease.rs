@@ -123,9 +123,11 @@ impl Lease for LeaseService {
     ) -> Result<Response<LeaseLeasesResponse>, Status> {
         admitted(&self.context, request, false)?;
         let views = self.context.handle.views();
-        let ids = self.context.leases.by_deadline().unwrap_or_else(|| {
-            views.leases().into_iter().map(|(id, _, _)| id).collect()
-        });
+        let ids = self
+            .context
+            .leases
+            .by_deadline()
+            .unwrap_or_else(|| views.leases().into_iter().map(|(id, _, _)| id).collect());
         Ok(Response::new(LeaseLeasesResponse {
             header: Some(self.context.header(views.mvcc.revision())),
             leases: ids.into_iter().map(|id| LeaseStatus { id: id.0 }).collect(),

@@ -4,14 +4,14 @@
 //! member may serve it, propose it or read, and encode the answer. What a request means is decided
 //! by `machine` when the log applies it; what an error is called is decided in [`status`].
 
-mod kv;
-mod watch;
-mod lease;
 mod cluster;
-mod maintenance;
-mod encoded;
-mod status;
 mod context;
+mod encoded;
+mod kv;
+mod lease;
+mod maintenance;
+mod status;
+mod watch;
 
 pub(crate) use context::{ApiContext, Limits};
 pub(crate) use status::ApiError;

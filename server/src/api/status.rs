@@ -64,9 +64,7 @@ impl ApiError {
             Self::KeyNotFound => (InvalidArgument, "etcdserver: key not found"),
             Self::ValueProvided => (InvalidArgument, "etcdserver: value is provided"),
             Self::LeaseProvided => (InvalidArgument, "etcdserver: lease is provided"),
-            Self::TooManyOps => {
-                (InvalidArgument, "etcdserver: too many operations in txn request")
-            }
+            Self::TooManyOps => (InvalidArgument, "etcdserver: too many operations in txn request"),
             Self::DuplicateKey => {
                 (InvalidArgument, "etcdserver: duplicate key given in txn request")
             }
@@ -86,13 +84,10 @@ impl ApiError {
             Self::LeaseTtlTooLarge => (OutOfRange, "etcdserver: too large lease TTL"),
             Self::MemberExists => (FailedPrecondition, "etcdserver: member ID already exist"),
             Self::PeerUrlExists => (FailedPrecondition, "etcdserver: Peer URLs already exists"),
-            Self::MemberNotEnoughStarted => (
-                Unknown,
-                "etcdserver: re-configuration failed due to not enough started members",
-            ),
-            Self::MemberBadUrls => {
-                (InvalidArgument, "etcdserver: given member URLs are invalid")
+            Self::MemberNotEnoughStarted => {
+                (Unknown, "etcdserver: re-configuration failed due to not enough started members")
             }
+            Self::MemberBadUrls => (InvalidArgument, "etcdserver: given member URLs are invalid"),
             Self::MemberNotFound => (NotFound, "etcdserver: member not found"),
             Self::MemberNotLearner => {
                 (FailedPrecondition, "etcdserver: can only promote a learner member")
@@ -125,9 +120,7 @@ impl ApiError {
             ),
             Self::Unhealthy => (unavailable, "etcdserver: unhealthy cluster"),
             Self::Corrupt => (DataLoss, "etcdserver: corrupt cluster"),
-            Self::BadLeaderTransferee => {
-                (FailedPrecondition, "etcdserver: bad leader transferee")
-            }
+            Self::BadLeaderTransferee => (FailedPrecondition, "etcdserver: bad leader transferee"),
             Self::NotSupportedForLearner => {
                 (FailedPrecondition, "etcdserver: rpc not supported for learner")
             }
@@ -150,7 +143,7 @@ impl From<Unavailable> for ApiError {
         match reason {
             Unavailable::TooManyRequests => ApiError::TooManyRequests,
             Unavailable::NoLeader => ApiError::NoLeader,
-            Unavailable::LeaderChanged => ApiError::LeaderChanged,
+            Unavailable::LeaderChanged | Unavailable::NotApplied => ApiError::LeaderChanged,
             Unavailable::NotLeader => ApiError::NotLeader,
             Unavailable::Timeout => ApiError::Timeout,
             Unavailable::TimeoutLeaderFailure => ApiError::TimeoutLeaderFailure,

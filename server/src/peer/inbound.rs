@@ -190,9 +190,7 @@ impl Member for PeerService {
                 revision: current.revision().0,
             }),
             Err(mvcc::RangeError::Compacted) => Wire::Compacted(current.compact_revision().0),
-            Err(mvcc::RangeError::FutureRevision) => {
-                Wire::FutureRevision(current.revision().0)
-            }
+            Err(mvcc::RangeError::FutureRevision) => Wire::FutureRevision(current.revision().0),
             Err(mvcc::RangeError::Store(error)) => return Err(Status::internal(error.to_string())),
         };
         Ok(Response::new(peerpb::HashKvResponse { result: Some(result) }))

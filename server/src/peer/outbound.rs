@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::{Stream, StreamExt};
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
+use futures_util::{Stream, StreamExt};
 use proto::peerpb::member_client::MemberClient;
 use proto::peerpb::raft_client::RaftClient;
 use proto::peerpb::{self};
@@ -90,10 +90,7 @@ impl Outbound {
 
     /// Asks whoever answers at these URLs about its cluster: the question of a process that does not
     /// know yet who it is.
-    pub(crate) async fn members_at(
-        &self,
-        urls: &[String],
-    ) -> PeerResult<peerpb::MembersResponse> {
+    pub(crate) async fn members_at(&self, urls: &[String]) -> PeerResult<peerpb::MembersResponse> {
         let mut client = MemberClient::new(self.connect(urls)?);
         let request = Request::new(peerpb::MembersRequest { envelope: None });
         match tokio::time::timeout(KEEPALIVE_TIMEOUT, client.members(request)).await {
@@ -160,7 +157,8 @@ impl Peers for Outbound {
         let client = self.raft(&to, Lane::Messages);
         Box::pin(async move {
             let mut client = client?;
-            let response = client.append(Request::new(Outgoing(requests))).await.map_err(peer_error)?;
+            let response =
+                client.append(Request::new(Outgoing(requests))).await.map_err(peer_error)?;
             let answers = response.into_inner().map(|answer| answer.map_err(peer_error));
             Ok(answers.boxed())
         })

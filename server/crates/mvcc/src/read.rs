@@ -73,21 +73,6 @@ impl ReadView {
         Revision(self.shared.read().compact_revision)
     }
 
-    /// Every stored record from `from` up to, and without, `until`, dead ones that are not freed yet
-    /// included: what a copy of the whole history is made of.
-    ///
-    /// # Errors
-    /// When the records cannot be read.
-    pub fn records(
-        &self,
-        from: RecordRevision,
-        until: RecordRevision,
-        visit: &mut dyn FnMut(Record) -> ControlFlow<()>,
-    ) -> Result<(), RangeError> {
-        let revs = Arc::clone(&self.shared.read().revs);
-        Ok(revs.scan(from, until, visit)?)
-    }
-
     /// What the records take on disk.
     pub fn store_size(&self) -> StoreSize {
         let revs = Arc::clone(&self.shared.read().revs);

@@ -127,11 +127,12 @@ impl<T: Send + 'static> Mailboxes<T> {
         mailbox.is_some_and(|mailbox| lock(&mailbox.waiting).contains_key(&seq))
     }
 
-    /// Ends every request that was proposed in a term before `term`, of which an entry has now been
-    /// applied: no entry of an older term can follow it in the log (Raft §5.3), so those requests
-    /// will never be applied.
-    pub(crate) fn end_older_than(&self, term: Term, reason: Unavailable) {
-        self.end_where(reason, |proposed_in| proposed_in.is_some_and(|t| t < term));
+    /// Answers every request that was proposed in a term before `term`, of which an entry has now
+    /// been applied, with [`Unavailable::NotApplied`]: no entry of an older term can follow it in the
+    /// log (Raft §5.3), so those requests will never be applied.
+    pub(crate) fn end_older_than(&self, term: Term) {
+        let older = |proposed_in: Option<Term>| proposed_in.is_some_and(|t| t < term);
+        self.end_where(Unavailable::NotApplied, older);
     }
 
     /// Ends every request that was handed to a leader: whether it was applied can no longer be told.

@@ -17,7 +17,7 @@ use openraft::raft::ReadPolicy;
 use openraft::{ChangeMembers, Raft};
 use proto::peerpb;
 use tokio::sync::{Mutex, oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use types::{ClusterId, LeaseId, LogIndex, MemberId, Term};
 
 use crate::completion::{Mailbox, Mailboxes};
@@ -26,8 +26,8 @@ use crate::limits::{APPLY_LAG_MAX, SWEEP_KEYS};
 use crate::membership::{MembershipChange, MembershipRefusal, Situation};
 use crate::network::Sender;
 use crate::peers::{Peer, PeerError};
-use crate::proposals::{Appender, Failure, Leader, ProposalQueue};
-use crate::raft_types::{Batch, LogId, Node, OnComplete, TypeConfig};
+use crate::proposals::{Appender, Forwarded, Leader, ProposalQueue};
+use crate::raft_types::{Batch, LogId, Node, OnComplete, TypeConfig, committed_leader};
 use crate::reads::{ReadIndexSource, ReadQueue};
 use crate::runtime;
 use crate::state_machine::{Current, StateMachine};
@@ -98,13 +98,17 @@ impl Handle {
     /// the sense that dropping the future does not take the proposal back.
     pub async fn propose(&self, proposal: Proposal) -> Result<Outcome, Unavailable> {
         self.shared.check_lag()?;
-        let mut waiter = self.writes.register();
-        let ticket = Ticket { origin: self.shared.me, seq: waiter.seq() };
-        self.shared.queue.push(ticket, proposal)?;
-        match timeout(self.shared.rules.request_timeout, &mut waiter).await {
-            Ok(answer) => answer,
-            Err(_) if waiter.was_proposed() => Err(self.shared.timeout_reason()),
-            Err(_) => Err(Unavailable::Timeout),
+        let deadline = Instant::now() + self.shared.rules.request_timeout;
+        loop {
+            let mut waiter = self.writes.register();
+            let ticket = Ticket { origin: self.shared.me, seq: waiter.seq() };
+            self.shared.queue.push(ticket, proposal.clone())?;
+            match timeout_at(deadline, &mut waiter).await {
+                Ok(Err(Unavailable::NotApplied)) => {}
+                Ok(answer) => return answer,
+                Err(_) if waiter.was_proposed() => return Err(self.shared.timeout_reason()),
+                Err(_) => return Err(Unavailable::TimeoutLeaderFailure),
+            }
         }
     }
 
@@ -326,22 +330,28 @@ impl Shared {
         }
     }
 
-    /// Appends a batch that another member sent, if this one leads.
-    pub(crate) async fn append_forwarded(&self, batch: Bytes) -> Result<Term, Unavailable> {
+    /// Appends a batch that another member sent, if this one leads in the term it is meant for.
+    pub(crate) async fn append_forwarded(
+        &self,
+        term: Term,
+        batch: Bytes,
+    ) -> Result<(), Unavailable> {
         self.check_lag()?;
-        let Leader::Here { term } = self.leader() else { return Err(Unavailable::NotLeader) };
+        if !matches!(self.leader(), Leader::Here { term: own } if own == term) {
+            return Err(Unavailable::NotLeader);
+        }
         // What another member sends must be readable before it becomes part of every log.
         machine::Batch::decode(&batch).map_err(|_| Unavailable::NotLeader)?;
-        let (answer, appended) = oneshot::channel();
-        let on_failure = move |failure| {
+        let (refusal, appended) = oneshot::channel();
+        let not_appended = move || {
             // Nobody listens any more once the wait below is over.
-            let _ = answer.send(failure);
+            let _ = refusal.send(());
         };
-        self.append(batch, Box::new(on_failure)).await?;
+        self.append(term, batch, Box::new(not_appended)).await?;
         // The sender is dropped unused when the batch is applied.
         match timeout(self.rules.request_timeout, appended).await {
-            Ok(Ok(Failure::NotAppended)) => Err(Unavailable::NotLeader),
-            Ok(Ok(Failure::Unknown)) | Ok(Err(_)) | Err(_) => Ok(term),
+            Ok(Ok(())) => Err(Unavailable::NotLeader),
+            Ok(Err(_)) | Err(_) => Ok(()),
         }
     }
 
@@ -516,41 +526,34 @@ impl Appender for Shared {
 
     async fn append(
         &self,
+        term: Term,
         batch: Bytes,
-        failed: Box<dyn FnOnce(Failure) + Send>,
+        not_appended: Box<dyn FnOnce() + Send>,
     ) -> Result<(), Unavailable> {
         let responder =
             OnComplete(Box::new(move |result: openraft::raft::ClientWriteResult<TypeConfig>| {
-                match result {
-                    Ok(_) => {}
-                    Err(ClientWriteError::ForwardToLeader(_)) => failed(Failure::NotAppended),
-                    Err(_) => failed(Failure::Unknown),
+                if let Err(ClientWriteError::ForwardToLeader(_)) = result {
+                    not_appended();
                 }
             }));
-        self.raft
-            .client_write_ff(Batch(batch), Some(responder))
-            .await
-            .map_err(|_| Unavailable::Stopped)
+        let write = self.raft.write(Batch(batch)).responder(responder);
+        write.with_leader(committed_leader(term)).await.map_err(|_| Unavailable::Stopped)
     }
 
-    async fn forward(&self, to: MemberId, batch: Bytes) -> Result<Term, Unavailable> {
+    async fn forward(&self, to: MemberId, term: Term, batch: Bytes) -> Forwarded {
         use peerpb::forward_response::Result as Wire;
-        let peer = self.peer(to).ok_or(Unavailable::NoLeader)?;
-        let term = self.status.borrow().term;
-        let request =
-            peerpb::ForwardRequest { envelope: self.sender.envelope(to), term: term.0, batch };
+        let Some(peer) = self.peer(to) else { return Forwarded::NotAppended };
+        let envelope = self.sender.envelope(to);
+        let request = peerpb::ForwardRequest { envelope, term: term.0, batch };
         let call = self.sender.peers.forward(peer, request);
         match timeout(self.rules.request_timeout, call).await {
             Ok(Ok(response)) => match response.result {
-                Some(Wire::Accepted(accepted)) => Ok(Term(accepted.term)),
-                Some(Wire::Overloaded(_)) => Err(Unavailable::TooManyRequests),
-                Some(Wire::NotLeader(_)) => Err(Unavailable::NotLeader),
-                None => Err(Unavailable::LeaderChanged),
+                Some(Wire::Accepted(_)) | None => Forwarded::Handed,
+                Some(Wire::Overloaded(_)) => Forwarded::Overloaded,
+                Some(Wire::NotLeader(_)) => Forwarded::NotAppended,
             },
-            Ok(Err(PeerError::Unreachable(_) | PeerError::Refused(_))) => {
-                Err(Unavailable::NotLeader)
-            }
-            Ok(Err(PeerError::NoAnswer(_))) | Err(_) => Err(Unavailable::TimeoutConnectionLost),
+            Ok(Err(PeerError::Unreachable(_) | PeerError::Refused(_))) => Forwarded::NotAppended,
+            Ok(Err(PeerError::NoAnswer(_))) | Err(_) => Forwarded::Handed,
         }
     }
 }

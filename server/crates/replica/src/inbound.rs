@@ -15,7 +15,7 @@ use openraft::raft::{
 };
 use proto::peerpb;
 use proto::peerpb::snapshot_chunk::Part;
-use types::{LogIndex, MemberId};
+use types::{LogIndex, MemberId, Term};
 
 use crate::codec::{self, Malformed};
 use crate::handle::Shared;
@@ -236,8 +236,9 @@ impl Inbound {
     ) -> PeerResult<peerpb::ForwardResponse> {
         use peerpb::forward_response::Result as Wire;
         self.check(request.envelope.as_ref())?;
-        let result = match self.shared.append_forwarded(request.batch).await {
-            Ok(term) => Wire::Accepted(peerpb::ForwardAccepted { term: term.0 }),
+        let term = Term(request.term);
+        let result = match self.shared.append_forwarded(term, request.batch).await {
+            Ok(()) => Wire::Accepted(peerpb::ForwardAccepted { term: term.0 }),
             Err(Unavailable::TooManyRequests) => Wire::Overloaded(peerpb::Overloaded {}),
             Err(_) => Wire::NotLeader(self.not_leader()),
         };

@@ -6,8 +6,10 @@
 //! way the answer comes when this member itself applies the entry (as in etcd), so that a client
 //! that writes through a follower can read its write there.
 //!
-//! A write that may have happened is not retried: a batch is handed over again only when openraft
-//! says that it never entered the log.
+//! A write that may have happened is not retried. A batch is handed over for one term only, so it
+//! can enter the log in that term or never. It is handed over again only when it is known not to
+//! have entered: openraft or the leader said so, or this member has applied an entry of a later
+//! term without having met it (no entry of an older term can follow, Raft §5.3).
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -132,13 +134,15 @@ pub(crate) enum Leader {
     Unknown,
 }
 
-/// How an append ended that was not applied.
+/// What became of a forwarded batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Failure {
-    /// The batch never entered the log: it may be handed over again.
+pub(crate) enum Forwarded {
+    /// The leader has it, or nobody can tell: apply will show, or the next term's first entry.
+    Handed,
+    /// It is not in the log and will not be.
     NotAppended,
-    /// The batch was in the log and may still be committed by another leader.
-    Unknown,
+    /// The leader has too much to apply already; the batch is not in the log.
+    Overloaded,
 }
 
 /// What the driver needs of the rest of the room.
@@ -146,20 +150,21 @@ pub(crate) trait Appender: Send + Sync + 'static {
     fn leader(&self) -> Leader;
     /// Returns when the leader may have become another, or after a short while.
     fn leader_moved(&self) -> impl Future<Output = ()> + Send;
-    /// Appends to the local leader's log. `failed` runs if the batch will not be applied through
-    /// this append, and says whether it is known not to be in the log.
+    /// Appends to the log of the local leader of `term`, and of no later one. `not_appended` runs if
+    /// the batch never entered the log.
     fn append(
         &self,
+        term: Term,
         batch: Bytes,
-        failed: Box<dyn FnOnce(Failure) + Send>,
+        not_appended: Box<dyn FnOnce() + Send>,
     ) -> impl Future<Output = Result<(), Unavailable>> + Send;
-    /// Hands a batch to another member; the answer is the term it was appended in. The error
-    /// [`Unavailable::NotLeader`] means that the batch is not in the log.
+    /// Hands a batch to the leader of `term`, which appends it in that term or not at all.
     fn forward(
         &self,
         to: MemberId,
+        term: Term,
         batch: Bytes,
-    ) -> impl Future<Output = Result<Term, Unavailable>> + Send;
+    ) -> impl Future<Output = Forwarded> + Send;
 }
 
 /// Drains the queue until it is closed. While there is no leader the batch waits, and whoever stops
@@ -183,15 +188,12 @@ pub(crate) async fn drive<A: Appender>(
             Leader::Here { term } => {
                 let payload = BatchCodec::encode(&batch);
                 mailboxes.mark_proposed(seqs.iter().copied(), term);
-                let (queue, boxes, failed) = (queue.clone(), mailboxes.clone(), seqs.clone());
-                let on_failure = Box::new(move |failure| match failure {
-                    Failure::NotAppended => {
-                        boxes.mark_queued(failed);
-                        queue.put_back(batch);
-                    }
-                    Failure::Unknown => fail(&boxes, &failed, Unavailable::LeaderChanged),
+                let (queue, boxes, returned) = (queue.clone(), mailboxes.clone(), seqs.clone());
+                let not_appended = Box::new(move || {
+                    boxes.mark_queued(returned);
+                    queue.put_back(batch);
                 });
-                if let Err(reason) = appender.append(payload, on_failure).await {
+                if let Err(reason) = appender.append(term, payload, not_appended).await {
                     fail(&mailboxes, &seqs, reason);
                 }
             }
@@ -201,13 +203,13 @@ pub(crate) async fn drive<A: Appender>(
                 let (queue, appender, boxes) = (queue.clone(), appender.clone(), mailboxes.clone());
                 // Forwards overlap: a slow leader must not hold up what is queued behind.
                 crate::runtime::spawn(async move {
-                    match appender.forward(member, payload).await {
-                        Ok(appended_in) => boxes.mark_proposed(seqs, appended_in),
-                        Err(Unavailable::NotLeader) => {
+                    match appender.forward(member, term, payload).await {
+                        Forwarded::Handed => {}
+                        Forwarded::NotAppended => {
                             boxes.mark_queued(seqs);
                             queue.put_back(batch);
                         }
-                        Err(reason) => fail(&boxes, &seqs, reason),
+                        Forwarded::Overloaded => fail(&boxes, &seqs, Unavailable::TooManyRequests),
                     }
                 });
             }

@@ -87,6 +87,11 @@ pub(crate) type SnapshotMeta = openraft::storage::SnapshotMeta<CommittedLeaderId
 
 /// openraft numbers entries from 0, etcd and the log on disk from 1 with 0 for "none": the only place
 /// where the two meet is the three functions below.
+/// The identity that openraft gives the leader of a term.
+pub(crate) fn committed_leader(term: Term) -> CommittedLeaderId {
+    CommittedLeaderId::new(term.0)
+}
+
 pub(crate) fn log_id(term: Term, index: LogIndex) -> LogId {
     assert!(index.0 > 0, "index 0 names no entry");
     LogId::new(CommittedLeaderId::new(term.0), index.0 - 1)

@@ -120,7 +120,7 @@ impl StateMachine {
             self.audience.mailboxes.post(answers);
         }
         if term_of(&id) > previous_term {
-            self.audience.mailboxes.end_older_than(term_of(&id), Unavailable::LeaderChanged);
+            self.audience.mailboxes.end_older_than(term_of(&id));
         }
         Ok(())
     }

@@ -10,6 +10,10 @@ pub enum Unavailable {
     /// There is no leader to propose to; nothing was proposed.
     #[error("no leader")]
     NoLeader,
+    /// The leader that the proposal was handed to is gone, and it is certain that the proposal was
+    /// not and will not be applied. Requests meet this inside the room only: they are proposed again.
+    #[error("not applied")]
+    NotApplied,
     /// Leadership moved while the request was under way; a write may have happened.
     #[error("leader changed")]
     LeaderChanged,
