@@ -80,8 +80,10 @@ pub struct Connection {
     streams: VecDeque<Option<Stream>>,
     first_stream: u32,
     open_streams: usize,
-    /// Paths that the peer's header table has, in the order in which they were added.
-    paths: Vec<&'static str>,
+    /// Paths that the peer's header table has, each with the number of its entry.
+    paths: Vec<(&'static str, u32)>,
+    /// The number of the first of the entries that all calls share.
+    common: Option<u32>,
     /// Entries that we have added to the peer's header table.
     indexed: u32,
     send_window: i64,
@@ -126,6 +128,7 @@ impl Connection {
             first_stream: 1,
             open_streams: 0,
             paths: Vec::new(),
+            common: None,
             indexed: 0,
             send_window: DEFAULT_WINDOW,
             initial_send_window: DEFAULT_WINDOW,
@@ -243,34 +246,33 @@ impl Connection {
     }
 
     /// The static entries are POST (3) and http (6); the names are those of static entries 1, 4,
-    /// 31 and 58. Our own entries follow at 62, the newest first (RFC 7541, section 2.3.3).
+    /// 31 and 58. Our own entries follow at 62, the newest first (RFC 7541, section 2.3.3). Those
+    /// that begin with a colon come before the others (RFC 9113, section 8.3).
     fn request_headers(&mut self, path: &'static str) {
-        let out = &mut self.output;
-        out.extend_from_slice(&[0x83, 0x86]);
-        if self.indexed == 0 {
-            literal(out, 1, self.authority.as_bytes());
-            literal(out, 31, b"application/grpc");
-            literal(out, 58, b"keelson-bench");
-            out.push(0x40);
-            string(out, b"te");
-            string(out, b"trailers");
-            self.indexed = COMMON_ENTRIES;
-        } else {
-            for entry in 0..COMMON_ENTRIES {
-                indexed(out, 62 + self.indexed - 1 - entry);
-            }
-        }
-        match self.paths.iter().position(|known| *known == path) {
-            Some(position) => {
-                let entry = COMMON_ENTRIES + position as u32;
-                indexed(out, 62 + self.indexed - 1 - entry);
-            }
+        self.output.extend_from_slice(&[0x83, 0x86]);
+        match self.paths.iter().find(|(known, _)| *known == path) {
+            Some((_, entry)) => indexed(&mut self.output, self.indexed - entry),
             None => {
-                literal(out, 4, path.as_bytes());
-                self.paths.push(path);
+                literal(&mut self.output, 4, path.as_bytes());
+                self.paths.push((path, self.indexed));
                 self.indexed += 1;
             }
         }
+        if let Some(first) = self.common {
+            for entry in first..first + COMMON_ENTRIES {
+                indexed(&mut self.output, self.indexed - entry);
+            }
+            return;
+        }
+        let out = &mut self.output;
+        literal(out, 1, self.authority.as_bytes());
+        literal(out, 31, b"application/grpc");
+        literal(out, 58, b"keelson-bench");
+        out.push(0x40);
+        string(out, b"te");
+        string(out, b"trailers");
+        self.common = Some(self.indexed);
+        self.indexed += COMMON_ENTRIES;
     }
 
     fn send(&mut self, stream: u32, message: &[u8], end: bool) {
@@ -498,7 +500,7 @@ impl Connection {
     }
 }
 
-/// Authority, content-type, user-agent and te.
+/// How many entries all calls share: authority, content-type, user-agent and te.
 const COMMON_ENTRIES: u32 = 4;
 
 fn frame_head(out: &mut Vec<u8>, length: usize, kind: u8, flags: u8, stream: u32) {
@@ -513,8 +515,9 @@ fn literal(out: &mut Vec<u8>, name: u8, value: &[u8]) {
     string(out, value);
 }
 
-fn indexed(out: &mut Vec<u8>, entry: u32) {
-    let entry = u8::try_from(entry).ok().filter(|entry| *entry < 0x7f);
+/// A field that the peer remembers; the one added last has the age 1.
+fn indexed(out: &mut Vec<u8>, age: u32) {
+    let entry = u8::try_from(61 + age).ok().filter(|entry| *entry < 0x7f);
     out.push(0x80 | entry.expect("a handful of paths fits into one byte"));
 }
 
