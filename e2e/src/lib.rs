@@ -5,6 +5,8 @@
 //! absent: anything that looks inside our processes; what a user cannot see is tested in the room
 //! that owns it.
 
+pub mod bench;
+pub mod history;
 pub mod image;
 pub mod kubernetes;
 pub mod peers;

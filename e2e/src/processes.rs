@@ -90,9 +90,14 @@ pub struct Member {
 impl Cluster {
     /// Starts a new cluster and waits until every member is healthy.
     pub fn start(options: &ServerOptions) -> Result<Cluster> {
+        Cluster::start_below(options, &std::env::temp_dir())
+    }
+
+    /// The same with the data below a directory, for who cares on which disk it lies.
+    pub fn start_below(options: &ServerOptions, parent: &Path) -> Result<Cluster> {
         let mut attempt = 1;
         loop {
-            match Cluster::try_start(options) {
+            match Cluster::try_start(options, parent) {
                 // Between choosing a port and binding it another process can take it.
                 Err(error)
                     if attempt < PORT_ATTEMPTS
@@ -105,8 +110,9 @@ impl Cluster {
         }
     }
 
-    fn try_start(options: &ServerOptions) -> Result<Cluster> {
-        let directory = tempfile::tempdir().context("create a directory for the cluster")?;
+    fn try_start(options: &ServerOptions, parent: &Path) -> Result<Cluster> {
+        let directory =
+            tempfile::tempdir_in(parent).context("create a directory for the cluster")?;
         let ports = free_ports(options.members * 3)?;
         let mut members: Vec<Member> = ports
             .chunks_exact(3)
@@ -195,8 +201,16 @@ impl Member {
     /// Starts the process again on the same ports and data and waits until it is healthy.
     pub fn restart(&mut self) -> Result<()> {
         self.stop()?;
-        self.spawn()?;
+        self.launch()?;
         self.wait_until_healthy()
+    }
+
+    /// Starts the ended process again on the same ports and data, without waiting.
+    pub fn launch(&mut self) -> Result<()> {
+        if self.child.is_some() {
+            bail!("{} runs already", self.name);
+        }
+        self.spawn()
     }
 
     fn command_line(&self, options: &ServerOptions, initial_cluster: &str) -> Vec<String> {
@@ -246,7 +260,8 @@ impl Member {
         Ok(())
     }
 
-    fn wait_until_healthy(&mut self) -> Result<()> {
+    /// Waits until a launched process is healthy.
+    pub fn wait_until_healthy(&mut self) -> Result<()> {
         let deadline = Instant::now() + START_TIMEOUT;
         loop {
             if self.is_healthy() {

@@ -4,6 +4,7 @@
 //! Each command is a list of steps in its own file; `progress` shows them, `workspace` knows where
 //! things are, `prerequisites` installs what is missing. The cluster itself is `e2e::kubernetes`.
 
+mod bench;
 mod image;
 mod local;
 mod operator;
@@ -47,6 +48,8 @@ enum Task {
     Sim(sim::Options),
     /// Builds the container image (OCI layout, tarball and root file system).
     Image(image::Options),
+    /// Measures our server and Go etcd side by side.
+    Bench(bench::Options),
     /// How a local Kubernetes starts its processes; not for people.
     #[command(hide = true, subcommand)]
     Internal(Internal),
@@ -97,6 +100,7 @@ fn run(task: Task, progress: &Progress) -> Result<bool> {
         Task::Down(options) => up::down(&workspace, progress, &options).map(|()| true),
         Task::Sim(options) => sim::run(&workspace, &options),
         Task::Image(options) => image::build(&workspace, progress, &options).map(|_| true),
+        Task::Bench(options) => bench::run(&workspace, progress, &options),
         Task::Internal(_) => unreachable!("handled above"),
     }
 }

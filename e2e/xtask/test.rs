@@ -47,6 +47,8 @@ enum Group {
     Unit,
     /// Real processes: crashes, pauses, faults.
     Process,
+    /// Linearizability of real processes that are killed and paused.
+    Chaos,
     /// Differential tests against Go etcd.
     Differential,
     /// The image and the Dockerfile.
@@ -145,7 +147,7 @@ impl Tests<'_> {
                 let line = ["test", "--package", "e2e", "--lib", "--bins"];
                 summary.step("unit e2e", self.cargo_test("unit e2e", &line));
             }
-            Group::Process | Group::Differential => {
+            Group::Process | Group::Chaos | Group::Differential => {
                 let name = name_of(group);
                 summary.step(&name, self.test_files(&name, group));
             }
@@ -304,6 +306,7 @@ impl Tests<'_> {
 fn group_of(test_file: &str) -> Group {
     match test_file {
         "wire" => Group::Differential,
+        "chaos" => Group::Chaos,
         name if name.starts_with("differential") => Group::Differential,
         name if name.starts_with("kubernetes") => Group::Kubernetes,
         _ => Group::Process,
@@ -342,5 +345,6 @@ mod tests {
         assert_eq!(group_of("wire"), Group::Differential);
         assert_eq!(group_of("kubernetes_operator"), Group::Kubernetes);
         assert_eq!(group_of("scenarios"), Group::Process);
+        assert_eq!(group_of("chaos"), Group::Chaos);
     }
 }
