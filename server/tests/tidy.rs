@@ -23,7 +23,10 @@ const ROOMS: [(&str, &[&str]); 17] = [
     ("sim", &["replica", "machine", "disk", "watch", "types", "proto"]),
     ("client", &["proto", "types"]),
     ("etcdctl", &["client", "proto", "types"]),
-    ("etcdutl", &["bbolt", "proto", "types"]),
+    (
+        "etcdutl",
+        &["bbolt", "disk", "machine", "mvcc", "proto", "replica", "revlog", "server", "types"],
+    ),
     ("proto", &[]),
     (
         "server",
