@@ -290,10 +290,12 @@ async fn restored_members_elect_a_leader_and_go_on_from_the_restored_state() {
             let Outcome::Put(response) = outcome else { panic!("{outcome:?}") };
             assert_eq!(response.header.unwrap().revision, revision);
         }
-        for replica in replicas {
+        for replica in &replicas {
             replica.handle().read_index().await.unwrap();
-            assert_eq!(get(&replica, "k").unwrap(), b"v");
+            assert_eq!(get(replica, "k").unwrap(), b"v");
             assert_eq!(replica.handle().views().members().len(), 3);
+        }
+        for replica in replicas {
             replica.shutdown().await;
         }
     }

@@ -48,7 +48,7 @@ impl EventSink for Nobody {
 }
 
 /// Starts the member as the server does, and waits until it leads.
-pub async fn start(data_dir: &Path, restored: &Restored) -> Replica {
+pub(crate) async fn start(data_dir: &Path, restored: &Restored) -> Replica {
     let disk: Arc<dyn Disk> = Arc::new(OsDisk::new());
     let engine_disk = disk.clone();
     let node = |urls: &[String]| Node { peer_urls: urls.to_vec(), voter_intent: true };
