@@ -6,7 +6,7 @@
 //! cluster is refused by name.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -107,12 +107,7 @@ impl Identity {
         };
         identity.check_expected(config)?;
         if !disk.exists(&path).map_err(at)? {
-            let stored = Stored {
-                member_id: identity.member.to_string(),
-                cluster_id: identity.cluster.to_string(),
-            };
-            let bytes = serde_json::to_vec(&stored).map_err(io::Error::other).map_err(at)?;
-            disk::write_file_atomically(disk, &identity.directory, FILE, &bytes).map_err(at)?;
+            write(disk, &identity.directory, identity.member, identity.cluster).map_err(at)?;
         }
         Ok(identity)
     }
@@ -135,6 +130,18 @@ impl Identity {
             }),
         }
     }
+}
+
+/// Writes the identity into the directory of a member, `member/` of the data directory.
+pub fn write(
+    disk: &dyn Disk,
+    directory: &Path,
+    member: MemberId,
+    cluster: ClusterId,
+) -> io::Result<()> {
+    let stored = Stored { member_id: member.to_string(), cluster_id: cluster.to_string() };
+    let bytes = serde_json::to_vec(&stored).map_err(io::Error::other)?;
+    disk::write_file_atomically(disk, directory, FILE, &bytes)
 }
 
 fn parse(bytes: &[u8]) -> Result<(MemberId, ClusterId), String> {

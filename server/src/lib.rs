@@ -12,7 +12,7 @@ pub mod cli;
 pub mod config;
 mod dial;
 pub mod gates;
-mod identity;
+pub mod identity;
 pub mod ids;
 mod leases;
 pub mod listen;

@@ -2,10 +2,12 @@
 //!
 //! Snapshot files are etcd's own format on both sides, so they are read the same whether Go etcd or
 //! Keelson wrote them: [`snapshot_file`] opens one and checks its digest, [`schema`] gives its
-//! content meaning, [`status`] sums it up. [`print`](mod@print) writes what Go's `etcdutl` 3.7
-//! writes, byte for byte, in each of its formats.
+//! content meaning, [`status`] sums it up, [`restore`] makes a data directory of it, from which
+//! Keelson's server starts. [`print`](mod@print) writes what Go's `etcdutl` 3.7 writes, byte for byte,
+//! in each of its formats.
 
 pub mod print;
+pub mod restore;
 pub mod schema;
 pub mod snapshot_file;
 pub mod status;

@@ -15,7 +15,7 @@
 //!   stops.
 //! - To disk and to other members: [`ImageJob`] writes the state except the values, [`SnapshotJob`]
 //!   the state with them; both pin a moment and run beside apply. [`Machine::restore`] and
-//!   [`Machine::install`] bring them back.
+//!   [`Machine::install`] bring them back; [`Machine::import`] makes a state of a backup's parts.
 //!
 //! # Invariants
 //! - Apply is a pure function of (state, entry). Lease ids, member ids and times are chosen before
@@ -39,6 +39,7 @@ mod digest;
 mod entry;
 mod frames;
 mod image;
+mod import;
 mod keys;
 mod leases;
 mod machine;
@@ -57,6 +58,7 @@ pub use digest::Digest;
 pub use entry::{AppliedEntry, AppliedPayload};
 pub use frames::FrameError;
 pub use image::{ImageJob, RestoreError, WriteError};
+pub use import::{ImportError, ImportedLease};
 pub use machine::{Answers, Compactor, Machine, SweepStep};
 pub use outcome::{Applied, Fatal, FollowUp, LeaseChange, Outcome, Refusal};
 pub use snapshot::SnapshotJob;

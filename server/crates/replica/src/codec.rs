@@ -184,6 +184,23 @@ pub(crate) fn membership_from_message(
         .map_err(|_| malformed("Membership", "a configuration names a voter without a node"))
 }
 
+/// The membership of a state that no log led to.
+pub(crate) fn membership_from_entry(entry: &MembershipEntry) -> Result<Membership, Malformed> {
+    let voters = entry
+        .voters
+        .iter()
+        .map(|voters| peerpb::Config { voters: voters.iter().map(|member| member.0).collect() });
+    let nodes = entry.nodes.iter().map(|node| peerpb::Node {
+        id: node.id.0,
+        peer_urls: node.peer_urls.clone(),
+        voter_intent: node.voter_intent,
+    });
+    membership_from_message(peerpb::Membership {
+        configs: voters.collect(),
+        nodes: nodes.collect(),
+    })
+}
+
 pub(crate) fn stored_membership_message(stored: &StoredMembership) -> peerpb::StoredMembership {
     peerpb::StoredMembership {
         log_id: stored.log_id().as_ref().map(log_id_message),

@@ -26,6 +26,7 @@ mod completion;
 mod handle;
 mod images;
 mod inbound;
+mod initial_state;
 mod limits;
 mod log_store;
 mod log_writer;
@@ -47,6 +48,7 @@ mod watermark;
 
 pub use handle::{Handle, Rules};
 pub use inbound::Inbound;
+pub use initial_state::{initial_records_directory, write_initial_state};
 pub use log_writer::LogWriterPlacement;
 pub use membership::{MembershipChange, MembershipRefusal};
 pub use metrics::LogMetrics;

@@ -216,7 +216,7 @@ impl Store {
     }
 }
 
-fn store_path(directory: &Path, epoch: u64) -> PathBuf {
+pub(crate) fn store_path(directory: &Path, epoch: u64) -> PathBuf {
     directory.join("store").join(epoch.to_string())
 }
 

@@ -248,3 +248,57 @@ async fn three_members_agree_and_a_fourth_joins_by_snapshot() {
         replica.shutdown().await;
     }
 }
+
+/// What a restore leaves: the same state on every member, an image and no log.
+fn write_restored(id: u64, disk: &Arc<SimDisk>) {
+    let disk: Arc<dyn Disk> = disk.clone();
+    let directory = Path::new("member");
+    let store = replica::initial_records_directory(directory);
+    disk.create_dir_all(&store).unwrap();
+    let log = revlog::RevLog::open(disk.clone(), &store, revlog::RevLogOptions::default());
+    let records: Arc<dyn revlog::RevStore> = Arc::new(log.unwrap());
+    let nodes = [1, 2, 3].map(|id| {
+        let (id, node) = node(id);
+        machine::MembershipNode { id, peer_urls: node.peer_urls, voter_intent: true }
+    });
+    let position = machine::LogPosition { term: types::Term(1), index: types::LogIndex(3) };
+    let mut tables = machine::Tables::new(CLUSTER);
+    tables.applied = Some(position);
+    let voters = vec![nodes.iter().map(|node| node.id).collect()];
+    let entry = machine::MembershipEntry { nodes: nodes.to_vec(), voters };
+    tables.membership.apply(position, &entry);
+    let (revision, compact_revision) = (types::Revision(40), types::Revision(40));
+    let meta = mvcc::StoreMeta { revision, compact_revision };
+    let machine = machine::Machine::import(records, meta, [], tables).unwrap();
+    replica::write_initial_state(disk, directory, CLUSTER, MemberId(id), &machine).unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn restored_members_elect_a_leader_and_go_on_from_the_restored_state() {
+    let wires = Wires::default();
+    let disks = [1, 2, 3].map(|id| Arc::new(SimDisk::new(id)));
+    for (id, disk) in (1..).zip(&disks) {
+        write_restored(id, disk);
+    }
+    for round in 0..2 {
+        let mut replicas = Vec::new();
+        for (id, disk) in (1..).zip(&disks) {
+            let members = [node(1), node(2), node(3)].into();
+            replicas.push(start(id, disk, &wires, Bootstrap::New(members)).await);
+        }
+        leader(&replicas.iter().collect::<Vec<_>>()).await;
+        for (replica, revision) in replicas.iter().zip(41 + 3 * round..) {
+            let outcome = replica.handle().propose(put("k", "v")).await.unwrap();
+            let Outcome::Put(response) = outcome else { panic!("{outcome:?}") };
+            assert_eq!(response.header.unwrap().revision, revision);
+        }
+        for replica in &replicas {
+            replica.handle().read_index().await.unwrap();
+            assert_eq!(get(replica, "k").unwrap(), b"v");
+            assert_eq!(replica.handle().views().members().len(), 3);
+        }
+        for replica in replicas {
+            replica.shutdown().await;
+        }
+    }
+}

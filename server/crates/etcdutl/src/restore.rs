@@ -1,0 +1,351 @@
+//! `snapshot restore`: a data directory from a snapshot.
+//!
+//! Keys with their revisions, leases and alarms come from the snapshot; members and identities are
+//! those of the cluster that the flags describe, with the ids that etcd computes. Every member of the
+//! new cluster is restored from the same file.
+//!
+//! ```text
+//! <data-dir>/member.restoring/        while it is built; nothing reads it
+//!     store/0/                        the records
+//!     image/<index>.image             everything else, over them
+//!     identity.json                   which member of which cluster
+//! <data-dir>/member/                  the same after one rename, when all of it is durable
+//! ```
+//!
+//! It is built inside the data directory and not beside it, because the data directory may be the
+//! root of a file system of its own and nothing can be renamed into or onto that.
+//!
+//! Invariant: whatever goes wrong, also power, `member/` is absent or whole. An error removes what
+//! was built; the remains of a crash are removed by the next restore into the same directory.
+//!
+//! Two things differ from Go's etcdutl, knowingly. With `--bump-revision` Go adds a row without key at
+//! the new revision, which no client can read but which HashKV covers; here the revision is part of
+//! the positions and there is no such row. And a snapshot of a cluster with authentication is refused
+//! unless [`Restore::drop_auth`] says that its users may go: the server does not have them yet, and an
+//! open cluster must never come of a guarded one by surprise.
+
+mod fill;
+mod staging;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bbolt::{Bbolt, ReadError};
+use disk::Disk;
+use machine::{
+    Alarm, AlarmKind, ClusterVersion, Downgrade, ImportError, ImportedLease, LogPosition, Machine,
+    MembershipEntry, MembershipNode, Tables,
+};
+use mvcc::StoreMeta;
+use revlog::{RevLog, RevLogOptions, RevStore, RevStoreError};
+use serde::Deserialize;
+use server::config::{ConfigError, InitialCluster};
+use server::ids::{Founding, FoundingMember};
+use server::urls::{Url, UrlError};
+use types::{LogIndex, MemberId, RecordRevision, Revision, Term};
+
+use crate::schema::{Backend, SchemaError};
+use crate::snapshot_file::{Content, SnapshotError, SnapshotFile};
+use staging::Staging;
+
+/// The newest storage version that is understood.
+const STORAGE_VERSION: ClusterVersion = ClusterVersion { major: 3, minor: 7, patch: 0 };
+
+/// etcd's compact revision of a store that was never compacted.
+const NEVER_COMPACTED: Revision = Revision(-1);
+
+/// The term of the entries that the restored state stands for, as in etcd.
+const FIRST_TERM: Term = Term(1);
+
+/// What to restore, and as whom.
+#[derive(Clone, Debug)]
+pub struct Restore {
+    /// The snapshot file.
+    pub snapshot: PathBuf,
+    /// This member's name.
+    pub name: String,
+    /// Where its data go; absent or empty.
+    pub data_dir: PathBuf,
+    /// A directory of its own for the log; absent.
+    pub wal_dir: Option<PathBuf>,
+    /// `name=url,..` of all members of the new cluster.
+    pub initial_cluster: String,
+    /// Makes the ids of this cluster different from those of others with the same URLs.
+    pub initial_cluster_token: String,
+    /// This member's peer URLs, with commas between.
+    pub advertise_peer_urls: String,
+    /// Do not compare the digest, nor require one.
+    pub skip_hash_check: bool,
+    /// How far beyond the snapshot's revision the store begins, with everything before compacted;
+    /// 0 for at the snapshot's revision with its history.
+    pub bump_revision: u64,
+    /// Restore without the users and roles of the snapshot.
+    pub drop_auth: bool,
+}
+
+/// Why nothing was restored.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    #[error(transparent)]
+    Url(#[from] UrlError),
+    #[error(transparent)]
+    Cluster(#[from] ConfigError),
+    #[error("data-dir {0:?} not empty or could not be read")]
+    DataDir(PathBuf),
+    #[error("data-dir {0:?} is in use by another process")]
+    Busy(PathBuf),
+    #[error("wal-dir {0:?} exists")]
+    WalDir(PathBuf),
+    /// The words of Go's `os.Open`.
+    #[error("open {path}: no such file or directory")]
+    Missing { path: String },
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    #[error("snapshot {path} is damaged: {source}")]
+    Damaged { path: String, source: ReadError },
+    #[error("snapshot {path}: it has no bucket \"meta\": it is no backend of etcd")]
+    NoBackend { path: String },
+    #[error("snapshot {path} is damaged: {source}")]
+    Content { path: String, source: SchemaError },
+    #[error("snapshot {path} is damaged: row {revision} of bucket \"key\": {detail}")]
+    Row { path: String, revision: RecordRevision, detail: &'static str },
+    #[error("snapshot {path} is damaged: {source}")]
+    State { path: String, source: ImportError },
+    #[error("snapshot {path} is damaged: bucket \"cluster\": {what} cannot be read: {detail}")]
+    ClusterRow { path: String, what: &'static str, detail: String },
+    #[error(
+        "snapshot {path} has storage version {found}, which is newer than {STORAGE_VERSION}: use the \
+         etcdutl of that version"
+    )]
+    TooNew { path: String, found: ClusterVersion },
+    #[error(
+        "snapshot {path} was taken with authentication enabled ({users} users, {roles} roles), which \
+         this server cannot keep: the restored cluster would be open to everyone who reaches it. \
+         Restore with --drop-auth if that is wanted"
+    )]
+    Auth { path: String, users: usize, roles: usize },
+    #[error("bumping revision {latest} by {amount} leaves no revisions to write at")]
+    Bump { latest: i64, amount: u64 },
+    #[error(transparent)]
+    Store(#[from] RevStoreError),
+    #[error("write {path}: {source}")]
+    Write { path: String, source: io::Error },
+}
+
+/// What was restored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Restored {
+    pub founding: Founding,
+    pub member: MemberId,
+    pub revision: Revision,
+    pub compact_revision: Revision,
+    /// Users and roles that were left out.
+    pub dropped_auth: bool,
+}
+
+/// Restores.
+///
+/// # Errors
+/// In Go's order: the flags, the directories, the file, its content. The data directory is as it was.
+pub fn restore(disk: &Arc<dyn Disk>, order: &Restore) -> Result<Restored, RestoreError> {
+    let founding = founding(order)?;
+    let own = founding.member(&order.name).expect("the check of the initial cluster found it").id;
+    staging::check_directories(disk, order)?;
+    let source = Source::open(&**disk, order)?;
+    let mut staging = Staging::begin(Arc::clone(disk), &order.data_dir)?;
+    let directory = staging.path().to_owned();
+    let at = |source| RestoreError::Write { path: directory.display().to_string(), source };
+
+    let store = replica::initial_records_directory(&directory);
+    disk.create_dir_all(&store).map_err(at)?;
+    let records = RevLog::open(Arc::clone(disk), &store, RevLogOptions::default())?;
+    let records: Arc<dyn RevStore> = Arc::new(records);
+    let newest = source.fill(&*records)?;
+    let meta = source.positions(newest, order.bump_revision)?;
+    let tables = source.tables(&founding)?;
+    let leases = source.leases()?;
+    let machine = Machine::import(Arc::clone(&records), meta, leases, tables)
+        .map_err(|error| RestoreError::State { path: source.path.clone(), source: error })?;
+    replica::write_initial_state(Arc::clone(disk), &directory, founding.cluster_id, own, &machine)
+        .map_err(at)?;
+    records.flush(machine.views().applied_index())?;
+    drop((machine, records));
+    server::identity::write(&**disk, &directory, own, founding.cluster_id).map_err(at)?;
+    staging.publish(order.wal_dir.as_deref()).map_err(at)?;
+    Ok(Restored {
+        founding,
+        member: own,
+        revision: meta.revision,
+        compact_revision: meta.compact_revision,
+        dropped_auth: source.has_auth,
+    })
+}
+
+/// The new cluster, checked as etcd checks it.
+fn founding(order: &Restore) -> Result<Founding, RestoreError> {
+    let advertised: Result<Vec<Url>, UrlError> =
+        order.advertise_peer_urls.split(',').map(|url| url.trim().parse()).collect();
+    let mut advertised = advertised?;
+    advertised.sort();
+    let initial = InitialCluster::parse(&order.initial_cluster)?;
+    initial.check_founding(&order.name, &advertised)?;
+    Ok(Founding::compute(&initial, &order.initial_cluster_token))
+}
+
+/// A snapshot that is intact as a file.
+struct Source {
+    path: String,
+    file: Bbolt<Content>,
+    has_auth: bool,
+}
+
+#[derive(Deserialize)]
+struct DowngradeJson {
+    #[serde(default, rename = "target-version")]
+    target_version: String,
+    #[serde(default)]
+    enabled: bool,
+}
+
+impl Source {
+    fn open(disk: &dyn Disk, order: &Restore) -> Result<Self, RestoreError> {
+        let path = order.snapshot.display().to_string();
+        let file = SnapshotFile::open(disk, &order.snapshot).map_err(|error| match error {
+            SnapshotError::Missing { path } => RestoreError::Missing { path },
+            other => other.into(),
+        })?;
+        if !order.skip_hash_check {
+            file.verify_digest()?;
+        }
+        let damaged = |source| RestoreError::Damaged { path: path.clone(), source };
+        let file = match file.bbolt() {
+            Err(SnapshotError::Bbolt(source)) => return Err(damaged(source)),
+            other => other?,
+        };
+        file.check().map_err(damaged)?;
+        if file.bucket(b"meta").map_err(damaged)?.is_none() {
+            return Err(RestoreError::NoBackend { path });
+        }
+        let mut source = Self { path, file, has_auth: false };
+        source.check_version()?;
+        source.check_auth(order.drop_auth)?;
+        Ok(source)
+    }
+
+    fn backend(&self) -> Backend<'_, Content> {
+        Backend::new(&self.file)
+    }
+
+    fn content(&self) -> impl Fn(SchemaError) -> RestoreError + use<'_> {
+        |source| RestoreError::Content { path: self.path.clone(), source }
+    }
+
+    /// A file of a server before 3.6 names no version.
+    fn check_version(&self) -> Result<(), RestoreError> {
+        let meta = self.backend().meta().map_err(self.content())?;
+        let version = meta.storage_version.and_then(|text| text.parse::<ClusterVersion>().ok());
+        let minor = |version: &ClusterVersion| (version.major, version.minor);
+        match version.filter(|version| minor(version) > minor(&STORAGE_VERSION)) {
+            Some(found) => Err(RestoreError::TooNew { path: self.path.clone(), found }),
+            None => Ok(()),
+        }
+    }
+
+    fn check_auth(&mut self, drop_auth: bool) -> Result<(), RestoreError> {
+        let auth = self.backend().auth().map_err(self.content())?;
+        if auth.enabled && !drop_auth {
+            let (users, roles) = (auth.users.len(), auth.roles.len());
+            return Err(RestoreError::Auth { path: self.path.clone(), users, roles });
+        }
+        self.has_auth = auth.enabled || !auth.users.is_empty() || !auth.roles.is_empty();
+        Ok(())
+    }
+
+    /// Where the store stands. A bump counts from the newest row, as in Go, and makes everything
+    /// before it unreadable, so that watchers of the old cluster notice.
+    fn positions(
+        &self,
+        newest: Option<RecordRevision>,
+        bump: u64,
+    ) -> Result<StoreMeta, RestoreError> {
+        let meta = self.backend().meta().map_err(self.content())?;
+        let mut revision = meta.store_revision(newest);
+        let mut compact_revision = meta.compact_revision().unwrap_or(NEVER_COMPACTED);
+        if bump > 0 {
+            let latest = newest.map_or(0, |newest| newest.main);
+            let bumped = i64::try_from(bump).ok().and_then(|bump| latest.checked_add(bump));
+            let bumped = bumped.ok_or(RestoreError::Bump { latest, amount: bump })?;
+            revision = revision.max(Revision(bumped));
+            compact_revision = revision;
+        }
+        // The next write needs a revision, and so does the end of every range of revisions.
+        if revision.0 >= i64::MAX - 1 {
+            return Err(RestoreError::Bump { latest: revision.0, amount: bump });
+        }
+        Ok(StoreMeta { revision, compact_revision })
+    }
+
+    fn leases(&self) -> Result<Vec<ImportedLease>, RestoreError> {
+        let rows = self.backend().leases().map_err(self.content())?;
+        let lease = |row: crate::schema::LeaseRow| ImportedLease {
+            id: row.id,
+            granted_ttl: row.ttl_seconds,
+            remaining_ttl: row.remaining_seconds,
+        };
+        Ok(rows.into_iter().map(lease).collect())
+    }
+
+    /// Alarms and versions of the snapshot, members of the new cluster. It stands where a log of one
+    /// entry per member would have led, as etcd writes it.
+    fn tables(&self, founding: &Founding) -> Result<Tables, RestoreError> {
+        let mut tables = Tables::new(founding.cluster_id);
+        let index = LogIndex(founding.members.len() as u64);
+        let position = LogPosition { term: FIRST_TERM, index };
+        tables.applied = Some(position);
+        let node = |member: &FoundingMember| MembershipNode {
+            id: member.id,
+            peer_urls: member.peer_urls.clone(),
+            voter_intent: true,
+        };
+        let entry = MembershipEntry {
+            nodes: founding.members.iter().map(node).collect(),
+            voters: vec![founding.members.iter().map(|member| member.id).collect()],
+        };
+        tables.membership.apply(position, &entry);
+        for member in &founding.members {
+            let named = tables.membership.set_attributes(member.id, member.name.clone(), vec![]);
+            named.expect("the member was added just now");
+        }
+        for alarm in self.backend().alarms().map_err(self.content())? {
+            let (kind, member) = (AlarmKind(alarm.alarm), MemberId(alarm.member_id));
+            tables.alarms.activate(Alarm { kind, member });
+        }
+        self.versions(&mut tables)?;
+        Ok(tables)
+    }
+
+    fn versions(&self, tables: &mut Tables) -> Result<(), RestoreError> {
+        let membership = self.backend().membership().map_err(self.content())?;
+        let unreadable =
+            |what, detail| RestoreError::ClusterRow { path: self.path.clone(), what, detail };
+        if let Some(text) = membership.cluster_version {
+            let version = text.parse::<ClusterVersion>();
+            let version =
+                version.map_err(|error| unreadable("clusterVersion", error.to_string()))?;
+            tables.cluster_version = Some(version);
+        }
+        if let Some(json) = membership.downgrade {
+            let downgrade: DowngradeJson = serde_json::from_slice(&json)
+                .map_err(|error| unreadable("downgrade", error.to_string()))?;
+            let target = Some(downgrade.target_version).filter(|_| downgrade.enabled);
+            tables.downgrade = Downgrade { target_version: target };
+        }
+        Ok(())
+    }
+}
+
+/// The directory that is used when none is named.
+pub fn default_data_dir(name: &str) -> PathBuf {
+    Path::new(&format!("{name}.etcd")).to_owned()
+}
