@@ -1,1 +1,26 @@
+//! The edge of the server and its wiring: flags, listeners, TLS, gRPC and HTTP services, health,
+//! metrics, logs, and the chores that use the replica like any client.
+//!
+//! In: what users and clients send. Out: answers in etcd's words. This is the only room of the
+//! server that knows gRPC, HTTP and TLS, and the only place where an error becomes a code
+//! (`api::status`). State beyond connections does not live here.
 
+mod api;
+pub mod boot;
+pub mod chores;
+pub mod cli;
+pub mod config;
+mod dial;
+pub mod gates;
+mod identity;
+pub mod ids;
+mod leases;
+pub mod listen;
+mod member;
+pub mod ops;
+mod peer;
+pub mod program;
+mod snapshot_file;
+pub mod tls;
+pub mod urls;
+pub mod version;

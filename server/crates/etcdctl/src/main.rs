@@ -1,1 +1,45 @@
-fn main() {}
+//! `etcdctl`: the command line of etcd's v3 API, a drop-in for Go etcdctl 3.7.
+//!
+//! In: arguments, `ETCDCTL_*` variables, standard input. Out: text on standard output and error and
+//! an exit code, all as Go etcdctl's, because scripts read them; `e2e/scenarios` holds both to the
+//! same texts. Help texts have Go's shape and our words.
+//!
+//! A run is: [`command_line`] finds the command and reads its flags, the command's own file checks
+//! the arguments and makes the request, [`global`] makes the client, [`output`] prints the answer.
+//!
+//! Where we differ on purpose: what makes Go etcdctl panic (an unknown operator or a lease in a
+//! comparison of `txn`) is an error or works here; `ETCDCTL_COMMAND_TIMEOUT` counts for every
+//! command. Not here yet: the commands that [`commands`] lists as reserved, and discovery by DNS.
+
+mod alarm;
+mod command_line;
+mod commands;
+mod compaction;
+mod defrag;
+mod del;
+mod endpoint;
+mod exit;
+mod flags;
+mod get;
+mod global;
+mod go;
+mod help;
+mod lease;
+mod log;
+mod member;
+mod move_leader;
+mod output;
+mod put;
+mod snapshot;
+mod txn;
+mod version;
+mod watch;
+
+use std::env;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> =
+        env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
+    commands::run(arguments)
+}

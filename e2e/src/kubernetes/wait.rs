@@ -1,0 +1,24 @@
+//! Bounded waiting. Nothing in the harness waits without a limit, and a limit that is reached says
+//! what was waited for and what stood in the way last.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Asks until the answer is `Ok`; an `Err` means "not yet" and carries the reason.
+pub fn until<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Result<T>) -> Result<T> {
+    let deadline = Instant::now() + limit;
+    loop {
+        match ask() {
+            Ok(answer) => return Ok(answer),
+            Err(reason) if Instant::now() >= deadline => {
+                return Err(reason)
+                    .with_context(|| format!("{what}: not within {} s", limit.as_secs()));
+            }
+            Err(_) => thread::sleep(PAUSE),
+        }
+    }
+}

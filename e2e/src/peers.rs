@@ -1,0 +1,98 @@
+//! The programs that our own are compared with, and where our own are found.
+//!
+//! Go etcd, its tools and a dump of its API descriptors are pinned in `e2e/peers/etcd` and built
+//! with `go build`, which does nothing when they are up to date. They land in `peers/` below the
+//! workspace's target directory, or below `KEELSON_STATE` if that is set.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result, anyhow, bail};
+
+/// The programs of Go etcd.
+#[derive(Clone, Debug)]
+pub struct EtcdBinaries {
+    /// The server.
+    pub etcd: PathBuf,
+    /// The client.
+    pub etcdctl: PathBuf,
+    /// The offline tool.
+    pub etcdutl: PathBuf,
+    /// Writes the descriptors of the API as a serialized `FileDescriptorSet`.
+    pub descriptors: PathBuf,
+}
+
+/// Builds the programs of Go etcd if they are missing or out of date and tells where they are.
+pub fn etcd_binaries() -> Result<EtcdBinaries> {
+    // Several tests of one process ask at once; one build serves them all.
+    static BUILT: OnceLock<Result<EtcdBinaries, String>> = OnceLock::new();
+    BUILT
+        .get_or_init(|| build_etcd().map_err(|error| format!("{error:#}")))
+        .clone()
+        .map_err(|error| anyhow!(error))
+}
+
+fn build_etcd() -> Result<EtcdBinaries> {
+    let out = state_directory()?.join("bin");
+    fs::create_dir_all(&out).with_context(|| format!("create {}", out.display()))?;
+    let module = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/etcd");
+    let build = |name: &str, package: &str| -> Result<PathBuf> {
+        let path = out.join(name);
+        let status = Command::new("go")
+            .current_dir(&module)
+            .env("CGO_ENABLED", "0")
+            .args(["build", "-trimpath", "-o"])
+            .arg(&path)
+            .arg(package)
+            .status()
+            .context("run `go build`: install Go 1.26 or newer")?;
+        if !status.success() {
+            bail!("`go build {package}` in {} failed: {status}", module.display());
+        }
+        Ok(path)
+    };
+    Ok(EtcdBinaries {
+        etcd: build("etcd", "go.etcd.io/etcd/server/v3")?,
+        etcdctl: build("etcdctl", "go.etcd.io/etcd/etcdctl/v3")?,
+        etcdutl: build("etcdutl", "go.etcd.io/etcd/etcdutl/v3")?,
+        descriptors: build("descriptors", "./descriptors")?,
+    })
+}
+
+/// Builds the package of this workspace that has the binary `name` and tells where the binary is.
+pub fn our_binary(package: &str, name: &str) -> Result<PathBuf> {
+    let profile = profile_directory()?;
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(["build", "--quiet", "--package", package, "--bin", name]);
+    if profile.ends_with("release") {
+        command.arg("--release");
+    }
+    let status = command.status().context("run `cargo build`")?;
+    if !status.success() {
+        bail!("`cargo build --package {package}` failed: {status}");
+    }
+    Ok(profile.join(name))
+}
+
+fn state_directory() -> Result<PathBuf> {
+    match env::var_os("KEELSON_STATE") {
+        Some(state) => Ok(PathBuf::from(state)),
+        None => {
+            let profile = profile_directory()?;
+            let target = profile.parent().context("the profile directory has a parent")?;
+            Ok(target.join("peers"))
+        }
+    }
+}
+
+/// The directory of this build's profile: a test runs from its subdirectory `deps`, a binary from
+/// itself.
+fn profile_directory() -> Result<PathBuf> {
+    let program = env::current_exe().context("find the running program")?;
+    let directory = program.parent().context("the running program has a directory")?;
+    let profile = if directory.ends_with("deps") { directory.parent() } else { Some(directory) };
+    Ok(profile.context("the target directory has a profile")?.to_path_buf())
+}

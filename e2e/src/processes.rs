@@ -1,0 +1,340 @@
+//! Servers as child processes: on free ports, in their own directories, ready when started.
+//!
+//! The same code starts Go etcd and our server, because both take the same flags. Readiness is a
+//! condition (`/health` says so), never a delay. A process is ended by its own handle and dies with
+//! it, so a failed test leaves nothing behind.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use tempfile::TempDir;
+
+/// How long a server may take until it is ready.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often a condition of another process is looked at.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// How often a start is tried again on other ports when something took them first.
+const PORT_ATTEMPTS: u32 = 5;
+
+/// What to start.
+#[derive(Clone, Debug)]
+pub struct ServerOptions {
+    /// The server's program, Go etcd's or ours.
+    pub program: PathBuf,
+    /// How many members.
+    pub members: usize,
+    /// Flags for every member after the usual ones.
+    pub flags: Vec<String>,
+    /// Whether clients are served over TLS, and with whose certificate.
+    pub tls: Tls,
+}
+
+/// How clients are served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tls {
+    /// Without TLS.
+    #[default]
+    Off,
+    /// With a certificate that is made here and signs itself.
+    Files,
+    /// With a certificate that the server makes for itself (`--auto-tls`).
+    Auto,
+}
+
+impl ServerOptions {
+    /// One member with nothing unusual.
+    pub fn one(program: &Path) -> ServerOptions {
+        ServerOptions {
+            program: program.to_path_buf(),
+            members: 1,
+            flags: Vec::new(),
+            tls: Tls::Off,
+        }
+    }
+}
+
+/// A running cluster; ends when dropped.
+#[derive(Debug)]
+pub struct Cluster {
+    members: Vec<Member>,
+    _directory: TempDir,
+}
+
+/// A member of a cluster.
+#[derive(Debug)]
+pub struct Member {
+    /// Its name, `m1` and so on.
+    pub name: String,
+    /// Address for clients, host and port.
+    pub endpoint: String,
+    /// URL for peers.
+    pub peer_url: String,
+    /// Its data directory.
+    pub data_directory: PathBuf,
+    /// Address that serves `/health` without TLS.
+    health: String,
+    /// The certificate that clients have to trust, if they are served over TLS.
+    pub certificate: PathBuf,
+    log: PathBuf,
+    command: Vec<String>,
+    tls: Tls,
+    child: Option<Child>,
+}
+
+impl Cluster {
+    /// Starts a new cluster and waits until every member is healthy.
+    pub fn start(options: &ServerOptions) -> Result<Cluster> {
+        let mut attempt = 1;
+        loop {
+            match Cluster::try_start(options) {
+                // Between choosing a port and binding it another process can take it.
+                Err(error)
+                    if attempt < PORT_ATTEMPTS
+                        && format!("{error:#}").contains("address already in use") =>
+                {
+                    attempt += 1;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn try_start(options: &ServerOptions) -> Result<Cluster> {
+        let directory = tempfile::tempdir().context("create a directory for the cluster")?;
+        let ports = free_ports(options.members * 3)?;
+        let mut members: Vec<Member> = ports
+            .chunks_exact(3)
+            .enumerate()
+            .map(|(index, ports)| {
+                let name = format!("m{}", index + 1);
+                Member {
+                    endpoint: format!("127.0.0.1:{}", ports[0]),
+                    peer_url: format!("http://127.0.0.1:{}", ports[1]),
+                    health: format!("127.0.0.1:{}", ports[2]),
+                    data_directory: directory.path().join(&name),
+                    certificate: match options.tls {
+                        Tls::Auto => directory.path().join(&name).join("fixtures/client/cert.pem"),
+                        Tls::Files | Tls::Off => directory.path().join("cert.pem"),
+                    },
+                    log: directory.path().join(format!("{name}.log")),
+                    name,
+                    command: Vec::new(),
+                    tls: options.tls,
+                    child: None,
+                }
+            })
+            .collect();
+        if options.tls == Tls::Files {
+            make_certificate(directory.path())?;
+        }
+        let initial_cluster = members
+            .iter()
+            .map(|member| format!("{}={}", member.name, member.peer_url))
+            .collect::<Vec<_>>()
+            .join(",");
+        for member in &mut members {
+            member.command = member.command_line(options, &initial_cluster);
+            member.spawn()?;
+        }
+        for member in &mut members {
+            member.wait_until_healthy()?;
+        }
+        Ok(Cluster { members, _directory: directory })
+    }
+
+    /// The members in the order of their names.
+    pub fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    /// A member, to stop or restart it.
+    pub fn member_mut(&mut self, index: usize) -> &mut Member {
+        &mut self.members[index]
+    }
+}
+
+impl Member {
+    /// The URL for clients.
+    pub fn client_url(&self) -> String {
+        let scheme = if self.tls == Tls::Off { "http" } else { "https" };
+        format!("{scheme}://{}", self.endpoint)
+    }
+
+    /// The process id while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// What the process has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Ends the process at once, as a crash would.
+    pub fn kill(&mut self) -> Result<()> {
+        if let Some(mut child) = self.child.take() {
+            child.kill().context("kill the server")?;
+            child.wait().context("wait for the killed server")?;
+        }
+        Ok(())
+    }
+
+    /// Asks the process to end and waits for it.
+    pub fn stop(&mut self) -> Result<Option<ExitStatus>> {
+        let Some(mut child) = self.child.take() else { return Ok(None) };
+        signal(child.id(), "TERM")?;
+        Ok(Some(child.wait().context("wait for the stopped server")?))
+    }
+
+    /// Starts the process again on the same ports and data and waits until it is healthy.
+    pub fn restart(&mut self) -> Result<()> {
+        self.stop()?;
+        self.spawn()?;
+        self.wait_until_healthy()
+    }
+
+    fn command_line(&self, options: &ServerOptions, initial_cluster: &str) -> Vec<String> {
+        let mut command = vec![
+            options.program.display().to_string(),
+            format!("--name={}", self.name),
+            format!("--data-dir={}", self.data_directory.display()),
+            format!("--listen-client-urls={}", self.client_url()),
+            format!("--advertise-client-urls={}", self.client_url()),
+            format!("--listen-peer-urls={}", self.peer_url),
+            format!("--initial-advertise-peer-urls={}", self.peer_url),
+            format!("--initial-cluster={initial_cluster}"),
+            format!("--listen-metrics-urls=http://{}", self.health),
+            "--initial-cluster-token=e2e".to_owned(),
+        ];
+        match options.tls {
+            Tls::Off => {}
+            Tls::Auto => command.push("--auto-tls".to_owned()),
+            Tls::Files => {
+                let key = self.certificate.with_file_name("key.pem");
+                command.push(format!("--cert-file={}", self.certificate.display()));
+                command.push(format!("--key-file={}", key.display()));
+            }
+        }
+        command.extend(options.flags.iter().cloned());
+        command
+    }
+
+    fn spawn(&mut self) -> Result<()> {
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(&self.log)
+            .with_context(|| format!("open {}", self.log.display()))?;
+        let (program, arguments) =
+            self.command.split_first().context("a command line begins with its program")?;
+        let child = Command::new(program)
+            .args(arguments)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().context("share the log file")?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("start {program}"))?;
+        self.child = Some(child);
+        Ok(())
+    }
+
+    fn wait_until_healthy(&mut self) -> Result<()> {
+        let deadline = Instant::now() + START_TIMEOUT;
+        loop {
+            if self.is_healthy() {
+                return Ok(());
+            }
+            let child = self.child.as_mut().context("the server was started")?;
+            if let Some(status) = child.try_wait().context("look at the server")? {
+                self.child = None;
+                bail!("{} ended with {status} before it was ready:\n{}", self.name, self.log());
+            }
+            if Instant::now() > deadline {
+                bail!("{} was not ready in {START_TIMEOUT:?}:\n{}", self.name, self.log());
+            }
+            thread::sleep(POLL_INTERVAL);
+        }
+    }
+
+    fn is_healthy(&self) -> bool {
+        http_get(&self.health, "/health").is_ok_and(|body| body.contains("\"health\":\"true\""))
+            && (self.tls != Tls::Off || self.has_decided_versions())
+    }
+
+    /// A new server raises its cluster and storage versions in the background; until then it tells
+    /// old ones.
+    fn has_decided_versions(&self) -> bool {
+        let Ok(body) = http_get(&self.endpoint, "/version") else { return false };
+        let Ok(versions) = serde_json::from_str::<serde_json::Value>(&body) else { return false };
+        let minor = |name: &str| {
+            let version = versions[name].as_str()?;
+            Some(version.rsplit_once('.')?.0.to_owned())
+        };
+        let server = minor("etcdserver");
+        server.is_some() && server == minor("etcdcluster") && server == minor("storage")
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            // A failure means that it has ended already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Writes `cert.pem` and `key.pem` for servers on loopback.
+fn make_certificate(directory: &Path) -> Result<()> {
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()])
+        .context("make a certificate")?;
+    fs::write(directory.join("cert.pem"), made.cert.pem()).context("write the certificate")?;
+    fs::write(directory.join("key.pem"), made.signing_key.serialize_pem())
+        .context("write the certificate's key")
+}
+
+/// Asks `host:port` for a path over HTTP/1 and returns the body.
+pub fn http_get(endpoint: &str, path: &str) -> Result<String> {
+    let address: SocketAddr = endpoint.parse().with_context(|| format!("parse {endpoint}"))?;
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {endpoint}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (_, body) = answer.split_once("\r\n\r\n").context("an answer has a head and a body")?;
+    Ok(body.to_owned())
+}
+
+/// Sends a signal by name to one process.
+pub fn signal(pid: u32, name: &str) -> Result<()> {
+    let status = Command::new("kill")
+        .arg(format!("-{name}"))
+        .arg(pid.to_string())
+        .status()
+        .context("run `kill`")?;
+    if !status.success() {
+        bail!("cannot send {name} to process {pid}: {status}");
+    }
+    Ok(())
+}
+
+/// Ports that nothing listens on. All are held until all are known, so that they differ.
+pub fn free_ports(count: usize) -> Result<Vec<u16>> {
+    let listeners: Vec<TcpListener> = (0..count)
+        .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
+        .collect::<Result<_, _>>()
+        .context("find free ports")?;
+    listeners
+        .iter()
+        .map(|listener| Ok(listener.local_addr().context("read a port")?.port()))
+        .collect()
+}

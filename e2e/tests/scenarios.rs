@@ -1,0 +1,72 @@
+//! The scripts in `e2e/scenarios` give the same output for every pair of server and client.
+//!
+//! Their expected output was written by Go etcdctl against Go etcd. To write it again after a script
+//! was changed, run this test with `UPDATE_SCENARIOS=1`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use e2e::peers;
+use e2e::script::{Programs, Script};
+
+/// The scripts hold what Go etcd does: without this the other tests would compare with an invention.
+#[test]
+fn go_etcdctl_drives_go_etcd() {
+    let go = peers::etcd_binaries().expect("build Go etcd");
+    let programs = Programs { etcd: go.etcd, etcdctl: go.etcdctl, etcdutl: go.etcdutl };
+    if std::env::var_os("UPDATE_SCENARIOS").is_some() {
+        update(&programs);
+    }
+    run_all(&programs);
+}
+
+#[test]
+fn our_etcdctl_drives_go_etcd() {
+    let go = peers::etcd_binaries().expect("build Go etcd");
+    let etcdctl = peers::our_binary("etcdctl", "etcdctl").expect("build our etcdctl");
+    run_all(&Programs { etcd: go.etcd, etcdctl, etcdutl: go.etcdutl });
+}
+
+fn scenarios() -> Vec<PathBuf> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
+    let entries = fs::read_dir(&directory).expect("list the scenarios");
+    let mut paths: Vec<PathBuf> =
+        entries.map(|entry| entry.expect("read a directory entry").path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "txt"));
+    // One script can be run alone by the beginning of its name.
+    if let Some(only) = std::env::var_os("SCENARIO") {
+        let only = only.to_string_lossy().into_owned();
+        paths.retain(|path| {
+            path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(&only))
+        });
+    }
+    paths.sort();
+    assert!(!paths.is_empty(), "there are no scenarios in {}", directory.display());
+    paths
+}
+
+fn run_all(programs: &Programs) {
+    let mut failures = String::new();
+    for path in scenarios() {
+        let expected = Script::load(&path).expect("read a scenario");
+        assert!(!expected.is_empty(), "{} has no commands", path.display());
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        match expected.run(programs) {
+            Ok(actual) => {
+                if let Some(differences) = expected.differences(&actual) {
+                    failures.push_str(&format!("== {name}\n{differences}"));
+                }
+            }
+            Err(error) => failures.push_str(&format!("== {name}\n{error:#}\n")),
+        }
+    }
+    assert!(failures.is_empty(), "\n{failures}");
+}
+
+fn update(programs: &Programs) {
+    for path in scenarios() {
+        let script = Script::load(&path).expect("read a scenario");
+        let actual = script.run(programs).unwrap_or_else(|e| panic!("{}: {e:#}", path.display()));
+        fs::write(&path, actual.text()).expect("write a scenario");
+    }
+}

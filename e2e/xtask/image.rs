@@ -1,0 +1,142 @@
+//! `cargo xtask image`: one image with all our programs.
+//!
+//! ```text
+//! <state>/image/rootfs/      the root file system; e2e/image/Dockerfile copies the same
+//! <state>/image/oci/         OCI layout
+//! <state>/image/keelson.tar  for `ctr images import`, `podman load`, `docker load`
+//! ```
+//!
+//! It is made from nothing: the programs, the C library's files that they ask for, and the few files
+//! that the C library itself reads. It runs as 65532 and never writes to its root.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use e2e::image::Image;
+use e2e::kubernetes::program::Program;
+
+use crate::progress::Progress;
+use crate::workspace::{PROGRAMS, Profile, Workspace};
+
+const REPOSITORY: &str = "docker.io/keelson/keelson";
+const USER: u32 = 65532;
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Compile quickly instead of well.
+    #[arg(long)]
+    dev: bool,
+}
+
+/// A finished image.
+pub(crate) struct Built {
+    pub(crate) name: String,
+    pub(crate) tarball: PathBuf,
+    pub(crate) root: PathBuf,
+    pub(crate) digest: String,
+}
+
+pub(crate) fn build(
+    workspace: &Workspace,
+    progress: &Progress,
+    options: &Options,
+) -> Result<Built> {
+    let profile = Profile::chosen(options.dev);
+    workspace.build_programs(progress, profile)?;
+    let built = assemble(workspace, progress, profile)?;
+    progress.say(&format!("{} ({})", built.name, built.digest));
+    progress.say(&format!("  tarball: {}", built.tarball.display()));
+    progress.say(&format!("  root file system: {}", built.root.display()));
+    Ok(built)
+}
+
+/// Makes the image of programs that are built.
+pub(crate) fn assemble(
+    workspace: &Workspace,
+    progress: &Progress,
+    profile: Profile,
+) -> Result<Built> {
+    let directory = workspace.state().join("image");
+    let root = directory.join("rootfs");
+    let name = format!("{REPOSITORY}:{}", workspace.version());
+    progress.working("assemble the image", || {
+        write_root(workspace, profile, &root)?;
+        let image = Image {
+            name: name.clone(),
+            entrypoint: vec!["/usr/local/bin/etcd".to_owned()],
+            user: format!("{USER}:{USER}"),
+            labels: vec![
+                ("org.opencontainers.image.title".to_owned(), "keelson".to_owned()),
+                ("org.opencontainers.image.version".to_owned(), workspace.version().to_owned()),
+                ("org.opencontainers.image.licenses".to_owned(), "Apache-2.0".to_owned()),
+            ],
+        };
+        let tarball = directory.join("keelson.tar");
+        let digest = image.write_tarball(&root, &directory.join("oci"), &tarball)?;
+        Ok(Built { name: name.clone(), tarball, root: root.clone(), digest })
+    })
+}
+
+fn write_root(workspace: &Workspace, profile: Profile, root: &Path) -> Result<()> {
+    if root.exists() {
+        fs::remove_dir_all(root).with_context(|| format!("clear {}", root.display()))?;
+    }
+    for directory in ["usr/local/bin", "etc", "tmp", "var/run/etcd"] {
+        fs::create_dir_all(root.join(directory))?;
+    }
+    fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777))?;
+    for (file, text) in [
+        (
+            "etc/passwd",
+            format!("root:x:0:0:root:/:/sbin/nologin\netcd:x:{USER}:{USER}:etcd:/:/sbin/nologin\n"),
+        ),
+        ("etc/group", format!("root:x:0:\netcd:x:{USER}:\n")),
+        // The C library asks DNS only if this says so.
+        ("etc/nsswitch.conf", "hosts: files dns\n".to_owned()),
+    ] {
+        fs::write(root.join(file), text).with_context(|| file.to_owned())?;
+    }
+    for (_, name) in PROGRAMS {
+        let program = workspace.program(profile, name);
+        if !program.exists() {
+            continue; // `build_programs` has said so.
+        }
+        copy(&program, &root.join("usr/local/bin").join(name))?;
+        copy_libraries(&program, root)?;
+    }
+    Ok(())
+}
+
+/// Copies every library that the program asks the loader for, to the very path it is asked at.
+fn copy_libraries(program: &Path, root: &Path) -> Result<()> {
+    let output = Program::new("ldd").args([program]).output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    if said.contains("not a dynamic executable") {
+        return Ok(()); // It is static and asks for nothing.
+    }
+    if !output.status.success() {
+        bail!("`ldd {}` ended with {}: {}", program.display(), output.status, said.trim());
+    }
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        if line.contains("not found") {
+            bail!("{} misses a library: {}", program.display(), line.trim());
+        }
+        let path = line.split_whitespace().find(|word| word.starts_with('/'));
+        if let Some(library) = path {
+            let library = Path::new(library);
+            copy(library, &root.join(library.strip_prefix("/")?))?;
+        }
+    }
+    Ok(())
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    if let Some(directory) = to.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    fs::copy(from, to).with_context(|| format!("copy {} into the image", from.display()))?;
+    Ok(())
+}

@@ -1,0 +1,346 @@
+//! `cargo xtask test`: groups of tests, each a list of steps. What CI runs is what this runs.
+//!
+//! The last line is `N passed, N failed`: tests where a step runs tests, else the step itself.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use e2e::kubernetes::Lifetime;
+use e2e::kubernetes::program::Program;
+
+use crate::progress::Progress;
+use crate::workspace::{Profile, Workspace};
+use crate::{image, prerequisites, up};
+
+#[derive(Args, Default)]
+pub(crate) struct Options {
+    /// Run these groups only; may be given several times.
+    #[arg(long, value_enum, value_name = "GROUP")]
+    only: Vec<Group>,
+    /// Leave these groups out.
+    #[arg(long, value_enum, value_name = "GROUP")]
+    skip: Vec<Group>,
+    /// Another etcd as the store of the local Kubernetes.
+    #[arg(long, value_name = "PROGRAM")]
+    store: Option<PathBuf>,
+    /// Compile our programs quickly instead of well.
+    #[arg(long)]
+    dev: bool,
+}
+
+impl Options {
+    pub(crate) fn quick() -> Self {
+        Self { only: vec![Group::Fmt, Group::Clippy, Group::Unit], ..Self::default() }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Group {
+    /// Formatting of Rust and Go.
+    Fmt,
+    /// Lints, with warnings denied.
+    Clippy,
+    /// Unit and property tests of all rooms.
+    Unit,
+    /// Real processes: crashes, pauses, faults.
+    Process,
+    /// Differential tests against Go etcd.
+    Differential,
+    /// The image and the Dockerfile.
+    Image,
+    /// The local Kubernetes, with our etcd as its store, and the operator on it.
+    Kubernetes,
+}
+
+/// What the steps have come to.
+#[derive(Default)]
+struct Summary {
+    passed: usize,
+    failed: usize,
+    failures: Vec<String>,
+}
+
+impl Summary {
+    fn step(&mut self, name: &str, result: Result<Counts>) {
+        match result {
+            Ok(counts) => {
+                self.passed += counts.passed;
+                self.failed += counts.failed;
+                if counts.failed > 0 {
+                    self.failures.push(format!("{name}: {} tests failed", counts.failed));
+                }
+            }
+            Err(error) => {
+                self.failed += 1;
+                self.failures.push(format!("{name}: {error:#}"));
+                println!("FAILED {name}: {error:#}");
+            }
+        }
+    }
+}
+
+struct Counts {
+    passed: usize,
+    failed: usize,
+}
+
+const ONE: Counts = Counts { passed: 1, failed: 0 };
+
+pub(crate) fn run(workspace: &Workspace, progress: &Progress, options: &Options) -> Result<bool> {
+    let mut summary = Summary::default();
+    let chosen = Group::value_variants().iter().copied().filter(|group| {
+        (options.only.is_empty() || options.only.contains(group)) && !options.skip.contains(group)
+    });
+    let tests = Tests { workspace, progress, options };
+    for group in chosen {
+        progress.say(&format!("--- {}", name_of(group)));
+        tests.run_group(group, &mut summary);
+    }
+    if !summary.failures.is_empty() {
+        println!("\nFailures:");
+        for failure in &summary.failures {
+            println!("  {failure}");
+        }
+    }
+    println!("\n{} passed, {} failed", summary.passed, summary.failed);
+    Ok(summary.failed == 0)
+}
+
+fn name_of(group: Group) -> String {
+    group.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+}
+
+struct Tests<'a> {
+    workspace: &'a Workspace,
+    progress: &'a Progress,
+    options: &'a Options,
+}
+
+impl Tests<'_> {
+    fn run_group(&self, group: Group, summary: &mut Summary) {
+        match group {
+            Group::Fmt => {
+                summary.step("rustfmt", self.cargo_check("rustfmt", &["fmt", "--all", "--check"]));
+                summary.step("gofmt", self.gofmt());
+            }
+            Group::Clippy => {
+                let line = [
+                    "clippy",
+                    "--workspace",
+                    "--all-targets",
+                    "--features",
+                    "e2e/cluster",
+                    "--",
+                    "-D",
+                    "warnings",
+                ];
+                summary.step("clippy", self.cargo_check("clippy", &line));
+            }
+            Group::Unit => {
+                let line = ["test", "--workspace", "--exclude", "e2e"];
+                summary.step("unit", self.cargo_test("unit", &line));
+                let line = ["test", "--package", "e2e", "--lib", "--bins"];
+                summary.step("unit e2e", self.cargo_test("unit e2e", &line));
+            }
+            Group::Process | Group::Differential => {
+                let name = name_of(group);
+                summary.step(&name, self.test_files(&name, group));
+            }
+            Group::Image => {
+                summary.step("image", self.image());
+                summary.step("Dockerfile", self.dockerfile());
+            }
+            Group::Kubernetes => summary.step("kubernetes", self.kubernetes()),
+        }
+    }
+
+    fn cargo_check(&self, name: &str, line: &[&str]) -> Result<Counts> {
+        let mut command = self.workspace.cargo(line);
+        self.progress.running(name, &self.workspace.log(name), &mut command)?;
+        Ok(ONE)
+    }
+
+    /// Counts the tests, also those that passed when others failed.
+    fn cargo_test(&self, name: &str, line: &[&str]) -> Result<Counts> {
+        let mut line = line.to_vec();
+        if !line.contains(&"--") {
+            line.push("--no-fail-fast");
+        }
+        let log = self.workspace.log(name);
+        let result = self.progress.running(name, &log, &mut self.workspace.cargo(&line));
+        let counts = count_results(&fs::read_to_string(&log).unwrap_or_default());
+        match result {
+            Ok(_) => self.progress.say(&format!("  {} tests passed", counts.passed)),
+            Err(error) if counts.failed > 0 => println!("FAILED {error:#}"),
+            // It did not compile, or a test program died: no test says so.
+            Err(error) => return Err(error),
+        }
+        Ok(counts)
+    }
+
+    fn gofmt(&self) -> Result<Counts> {
+        prerequisites::require_go()?;
+        let unformatted =
+            Program::new("gofmt").args(["-l"]).args([self.workspace.join("e2e/peers")]).run()?;
+        if !unformatted.is_empty() {
+            bail!("run gofmt -w on {}", unformatted.trim().replace('\n', " "));
+        }
+        Ok(ONE)
+    }
+
+    /// The files of e2e/tests that belong to a group: none can be forgotten, because those without
+    /// another group are process tests.
+    fn test_files(&self, name: &str, group: Group) -> Result<Counts> {
+        let mut line = vec!["test".to_owned(), "--package".to_owned(), "e2e".to_owned()];
+        for entry in fs::read_dir(self.workspace.join("e2e/tests")).context("list e2e/tests")? {
+            let path = entry?.path();
+            let (Some(stem), Some("rs")) = (
+                path.file_stem().and_then(|s| s.to_str()),
+                path.extension().and_then(|e| e.to_str()),
+            ) else {
+                continue;
+            };
+            if group_of(stem) == group {
+                line.extend(["--test".to_owned(), stem.to_owned()]);
+            }
+        }
+        if line.len() == 3 {
+            bail!("no file of e2e/tests belongs to this group");
+        }
+        prerequisites::require_go()?;
+        let line: Vec<&str> = line.iter().map(String::as_str).collect();
+        self.cargo_test(name, &line)
+    }
+
+    /// The image is the same when it is made again.
+    fn image(&self) -> Result<Counts> {
+        let profile = Profile::chosen(self.options.dev);
+        self.workspace.build_programs(self.progress, profile)?;
+        let first = image::assemble(self.workspace, self.progress, profile)?;
+        let second = image::assemble(self.workspace, self.progress, profile)?;
+        if first.digest != second.digest {
+            bail!("the image is {} and, made again, {}", first.digest, second.digest);
+        }
+        Ok(ONE)
+    }
+
+    /// The Dockerfile builds, and our server runs in what it builds.
+    fn dockerfile(&self) -> Result<Counts> {
+        prerequisites::for_image_test(self.workspace, self.progress)?;
+        let context = self.workspace.state().join("image");
+        let storage = self.workspace.state().join("buildah");
+        let buildah = |command: &str| {
+            // buildah keeps a cache in /var/lib whatever it is told: it gets a /var/lib of its own.
+            let mut buildah = Command::new("unshare");
+            let script = "mount -t tmpfs tmpfs /var/lib && exec buildah \"$@\"";
+            buildah.args(["--mount", "sh", "-c", script, "buildah"]);
+            for (flag, directory) in [("--root", "root"), ("--runroot", "runroot")] {
+                buildah.arg(flag).arg(storage.join(directory));
+            }
+            buildah.args(["--storage-driver", "vfs", command]);
+            buildah.arg("--cni-config-dir").arg(storage.join("cni"));
+            buildah
+        };
+        let mut build = buildah("build");
+        build.args(["--isolation", "chroot", "--tag", "keelson-dockerfile-test"]);
+        build.arg("--file");
+        build.arg(self.workspace.join("e2e/image/Dockerfile")).arg(&context);
+        self.progress.running(
+            "build the Dockerfile",
+            &self.workspace.log("dockerfile"),
+            &mut build,
+        )?;
+        let (log, container) = (self.workspace.log("dockerfile-run"), "keelson-dockerfile-test");
+        let mut from = buildah("from");
+        from.args(["--name", container, "localhost/keelson-dockerfile-test"]);
+        self.progress.running("make a container of it", &log, &mut from)?;
+        // As the image's own user, with the libraries that the image has.
+        let mut run = buildah("run");
+        run.args(["--isolation", "chroot", container, "--", "/usr/local/bin/etcd", "--version"]);
+        self.progress.running("run etcd in it", &log, &mut run)?;
+        fs::remove_dir_all(&storage).with_context(|| format!("remove {}", storage.display()))?;
+        Ok(ONE)
+    }
+
+    fn kubernetes(&self) -> Result<Counts> {
+        let (workspace, progress) = (self.workspace, self.progress);
+        let profile = Profile::chosen(self.options.dev);
+        prerequisites::for_kubernetes(workspace, progress)?;
+        workspace.build_peers(progress)?;
+        workspace.build_programs(progress, profile)?;
+        let image = image::assemble(workspace, progress, profile)?;
+        let store =
+            self.options.store.clone().unwrap_or_else(|| workspace.program(profile, "etcd"));
+        let cluster = up::start_cluster(workspace, progress, store, Lifetime::Caller)?;
+        progress.working("load the image into the nodes", || cluster.load_image(&image.tarball))?;
+        let line = [
+            "test",
+            "--package",
+            "e2e",
+            "--features",
+            "cluster",
+            "--test",
+            "kubernetes",
+            "--",
+            "--test-threads=1",
+            "--nocapture",
+        ];
+        let result = self.cargo_test("kubernetes", &line);
+        // Kept also when all went well: they say how long things took.
+        let logs = workspace.state().join("logs/cluster");
+        if logs.exists() {
+            fs::remove_dir_all(&logs).with_context(|| format!("remove {}", logs.display()))?;
+        }
+        fs::rename(cluster.layout().join("logs"), &logs).context("keep the cluster's logs")?;
+        progress.say(&format!("  the cluster's logs are in {}", logs.display()));
+        progress.working("remove the local Kubernetes", || cluster.stop())?;
+        result
+    }
+}
+
+fn group_of(test_file: &str) -> Group {
+    match test_file {
+        "wire" => Group::Differential,
+        name if name.starts_with("differential") => Group::Differential,
+        name if name.starts_with("kubernetes") => Group::Kubernetes,
+        _ => Group::Process,
+    }
+}
+
+/// Adds up the lines in which Rust's test harness says how a test program went.
+fn count_results(output: &str) -> Counts {
+    let mut counts = Counts { passed: 0, failed: 0 };
+    for line in output.lines().filter_map(|line| line.trim().strip_prefix("test result: ")) {
+        let number_before = |word: &str| {
+            let text = line.split(&format!(" {word}")).next().unwrap_or_default();
+            text.rsplit(' ').next().and_then(|number| number.parse::<usize>().ok()).unwrap_or(0)
+        };
+        counts.passed += number_before("passed");
+        counts.failed += number_before("failed");
+    }
+    counts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_all_test_programs_are_added_up() {
+        let output = "running 2 tests\n\
+            test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; finished in 0.00s\n\
+            test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured\n";
+        let counts = count_results(output);
+        assert_eq!((counts.passed, counts.failed), (15, 2));
+    }
+
+    #[test]
+    fn every_test_file_has_a_group() {
+        assert_eq!(group_of("wire"), Group::Differential);
+        assert_eq!(group_of("kubernetes_operator"), Group::Kubernetes);
+        assert_eq!(group_of("scenarios"), Group::Process);
+    }
+}

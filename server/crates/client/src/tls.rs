@@ -1,0 +1,286 @@
+//! TLS settings from files.
+//!
+//! Beside the algorithms of ring this checks ECDSA signatures by P-521 keys: the certificates that
+//! etcd makes for itself (`--auto-tls`) have such keys.
+
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, LazyLock};
+
+use p521::ecdsa::signature::Verifier as _;
+use p521::ecdsa::{Signature, VerifyingKey};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
+use rustls::crypto::{
+    CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature,
+};
+use rustls::server::ParsedCertificate;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{
+    AlgorithmIdentifier, CertificateDer, InvalidSignature, PrivateKeyDer, ServerName,
+    SignatureVerificationAlgorithm, UnixTime, alg_id,
+};
+
+use crate::config::TlsOptions;
+use crate::der;
+use crate::error::Error;
+
+/// Where Linux distributions keep the authorities that they trust, as Go's crypto/x509 looks for
+/// them.
+const SYSTEM_AUTHORITIES: [&str; 5] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+/// Reads the files and makes rustls's configuration, offering HTTP/2 only.
+pub(crate) fn client_config(options: &TlsOptions) -> Result<Arc<ClientConfig>, Error> {
+    let provider = CryptoProvider {
+        signature_verification_algorithms: *ALGORITHMS,
+        ..ring::default_provider()
+    };
+    let provider = Arc::new(provider);
+    let builder = ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(tls_error)?;
+    let identity = identity(options)?;
+    let verifier: Arc<dyn ServerCertVerifier> = if options.insecure_skip_verify {
+        Arc::new(AcceptAny(provider))
+    } else {
+        let trusted = match &options.ca_file {
+            Some(file) => certificates(file)?,
+            None => Vec::new(),
+        };
+        let roots = Arc::new(authorities(options)?);
+        let chains = WebPkiServerVerifier::builder_with_provider(roots, provider)
+            .build()
+            .map_err(|error| Error::Tls(error.to_string()))?;
+        Arc::new(ChainOrSelfSigned { chains, trusted })
+    };
+    let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
+    let mut config = match identity {
+        Some((chain, key)) => builder.with_client_auth_cert(chain, key).map_err(tls_error)?,
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(Arc::new(config))
+}
+
+type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+fn identity(options: &TlsOptions) -> Result<Option<Identity>, Error> {
+    let (certificate, key) = match (&options.certificate_file, &options.key_file) {
+        (None, None) => return Ok(None),
+        (Some(certificate), Some(key)) => (certificate, key),
+        (certificate, key) => {
+            let show = |path: &Option<std::path::PathBuf>| {
+                path.as_deref().map(|path| path.display().to_string()).unwrap_or_default()
+            };
+            return Err(Error::Tls(format!(
+                "KeyFile and CertFile must both be present[key: {}, cert: {}]",
+                show(key),
+                show(certificate)
+            )));
+        }
+    };
+    let chain = certificates(certificate)?;
+    let pem = read(key)?;
+    let key = PrivateKeyDer::from_pem_slice(&pem)
+        .map_err(|error| Error::Tls(format!("{}: no private key: {error}", key.display())))?;
+    Ok(Some((chain, key)))
+}
+
+fn authorities(options: &TlsOptions) -> Result<RootCertStore, Error> {
+    let mut roots = RootCertStore::empty();
+    if let Some(file) = &options.ca_file {
+        for certificate in certificates(file)? {
+            roots.add(certificate).map_err(tls_error)?;
+        }
+        return Ok(roots);
+    }
+    let system = SYSTEM_AUTHORITIES.iter().map(Path::new).find(|path| path.exists());
+    if let Some(file) = system {
+        roots.add_parsable_certificates(certificates(file)?);
+    }
+    if roots.is_empty() {
+        return Err(Error::Tls(
+            "no trusted certificate authorities on this system: name a CA bundle".to_owned(),
+        ));
+    }
+    Ok(roots)
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let pem = read(path)?;
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(&pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| Error::Tls(format!("{}: {error}", path.display())))?;
+    if certificates.is_empty() {
+        return Err(Error::Tls(format!("{}: no certificate found", path.display())));
+    }
+    Ok(certificates)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    fs::read(path)
+        .map_err(|error| Error::File { path: path.to_path_buf(), reason: go_reason(&error) })
+}
+
+/// The reason of an I/O error without Rust's number, which is how Go prints it.
+fn go_reason(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    let reason = text.split(" (os error").next().unwrap_or(&text);
+    let mut letters = reason.chars();
+    letters.next().map(|first| first.to_lowercase().chain(letters).collect()).unwrap_or_default()
+}
+
+fn tls_error(error: rustls::Error) -> Error {
+    Error::Tls(error.to_string())
+}
+
+/// Checks the chain of a server's certificate, or that the certificate itself is trusted.
+///
+/// The latter is what webpki refuses and Go accepts: a server whose certificate is its own
+/// authority, as `etcd --auto-tls` makes it and many small clusters use it.
+#[derive(Debug)]
+struct ChainOrSelfSigned {
+    chains: Arc<WebPkiServerVerifier>,
+    trusted: Vec<CertificateDer<'static>>,
+}
+
+impl ServerCertVerifier for ChainOrSelfSigned {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let chain = self.chains.verify_server_cert(
+            end_entity,
+            intermediates,
+            server_name,
+            ocsp_response,
+            now,
+        );
+        let trusted = self.trusted.iter().any(|trusted| trusted.as_ref() == end_entity.as_ref());
+        if chain.is_ok() || !trusted {
+            return chain;
+        }
+        verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+        match der::validity(end_entity) {
+            None => Err(CertificateError::BadEncoding.into()),
+            Some((not_before, _)) if now.as_secs() < not_before => {
+                Err(CertificateError::NotValidYet.into())
+            }
+            Some((_, not_after)) if now.as_secs() > not_after => {
+                Err(CertificateError::Expired.into())
+            }
+            Some(_) => Ok(ServerCertVerified::assertion()),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.chains.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.chains.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chains.supported_verify_schemes()
+    }
+}
+
+/// ring's algorithms and [`EcdsaP521Sha512`]. rustls wants lists that live for ever.
+static ALGORITHMS: LazyLock<WebPkiSupportedAlgorithms> = LazyLock::new(|| {
+    let ring = ring::default_provider().signature_verification_algorithms;
+    let p521: &[&dyn SignatureVerificationAlgorithm] = &[&EcdsaP521Sha512];
+    let mut all = ring.all.to_vec();
+    all.extend_from_slice(p521);
+    let mut mapping = ring.mapping.to_vec();
+    mapping.push((SignatureScheme::ECDSA_NISTP521_SHA512, p521));
+    WebPkiSupportedAlgorithms { all: all.leak(), mapping: mapping.leak() }
+});
+
+#[derive(Debug)]
+struct EcdsaP521Sha512;
+
+impl SignatureVerificationAlgorithm for EcdsaP521Sha512 {
+    fn public_key_alg_id(&self) -> AlgorithmIdentifier {
+        alg_id::ECDSA_P521
+    }
+
+    fn signature_alg_id(&self) -> AlgorithmIdentifier {
+        alg_id::ECDSA_SHA512
+    }
+
+    fn verify_signature(
+        &self,
+        public_key: &[u8],
+        message: &[u8],
+        signature: &[u8],
+    ) -> Result<(), InvalidSignature> {
+        let key = VerifyingKey::from_sec1_bytes(public_key).map_err(|_| InvalidSignature)?;
+        let signature = Signature::from_der(signature).map_err(|_| InvalidSignature)?;
+        key.verify(message, &signature).map_err(|_| InvalidSignature)
+    }
+}
+
+/// Accepts every certificate but still checks that the server holds its key.
+#[derive(Debug)]
+struct AcceptAny(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AcceptAny {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,274 @@
+//! Flags, read by the rules of Go's pflag, with its error texts.
+//!
+//! Flags and arguments may be mixed; `--` ends the flags; a bool needs no value; short flags can be
+//! joined (`-iw json`).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::go;
+
+/// What a flag's value is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Bool,
+    Text,
+    /// Separated by commas; every use adds to the list.
+    List,
+    Integer,
+    Duration,
+}
+
+/// A flag that a command knows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Flag {
+    pub(crate) name: &'static str,
+    pub(crate) short: Option<char>,
+    pub(crate) kind: Kind,
+    pub(crate) default: &'static str,
+    pub(crate) help: &'static str,
+}
+
+impl Flag {
+    pub(crate) const fn new(
+        name: &'static str,
+        kind: Kind,
+        default: &'static str,
+        help: &'static str,
+    ) -> Flag {
+        Flag { name, short: None, kind, default, help }
+    }
+
+    pub(crate) const fn short(self, short: char) -> Flag {
+        Flag { short: Some(short), ..self }
+    }
+
+    fn check(&self, value: &str) -> Result<(), String> {
+        match self.kind {
+            Kind::Bool => go::parse_bool(value).map(drop),
+            Kind::Integer => go::parse_int(value, 0).map(drop),
+            Kind::Duration => go::parse_duration(value).map(drop),
+            Kind::Text | Kind::List => Ok(()),
+        }
+    }
+}
+
+/// The flag that every command has.
+pub(crate) const HELP: &str = "help";
+
+/// Flags and arguments of a command line.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Matches {
+    known: BTreeMap<&'static str, Flag>,
+    values: BTreeMap<&'static str, String>,
+    /// The arguments that are no flags, also those after `--`.
+    pub(crate) arguments: Vec<String>,
+    /// How many arguments stand before `--`, if it is there.
+    pub(crate) before_dashes: Option<usize>,
+}
+
+impl Matches {
+    /// Reads a command line.
+    pub(crate) fn parse(flags: &[Flag], command_line: &[String]) -> Result<Matches, String> {
+        let known = flags.iter().map(|flag| (flag.name, *flag)).collect();
+        let mut matches = Matches { known, ..Matches::default() };
+        let mut words = command_line.iter();
+        while let Some(word) = words.next() {
+            if word == "--" {
+                matches.before_dashes = Some(matches.arguments.len());
+                matches.arguments.extend(words.cloned());
+                break;
+            } else if let Some(long) = word.strip_prefix("--") {
+                matches.long(word, long, &mut words)?;
+            } else if word.len() > 1 && word.starts_with('-') {
+                matches.shorts(&word[1..], &mut words)?;
+            } else {
+                matches.arguments.push(word.clone());
+            }
+        }
+        Ok(matches)
+    }
+
+    fn long<'a>(
+        &mut self,
+        word: &str,
+        long: &str,
+        rest: &mut impl Iterator<Item = &'a String>,
+    ) -> Result<(), String> {
+        let (name, value) = match long.split_once('=') {
+            Some((name, value)) => (name, Some(value.to_owned())),
+            None => (long, None),
+        };
+        if name.is_empty() || name.starts_with('-') {
+            return Err(format!("bad flag syntax: {word}"));
+        }
+        let Some(flag) = self.known.get(name).copied() else {
+            return Err(format!("unknown flag: --{name}"));
+        };
+        let value = match value {
+            Some(value) => value,
+            None if flag.kind == Kind::Bool => "true".to_owned(),
+            None => {
+                rest.next().cloned().ok_or_else(|| format!("flag needs an argument: --{name}"))?
+            }
+        };
+        self.set(flag, value)
+    }
+
+    fn shorts<'a>(
+        &mut self,
+        letters: &str,
+        rest: &mut impl Iterator<Item = &'a String>,
+    ) -> Result<(), String> {
+        let mut remaining = letters;
+        while let Some(letter) = remaining.chars().next() {
+            let after = &remaining[letter.len_utf8()..];
+            let flag = self.known.values().find(|flag| flag.short == Some(letter)).copied();
+            let flag = flag.ok_or_else(|| {
+                format!("unknown shorthand flag: {} in -{remaining}", quote_letter(letter))
+            })?;
+            if let Some(value) = after.strip_prefix('=') {
+                return self.set(flag, value.to_owned());
+            }
+            if flag.kind == Kind::Bool {
+                self.set(flag, "true".to_owned())?;
+                remaining = after;
+                continue;
+            }
+            let value = match after {
+                "" => rest.next().cloned().ok_or_else(|| {
+                    format!("flag needs an argument: {} in -{remaining}", quote_letter(letter))
+                })?,
+                after => after.to_owned(),
+            };
+            return self.set(flag, value);
+        }
+        Ok(())
+    }
+
+    fn set(&mut self, flag: Flag, value: String) -> Result<(), String> {
+        if let Err(reason) = flag.check(&value) {
+            let shown = match flag.short {
+                Some(short) => format!("-{short}, --{}", flag.name),
+                None => format!("--{}", flag.name),
+            };
+            let value = go::quote(value.as_bytes());
+            return Err(format!("invalid argument {value} for \"{shown}\" flag: {reason}"));
+        }
+        let value = match self.values.get(flag.name) {
+            Some(earlier) if flag.kind == Kind::List => format!("{earlier},{value}"),
+            _ => value,
+        };
+        self.values.insert(flag.name, value);
+        Ok(())
+    }
+
+    /// Sets a flag from the environment. A value that does not parse is passed over, as etcdctl does.
+    pub(crate) fn set_from_environment(&mut self, name: &str, value: &str) {
+        if let Some(flag) = self.known.get(name).copied() {
+            let _ = self.set(flag, value.to_owned());
+        }
+    }
+
+    /// Whether the flag was given, on the command line or in the environment.
+    pub(crate) fn is_set(&self, name: &str) -> bool {
+        self.values.contains_key(name)
+    }
+
+    /// The value of a flag, or its default.
+    pub(crate) fn text(&self, name: &str) -> &str {
+        match self.values.get(name) {
+            Some(value) => value,
+            None => self.known.get(name).map_or("", |flag| flag.default),
+        }
+    }
+
+    /// The value of a bool flag.
+    pub(crate) fn is_true(&self, name: &str) -> bool {
+        // Values are checked when they are set, and an unknown flag is not set.
+        go::parse_bool(self.text(name)).unwrap_or(false)
+    }
+
+    /// The value of an integer flag.
+    pub(crate) fn integer(&self, name: &str) -> i64 {
+        go::parse_int(self.text(name), 0).unwrap_or(0)
+    }
+
+    /// The value of a duration flag.
+    pub(crate) fn duration(&self, name: &str) -> Duration {
+        go::parse_duration(self.text(name)).unwrap_or(Duration::ZERO)
+    }
+
+    /// The value of a list flag.
+    pub(crate) fn list(&self, name: &str) -> Vec<String> {
+        match self.text(name) {
+            "" => Vec::new(),
+            text => text.split(',').map(str::to_owned).collect(),
+        }
+    }
+}
+
+/// `%q` of a letter.
+fn quote_letter(letter: char) -> String {
+    let quoted = go::quote(letter.encode_utf8(&mut [0; 4]).as_bytes());
+    match letter {
+        '\'' => "'\\''".to_owned(),
+        '"' => "'\"'".to_owned(),
+        _ => format!("'{}'", quoted.trim_matches('"')),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FLAGS: [Flag; 5] = [
+        Flag::new("write-out", Kind::Text, "simple", "").short('w'),
+        Flag::new("interactive", Kind::Bool, "false", "").short('i'),
+        Flag::new("limit", Kind::Integer, "0", ""),
+        Flag::new("endpoints", Kind::List, "127.0.0.1:2379", ""),
+        Flag::new("dial-timeout", Kind::Duration, "2s", ""),
+    ];
+
+    fn parse(line: &str) -> Result<Matches, String> {
+        let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+        Matches::parse(&FLAGS, &words)
+    }
+
+    #[test]
+    fn flags_and_arguments_mix() {
+        let matches =
+            parse("a --limit 0x10 -iwjson b --endpoints=x,y --endpoints z -- --c").unwrap();
+        assert_eq!(matches.arguments, ["a", "b", "--c"]);
+        assert_eq!(matches.before_dashes, Some(2));
+        assert_eq!(matches.integer("limit"), 16);
+        assert!(matches.is_true("interactive"));
+        assert_eq!(matches.text("write-out"), "json");
+        assert_eq!(matches.list("endpoints"), ["x", "y", "z"]);
+        assert_eq!(matches.duration("dial-timeout"), Duration::from_secs(2));
+    }
+
+    #[test]
+    fn bad_flags_have_pflags_errors() {
+        for (line, error) in [
+            ("--nope", "unknown flag: --nope"),
+            ("-x", "unknown shorthand flag: 'x' in -x"),
+            ("-ix", "unknown shorthand flag: 'x' in -x"),
+            ("--limit", "flag needs an argument: --limit"),
+            ("-w", "flag needs an argument: 'w' in -w"),
+            ("---", "bad flag syntax: ---"),
+            (
+                "--interactive=maybe",
+                "invalid argument \"maybe\" for \"-i, --interactive\" flag: \
+                 strconv.ParseBool: parsing \"maybe\": invalid syntax",
+            ),
+            (
+                "--dial-timeout=2x",
+                "invalid argument \"2x\" for \"--dial-timeout\" flag: \
+                 time: unknown unit \"x\" in duration \"2x\"",
+            ),
+        ] {
+            assert_eq!(parse(line).unwrap_err(), error, "{line}");
+        }
+    }
+}

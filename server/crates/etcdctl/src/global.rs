@@ -1,0 +1,276 @@
+//! The flags that all commands share, the environment behind them, and the client made from them.
+
+use std::env;
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+
+use client::{Client, Config, Credentials, TlsOptions};
+use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+use tokio::time::Instant;
+
+use crate::command_line::Invocation;
+use crate::exit::{self, Exit, Outcome};
+use crate::flags::{Flag, Kind, Matches};
+use crate::output::{Format, Printer};
+use crate::{go, log};
+
+/// The flags, with Go etcdctl's names and defaults.
+pub(crate) const FLAGS: [Flag; 21] = [
+    Flag::new("endpoints", Kind::List, "127.0.0.1:2379", "servers to talk to"),
+    Flag::new("debug", Kind::Bool, "false", "show the settings in use"),
+    Flag::new(
+        "write-out",
+        Kind::Text,
+        "simple",
+        "output format: fields, json, protobuf, simple or table",
+    )
+    .short('w'),
+    Flag::new("hex", Kind::Bool, "false", "print bytes and ids as hexadecimal numbers"),
+    Flag::new("dial-timeout", Kind::Duration, "2s", "how long fetching a token may take"),
+    Flag::new("command-timeout", Kind::Duration, "5s", "how long a short command may take"),
+    Flag::new("keepalive-time", Kind::Duration, "2s", "ping a silent server after this time"),
+    Flag::new(
+        "keepalive-timeout",
+        Kind::Duration,
+        "6s",
+        "give up a server that leaves a ping unanswered",
+    ),
+    Flag::new("max-request-bytes", Kind::Integer, "0", "largest request (0 means 2 MiB)"),
+    Flag::new("max-recv-bytes", Kind::Integer, "0", "largest response (0 means 2 GiB)"),
+    Flag::new("insecure-transport", Kind::Bool, "true", "talk without TLS unless it is asked for"),
+    Flag::new("insecure-discovery", Kind::Bool, "true", "accept insecure servers found by DNS"),
+    Flag::new(
+        "insecure-skip-tls-verify",
+        Kind::Bool,
+        "false",
+        "accept any server certificate; only for tests",
+    ),
+    Flag::new("cert", Kind::Text, "", "file with the client certificate"),
+    Flag::new("key", Kind::Text, "", "file with the client certificate's private key"),
+    Flag::new(
+        "cacert",
+        Kind::Text,
+        "",
+        "file with the authorities that server certificates must come from",
+    ),
+    Flag::new(
+        "auth-jwt-token",
+        Kind::Text,
+        "",
+        "token to authenticate with, instead of --user and --password",
+    ),
+    Flag::new("user", Kind::Text, "", "user, or user:password; asks for a missing password"),
+    Flag::new("password", Kind::Text, "", "password of --user, which then is the name alone"),
+    Flag::new("discovery-srv", Kind::Text, "", "domain whose SRV records name the servers")
+        .short('d'),
+    Flag::new("discovery-srv-name", Kind::Text, "", "service name to ask for in SRV records"),
+];
+
+const ENVIRONMENT: &str = "ETCDCTL_";
+
+/// The settings of one run.
+pub(crate) struct Session {
+    /// Prints the answers.
+    pub(crate) printer: Printer,
+    config: Config,
+    matches: Matches,
+}
+
+impl Session {
+    /// Reads the environment and checks the shared flags.
+    pub(crate) fn new(invocation: &Invocation) -> Outcome<Session> {
+        Session::with_variables(invocation, &[])
+    }
+
+    /// As [`Session::new`], for a command that reads variables of its own.
+    pub(crate) fn with_variables(invocation: &Invocation, own: &[&str]) -> Outcome<Session> {
+        let mut matches = invocation.matches.clone();
+        apply_environment(&mut matches, &invocation.inherited, own)?;
+        if matches.is_true("debug") {
+            show_settings(&matches, &invocation.inherited);
+        }
+        let config = config(&matches)?;
+        let Some(format) = Format::parse(matches.text("write-out")) else {
+            return Err(Exit::with(exit::BAD_FEATURE, "unsupported output format"));
+        };
+        let printer = Printer { format, hex: matches.is_true("hex"), value_only: false };
+        Ok(Session { printer, config, matches })
+    }
+
+    /// The flags with the environment applied.
+    pub(crate) fn matches(&self) -> &Matches {
+        &self.matches
+    }
+
+    /// The servers as given, one by one.
+    pub(crate) fn endpoints(&self) -> Vec<String> {
+        self.matches.list("endpoints")
+    }
+
+    /// A client of all endpoints.
+    pub(crate) async fn client(&self) -> Outcome<Client> {
+        connect(self.config.clone()).await
+    }
+
+    /// A client of all endpoints whose calls end in time.
+    pub(crate) async fn timed_client(&self) -> Outcome<Client> {
+        let deadline = self.deadline();
+        Ok(self.client().await?.until(deadline))
+    }
+
+    /// A client of one endpoint.
+    pub(crate) async fn client_of(&self, endpoint: &str) -> Outcome<Client> {
+        connect(self.config_of(endpoint)).await
+    }
+
+    /// The settings for one endpoint.
+    pub(crate) fn config_of(&self, endpoint: &str) -> Config {
+        Config { endpoints: vec![endpoint.to_owned()], ..self.config.clone() }
+    }
+
+    /// When a command that starts now has to end.
+    pub(crate) fn deadline(&self) -> Instant {
+        Instant::now() + self.matches.duration("command-timeout")
+    }
+}
+
+/// Makes a client; what is wrong with it decides the exit code.
+async fn connect(config: Config) -> Outcome<Client> {
+    Client::connect(config).await.map_err(|error| match error {
+        client::Error::File { .. } | client::Error::Tls(_) => Exit::bad_arguments(error),
+        error => Exit::with(exit::BAD_CONNECTION, error),
+    })
+}
+
+/// The variable of a flag.
+fn variable(flag: &str) -> String {
+    format!("{ENVIRONMENT}{}", flag.to_uppercase().replace('-', "_"))
+}
+
+/// Sets flags from the environment (pkg/flags/flag.go). A flag on the command line conflicts with
+/// its variable, which ends the run; a variable without a flag is told.
+fn apply_environment(matches: &mut Matches, inherited: &[Flag], own: &[&str]) -> Outcome {
+    let given: Vec<String> = inherited
+        .iter()
+        .filter(|flag| matches.is_set(flag.name))
+        .map(|flag| variable(flag.name))
+        .collect();
+    for (name, value) in env::vars_os() {
+        let (Some(name), Some(value)) = (name.to_str(), value.to_str()) else { continue };
+        if given.iter().any(|given| given == name) {
+            let message = "conflicting environment variable is shadowed by corresponding \
+                           command-line flag (either unset environment variable or disable flag))";
+            log::line("fatal", message, &[("environment-variable", name)]);
+            return Err(Exit::silent(exit::ERROR));
+        }
+        if !name.starts_with(ENVIRONMENT) || (own.contains(&name) && !value.is_empty()) {
+            continue;
+        }
+        match inherited.iter().find(|flag| variable(flag.name) == name) {
+            Some(flag) if !value.is_empty() => matches.set_from_environment(flag.name, value),
+            _ => {
+                let variable = format!("{name}={value}");
+                let fields = [("environment-variable", variable.as_str())];
+                log::line("warn", "unrecognized environment variable", &fields);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn show_settings(matches: &Matches, inherited: &[Flag]) {
+    let mut flags: Vec<&Flag> = inherited.iter().collect();
+    flags.sort_by_key(|flag| flag.name);
+    for flag in flags {
+        let value = match flag.kind {
+            Kind::List => format!("[{}]", matches.text(flag.name)),
+            Kind::Duration => go::duration(matches.duration(flag.name)),
+            Kind::Bool => matches.is_true(flag.name).to_string(),
+            Kind::Integer => matches.integer(flag.name).to_string(),
+            Kind::Text => matches.text(flag.name).to_owned(),
+        };
+        let _ = writeln!(std::io::stderr(), "{}={value}", variable(flag.name));
+    }
+}
+
+fn config(matches: &Matches) -> Outcome<Config> {
+    if !matches.text("discovery-srv").is_empty() {
+        let message = "--discovery-srv is not available in this version: use --endpoints";
+        return Err(Exit::with(exit::ERROR, message));
+    }
+    let limit = |name| usize::try_from(matches.integer(name)).ok().filter(|&limit| limit > 0);
+    Ok(Config {
+        endpoints: matches
+            .list("endpoints")
+            .iter()
+            .map(|endpoint| endpoint.trim().to_owned())
+            .collect(),
+        dial_timeout: Some(matches.duration("dial-timeout")).filter(|timeout| !timeout.is_zero()),
+        keepalive_time: Some(matches.duration("keepalive-time")).filter(|time| !time.is_zero()),
+        keepalive_timeout: Some(matches.duration("keepalive-timeout")),
+        tls: tls(matches)?,
+        credentials: credentials(matches)?,
+        max_request_bytes: limit("max-request-bytes"),
+        max_response_bytes: limit("max-recv-bytes"),
+    })
+}
+
+fn tls(matches: &Matches) -> Outcome<Option<TlsOptions>> {
+    let file = |name: &str| -> Outcome<Option<PathBuf>> {
+        match matches.text(name) {
+            "" if matches.is_set(name) => {
+                Err(Exit::bad_arguments(format!("empty string is passed to --{name} option")))
+            }
+            "" => Ok(None),
+            path => Ok(Some(PathBuf::from(path))),
+        }
+    };
+    let options = TlsOptions {
+        certificate_file: file("cert")?,
+        key_file: file("key")?,
+        ca_file: file("cacert")?,
+        server_name: None,
+        insecure_skip_verify: matches.is_true("insecure-skip-tls-verify"),
+    };
+    let wanted = options.certificate_file.is_some()
+        || options.key_file.is_some()
+        || options.ca_file.is_some()
+        || options.insecure_skip_verify
+        || !matches.is_true("insecure-transport");
+    Ok(wanted.then_some(options))
+}
+
+fn credentials(matches: &Matches) -> Outcome<Option<Credentials>> {
+    let (user, token) = (matches.text("user"), matches.text("auth-jwt-token"));
+    if !token.is_empty() {
+        return Ok(Some(Credentials::Token(token.to_owned())));
+    }
+    if user.is_empty() {
+        return Ok(None);
+    }
+    let (username, password) = match (matches.text("password"), user.split_once(':')) {
+        ("", Some((username, password))) => (username, password.to_owned()),
+        ("", None) => (user, ask_password()?),
+        (password, _) => (user, password.to_owned()),
+    };
+    Ok(Some(Credentials::Password { username: username.to_owned(), password }))
+}
+
+/// Asks on the terminal, without showing what is typed.
+fn ask_password() -> Outcome<String> {
+    let failed = |error: std::io::Error| Exit::with(exit::ERROR, error);
+    let mut terminal =
+        std::fs::File::options().read(true).write(true).open("/dev/tty").map_err(failed)?;
+    terminal.write_all(b"Password: ").map_err(failed)?;
+    let shown = tcgetattr(&terminal).map_err(|error| failed(error.into()))?;
+    let mut hidden = shown.clone();
+    hidden.local_modes.remove(LocalModes::ECHO);
+    tcsetattr(&terminal, OptionalActions::Flush, &hidden).map_err(|error| failed(error.into()))?;
+    let mut line = String::new();
+    let read = BufReader::new(&terminal).read_line(&mut line);
+    let restored = tcsetattr(&terminal, OptionalActions::Flush, &shown);
+    terminal.write_all(b"\n").map_err(failed)?;
+    read.map_err(failed)?;
+    restored.map_err(|error| failed(error.into()))?;
+    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
+}

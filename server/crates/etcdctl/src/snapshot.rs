@@ -1,0 +1,149 @@
+//! `snapshot save`: stores a copy of one member's data in a file.
+//!
+//! The copy is written beside its place and moved there only when it is complete and on disk, so
+//! that a file under the final name is never half a copy.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+use client::Client;
+use tokio::time::Instant;
+
+use crate::command_line::{Command, Group, Invocation};
+use crate::exit::{self, Exit, Outcome};
+use crate::global::Session;
+use crate::{go, log, output};
+
+/// The store ends with its digest, which no multiple of a disk sector can.
+const SECTOR: u64 = 512;
+const DIGEST: u64 = 32;
+
+pub(crate) fn command() -> Command {
+    Command {
+        name: "snapshot",
+        usage: "<subcommand>",
+        short: "Stores copies of a member's data",
+        group: Some(Group::Maintenance),
+        children: vec![Command {
+            name: "save",
+            usage: "<filename>",
+            short: "Stores a copy of a member's data in a file",
+            run: Some(|invocation| Box::pin(save(invocation))),
+            ..Command::default()
+        }],
+        ..Command::default()
+    }
+}
+
+async fn save(invocation: Invocation) -> Outcome {
+    let [path] = invocation.arguments() else {
+        return Err(Exit::bad_arguments("snapshot save expects one argument <filename>"));
+    };
+    let path = path.clone();
+    let session = Session::new(&invocation)?;
+    let interrupted = |message: String| Exit::with(exit::INTERRUPTED, message);
+    let endpoints: Vec<String> =
+        session.endpoints().iter().map(|endpoint| endpoint.trim().to_owned()).collect();
+    let [endpoint] = endpoints.as_slice() else {
+        return Err(interrupted(format!(
+            "snapshot must be requested to one selected node, not multiple [{}]",
+            endpoints.join(" ")
+        )));
+    };
+    // A copy takes as long as it takes, unless the user says otherwise.
+    let limited = session.matches().is_set("command-timeout");
+    let mut client = session.client().await.map_err(|exit| {
+        if exit.code == exit::BAD_CONNECTION {
+            Exit { code: exit::INTERRUPTED, ..exit }
+        } else {
+            exit
+        }
+    })?;
+    if limited {
+        client = client.until(session.deadline());
+    }
+    let part = format!("{path}.part");
+    let result = fetch(&client, endpoint, &part, &path).await;
+    if let Err(error) = fs::remove_file(&part)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        let reason = error.to_string();
+        log::line("error", "Failed to cleanup .part file", &[("error", &reason)]);
+    }
+    let version = result.map_err(interrupted)?;
+    output::write(format!("Snapshot saved at {path}\n").as_bytes())?;
+    if version.is_empty() {
+        return Ok(());
+    }
+    output::write(format!("Server version {version}\n").as_bytes())
+}
+
+/// Receives the copy into `part` and moves it to `path`; returns the copy's version.
+async fn fetch(client: &Client, endpoint: &str, part: &str, path: &str) -> Result<String, String> {
+    let mut file =
+        File::options().write(true).create(true).truncate(true).mode(0o600).open(part).map_err(
+            |error| {
+                let error = go_error("open", part, &error);
+                format!("could not open {part} ({error})")
+            },
+        )?;
+    log::line("info", "created temporary db file", &[("path", part)]);
+    let start = Instant::now();
+    let mut stream = client.snapshot().await.map_err(|error| error.to_string())?;
+    log::line("info", "opened snapshot stream; downloading", &[]);
+    log::line("info", "fetching snapshot", &[("endpoint", endpoint)]);
+    let mut size = 0u64;
+    let mut version = String::new();
+    let mut first = true;
+    while let Some(piece) = client.next(&mut stream).await.map_err(|error| match first {
+        true => error.to_string(),
+        false => format!("could not write snapshot: {error}"),
+    })? {
+        if first {
+            version = piece.version;
+            first = false;
+        }
+        let written = file.write_all(&piece.blob);
+        written.map_err(|error| {
+            let error = go_error("write", part, &error);
+            format!("could not write snapshot: {error}")
+        })?;
+        size += piece.blob.len() as u64;
+    }
+    log::line("info", "completed snapshot read; closing", &[]);
+    if size % SECTOR != DIGEST {
+        return Err(format!("sha256 checksum not found [bytes: {size}]"));
+    }
+    file.sync_all().map_err(|error| format!("could not fsync snapshot: {error}"))?;
+    let took = go::duration(start.elapsed());
+    log::line(
+        "info",
+        "fetched snapshot",
+        &[
+            ("endpoint", endpoint),
+            ("size", &go::humanize_bytes(size)),
+            ("took", &took),
+            ("etcd-version", &version),
+        ],
+    );
+    fs::rename(part, path)
+        .map_err(|error| format!("could not rename {part} to {path} ({error})"))?;
+    sync_directory(path).map_err(|error| format!("could not fsync the directory: {error}"))?;
+    log::line("info", "saved", &[("path", path)]);
+    Ok(version)
+}
+
+/// Without this a crash may undo the move.
+fn sync_directory(path: &str) -> std::io::Result<()> {
+    let parent = Path::new(path).parent().filter(|parent| !parent.as_os_str().is_empty());
+    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// An I/O error as Go prints it.
+fn go_error(operation: &str, path: &str, error: &std::io::Error) -> String {
+    let text = error.to_string();
+    let reason = text.split(" (os error").next().unwrap_or(&text).to_lowercase();
+    format!("{operation} {path}: {reason}")
+}

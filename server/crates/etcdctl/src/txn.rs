@@ -1,0 +1,263 @@
+//! `txn`: reads comparisons and two lists of requests from standard input and runs them as one.
+//!
+//! The three parts end with an empty line each. A comparison is `target("key") operator "value"`, a
+//! request is a `put`, `get` or `del` with the flags of those commands.
+
+use std::io::{BufRead, StdinLock};
+
+use bytes::Bytes;
+use proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
+use proto::etcdserverpb::request_op::Request;
+use proto::etcdserverpb::{Compare, RequestOp, TxnRequest};
+
+use crate::command_line::{Command, Group, Invocation};
+use crate::exit::{self, Exit, Outcome};
+use crate::flags::{Flag, Kind};
+use crate::global::Session;
+use crate::output::{self, Answer};
+use crate::{del, get, go, put};
+
+pub(crate) fn command() -> Command {
+    Command {
+        name: "txn",
+        usage: "[options]",
+        short: "Runs requests in one transaction",
+        long: "Reads a transaction from standard input and runs it. It has three parts, each ended \
+               by an\nempty line:\n\n  comparisons, as in         mod(\"key\") > \"0\"\n  \
+               requests if all hold, as in  put key value\n  requests if one does not, as in  \
+               get key\n\nTargets are version (or ver), create (c), mod (m), value (val) and \
+               lease; operators are\n=, !=, < and >; requests are get, put and del.",
+        group: Some(Group::KeyValue),
+        flags: vec![Flag::new("interactive", Kind::Bool, "false", "ask for each part").short('i')],
+        run: Some(|invocation| Box::pin(txn(invocation))),
+        ..Command::default()
+    }
+}
+
+async fn txn(invocation: Invocation) -> Outcome {
+    if !invocation.arguments().is_empty() {
+        return Err(Exit::bad_arguments("txn command does not accept argument"));
+    }
+    let session = Session::new(&invocation)?;
+    // No deadline, as in Go etcdctl: a transaction may be typed by hand.
+    let client = session.client().await?;
+    let interactive = session.matches().is_true("interactive");
+    let prompt = |text: &str| match interactive {
+        true => output::write(format!("{text}\n").as_bytes()),
+        false => Ok(()),
+    };
+    let request = {
+        let mut input = std::io::stdin().lock();
+        prompt("compares:")?;
+        let compare = part(&mut input, comparison)?;
+        prompt("success requests (get, put, del):")?;
+        let success = part(&mut input, operation)?;
+        prompt("failure requests (get, put, del):")?;
+        let failure = part(&mut input, operation)?;
+        TxnRequest { compare, success, failure }
+    };
+    let response = client.txn(request).await?;
+    session.printer.print(Answer::Txn(&response))
+}
+
+/// Lines up to an empty one.
+fn part<T>(input: &mut StdinLock<'_>, parse: impl Fn(&str) -> Outcome<T>) -> Outcome<Vec<T>> {
+    let mut items = Vec::new();
+    loop {
+        let mut line = String::new();
+        input.read_line(&mut line).map_err(|error| Exit::with(exit::INVALID_INPUT, error))?;
+        if !line.ends_with('\n') {
+            return Err(Exit::with(exit::INVALID_INPUT, "EOF"));
+        }
+        match line.trim() {
+            "" => return Ok(items),
+            line => items.push(parse(line)?),
+        }
+    }
+}
+
+fn invalid(message: String) -> Exit {
+    Exit::with(exit::INVALID_INPUT, message)
+}
+
+fn comparison(line: &str) -> Outcome<Compare> {
+    let Some((target, rest)) = line.split_once('(') else {
+        return Err(invalid(format!("malformed comparison: {line}")));
+    };
+    let (key, operator, value) = match scan_comparison(rest) {
+        Ok(parts) => parts,
+        Err((key, operator)) => {
+            let key = go::quote(&key);
+            return Err(invalid(format!(
+                "malformed comparison: {line}; got {target}({key}) {operator} \"\""
+            )));
+        }
+    };
+    let number = || {
+        let text = String::from_utf8_lossy(&value);
+        go::parse_int(&text, 10)
+            .map_err(|_| invalid(format!("invalid txn compare request: {line}")))
+    };
+    let (target, union) = match target {
+        "ver" | "version" => (CompareTarget::Version, TargetUnion::Version(number()?)),
+        "c" | "create" => (CompareTarget::Create, TargetUnion::CreateRevision(number()?)),
+        "m" | "mod" => (CompareTarget::Mod, TargetUnion::ModRevision(number()?)),
+        "val" | "value" => (CompareTarget::Value, TargetUnion::Value(Bytes::from(value))),
+        "lease" => {
+            // Lease ids are hexadecimal wherever etcdctl reads them.
+            let id = go::parse_int(&String::from_utf8_lossy(&value), 16)
+                .map_err(|_| invalid(format!("invalid txn compare request: {line}")))?;
+            (CompareTarget::Lease, TargetUnion::Lease(id))
+        }
+        unknown => {
+            return Err(invalid(format!(
+                "malformed comparison: {line} (unknown target {unknown})"
+            )));
+        }
+    };
+    let result = match operator.as_str() {
+        "=" => CompareResult::Equal,
+        "!=" => CompareResult::NotEqual,
+        ">" => CompareResult::Greater,
+        "<" => CompareResult::Less,
+        unknown => {
+            return Err(invalid(format!(
+                "malformed comparison: {line} (unknown operator {unknown})"
+            )));
+        }
+    };
+    Ok(Compare {
+        result: result.into(),
+        target: target.into(),
+        key: Bytes::from(key),
+        range_end: Bytes::new(),
+        target_union: Some(union),
+    })
+}
+
+type Parts = (Vec<u8>, String, Vec<u8>);
+
+/// `"key") operator "value"`. If it is not that: the key and operator as far as they were read.
+fn scan_comparison(text: &str) -> Result<Parts, (Vec<u8>, String)> {
+    let unread = || (Vec::new(), String::new());
+    let (key, rest) = go::scan_quoted(text.trim_start()).ok_or_else(unread)?;
+    let Some(rest) = rest.strip_prefix(')') else { return Err((key, String::new())) };
+    let rest = rest.trim_start();
+    let end = rest.find(char::is_whitespace).unwrap_or(rest.len());
+    let (operator, rest) = (rest[..end].to_owned(), rest[end..].trim_start());
+    match go::scan_quoted(rest) {
+        Some((value, _)) if !operator.is_empty() => Ok((key, operator, value)),
+        _ => Err((key, operator)),
+    }
+}
+
+fn operation(line: &str) -> Outcome<RequestOp> {
+    let words = split(line)?;
+    if words.len() < 2 {
+        return Err(invalid(format!("invalid txn compare request: {line}")));
+    }
+    let commands = Command {
+        children: vec![put::command(), get::command(), del::command()],
+        ..Command::default()
+    };
+    let found = commands.find(&words);
+    let name = found.command().name;
+    let Ok(matches) = found.parse() else {
+        return Err(invalid(format!("invalid txn request: {line}")));
+    };
+    let request = match name {
+        "put" => Request::RequestPut(put::request(&matches)?),
+        "get" => Request::RequestRange(get::request(&matches)?),
+        "del" => Request::RequestDeleteRange(del::request(&matches)?),
+        _ => return Err(invalid(format!("invalid txn request: {line}"))),
+    };
+    Ok(RequestOp { request: Some(request) })
+}
+
+/// Splits a line into words. A word in single quotes is taken as it is, one in double quotes has
+/// Go's escapes, any other ends at white space.
+pub(crate) fn split(line: &str) -> Outcome<Vec<String>> {
+    let mut words = Vec::new();
+    let mut rest = line.trim_start();
+    while let Some(first) = rest.chars().next() {
+        let (word, after) = match first {
+            '\'' => match rest[1..].split_once('\'') {
+                Some((word, after)) => (word.to_owned(), after),
+                // A quote without its end is passed over.
+                None => (String::new(), &rest[1..]),
+            },
+            '"' => match closing_quote(rest) {
+                Some(end) => {
+                    let (word, _) = go::scan_quoted(&rest[..end])
+                        .ok_or_else(|| invalid("invalid syntax".to_owned()))?;
+                    (String::from_utf8_lossy(&word).into_owned(), &rest[end..])
+                }
+                None => (String::new(), &rest[1..]),
+            },
+            _ => {
+                let end = rest.find(char::is_whitespace).unwrap_or(rest.len());
+                (rest[..end].to_owned(), &rest[end..])
+            }
+        };
+        let passed_over = word.is_empty() && after.len() + 1 == rest.len();
+        if !passed_over {
+            words.push(word);
+        }
+        rest = after.trim_start();
+    }
+    Ok(words)
+}
+
+/// Where the string in double quotes at the start of `text` ends.
+fn closing_quote(text: &str) -> Option<usize> {
+    let mut escaped = false;
+    for (index, letter) in text.char_indices().skip(1) {
+        match letter {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            '"' => return Some(index + 1),
+            _ => {}
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comparisons_are_read() {
+        let compare = comparison(r#"mod("a\x00") > "5""#).unwrap();
+        assert_eq!(compare.key, &b"a\0"[..]);
+        assert_eq!(compare.result(), CompareResult::Greater);
+        assert_eq!(compare.target_union, Some(TargetUnion::ModRevision(5)));
+        let lease = comparison(r#"lease("a") = "ff""#).unwrap();
+        assert_eq!(lease.target_union, Some(TargetUnion::Lease(255)));
+    }
+
+    #[test]
+    fn bad_comparisons_say_how_far_they_were_read() {
+        for (line, message) in [
+            ("mod", "malformed comparison: mod"),
+            (r#"x("a") = "1""#, r#"malformed comparison: x("a") = "1" (unknown target x)"#),
+            (r#"mod("a") = x"#, r#"malformed comparison: mod("a") = x; got mod("a") = """#),
+            (r#"mod(a) = "1""#, r#"malformed comparison: mod(a) = "1"; got mod("")  """#),
+            (r#"mod("a") = "x""#, r#"invalid txn compare request: mod("a") = "x""#),
+        ] {
+            assert_eq!(comparison(line).unwrap_err(), invalid(message.to_owned()));
+        }
+    }
+
+    #[test]
+    fn lines_are_split_into_words() {
+        for (line, words) in [
+            ("put a b", &["put", "a", "b"][..]),
+            (r#"put 'a b' "c\td" "#, &["put", "a b", "c\td"]),
+            (r#"put "" ''"#, &["put", "", ""]),
+            ("put a'b", &["put", "a'b"]),
+        ] {
+            assert_eq!(split(line).unwrap(), words, "{line}");
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! `etcdutl`: work on files of a server that is not running.
+//!
+//! Snapshot files are etcd's own format on both sides, so they are read the same whether Go etcd or
+//! Keelson wrote them: [`snapshot_file`] opens one and checks its digest, [`schema`] gives its
+//! content meaning, [`status`] sums it up. [`print`](mod@print) writes what Go's `etcdutl` 3.7
+//! writes, byte for byte, in each of its formats.
+
+pub mod print;
+pub mod schema;
+pub mod snapshot_file;
+pub mod status;

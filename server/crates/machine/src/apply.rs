@@ -1,0 +1,117 @@
+//! The applier: one entry under one write lock.
+//!
+//! The order of the gates before a command is etcd's (`apply/uber_applier.go`): CORRUPT refuses
+//! whatever changes keys or leases, then NOSPACE refuses what needs space, then authorisation has its
+//! place, then the command runs. Alarms, checkpoints and what members say about themselves pass all
+//! gates, else nobody could ever clear an alarm.
+
+use lease::Lessor;
+use mvcc::Writer;
+use tables::{AlarmKind, Tables};
+use types::Term;
+
+use crate::check;
+use crate::command::Command;
+use crate::outcome::{FollowUp, LeaseChange, Outcome, Refusal, Stop};
+
+/// The state that one entry's commands work on.
+pub(crate) struct Applier<'a> {
+    pub(crate) writer: Writer<'a>,
+    pub(crate) leases: &'a mut Lessor,
+    pub(crate) tables: &'a mut Tables,
+    /// The term of the entry.
+    pub(crate) term: Term,
+    pub(crate) lease_changes: Vec<LeaseChange>,
+    pub(crate) follow_ups: Vec<FollowUp>,
+}
+
+impl<'a> Applier<'a> {
+    pub(crate) fn new(
+        writer: Writer<'a>,
+        leases: &'a mut Lessor,
+        tables: &'a mut Tables,
+        term: Term,
+    ) -> Self {
+        Self { writer, leases, tables, term, lease_changes: Vec::new(), follow_ups: Vec::new() }
+    }
+
+    /// Does one command. `answer` says whether this member answers it; else values are not read just
+    /// to be thrown away. The effect on the state is the same either way.
+    pub(crate) fn run(&mut self, command: Command, answer: bool) -> Result<Outcome, Stop> {
+        self.pass_alarms(&command)?;
+        // The check of the caller's permissions belongs here, once auth has its table: it compares
+        // `Caller::auth_revision` with the table's and asks it about the command's keys.
+        self.dispatch(command, answer)
+    }
+
+    fn pass_alarms(&self, command: &Command) -> Result<(), Refusal> {
+        let alarms = &self.tables.alarms;
+        if alarms.any(AlarmKind::CORRUPT) && touches_data(command) {
+            return Err(Refusal::Corrupt);
+        }
+        if alarms.any(AlarmKind::NO_SPACE) && needs_space(command) {
+            return Err(Refusal::NoSpace);
+        }
+        Ok(())
+    }
+
+    fn dispatch(&mut self, command: Command, answer: bool) -> Result<Outcome, Stop> {
+        Ok(match command {
+            Command::Put(request) => Outcome::Put(self.put(&request, answer)?),
+            Command::DeleteRange(request) => {
+                Outcome::DeleteRange(self.delete_range(&request, answer)?)
+            }
+            Command::Txn(request) => Outcome::Txn(self.txn(&request, answer)?),
+            Command::Compaction(request) => Outcome::Compaction(self.compact(&request)?),
+            Command::LeaseGrant(request) => Outcome::LeaseGrant(self.lease_grant(&request)?),
+            Command::LeaseRevoke(request) => Outcome::LeaseRevoke(self.lease_revoke(&request)?),
+            Command::LeaseExpire(expire) => {
+                Outcome::LeaseExpire { revoked: self.lease_expire(&expire)? }
+            }
+            Command::LeaseCheckpoint(request) => {
+                Outcome::LeaseCheckpoint(self.lease_checkpoint(&request))
+            }
+            Command::Alarm(request) => Outcome::Alarm(self.alarm(&request)),
+            Command::MemberAttributes(request) => {
+                self.set_member_attributes(request)?;
+                Outcome::MemberAttributes
+            }
+            Command::ClusterVersionSet(request) => {
+                self.set_cluster_version(&request)?;
+                Outcome::ClusterVersionSet
+            }
+            Command::DowngradeInfoSet(request) => {
+                self.set_downgrade(request);
+                Outcome::DowngradeInfoSet
+            }
+        })
+    }
+}
+
+/// What CORRUPT refuses (etcd `apply/corrupt.go`).
+fn touches_data(command: &Command) -> bool {
+    match command {
+        Command::Put(_)
+        | Command::DeleteRange(_)
+        | Command::Txn(_)
+        | Command::Compaction(_)
+        | Command::LeaseGrant(_)
+        | Command::LeaseRevoke(_)
+        | Command::LeaseExpire(_) => true,
+        Command::LeaseCheckpoint(_)
+        | Command::Alarm(_)
+        | Command::MemberAttributes(_)
+        | Command::ClusterVersionSet(_)
+        | Command::DowngradeInfoSet(_) => false,
+    }
+}
+
+/// What NOSPACE refuses (etcd `apply/capped.go`). Reads and deletions go on, so that space can be
+/// made (trap T33).
+fn needs_space(command: &Command) -> bool {
+    match command {
+        Command::Put(_) | Command::LeaseGrant(_) => true,
+        Command::Txn(request) => check::txn_cost(request) > 0,
+        _ => false,
+    }
+}

@@ -1,0 +1,318 @@
+//! Readers: ranges at a pinned revision, in chunks, with values fetched outside the lock.
+//!
+//! A reader may be overtaken: between two chunks, or between a chunk and the fetch of its values, a
+//! compaction may pass the pinned revision and its records may go. Every chunk checks the watermark
+//! under the same lock under which it walks, and a record that cannot be fetched is explained by the
+//! watermark or is an error. So an answer is right, or `Compacted`, never wrong. A read of the newest
+//! revision that was overtaken starts again at what is newest then.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use revlog::{Record, RevStore, RevStoreError, StoreSize};
+use types::{KeyRange, RangeEnd, RecordRevision, Revision};
+
+use crate::backup;
+use crate::changes::{self, Limits};
+use crate::event::RevisionEvents;
+use crate::hash::{self, HashAnswer};
+use crate::history::{KeyHead, Version};
+use crate::query::{Hit, RangeAnswer, RangeError, RangeQuery, Scan, assemble, encode_key};
+use crate::store::{CHUNK, Shared, StoreMeta};
+use crate::writer::missing;
+
+/// How often a read of the newest revision starts again before it reports `Compacted`.
+const ATTEMPTS: usize = 8;
+
+/// A reader's handle: cheap to clone, holds no lock and pins nothing.
+#[derive(Clone)]
+pub struct ReadView {
+    shared: Arc<Shared>,
+}
+
+/// A revision that a read is pinned to, with the record store that had it.
+pub(crate) struct Pin {
+    pub(crate) at: i64,
+    pub(crate) newest: i64,
+    pub(crate) epoch: u64,
+    pub(crate) revs: Arc<dyn RevStore>,
+}
+
+/// Why an attempt to read ended.
+pub(crate) enum Interruption {
+    /// A compaction passed the pinned revision, or the content was replaced.
+    Overtaken,
+    Failed(RangeError),
+}
+
+impl From<RangeError> for Interruption {
+    fn from(error: RangeError) -> Self {
+        Interruption::Failed(error)
+    }
+}
+
+impl From<RevStoreError> for Interruption {
+    fn from(error: RevStoreError) -> Self {
+        Interruption::Failed(RangeError::Store(error))
+    }
+}
+
+impl ReadView {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// The revision of the last committed transaction.
+    pub fn revision(&self) -> Revision {
+        Revision(self.shared.read().revision)
+    }
+
+    /// The revision of the last compaction; -1 before the first.
+    pub fn compact_revision(&self) -> Revision {
+        Revision(self.shared.read().compact_revision)
+    }
+
+    /// What the records take on disk.
+    pub fn store_size(&self) -> StoreSize {
+        let revs = Arc::clone(&self.shared.read().revs);
+        revs.size()
+    }
+
+    /// Gives free space back to the file system; reads and writes go on.
+    ///
+    /// # Errors
+    /// When files cannot be rewritten.
+    pub fn defragment(&self) -> Result<(), RevStoreError> {
+        let revs = Arc::clone(&self.shared.read().revs);
+        revs.defragment()
+    }
+
+    /// How many keys there are, those included that are deleted and not compacted.
+    pub fn key_count(&self) -> u64 {
+        self.shared.read().live()
+    }
+
+    /// What is known of a key now without reading its value, if it exists.
+    pub fn head(&self, key: &[u8]) -> Option<KeyHead> {
+        self.shared.read().get(key)?.live().map(Version::head)
+    }
+
+    /// Answers a range request.
+    pub fn range(&self, query: &RangeQuery) -> Result<RangeAnswer, RangeError> {
+        for _ in 0..ATTEMPTS {
+            match self.attempt(query) {
+                Ok(answer) => return Ok(answer),
+                Err(Interruption::Failed(error)) => return Err(error),
+                Err(Interruption::Overtaken) => {}
+            }
+        }
+        Err(RangeError::Compacted)
+    }
+
+    /// Starts a range that is answered in parts, all at one revision (RangeStream).
+    pub fn range_stream(&self, query: RangeQuery) -> Result<RangeCursor, RangeError> {
+        let pin = self.pin(query.revision)?;
+        let left = u64::try_from(query.limit).ok().filter(|limit| *limit > 0);
+        Ok(RangeCursor {
+            view: self.clone(),
+            query,
+            pin,
+            resume: None,
+            left,
+            count: 0,
+            more: false,
+            done: false,
+        })
+    }
+
+    /// The events of whole revisions from `from` up to, and without, `until`, stopping after the
+    /// revision that reaches `max_events`. `Compacted` if `from` lies below the compact revision; a
+    /// watch may start at exactly that revision, as in etcd. `until` beyond the newest revision is
+    /// taken as the end.
+    pub fn history(
+        &self,
+        from: Revision,
+        until: Revision,
+        max_events: usize,
+    ) -> Result<Vec<RevisionEvents>, RangeError> {
+        self.history_within(from, until, max_events, usize::MAX)
+    }
+
+    /// The same, stopping also after the revision whose records reach `max_bytes` in sum.
+    pub fn history_within(
+        &self,
+        from: Revision,
+        until: Revision,
+        max_events: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<RevisionEvents>, RangeError> {
+        let limits = Limits { events: max_events, bytes: max_bytes };
+        changes::between(&self.shared, from.0, until.0, limits)
+    }
+
+    /// The record at exactly this place, if it is there.
+    pub fn record(&self, record: RecordRevision) -> Result<Option<Record>, RevStoreError> {
+        let revs = Arc::clone(&self.shared.read().revs);
+        revs.get(record)
+    }
+
+    /// Visits, in order of revision, every record that a reader can still reach, until `visit`
+    /// breaks; answers the moment the records belong to.
+    ///
+    /// # Errors
+    /// `Compacted` when a compaction went by meanwhile: what was visited is of no use, begin again.
+    pub fn backup(
+        &self,
+        visit: &mut dyn FnMut(Record) -> ControlFlow<()>,
+    ) -> Result<StoreMeta, RangeError> {
+        backup::records(&self.shared, visit)
+    }
+
+    /// The hash that Go etcd's HashKV answers for the same history; `revision` 0 is the newest.
+    pub fn hash_kv(&self, revision: i64) -> Result<HashAnswer, RangeError> {
+        hash::hash_kv(&self.shared, revision)
+    }
+
+    fn attempt(&self, query: &RangeQuery) -> Result<RangeAnswer, Interruption> {
+        let pin = self.pin(query.revision)?;
+        let mut scan = Scan::new(query, pin.at);
+        loop {
+            let index = self.shared.read();
+            if index.compact_revision > pin.at || index.epoch != pin.epoch {
+                return Err(Interruption::Overtaken);
+            }
+            if scan.step(&index, CHUNK) {
+                break;
+            }
+        }
+        let mut fetch = |record| fetch(&self.shared, &pin, record);
+        let (kvs, more) = assemble(query, scan.hits, &mut fetch)?;
+        Ok(RangeAnswer { kvs, more, count: scan.count, revision: Revision(pin.newest) })
+    }
+
+    fn pin(&self, revision: i64) -> Result<Pin, RangeError> {
+        let index = self.shared.read();
+        let at = index.pin(revision, index.revision)?;
+        Ok(Pin { at, newest: index.revision, epoch: index.epoch, revs: Arc::clone(&index.revs) })
+    }
+}
+
+/// The value of a record that the index named under `pin`.
+pub(crate) fn fetch(
+    shared: &Shared,
+    pin: &Pin,
+    record: RecordRevision,
+) -> Result<Bytes, Interruption> {
+    let failure = match pin.revs.get(record) {
+        Ok(Some(found)) => return Ok(found.key_value),
+        Ok(None) => missing(record),
+        Err(error) => error,
+    };
+    let index = shared.read();
+    if index.compact_revision > pin.at || index.epoch != pin.epoch {
+        return Err(Interruption::Overtaken);
+    }
+    Err(failure.into())
+}
+
+/// A range being answered in parts, in the order of keys, at one revision. Filters and other orders
+/// are the caller's to refuse: see [`RangeQuery::is_plain`].
+pub struct RangeCursor {
+    view: ReadView,
+    query: RangeQuery,
+    pin: Pin,
+    resume: Option<Box<[u8]>>,
+    /// How many keys the limit still allows.
+    left: Option<u64>,
+    count: i64,
+    more: bool,
+    done: bool,
+}
+
+impl RangeCursor {
+    /// The store's newest revision when the range began: the header's revision.
+    pub fn revision(&self) -> Revision {
+        Revision(self.pin.newest)
+    }
+
+    /// Up to `max_keys` further encoded key-values; empty when there are no more. A cursor over
+    /// `count_only` has none at all.
+    pub fn next(&mut self, max_keys: usize) -> Result<Vec<Bytes>, RangeError> {
+        let mut hits = Vec::new();
+        while hits.len() < max_keys && !self.done && !self.query.count_only && self.left != Some(0)
+        {
+            self.walk(max_keys, &mut hits)?;
+        }
+        let keys_only = self.query.keys_only;
+        let kvs = hits.into_iter().map(|hit: Hit| match keys_only {
+            true => Ok(hit.encoded),
+            false => fetch(&self.view.shared, &self.pin, hit.version.record()).map_err(overtaken),
+        });
+        kvs.collect()
+    }
+
+    /// Counts what is left and answers the count of the whole range and whether the limit left keys
+    /// out: what the last part of a stream carries.
+    pub fn finish(mut self) -> Result<(i64, bool), RangeError> {
+        while !self.done {
+            self.left = Some(0);
+            self.walk(usize::MAX, &mut Vec::new())?;
+        }
+        Ok((self.count, self.more && !self.query.count_only))
+    }
+
+    /// Walks one chunk of the index, taking hits while `max_keys` and the limit allow. It stops
+    /// early when it has enough, so that the next call goes on behind the last key taken.
+    fn walk(&mut self, max_keys: usize, hits: &mut Vec<Hit>) -> Result<(), RangeError> {
+        let index = self.view.shared.read();
+        if index.compact_revision > self.pin.at || index.epoch != self.pin.epoch {
+            return Err(RangeError::Compacted);
+        }
+        let resume = self.resume.take();
+        let mut walk = index.walk(&self.query.range, resume.as_deref());
+        let mut last = None;
+        for _ in 0..CHUNK {
+            let Some((key, history)) = walk.next() else {
+                self.done = true;
+                return Ok(());
+            };
+            last = Some(key);
+            let Some(version) = history.at(self.pin.at) else { continue };
+            self.count += 1;
+            if self.left == Some(0) {
+                self.more = true;
+                continue;
+            }
+            self.left = self.left.map(|left| left - 1);
+            let encoded = match self.query.keys_only {
+                true => encode_key(key, version),
+                false => Bytes::new(),
+            };
+            hits.push(Hit { version: *version, encoded });
+            if hits.len() == max_keys {
+                break;
+            }
+        }
+        self.resume = last.map(Into::into);
+        debug_assert!(self.resume.is_some() || matches!(self.query.range.end, RangeEnd::Single));
+        Ok(())
+    }
+}
+
+fn overtaken(interruption: Interruption) -> RangeError {
+    match interruption {
+        Interruption::Overtaken => RangeError::Compacted,
+        Interruption::Failed(error) => error,
+    }
+}
+
+/// A range over exactly one key needs no chunks; kept here so that callers need not build a query.
+impl ReadView {
+    /// The encoded key-value of one key at `revision` (0: the newest), if it existed then.
+    pub fn get(&self, key: &[u8], revision: i64) -> Result<Option<Bytes>, RangeError> {
+        let range = KeyRange::single(Bytes::copy_from_slice(key));
+        let query = RangeQuery { revision, ..RangeQuery::all(range) };
+        Ok(self.range(&query)?.kvs.pop())
+    }
+}

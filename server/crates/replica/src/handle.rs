@@ -1,0 +1,595 @@
+//! What the rest of the server holds of a replica.
+//!
+//! A [`Handle`] proposes, reads and asks for changes; it owns nothing. Each RPC thread makes its own
+//! with [`Handle::for_this_thread`], so that answers are delivered on the thread that waits.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use bytes::Bytes;
+use disk::Disk;
+use futures_util::future::BoxFuture;
+use machine::{Outcome, Proposal, Ticket, Views};
+use openraft::errors::{ChangeMembershipError, ClientWriteError, LinearizableReadError, RaftError};
+use openraft::raft::ReadPolicy;
+use openraft::{ChangeMembers, Raft};
+use proto::peerpb;
+use tokio::sync::{Mutex, oneshot, watch};
+use tokio::time::{Instant, timeout, timeout_at};
+use types::{ClusterId, LeaseId, LogIndex, MemberId, Term};
+
+use crate::completion::{Mailbox, Mailboxes};
+use crate::inbound::{membership_change_message, read_index_answer, refusal_from_message};
+use crate::limits::{APPLY_LAG_MAX, SWEEP_KEYS};
+use crate::membership::{MembershipChange, MembershipRefusal, Situation};
+use crate::network::Sender;
+use crate::peers::{Peer, PeerError};
+use crate::proposals::{Appender, Forwarded, Leader, ProposalQueue};
+use crate::raft_types::{Batch, LogId, Node, OnComplete, TypeConfig, committed_leader};
+use crate::reads::{ReadIndexSource, ReadQueue};
+use crate::runtime;
+use crate::state_machine::{Current, StateMachine};
+use crate::status::Status;
+use crate::store::Store;
+use crate::unavailable::Unavailable;
+use crate::watermark::Watermark;
+
+/// What the parts of this room share.
+pub(crate) struct Shared {
+    pub(crate) me: MemberId,
+    pub(crate) cluster: ClusterId,
+    pub(crate) raft: Raft<TypeConfig, StateMachine>,
+    pub(crate) current: Arc<Current>,
+    pub(crate) applied_bytes: Arc<AtomicU64>,
+    pub(crate) applied: Arc<Watermark>,
+    pub(crate) status: watch::Receiver<Status>,
+    pub(crate) queue: Arc<ProposalQueue>,
+    pub(crate) reads: Arc<ReadQueue>,
+    pub(crate) write_boxes: Arc<Mailboxes<Outcome>>,
+    pub(crate) read_boxes: Arc<Mailboxes<()>>,
+    pub(crate) sender: Sender,
+    pub(crate) store: Arc<Store>,
+    pub(crate) disk: Arc<dyn Disk>,
+    /// Snapshots are received one at a time.
+    pub(crate) receiving: Mutex<()>,
+    /// Changes of the member list are made one at a time.
+    pub(crate) changing: Mutex<()>,
+    pub(crate) rules: Rules,
+}
+
+/// What an operator may set about requests and membership.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// How long a request may take before it is answered with a time-out: etcd's is five seconds
+    /// and two election timeouts.
+    pub request_timeout: Duration,
+    /// Whether changes that could cost the quorum are refused.
+    pub strict_reconfig: bool,
+    /// How many learners a cluster may have.
+    pub learners_max: usize,
+}
+
+/// A cheap copy of the way into a replica, for one thread.
+#[derive(Clone)]
+pub struct Handle {
+    pub(crate) shared: Arc<Shared>,
+    writes: Arc<Mailbox<Outcome>>,
+    reads: Arc<Mailbox<()>>,
+}
+
+impl Handle {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        let writes = shared.write_boxes.open(runtime::random_u64());
+        let reads = shared.read_boxes.open(runtime::random_u64());
+        Self { shared, writes, reads }
+    }
+
+    /// A handle whose answers arrive on the calling thread's runtime.
+    pub fn for_this_thread(&self) -> Self {
+        Self::new(self.shared.clone())
+    }
+
+    /// Proposes a request and waits until this member has applied it.
+    ///
+    /// # Errors
+    /// See [`Unavailable`] for which reasons mean that nothing happened. Not cancellation-safe in
+    /// the sense that dropping the future does not take the proposal back.
+    pub async fn propose(&self, proposal: Proposal) -> Result<Outcome, Unavailable> {
+        self.shared.check_lag()?;
+        let deadline = Instant::now() + self.shared.rules.request_timeout;
+        loop {
+            let mut waiter = self.writes.register();
+            let ticket = Ticket { origin: self.shared.me, seq: waiter.seq() };
+            self.shared.queue.push(ticket, proposal.clone())?;
+            match timeout_at(deadline, &mut waiter).await {
+                Ok(Err(Unavailable::NotApplied)) => {}
+                Ok(answer) => return answer,
+                Err(_) if waiter.was_proposed() => return Err(self.shared.timeout_reason()),
+                Err(_) => return Err(Unavailable::TimeoutLeaderFailure),
+            }
+        }
+    }
+
+    /// Returns once a read of this member's state is linearizable.
+    ///
+    /// # Errors
+    /// When no leader confirmed its leadership in time.
+    pub async fn read_index(&self) -> Result<(), Unavailable> {
+        let mut waiter = self.reads.register();
+        self.shared.reads.push(waiter.seq());
+        match timeout(self.shared.rules.request_timeout, &mut waiter).await {
+            Ok(answer) => answer,
+            Err(_) => Err(self.shared.timeout_reason()),
+        }
+    }
+
+    /// The state as far as this member has applied it.
+    pub fn views(&self) -> Views {
+        self.shared.current.views()
+    }
+
+    /// What this member knows about itself and its cluster.
+    pub fn status(&self) -> Status {
+        let mut status = self.shared.status.borrow().clone();
+        status.applied = self.shared.applied.get();
+        status.committed = status.committed.max(status.applied);
+        status
+    }
+
+    /// The current term; cheaper than the whole status.
+    pub fn term(&self) -> Term {
+        self.shared.status.borrow().term
+    }
+
+    /// The leader that this member follows.
+    pub fn leader(&self) -> Option<MemberId> {
+        self.shared.status.borrow().leader
+    }
+
+    /// Whether this member leads.
+    pub fn leads(&self) -> bool {
+        self.shared.status.borrow().is_leader()
+    }
+
+    /// Whether this member is a learner.
+    pub fn is_learner(&self) -> bool {
+        self.shared.status.borrow().is_learner
+    }
+
+    /// Has the leader renew leases; one TTL per id, 0 for a lease that is gone.
+    ///
+    /// # Errors
+    /// When no leader answered in time.
+    pub async fn renew_at_leader(&self, ids: &[LeaseId]) -> Result<Vec<i64>, Unavailable> {
+        use peerpb::lease_keep_alive_response::Result as Wire;
+        let (envelope, peer) = self.shared.leader_peer()?;
+        let request =
+            peerpb::LeaseKeepAliveRequest { envelope, ids: ids.iter().map(|id| id.0).collect() };
+        let call = self.shared.sender.peers.lease_keep_alive(peer, request);
+        match self.shared.ask(call).await?.result {
+            Some(Wire::Renewals(renewals)) => Ok(renewals.ttls),
+            Some(Wire::NotLeader(_)) => Err(Unavailable::LeaderChanged),
+            None => Err(Unavailable::Timeout),
+        }
+    }
+
+    /// The etcd version that each other member reports; who does not answer is left out.
+    pub async fn versions_of_others(&self) -> Vec<(MemberId, String)> {
+        let others: Vec<MemberId> = {
+            let status = self.shared.status.borrow();
+            status.nodes.keys().copied().filter(|id| *id != self.shared.me).collect()
+        };
+        let questions = others.into_iter().map(|id| async move {
+            let peer = self.shared.peer(id)?;
+            let request = peerpb::VersionRequest { envelope: self.shared.sender.envelope(id) };
+            let call = self.shared.sender.peers.version(peer, request);
+            match timeout(self.shared.sender.patience, call).await {
+                Ok(Ok(answer)) => Some((id, answer.etcd_version)),
+                Ok(Err(_)) | Err(_) => None,
+            }
+        });
+        futures_util::future::join_all(questions).await.into_iter().flatten().collect()
+    }
+
+    /// Asks the leader how long leases have to live.
+    ///
+    /// # Errors
+    /// When no leader answered in time.
+    pub async fn leases_at_leader(
+        &self,
+        ids: &[LeaseId],
+        keys: bool,
+    ) -> Result<Vec<peerpb::LeaseState>, Unavailable> {
+        use peerpb::lease_time_to_live_response::Result as Wire;
+        let (envelope, peer) = self.shared.leader_peer()?;
+        let ids = ids.iter().map(|id| id.0).collect();
+        let request = peerpb::LeaseTimeToLiveRequest { envelope, ids, keys };
+        let call = self.shared.sender.peers.lease_time_to_live(peer, request);
+        match self.shared.ask(call).await?.result {
+            Some(Wire::Leases(states)) => Ok(states.leases),
+            Some(Wire::NotLeader(_)) => Err(Unavailable::LeaderChanged),
+            None => Err(Unavailable::Timeout),
+        }
+    }
+
+    /// Follows the status; the applied index in it lags, see [`Handle::status`].
+    pub fn watch_status(&self) -> watch::Receiver<Status> {
+        self.shared.status.clone()
+    }
+
+    /// Requests that wait to be proposed.
+    pub fn proposals_pending(&self) -> usize {
+        self.shared.queue.len()
+    }
+
+    /// Changes the member list, wherever the leader is, and waits until this member has applied it.
+    ///
+    /// # Errors
+    /// The refusal, or why no leader could be asked.
+    pub async fn change_membership(
+        &self,
+        change: MembershipChange,
+    ) -> Result<(), MembershipRefusal> {
+        let patience = self.shared.rules.request_timeout;
+        match timeout(patience, self.shared.change_membership(&change)).await {
+            Ok(Ok(index)) => {
+                self.shared.applied.reach(index).await;
+                Ok(())
+            }
+            Ok(Err(refusal)) => Err(refusal),
+            Err(_) => Err(self.shared.timeout_reason().into()),
+        }
+    }
+
+    /// Hands leadership to another voter and waits until this member sees it lead.
+    ///
+    /// # Errors
+    /// [`Unavailable::NotLeader`] on a member that does not lead, a time-out if the target does not
+    /// take over.
+    pub async fn move_leader(&self, target: MemberId) -> Result<(), Unavailable> {
+        let mut status = self.shared.status.clone();
+        if !status.borrow().is_leader() {
+            return Err(Unavailable::NotLeader);
+        }
+        if target == self.shared.me {
+            return Ok(());
+        }
+        self.shared
+            .raft
+            .trigger()
+            .transfer_leader(target.0)
+            .await
+            .map_err(|_| Unavailable::Stopped)?;
+        let moved = status.wait_for(|status| status.leader == Some(target));
+        match timeout(self.shared.rules.request_timeout, moved).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(Unavailable::Stopped),
+            Err(_) => Err(Unavailable::Timeout),
+        }
+    }
+
+    /// Writes an image of the current state and frees what it allows to be freed; returns once it
+    /// is durable.
+    ///
+    /// # Errors
+    /// When the replica stops meanwhile or the image takes longer than a request may.
+    pub async fn save_image(&self) -> Result<(), Unavailable> {
+        self.shared.sweep_index().await;
+        let target = self.shared.applied.get();
+        self.shared.raft.trigger().snapshot().await.map_err(|_| Unavailable::Stopped)?;
+        let saved = self.shared.store.wait_saved(target);
+        timeout(self.shared.rules.request_timeout, saved).await.map_err(|_| Unavailable::Timeout)
+    }
+}
+
+impl Shared {
+    /// Drops from the index what compactions have made dead, in steps that let others run.
+    pub(crate) async fn sweep_index(&self) {
+        let compactor = self.current.compactor();
+        while compactor.step(SWEEP_KEYS) == machine::SweepStep::More {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn check_lag(&self) -> Result<(), Unavailable> {
+        let committed = self.status.borrow().committed;
+        if committed.0.saturating_sub(self.applied.get().0) > APPLY_LAG_MAX {
+            return Err(Unavailable::TooManyRequests);
+        }
+        Ok(())
+    }
+
+    fn timeout_reason(&self) -> Unavailable {
+        match self.status.borrow().leader {
+            None => Unavailable::TimeoutLeaderFailure,
+            Some(_) => Unavailable::Timeout,
+        }
+    }
+
+    fn peer(&self, id: MemberId) -> Option<Peer> {
+        let status = self.status.borrow();
+        status.nodes.get(&id).map(|node| Peer { id, urls: node.peer_urls.clone() })
+    }
+
+    fn leader_peer(&self) -> Result<(Option<peerpb::Envelope>, Peer), Unavailable> {
+        let leader = self.status.borrow().leader.ok_or(Unavailable::NoLeader)?;
+        let peer = self.peer(leader).ok_or(Unavailable::NoLeader)?;
+        Ok((self.sender.envelope(leader), peer))
+    }
+
+    async fn ask<T>(
+        &self,
+        call: BoxFuture<'static, Result<T, PeerError>>,
+    ) -> Result<T, Unavailable> {
+        match timeout(self.rules.request_timeout, call).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(_)) => Err(Unavailable::TimeoutConnectionLost),
+            Err(_) => Err(self.timeout_reason()),
+        }
+    }
+
+    /// Appends a batch that another member sent, if this one leads in the term it is meant for.
+    pub(crate) async fn append_forwarded(
+        &self,
+        term: Term,
+        batch: Bytes,
+    ) -> Result<(), Unavailable> {
+        self.check_lag()?;
+        if !matches!(self.leader(), Leader::Here { term: own } if own == term) {
+            return Err(Unavailable::NotLeader);
+        }
+        // What another member sends must be readable before it becomes part of every log.
+        machine::Batch::decode(&batch).map_err(|_| Unavailable::NotLeader)?;
+        let (refusal, appended) = oneshot::channel();
+        let not_appended = move || {
+            // Nobody listens any more once the wait below is over.
+            let _ = refusal.send(());
+        };
+        self.append(term, batch, Box::new(not_appended)).await?;
+        // The sender is dropped unused when the batch is applied.
+        match timeout(self.rules.request_timeout, appended).await {
+            Ok(Ok(())) => Err(Unavailable::NotLeader),
+            Ok(Err(_)) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Confirms leadership with a quorum and returns the index that a read must see.
+    pub(crate) async fn local_read_index(&self) -> Result<LogIndex, Unavailable> {
+        match self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
+            Ok(linearizer) => Ok(LogIndex(linearizer.read_log_id().index() + 1)),
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(_))) => {
+                Err(Unavailable::NotLeader)
+            }
+            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => {
+                Err(Unavailable::Timeout)
+            }
+            Err(RaftError::Fatal(_)) => Err(Unavailable::Stopped),
+        }
+    }
+
+    async fn remote_read_index(&self, leader: MemberId) -> Result<LogIndex, Unavailable> {
+        let peer = self.peer(leader).ok_or(Unavailable::NoLeader)?;
+        let request = peerpb::ReadIndexRequest { envelope: self.sender.envelope(leader) };
+        let call = self.sender.peers.read_index(peer, request);
+        match timeout(self.sender.patience, call).await {
+            Ok(Ok(response)) => read_index_answer(response),
+            Ok(Err(_)) | Err(_) => Err(Unavailable::Timeout),
+        }
+    }
+
+    async fn change_membership(
+        &self,
+        change: &MembershipChange,
+    ) -> Result<LogIndex, MembershipRefusal> {
+        match self.leader() {
+            Leader::Unknown => Err(Unavailable::NoLeader.into()),
+            Leader::Here { .. } => {
+                self.change_membership_here(change).await.map(|id| LogIndex(id.index() + 1))
+            }
+            Leader::There { member, .. } => self.change_membership_there(member, change).await,
+        }
+    }
+
+    async fn change_membership_there(
+        &self,
+        leader: MemberId,
+        change: &MembershipChange,
+    ) -> Result<LogIndex, MembershipRefusal> {
+        use peerpb::change_membership_response::Result as Wire;
+        let peer = self.peer(leader).ok_or(Unavailable::NoLeader)?;
+        let request = peerpb::ChangeMembershipRequest {
+            envelope: self.sender.envelope(leader),
+            change: Some(membership_change_message(change)),
+        };
+        let response = self
+            .sender
+            .peers
+            .change_membership(peer, request)
+            .await
+            .map_err(|_| Unavailable::TimeoutConnectionLost)?;
+        match response.result {
+            Some(Wire::Changed(index)) => Ok(LogIndex(index)),
+            Some(Wire::Refusal(refusal)) => Err(refusal_from_message(refusal)),
+            Some(Wire::NotLeader(_)) => Err(Unavailable::LeaderChanged.into()),
+            None => Err(Unavailable::Timeout.into()),
+        }
+    }
+
+    /// Judges and makes a change on this leader.
+    pub(crate) async fn change_membership_here(
+        &self,
+        change: &MembershipChange,
+    ) -> Result<LogId, MembershipRefusal> {
+        let _one_at_a_time = self.changing.lock().await;
+        if !matches!(self.leader(), Leader::Here { .. }) {
+            return Err(Unavailable::NotLeader.into());
+        }
+        let changes = self.with_situation(|situation| situation.translate(change))?;
+        self.commit_membership(changes).await
+    }
+
+    /// Finishes what an earlier leader left half done, or promotes a voter that has caught up.
+    pub(crate) async fn tend_membership(&self) {
+        if !matches!(self.leader(), Leader::Here { .. }) {
+            return;
+        }
+        let Ok(_one_at_a_time) = self.changing.try_lock() else { return };
+        let next = self.with_situation(|situation| {
+            situation.unfinished_joint_change().or_else(|| situation.next_automatic_promotion())
+        });
+        let Some(changes) = next else { return };
+        tracing::info!(change = %changes, "changing the configuration");
+        if let Err(error) = self.commit_membership(changes).await {
+            tracing::info!(%error, "the configuration was not changed; trying again later");
+        }
+    }
+
+    async fn commit_membership(
+        &self,
+        changes: ChangeMembers<u64, Node>,
+    ) -> Result<LogId, MembershipRefusal> {
+        match self.raft.change_membership(changes, false).await {
+            Ok(response) => Ok(response.log_id),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => {
+                Err(Unavailable::NotLeader.into())
+            }
+            Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(
+                ChangeMembershipError::InProgress(_),
+            ))) => Err(Unavailable::Timeout.into()),
+            Err(RaftError::APIError(error)) => {
+                tracing::warn!(%error, "openraft refused a configuration");
+                Err(MembershipRefusal::Unhealthy)
+            }
+            Err(RaftError::Fatal(_)) => Err(Unavailable::Stopped.into()),
+        }
+    }
+
+    fn with_situation<T>(&self, judge: impl FnOnce(&Situation<'_>) -> T) -> T {
+        let metrics = self.raft.metrics();
+        let metrics = openraft::async_runtime::watch::WatchReceiver::borrow_watched(&metrics);
+        let tables = self.current.views().tables();
+        let started = tables.membership.members().filter(|member| !member.name.is_empty());
+        let started: BTreeSet<MemberId> = started.map(|member| member.id).collect();
+        let removed: BTreeSet<MemberId> = tables.membership.removed().collect();
+        let last = metrics.last_log_index.unwrap_or(0).max(1);
+        let caught_up_percent: BTreeMap<MemberId, u64> = metrics
+            .replication
+            .iter()
+            .flatten()
+            .map(|(id, matched)| {
+                let matched = matched.as_ref().map_or(0, LogId::index);
+                (MemberId(*id), matched * 100 / last)
+            })
+            .collect();
+        let mut active: BTreeSet<MemberId> = metrics
+            .heartbeat
+            .iter()
+            .flatten()
+            .filter(|(_, acked)| {
+                acked
+                    .as_ref()
+                    .is_some_and(|at| openraft::Instant::elapsed(&**at) < self.sender.patience)
+            })
+            .map(|(id, _)| MemberId(*id))
+            .collect();
+        active.insert(self.me);
+        judge(&Situation {
+            me: self.me,
+            membership: metrics.membership_config.membership(),
+            started: &started,
+            active: &active,
+            removed: &removed,
+            caught_up_percent: &caught_up_percent,
+            strict: self.rules.strict_reconfig,
+            learners_max: self.rules.learners_max,
+        })
+    }
+}
+
+impl Appender for Shared {
+    fn leader(&self) -> Leader {
+        let status = self.status.borrow();
+        match status.leader {
+            Some(leader) if leader == self.me => Leader::Here { term: status.term },
+            Some(member) => Leader::There { member, term: status.term },
+            None => Leader::Unknown,
+        }
+    }
+
+    async fn leader_moved(&self) {
+        let mut status = self.status.clone();
+        // Either way the caller looks again.
+        let _ = timeout(self.sender.patience / 10, status.changed()).await;
+    }
+
+    async fn append(
+        &self,
+        term: Term,
+        batch: Bytes,
+        not_appended: Box<dyn FnOnce() + Send>,
+    ) -> Result<(), Unavailable> {
+        let responder =
+            OnComplete(Box::new(move |result: openraft::raft::ClientWriteResult<TypeConfig>| {
+                if let Err(ClientWriteError::ForwardToLeader(_)) = result {
+                    not_appended();
+                }
+            }));
+        let write = self.raft.write(Batch(batch)).responder(responder);
+        write.with_leader(committed_leader(term)).await.map_err(|_| Unavailable::Stopped)
+    }
+
+    async fn forward(&self, to: MemberId, term: Term, batch: Bytes) -> Forwarded {
+        use peerpb::forward_response::Result as Wire;
+        let Some(peer) = self.peer(to) else { return Forwarded::NotAppended };
+        let envelope = self.sender.envelope(to);
+        let request = peerpb::ForwardRequest { envelope, term: term.0, batch };
+        let call = self.sender.peers.forward(peer, request);
+        match timeout(self.rules.request_timeout, call).await {
+            Ok(Ok(response)) => match response.result {
+                Some(Wire::Accepted(_)) | None => Forwarded::Handed,
+                Some(Wire::Overloaded(_)) => Forwarded::Overloaded,
+                Some(Wire::NotLeader(_)) => Forwarded::NotAppended,
+            },
+            Ok(Err(PeerError::Unreachable(_) | PeerError::Refused(_))) => Forwarded::NotAppended,
+            Ok(Err(PeerError::NoAnswer(_))) | Err(_) => Forwarded::Handed,
+        }
+    }
+}
+
+impl ReadIndexSource for Shared {
+    async fn read_index(&self) -> Result<LogIndex, Unavailable> {
+        let mut status = self.status.clone();
+        let attempts = async {
+            loop {
+                let answer = match self.leader() {
+                    Leader::Unknown => Err(Unavailable::NoLeader),
+                    Leader::Here { .. } => self.local_read_index().await,
+                    Leader::There { member, .. } => self.remote_read_index(member).await,
+                };
+                match answer {
+                    Ok(index) => return Ok(index),
+                    Err(Unavailable::Stopped) => return Err(Unavailable::Stopped),
+                    // Asking again is safe: a read changes nothing. A new leader ends the pause.
+                    Err(_) => {
+                        let pause = self.sender.patience / 10;
+                        if let Ok(Err(_)) = timeout(pause, status.changed()).await {
+                            return Err(Unavailable::Stopped);
+                        }
+                    }
+                }
+            }
+        };
+        match timeout(self.rules.request_timeout, attempts).await {
+            Ok(answer) => answer,
+            Err(_) => Err(self.timeout_reason()),
+        }
+    }
+
+    async fn applied(&self, index: LogIndex) -> Result<(), Unavailable> {
+        timeout(self.rules.request_timeout, self.applied.reach(index))
+            .await
+            .map_err(|_| Unavailable::TimeoutWaitAppliedIndex)
+    }
+}

@@ -1,0 +1,28 @@
+//! Every bound of the room, and how they relate.
+
+use std::time::Duration;
+
+/// Requests in one Raft entry.
+pub(crate) const BATCH_REQUESTS_MAX: usize = 1024;
+
+/// Request bytes in one Raft entry; a single larger request still travels, alone.
+pub(crate) const BATCH_BYTES_MAX: usize = 1 << 20;
+
+/// Requests that may wait for the driver; etcd refuses from 5,000 entries between commit and apply.
+pub(crate) const QUEUE_REQUESTS_MAX: usize = 16 * BATCH_REQUESTS_MAX;
+
+/// Request bytes that may wait for the driver.
+pub(crate) const QUEUE_BYTES_MAX: usize = 256 << 20;
+
+/// How long a batch rests that the leader could not take yet: a new leader takes writes once a
+/// quorum has answered it.
+pub(crate) const PUT_BACK_PAUSE: Duration = Duration::from_millis(5);
+
+/// Entries that may be committed and not applied before proposals are refused: etcd's bound.
+pub(crate) const APPLY_LAG_MAX: u64 = 5000;
+
+/// Keys whose dead versions one step of the background half of a compaction drops.
+pub(crate) const SWEEP_KEYS: usize = 4096;
+
+const _: () = assert!(BATCH_BYTES_MAX < QUEUE_BYTES_MAX);
+const _: () = assert!(BATCH_REQUESTS_MAX < QUEUE_REQUESTS_MAX);

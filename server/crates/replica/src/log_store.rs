@@ -1,0 +1,323 @@
+//! openraft's log storage over the `wal` room.
+//!
+//! Three positions move forward here, each behind the one before (openraft calls them accepted,
+//! submitted and flushed): an entry is *accepted* when openraft hands it over and it is kept in the
+//! [`Tail`]; it is *submitted* when the log writer has appended it to a segment; it is *flushed*
+//! when the writer's fdatasync returned. Only then does openraft hear of it, in order, so that
+//! nothing is acknowledged and no vote is answered before it is durable.
+//!
+//! The tail keeps the newest entries in memory, bounded by bytes, for replication and apply; older
+//! ones are read back from the segments.
+
+use std::collections::VecDeque;
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use openraft::OptionalSend;
+use openraft::entry::RaftEntry;
+use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
+use tokio::sync::{mpsc, oneshot};
+use types::LogIndex;
+
+use crate::codec;
+use crate::raft_types::{Entry, LogId, TypeConfig, Vote, index_of, log_id, optional_index};
+
+/// How many bytes of newest entries stay in memory once they are flushed.
+const TAIL_BYTES_MAX: usize = 64 << 20;
+
+/// How many bytes of entries one replication request carries at most.
+const REPLICATION_BYTES_MAX: usize = 1 << 20;
+
+/// How many operations may wait for the log writer; openraft waits when the queue is full.
+pub(crate) const WRITE_QUEUE_LENGTH: usize = 4096;
+
+/// One step for the log writer; it takes them strictly in order.
+pub(crate) enum WriteOperation {
+    /// Append entries and tell openraft once they are durable.
+    Append { entries: Vec<Entry>, flushed: IOFlushed<TypeConfig> },
+    /// Store a vote and answer once it is durable.
+    Vote { vote: Vote, done: oneshot::Sender<io::Result<()>> },
+    /// Note how far the log is committed; durable with the next flush.
+    Committed(LogId),
+    /// Drop every entry after this one, or all.
+    TruncateAfter(Option<LogId>),
+    /// Entries up to this one are covered by a durable image.
+    Purge(LogId),
+}
+
+/// The storage that openraft writes to and reads from.
+#[derive(Clone)]
+pub(crate) struct LogStore {
+    shared: Arc<Shared>,
+    queue: mpsc::Sender<WriteOperation>,
+}
+
+/// What the log writer shares with the storage.
+pub(crate) struct Shared {
+    // A std mutex: every critical section is a few pointer moves and none awaits.
+    tail: Mutex<Tail>,
+    segments: wal::Reader,
+}
+
+#[derive(Default)]
+struct Tail {
+    entries: VecDeque<TailEntry>,
+    bytes: usize,
+    purged: Option<LogId>,
+    last: Option<LogId>,
+    vote: Option<Vote>,
+    committed: Option<LogId>,
+    /// Entries up to here are in the segments and may leave the tail.
+    flushed: LogIndex,
+}
+
+struct TailEntry {
+    entry: Entry,
+    bytes: usize,
+}
+
+impl LogStore {
+    pub(crate) fn new(
+        recovered: &wal::Recovered,
+        segments: wal::Reader,
+        queue: mpsc::Sender<WriteOperation>,
+    ) -> Self {
+        let last = recovered.last.map(|id| log_id(id.term, id.index));
+        let purged = recovered.purged.map(|id| log_id(id.term, id.index));
+        let tail = Tail {
+            purged,
+            last: last.max(purged),
+            vote: recovered.vote.map(codec::vote_from_wal),
+            committed: recovered.committed.map(|id| log_id(id.term, id.index)),
+            flushed: recovered.last.map_or(LogIndex(0), |id| id.index),
+            ..Tail::default()
+        };
+        Self { shared: Arc::new(Shared { tail: Mutex::new(tail), segments }), queue }
+    }
+
+    pub(crate) fn shared(&self) -> Arc<Shared> {
+        self.shared.clone()
+    }
+
+    async fn enqueue(&self, operation: WriteOperation) -> io::Result<()> {
+        self.queue.send(operation).await.map_err(|_| io::Error::other("the log writer has stopped"))
+    }
+}
+
+impl Shared {
+    fn tail(&self) -> MutexGuard<'_, Tail> {
+        self.tail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The log writer has made entries up to `index` durable.
+    pub(crate) fn set_flushed(&self, index: LogIndex) {
+        let mut tail = self.tail();
+        tail.flushed = tail.flushed.max(index);
+        tail.evict();
+    }
+
+    fn read(&self, from: u64, until: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
+        let (tail_first, mut entries, mut bytes) = {
+            let tail = self.tail();
+            let first = tail.first_in_memory();
+            if from >= first {
+                return Ok(tail.slice(from, until, bytes_max));
+            }
+            (first, Vec::new(), 0)
+        };
+        let stored = self
+            .segments
+            .read(LogIndex(from + 1), LogIndex(until.min(tail_first) + 1), bytes_max as u64)
+            .map_err(|error| io::Error::other(error.to_string()))?;
+        for record in stored {
+            bytes += record.payload.len();
+            entries.push(codec::entry_from_wal(record)?);
+        }
+        let next = entries.last().map_or(from, |entry: &Entry| entry.log_id().index() + 1);
+        if next >= tail_first && bytes < bytes_max && next < until {
+            entries.extend(self.tail().slice(next, until, bytes_max - bytes));
+        }
+        Ok(entries)
+    }
+}
+
+impl Tail {
+    fn first_in_memory(&self) -> u64 {
+        match self.entries.front() {
+            Some(first) => first.entry.log_id().index(),
+            None => self.last.as_ref().map_or(0, |last| last.index() + 1),
+        }
+    }
+
+    /// At least one entry, and no more than fit into `bytes_max`.
+    fn slice(&self, from: u64, until: u64, bytes_max: usize) -> Vec<Entry> {
+        let first = self.first_in_memory();
+        let start = from.saturating_sub(first) as usize;
+        let count = until.saturating_sub(from.max(first)) as usize;
+        let mut bytes = 0;
+        let mut entries = Vec::new();
+        for kept in self.entries.iter().skip(start).take(count) {
+            bytes += kept.bytes;
+            if bytes > bytes_max && !entries.is_empty() {
+                break;
+            }
+            entries.push(kept.entry.clone());
+        }
+        entries
+    }
+
+    fn push(&mut self, entry: &Entry) {
+        let id = entry.log_id();
+        if let Some(last) = &self.last {
+            assert_eq!(last.index() + 1, id.index(), "the log has no holes: {last} then {id}");
+        }
+        let bytes = codec::entry_bytes(entry);
+        self.bytes += bytes;
+        self.last = Some(id);
+        self.entries.push_back(TailEntry { entry: entry.clone(), bytes });
+    }
+
+    fn evict(&mut self) {
+        while self.bytes > TAIL_BYTES_MAX
+            && self.entries.front().is_some_and(|e| index_of(&e.entry.log_id()) <= self.flushed)
+        {
+            self.pop_front();
+        }
+    }
+
+    fn pop_front(&mut self) {
+        if let Some(entry) = self.entries.pop_front() {
+            self.bytes -= entry.bytes;
+        }
+    }
+
+    fn truncate_after(&mut self, last: Option<LogId>) {
+        let keep = optional_index(last.as_ref());
+        while self.entries.back().is_some_and(|e| index_of(&e.entry.log_id()) > keep) {
+            if let Some(entry) = self.entries.pop_back() {
+                self.bytes -= entry.bytes;
+            }
+        }
+        self.flushed = self.flushed.min(keep);
+        self.last = last;
+    }
+
+    fn purge(&mut self, upto: LogId) {
+        while self.entries.front().is_some_and(|e| e.entry.log_id().index() <= upto.index()) {
+            self.pop_front();
+        }
+        self.purged = Some(upto);
+        self.last = self.last.max(Some(upto));
+    }
+}
+
+/// The half-open index range that `range` means, up to and without `end`.
+fn bounds(range: &impl RangeBounds<u64>, end: u64) -> (u64, u64) {
+    let from = match range.start_bound() {
+        Bound::Included(from) => *from,
+        Bound::Excluded(from) => *from + 1,
+        Bound::Unbounded => 0,
+    };
+    let until = match range.end_bound() {
+        Bound::Included(last) => *last + 1,
+        Bound::Excluded(until) => *until,
+        Bound::Unbounded => end,
+    };
+    (from, until.min(end))
+}
+
+impl RaftLogReader<TypeConfig> for LogStore {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, io::Error> {
+        let (from, until) = {
+            let tail = self.shared.tail();
+            let end = tail.last.as_ref().map_or(0, |last| last.index() + 1);
+            let (from, until) = bounds(&range, end);
+            (from.max(tail.purged.as_ref().map_or(0, |id| id.index() + 1)), until)
+        };
+        if from >= until {
+            return Ok(Vec::new());
+        }
+        let mut entries = self.shared.read(from, until, usize::MAX)?;
+        while let Some(next) = entries.last().map(|entry| entry.log_id().index() + 1)
+            && next < until
+        {
+            let more = self.shared.read(next, until, usize::MAX)?;
+            if more.is_empty() {
+                break;
+            }
+            entries.extend(more);
+        }
+        Ok(entries)
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+        self.shared.read(start, end, REPLICATION_BYTES_MAX)
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
+        Ok(self.shared.tail().vote)
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
+        let tail = self.shared.tail();
+        Ok(LogState { last_purged_log_id: tail.purged, last_log_id: tail.last })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        let (done, durable) = oneshot::channel();
+        self.enqueue(WriteOperation::Vote { vote: *vote, done }).await?;
+        durable.await.map_err(|_| io::Error::other("the log writer has stopped"))??;
+        self.shared.tail().vote = Some(*vote);
+        Ok(())
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
+        let Some(committed) = committed else { return Ok(()) };
+        self.shared.tail().committed = Some(committed);
+        self.enqueue(WriteOperation::Committed(committed)).await
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
+        Ok(self.shared.tail().committed)
+    }
+
+    async fn append<I>(
+        &mut self,
+        entries: I,
+        callback: IOFlushed<TypeConfig>,
+    ) -> Result<(), io::Error>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        {
+            let mut tail = self.shared.tail();
+            entries.iter().for_each(|entry| tail.push(entry));
+        }
+        self.enqueue(WriteOperation::Append { entries, flushed: callback }).await
+    }
+
+    async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
+        self.shared.tail().truncate_after(last_log_id);
+        self.enqueue(WriteOperation::TruncateAfter(last_log_id)).await
+    }
+
+    async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
+        self.shared.tail().purge(log_id);
+        self.enqueue(WriteOperation::Purge(log_id)).await
+    }
+}

@@ -1,0 +1,225 @@
+//! The one writer of the log: takes whatever waits, appends it, syncs once, and only then tells.
+//!
+//! It runs on a thread of its own, so that an fdatasync never stops an election timer; in a
+//! simulation it is a task like any other, with a delay in place of the device's. Group commit
+//! follows from the shape of the loop: while one flush is under way, the next batch gathers.
+//!
+//! Invariant: completions are told in the order of the operations and only after the fdatasync that
+//! covers them. After a failed write or flush nothing more is written, every further operation is
+//! answered with the error, and openraft ends, which ends the process (a page that failed to reach
+//! the disk may be dropped from the cache, so a second fsync proves nothing).
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::entry::RaftEntry;
+use openraft::storage::IOFlushed;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use types::LogIndex;
+use wal::Wal;
+
+use crate::codec;
+use crate::log_store::{Shared, WriteOperation};
+use crate::metrics::LogMetrics;
+use crate::raft_types::{Entry, TypeConfig, index_of};
+
+/// How many operations one flush covers at most.
+const GROUP_OPERATIONS_MAX: usize = 1024;
+
+/// How long the log waits before it uses the pause.
+const IDLE: Duration = Duration::from_millis(20);
+
+/// Where the log writer runs.
+pub enum LogWriterPlacement {
+    /// On a thread of its own: the server.
+    OwnThread,
+    /// As a task beside the others, each flush taking the time the function says: the simulator.
+    Task(Box<dyn FnMut() -> Duration + Send>),
+}
+
+pub(crate) struct LogWriter {
+    pub(crate) wal: Wal,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) operations: mpsc::Receiver<WriteOperation>,
+    pub(crate) metrics: LogMetrics,
+}
+
+/// What a flush owes to those who wait for it.
+enum Completion {
+    Entries(IOFlushed<TypeConfig>, Option<LogIndex>),
+    Vote(oneshot::Sender<io::Result<()>>),
+}
+
+impl LogWriter {
+    pub(crate) fn start(self, placement: LogWriterPlacement) -> io::Result<WriterThread> {
+        match placement {
+            LogWriterPlacement::OwnThread => {
+                let runtime =
+                    tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+                let thread = std::thread::Builder::new()
+                    .name("log-writer".into())
+                    .spawn(move || runtime.block_on(self.run(None)))?;
+                Ok(WriterThread(Some(thread)))
+            }
+            LogWriterPlacement::Task(delay) => {
+                crate::runtime::spawn(self.run(Some(delay)));
+                Ok(WriterThread(None))
+            }
+        }
+    }
+
+    async fn run(mut self, mut delay: Option<Box<dyn FnMut() -> Duration + Send>>) {
+        let mut group = Vec::with_capacity(GROUP_OPERATIONS_MAX);
+        while self.next_group(&mut group).await {
+            let written = self.write_group(&mut group);
+            if let Some(delay) = &mut delay {
+                tokio::time::sleep(delay()).await;
+            }
+            let (completions, result) = match written {
+                Ok(completions) => {
+                    let result = self.sync(!completions.is_empty());
+                    (completions, result)
+                }
+                Err((completions, error)) => (completions, Err(error)),
+            };
+            self.complete(completions, &result);
+            if let Err(error) = result {
+                tracing::error!(%error, "the write-ahead log cannot be written; this member stops");
+                return self.refuse_the_rest(&error).await;
+            }
+        }
+        if let Err(error) = self.wal.close() {
+            tracing::error!(%error, "closing the write-ahead log");
+        }
+    }
+
+    /// Waits for operations; false once there will be none. Idle moments go into work that makes
+    /// later appends faster and damage easier to tell from a torn write.
+    async fn next_group(&mut self, group: &mut Vec<WriteOperation>) -> bool {
+        let mut left = true;
+        while left && self.operations.is_empty() {
+            // An error here is not lost: the next append meets it.
+            left = self.wal.prepare().unwrap_or(false);
+        }
+        let wait = self.operations.recv_many(group, GROUP_OPERATIONS_MAX);
+        if let Ok(received) = tokio::time::timeout(IDLE, wait).await {
+            return received > 0;
+        }
+        if let Err(error) = self.wal.mark() {
+            tracing::warn!(%error, "marking the end of the write-ahead log");
+        }
+        self.operations.recv_many(group, GROUP_OPERATIONS_MAX).await > 0
+    }
+
+    /// Appends every operation of the group; what it returns must be completed after the flush.
+    fn write_group(
+        &mut self,
+        group: &mut Vec<WriteOperation>,
+    ) -> Result<Vec<Completion>, (Vec<Completion>, io::Error)> {
+        let mut completions = Vec::with_capacity(group.len());
+        let mut failure = None;
+        for operation in group.drain(..) {
+            let result = match (&failure, operation) {
+                (Some(_), operation) => {
+                    completions.extend(completion_of(operation));
+                    continue;
+                }
+                (None, WriteOperation::Append { entries, flushed }) => {
+                    let last = entries.last().map(|entry| index_of(&entry.log_id()));
+                    completions.push(Completion::Entries(flushed, last));
+                    self.append(&entries)
+                }
+                (None, WriteOperation::Vote { vote, done }) => {
+                    completions.push(Completion::Vote(done));
+                    self.wal.append(&[codec::vote_record(&vote)])
+                }
+                (None, WriteOperation::Committed(id)) => {
+                    self.wal.append(&[codec::committed_record(&id)])
+                }
+                (None, WriteOperation::TruncateAfter(id)) => {
+                    self.wal.truncate_after(id.as_ref().map(codec::wal_log_id))
+                }
+                (None, WriteOperation::Purge(id)) => self.wal.purge(codec::wal_log_id(&id)),
+            };
+            if let Err(error) = result {
+                failure = Some(io::Error::other(error.to_string()));
+            }
+        }
+        match failure {
+            None => Ok(completions),
+            Some(error) => Err((completions, error)),
+        }
+    }
+
+    fn append(&mut self, entries: &[Entry]) -> Result<(), wal::WalError> {
+        let records: Vec<_> = entries.iter().map(codec::entry_record).collect();
+        let started = Instant::now();
+        let result = self.wal.append(&records);
+        self.metrics.write_duration.observe(started.elapsed().as_secs_f64());
+        self.metrics.bytes.add(entries.iter().map(codec::entry_bytes).sum::<usize>() as f64);
+        result
+    }
+
+    fn sync(&mut self, anyone_waits: bool) -> io::Result<()> {
+        if !anyone_waits {
+            return Ok(());
+        }
+        let started = Instant::now();
+        let result = self.wal.sync().map_err(|error| io::Error::other(error.to_string()));
+        self.metrics.fsync_duration.observe(started.elapsed().as_secs_f64());
+        result
+    }
+
+    fn complete(&self, completions: Vec<Completion>, result: &io::Result<()>) {
+        let outcome = || match result {
+            Ok(()) => Ok(()),
+            Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
+        };
+        for completion in completions {
+            match completion {
+                Completion::Entries(flushed, last) => {
+                    if let (Ok(()), Some(last)) = (result, last) {
+                        self.shared.set_flushed(last);
+                    }
+                    flushed.io_completed(outcome());
+                }
+                Completion::Vote(done) => {
+                    // The asker may have gone: openraft is shutting down.
+                    let _ = done.send(outcome());
+                }
+            }
+        }
+    }
+
+    async fn refuse_the_rest(mut self, error: &io::Error) {
+        while let Some(operation) = self.operations.recv().await {
+            let failed = Err(io::Error::new(error.kind(), error.to_string()));
+            self.complete(completion_of(operation).into_iter().collect(), &failed);
+        }
+    }
+}
+
+fn completion_of(operation: WriteOperation) -> Option<Completion> {
+    match operation {
+        WriteOperation::Append { flushed, .. } => Some(Completion::Entries(flushed, None)),
+        WriteOperation::Vote { done, .. } => Some(Completion::Vote(done)),
+        WriteOperation::Committed(_)
+        | WriteOperation::TruncateAfter(_)
+        | WriteOperation::Purge(_) => None,
+    }
+}
+
+/// Joins the writer's thread when the member stops; the queue's end tells the thread to end.
+pub(crate) struct WriterThread(Option<std::thread::JoinHandle<()>>);
+
+impl WriterThread {
+    pub(crate) fn join(&mut self) {
+        if let Some(thread) = self.0.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the log writer's thread panicked");
+        }
+    }
+}

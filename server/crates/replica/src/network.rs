@@ -1,0 +1,344 @@
+//! openraft's network over [`Peers`].
+//!
+//! Replication is one long stream per follower and direction: requests are sent as openraft
+//! produces them, without waiting for the answers to the earlier ones, so that a follower's flush
+//! and the network's round trip overlap. A stream on which an answer is overdue is given up; openraft
+//! then opens the next one.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use futures_util::{Stream, StreamExt, stream};
+use openraft::errors::{
+    NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable,
+};
+use openraft::network::{RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError,
+    StreamAppendResult, TransferLeaderError, TransferLeaderRequest, TransferLeaderResponse,
+    VoteRequest, VoteResponse,
+};
+use openraft::{AnyError, OptionalSend};
+use proto::peerpb;
+use types::{ClusterId, MemberId};
+
+use crate::codec::{self, Malformed};
+use crate::peers::{Peer, PeerError, Peers};
+use crate::raft_types::{LogId, Node, TypeConfig, Vote};
+use crate::snapshot::{self, SnapshotData};
+
+/// The version of the peer protocol that this build speaks.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Who sends, and how long it waits.
+#[derive(Clone)]
+pub(crate) struct Sender {
+    pub(crate) cluster: ClusterId,
+    pub(crate) me: MemberId,
+    pub(crate) peers: Arc<dyn Peers>,
+    /// How long an answer may take before the peer counts as unreachable: an election timeout.
+    pub(crate) patience: Duration,
+}
+
+impl Sender {
+    pub(crate) fn envelope(&self, to: MemberId) -> Option<peerpb::Envelope> {
+        Some(peerpb::Envelope {
+            cluster_id: self.cluster.0,
+            from: self.me.0,
+            to: to.0,
+            protocol_version: PROTOCOL_VERSION,
+        })
+    }
+}
+
+/// Makes a [`Network`] per member.
+#[derive(Clone)]
+pub(crate) struct Networks(pub(crate) Sender);
+
+impl RaftNetworkFactory<TypeConfig> for Networks {
+    type Network = Network;
+
+    async fn new_client(&mut self, target: u64, node: &Node) -> Network {
+        let to = Peer { id: MemberId(target), urls: node.peer_urls.clone() };
+        Network { sender: self.0.clone(), to }
+    }
+}
+
+/// The way to one member.
+pub(crate) struct Network {
+    sender: Sender,
+    to: Peer,
+}
+
+type AppendResults<'s> =
+    BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>;
+
+fn unreachable(error: impl ToString) -> RPCError<TypeConfig> {
+    RPCError::Unreachable(Unreachable::new(&AnyError::error(error.to_string())))
+}
+
+fn network_error(error: impl ToString) -> RPCError<TypeConfig> {
+    RPCError::Network(NetworkError::new(&AnyError::error(error.to_string())))
+}
+
+fn rpc_error(error: PeerError) -> RPCError<TypeConfig> {
+    match error {
+        PeerError::Unreachable(_) | PeerError::Refused(_) => unreachable(error),
+        PeerError::NoAnswer(_) => network_error(error),
+    }
+}
+
+impl Network {
+    async fn in_time<T>(
+        &self,
+        action: RPCTypes,
+        call: BoxFuture<'static, Result<T, PeerError>>,
+    ) -> Result<T, RPCError<TypeConfig>> {
+        match tokio::time::timeout(self.sender.patience, call).await {
+            Ok(result) => result.map_err(rpc_error),
+            Err(_) => Err(RPCError::Timeout(self.timed_out(action))),
+        }
+    }
+
+    fn timed_out(&self, action: RPCTypes) -> Timeout<TypeConfig> {
+        Timeout {
+            action,
+            id: self.sender.me.0,
+            target: self.to.id.0,
+            timeout: self.sender.patience,
+        }
+    }
+
+    fn append_message(
+        envelope: Option<peerpb::Envelope>,
+        request: AppendEntriesRequest<TypeConfig>,
+    ) -> peerpb::AppendRequest {
+        peerpb::AppendRequest {
+            envelope,
+            vote: Some(codec::vote_message(&request.vote)),
+            prev_log_id: request.prev_log_id.as_ref().map(codec::log_id_message),
+            entries: request.entries.iter().map(codec::entry_message).collect(),
+            leader_commit: request.leader_commit.as_ref().map(codec::log_id_message),
+        }
+    }
+
+    async fn request_vote(
+        &self,
+        request: VoteRequest<TypeConfig>,
+        pre_vote: bool,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let message = peerpb::VoteRequest {
+            envelope: self.sender.envelope(self.to.id),
+            vote: Some(codec::vote_message(&request.vote)),
+            last_log_id: request.last_log_id.as_ref().map(codec::log_id_message),
+            pre_vote,
+            leadership_transfer: request.leadership_transfer,
+        };
+        let call = self.sender.peers.vote(self.to.clone(), message);
+        let response = self.in_time(RPCTypes::Vote, call).await?;
+        let vote = codec::vote_from_message(response.vote, "VoteResponse").map_err(unreachable)?;
+        let last = codec::optional_log_id(response.last_log_id).map_err(unreachable)?;
+        Ok(VoteResponse::new(vote, last, response.granted))
+    }
+}
+
+/// Reads the answer to one append request.
+fn append_result(
+    response: peerpb::AppendResponse,
+) -> Result<StreamAppendResult<TypeConfig>, Malformed> {
+    use peerpb::append_response::Result as Wire;
+    let absent = Malformed { message: "AppendResponse", detail: "an answer without a result" };
+    Ok(match response.result.ok_or(absent.clone())? {
+        Wire::Success(success) => Ok(codec::optional_log_id(success.matching)?),
+        Wire::PartialSuccess(partial) => Ok(codec::optional_log_id(partial.matching)?),
+        Wire::Conflict(id) => {
+            Err(StreamAppendError::Conflict(codec::optional_log_id(Some(id))?.ok_or(absent)?))
+        }
+        Wire::HigherVote(vote) => Err(StreamAppendError::HigherVote(codec::vote_from_message(
+            Some(vote),
+            "AppendResponse",
+        )?)),
+    })
+}
+
+/// The answers of one append stream; an overdue one ends it.
+struct AnswerStream {
+    answers: crate::peers::AppendResponses,
+    sent: Arc<AtomicU64>,
+    received: u64,
+    patience: Duration,
+    ended: bool,
+}
+
+impl AnswerStream {
+    async fn next(
+        &mut self,
+    ) -> Option<Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>> {
+        if self.ended {
+            return None;
+        }
+        let answer = loop {
+            let sent_before = self.sent.load(Ordering::Acquire);
+            match tokio::time::timeout(self.patience, self.answers.next()).await {
+                Ok(answer) => break answer,
+                // Overdue only if something was already unanswered when this wait began.
+                Err(_) if sent_before > self.received => {
+                    break Some(Err(PeerError::NoAnswer("append timed out".into())));
+                }
+                Err(_) => {}
+            }
+        };
+        let result = match answer {
+            None => {
+                self.ended = true;
+                return None;
+            }
+            Some(Ok(response)) => append_result(response).map_err(unreachable),
+            Some(Err(error)) => Err(rpc_error(error)),
+        };
+        self.received += 1;
+        self.ended = result.is_err();
+        Some(result)
+    }
+}
+
+impl RaftNetworkV2<TypeConfig> for Network {
+    type SnapshotData = SnapshotData;
+
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let input = Box::pin(stream::once(async move { rpc }));
+        let mut answers = self.stream_append(input, option).await?;
+        match answers.next().await {
+            Some(result) => Ok(result?.into()),
+            None => Err(network_error("the peer closed the stream without an answer")),
+        }
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        _option: RPCOption,
+    ) -> BoxFuture<'s, Result<AppendResults<'s>, RPCError<TypeConfig>>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        let sent = Arc::new(AtomicU64::new(0));
+        let (envelope, counter) = (self.sender.envelope(self.to.id), sent.clone());
+        let mut requests = input.map(move |request| {
+            counter.fetch_add(1, Ordering::AcqRel);
+            Self::append_message(envelope, request)
+        });
+        let patience = self.sender.patience;
+        Box::pin(async move {
+            // openraft waits out its back-off when the first request is taken; a call that failed
+            // before that would be tried again at once, for ever.
+            let Some(first) = requests.next().await else { return Ok(stream::empty().boxed()) };
+            let requests = stream::once(async move { first }).chain(requests).boxed();
+            let call = self.sender.peers.append(self.to.clone(), requests);
+            let answers = match tokio::time::timeout(patience, call).await {
+                Ok(answers) => answers.map_err(rpc_error)?,
+                Err(_) => {
+                    return Err(RPCError::Timeout(self.timed_out(RPCTypes::AppendEntries)));
+                }
+            };
+            let state = AnswerStream { answers, sent, received: 0, patience, ended: false };
+            let results = stream::unfold(state, |mut state| async move {
+                state.next().await.map(|result| (result, state))
+            });
+            Ok(results.boxed())
+        })
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        self.request_vote(rpc, false).await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        self.request_vote(rpc, true).await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: snapshot::Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let header = peerpb::SnapshotHeader {
+            envelope: self.sender.envelope(self.to.id),
+            vote: Some(codec::vote_message(&vote)),
+            last_log_id: snapshot.meta.last_log_id.as_ref().map(codec::log_id_message),
+            membership: Some(codec::stored_membership_message(&snapshot.meta.last_membership)),
+            format: snapshot::STREAM_FORMAT,
+            total_bytes: 0,
+        };
+        let chunks = snapshot::send(header, snapshot.snapshot);
+        let call = self.sender.peers.snapshot(self.to.clone(), chunks);
+        tokio::pin!(cancel);
+        let response = match futures_util::future::select(call, cancel).await {
+            futures_util::future::Either::Left((response, _)) => {
+                response.map_err(|error| streaming_error(rpc_error(error)))?
+            }
+            futures_util::future::Either::Right((closed, _)) => return Err(closed.into()),
+        };
+        let vote = codec::vote_from_message(response.vote, "SnapshotResponse")
+            .map_err(|error| streaming_error(unreachable(error)))?;
+        Ok(SnapshotResponse::new(vote))
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        req: TransferLeaderRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        use peerpb::transfer_leader_response::Result as Wire;
+        let message = peerpb::TransferLeaderRequest {
+            envelope: self.sender.envelope(self.to.id),
+            from_leader: Some(codec::vote_message(req.from_leader())),
+            to_node: *req.to_node_id(),
+            last_log_id: req.last_log_id().map(codec::log_id_message),
+        };
+        let call = self.sender.peers.transfer_leader(self.to.clone(), message);
+        let response = self.in_time(RPCTypes::TransferLeader, call).await?;
+        let vote = |vote| codec::vote_from_message(vote, "TransferLeaderResponse");
+        let id = |id: Option<peerpb::LogId>| -> Result<Option<LogId>, Malformed> {
+            codec::optional_log_id(id)
+        };
+        match response.result {
+            Some(Wire::Accepted(_)) => Ok(Ok(())),
+            Some(Wire::VoteChanged(changed)) => Ok(Err(TransferLeaderError::VoteChanged {
+                expected: vote(changed.expected).map_err(unreachable)?,
+                actual: vote(changed.actual).map_err(unreachable)?,
+            })),
+            Some(Wire::LogNotFlushed(behind)) => Ok(Err(TransferLeaderError::LogNotFlushed {
+                expected: id(behind.expected).map_err(unreachable)?,
+                actual: id(behind.actual).map_err(unreachable)?,
+            })),
+            None => Err(unreachable("an answer without a result")),
+        }
+    }
+}
+
+fn streaming_error(error: RPCError<TypeConfig>) -> StreamingError<TypeConfig> {
+    match error {
+        RPCError::Timeout(timeout) => StreamingError::Timeout(timeout),
+        RPCError::Unreachable(unreachable) => StreamingError::Unreachable(unreachable),
+        other => StreamingError::Network(NetworkError::new(&AnyError::error(other.to_string()))),
+    }
+}

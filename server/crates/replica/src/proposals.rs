@@ -1,0 +1,222 @@
+//! The way of a write from an RPC thread to the leader's log.
+//!
+//! Handlers push proposals into one bounded queue. The driver, on the Raft thread, drains whatever
+//! waits into one batch per turn: one Raft entry, whose bytes are at once the log record and the
+//! replication payload. On a follower the batch goes to the leader over the peer protocol; either
+//! way the answer comes when this member itself applies the entry (as in etcd), so that a client
+//! that writes through a follower can read its write there.
+//!
+//! A write that may have happened is not retried. A batch is handed over for one term only, so it
+//! can enter the log in that term or never. It is handed over again only when it is known not to
+//! have entered: openraft or the leader said so, or this member has applied an entry of a later
+//! term without having met it (no entry of an older term can follow, Raft §5.3).
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use machine::{Batch as BatchCodec, Outcome, Proposal, Ticket};
+use tokio::sync::Notify;
+use types::{MemberId, Term};
+
+use crate::completion::Mailboxes;
+use crate::limits::{
+    BATCH_BYTES_MAX, BATCH_REQUESTS_MAX, PUT_BACK_PAUSE, QUEUE_BYTES_MAX, QUEUE_REQUESTS_MAX,
+};
+use crate::unavailable::Unavailable;
+
+/// Proposals that wait for the driver, bounded by count and by bytes.
+pub(crate) struct ProposalQueue {
+    // A std mutex: RPC threads push and the driver swaps, neither awaits inside.
+    waiting: Mutex<Waiting>,
+    bell: Notify,
+    closed: AtomicBool,
+}
+
+#[derive(Default)]
+struct Waiting {
+    proposals: VecDeque<(Ticket, Proposal)>,
+    bytes: usize,
+}
+
+impl ProposalQueue {
+    pub(crate) fn new() -> Self {
+        Self { waiting: Mutex::default(), bell: Notify::new(), closed: AtomicBool::new(false) }
+    }
+
+    /// # Errors
+    /// [`Unavailable::TooManyRequests`] when the queue is full; nothing was proposed then.
+    pub(crate) fn push(&self, ticket: Ticket, proposal: Proposal) -> Result<(), Unavailable> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Unavailable::Stopped);
+        }
+        let bytes = proposal.body.len();
+        let mut waiting = self.lock();
+        if waiting.proposals.len() >= QUEUE_REQUESTS_MAX || waiting.bytes + bytes > QUEUE_BYTES_MAX
+        {
+            return Err(Unavailable::TooManyRequests);
+        }
+        waiting.bytes += bytes;
+        waiting.proposals.push_back((ticket, proposal));
+        drop(waiting);
+        self.bell.notify_one();
+        Ok(())
+    }
+
+    /// Returns a batch that did not get into the log, a moment later so that a leader that cannot
+    /// write yet is not asked in a busy loop.
+    fn put_back(self: Arc<Self>, batch: Vec<(Ticket, Proposal)>) {
+        crate::runtime::spawn(async move {
+            tokio::time::sleep(PUT_BACK_PAUSE).await;
+            let mut waiting = self.lock();
+            for (ticket, proposal) in batch.into_iter().rev() {
+                waiting.bytes += proposal.body.len();
+                waiting.proposals.push_front((ticket, proposal));
+            }
+            drop(waiting);
+            self.bell.notify_one();
+        });
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.lock().proposals.len()
+    }
+
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.bell.notify_one();
+    }
+
+    /// The next batch, or none once the queue is closed and empty.
+    pub(crate) async fn next_batch(&self) -> Option<Vec<(Ticket, Proposal)>> {
+        loop {
+            let batch = self.drain();
+            if !batch.is_empty() {
+                return Some(batch);
+            }
+            if self.closed.load(Ordering::Acquire) {
+                return None;
+            }
+            self.bell.notified().await;
+        }
+    }
+
+    fn drain(&self) -> Vec<(Ticket, Proposal)> {
+        let mut waiting = self.lock();
+        let mut bytes = 0;
+        let mut count = 0;
+        for (_, proposal) in waiting.proposals.iter().take(BATCH_REQUESTS_MAX) {
+            bytes += proposal.body.len();
+            if bytes > BATCH_BYTES_MAX && count > 0 {
+                bytes -= proposal.body.len();
+                break;
+            }
+            count += 1;
+        }
+        waiting.bytes -= bytes;
+        waiting.proposals.drain(..count).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Who may append: this member, or the one it forwards to.
+pub(crate) enum Leader {
+    Here { term: Term },
+    There { member: MemberId, term: Term },
+    Unknown,
+}
+
+/// What became of a forwarded batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Forwarded {
+    /// The leader has it, or nobody can tell: apply will show, or the next term's first entry.
+    Handed,
+    /// It is not in the log and will not be.
+    NotAppended,
+    /// The leader has too much to apply already; the batch is not in the log.
+    Overloaded,
+}
+
+/// What the driver needs of the rest of the room.
+pub(crate) trait Appender: Send + Sync + 'static {
+    fn leader(&self) -> Leader;
+    /// Returns when the leader may have become another, or after a short while.
+    fn leader_moved(&self) -> impl Future<Output = ()> + Send;
+    /// Appends to the log of the local leader of `term`, and of no later one. `not_appended` runs if
+    /// the batch never entered the log.
+    fn append(
+        &self,
+        term: Term,
+        batch: Bytes,
+        not_appended: Box<dyn FnOnce() + Send>,
+    ) -> impl Future<Output = Result<(), Unavailable>> + Send;
+    /// Hands a batch to the leader of `term`, which appends it in that term or not at all.
+    fn forward(
+        &self,
+        to: MemberId,
+        term: Term,
+        batch: Bytes,
+    ) -> impl Future<Output = Forwarded> + Send;
+}
+
+/// Drains the queue until it is closed. While there is no leader the batch waits, and whoever stops
+/// waiting for an answer meanwhile is not proposed any more.
+pub(crate) async fn drive<A: Appender>(
+    queue: Arc<ProposalQueue>,
+    appender: Arc<A>,
+    mailboxes: Arc<Mailboxes<Outcome>>,
+) {
+    while let Some(mut batch) = queue.next_batch().await {
+        while matches!(appender.leader(), Leader::Unknown) && !queue.is_closed() {
+            appender.leader_moved().await;
+        }
+        batch.retain(|(ticket, _)| mailboxes.is_waiting(ticket.seq));
+        if batch.is_empty() {
+            continue;
+        }
+        let seqs: Vec<u64> = batch.iter().map(|(ticket, _)| ticket.seq).collect();
+        match appender.leader() {
+            Leader::Unknown => fail(&mailboxes, &seqs, Unavailable::NoLeader),
+            Leader::Here { term } => {
+                let payload = BatchCodec::encode(&batch);
+                mailboxes.mark_proposed(seqs.iter().copied(), term);
+                let (queue, boxes, returned) = (queue.clone(), mailboxes.clone(), seqs.clone());
+                let not_appended = Box::new(move || {
+                    boxes.mark_queued(returned);
+                    queue.put_back(batch);
+                });
+                if let Err(reason) = appender.append(term, payload, not_appended).await {
+                    fail(&mailboxes, &seqs, reason);
+                }
+            }
+            Leader::There { member, term } => {
+                let payload = BatchCodec::encode(&batch);
+                mailboxes.mark_proposed(seqs.iter().copied(), term);
+                let (queue, appender, boxes) = (queue.clone(), appender.clone(), mailboxes.clone());
+                // Forwards overlap: a slow leader must not hold up what is queued behind.
+                crate::runtime::spawn(async move {
+                    match appender.forward(member, term, payload).await {
+                        Forwarded::Handed => {}
+                        Forwarded::NotAppended => {
+                            boxes.mark_queued(seqs);
+                            queue.put_back(batch);
+                        }
+                        Forwarded::Overloaded => fail(&boxes, &seqs, Unavailable::TooManyRequests),
+                    }
+                });
+            }
+        }
+    }
+}
+
+fn fail(mailboxes: &Mailboxes<Outcome>, seqs: &[u64], reason: Unavailable) {
+    mailboxes.post(seqs.iter().map(|seq| (*seq, Err(reason))));
+}

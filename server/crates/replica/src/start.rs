@@ -1,0 +1,429 @@
+//! Starting and stopping a replica.
+//!
+//! Start: lock the directory, load the newest image, open the log, let openraft replay what the
+//! image lacks, then let requests in. Stop is the same list backwards.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use disk::Disk;
+use machine::Outcome;
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::{InitializeError, RaftError};
+use openraft::{Config, Raft, ServerState, SnapshotPolicy};
+use tokio::sync::{mpsc, watch};
+use types::{ClusterId, LogIndex, MemberId, Term};
+
+use crate::completion::Mailboxes;
+use crate::handle::{Handle, Rules, Shared};
+use crate::images::Images;
+use crate::inbound::Inbound;
+use crate::log_store::{LogStore, WRITE_QUEUE_LENGTH};
+use crate::log_writer::{LogWriter, LogWriterPlacement, WriterThread};
+use crate::metrics::LogMetrics;
+use crate::network::{Networks, Sender};
+use crate::peers::Peers;
+use crate::proposals::{self, ProposalQueue};
+use crate::raft_types::{LogId, Node, TypeConfig, optional_index};
+use crate::reads::{self, ReadQueue};
+use crate::runtime;
+use crate::snapshot::Blocking;
+use crate::state_machine::{Audience, Current, EventSink, StateMachine};
+use crate::status::Status;
+use crate::store::{Loaded, OpenEngine, Store, StoreError};
+use crate::unavailable::Unavailable;
+use crate::watermark::Watermark;
+
+/// How a member comes into being when its directory is empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Bootstrap {
+    /// With these first members, the same on each of them.
+    New(BTreeMap<MemberId, Node>),
+    /// As a member that an existing cluster has added.
+    Join,
+}
+
+/// The times of Raft.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// How often the leader shows that it lives.
+    pub heartbeat_interval: Duration,
+    /// How long a follower waits for the leader before it campaigns.
+    pub election_timeout: Duration,
+    /// Whether a candidate asks first whether it could win.
+    pub pre_vote: bool,
+}
+
+/// When images are written and how much log stays behind them.
+#[derive(Clone, Copy, Debug)]
+pub struct ImagePolicy {
+    /// Write an image after this many entries.
+    pub entries: u64,
+    /// Write an image after this many bytes of entries.
+    pub bytes: u64,
+    /// Entries that stay in the log behind an image for followers that lag.
+    pub entries_kept: u64,
+}
+
+/// Everything a replica is made of.
+pub struct Parts {
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// Its identity.
+    pub member: MemberId,
+    /// Its directory, `member/` of the data directory.
+    pub directory: PathBuf,
+    /// The log's directory.
+    pub wal_directory: PathBuf,
+    /// Where files are.
+    pub disk: Arc<dyn Disk>,
+    /// The engine for records.
+    pub open_engine: OpenEngine,
+    /// The way to the other members.
+    pub peers: Arc<dyn Peers>,
+    /// Who hears of changes.
+    pub events: Arc<dyn EventSink>,
+    /// How a new member begins.
+    pub bootstrap: Bootstrap,
+    /// Raft's times.
+    pub timing: Timing,
+    /// Images.
+    pub images: ImagePolicy,
+    /// Requests and membership.
+    pub rules: Rules,
+    /// Where the log writer runs.
+    pub log_writer: LogWriterPlacement,
+    /// Where long work runs.
+    pub blocking: Blocking,
+    /// What the log measures.
+    pub metrics: LogMetrics,
+}
+
+/// Why a replica cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The directory cannot be used.
+    #[error("open the data directory: {0}")]
+    Directory(#[source] io::Error),
+    /// The log cannot be recovered.
+    #[error("recover the write-ahead log: {0}")]
+    Log(#[from] wal::RecoverError),
+    /// The state cannot be loaded.
+    #[error("load the state: {0}")]
+    Store(#[from] StoreError),
+    /// The log begins after the state ends.
+    #[error(
+        "the log begins after entry {purged}, but the newest image ends at {applied}; entries \
+         between are missing: remove this member from its cluster, clear its data directory and \
+         add it again as a new member, or restore a backup"
+    )]
+    Gap { purged: LogIndex, applied: LogIndex },
+    /// openraft refused its configuration or to start.
+    #[error("start raft: {0}")]
+    Raft(String),
+}
+
+/// A running replica.
+pub struct Replica {
+    handle: Handle,
+    writer: WriterThread,
+    _lock: disk::DirLock,
+}
+
+/// Opens the directory and starts everything. Call it on the runtime that Raft shall run on.
+///
+/// # Errors
+/// When the directory is unusable, damaged or belongs to another member; nothing was changed then.
+pub async fn start(parts: Parts) -> Result<Replica, StartError> {
+    let disk = parts.disk.clone();
+    disk.create_dir_all(&parts.directory).map_err(StartError::Directory)?;
+    disk.set_private(&parts.directory).map_err(StartError::Directory)?;
+    let lock = disk.lock(&parts.directory).map_err(StartError::Directory)?;
+    let identity = wal::Identity { cluster_id: parts.cluster, member_id: parts.member };
+    let (wal, recovered) =
+        wal::Wal::open(disk.clone(), &parts.wal_directory, identity, wal::Options::default())?;
+    let loaded = load_store(&parts)?;
+    check_gap(&recovered, &loaded)?;
+
+    let (operations, waiting) = mpsc::channel(WRITE_QUEUE_LENGTH);
+    let log = LogStore::new(&recovered, wal.reader(), operations);
+    let writer = LogWriter {
+        wal,
+        shared: log.shared(),
+        operations: waiting,
+        metrics: parts.metrics.clone(),
+    };
+    let writer = writer.start(parts.log_writer).map_err(StartError::Directory)?;
+
+    let applied = Arc::new(Watermark::default());
+    applied.set(optional_index(loaded.applied.as_ref()));
+    let write_boxes: Arc<Mailboxes<Outcome>> = Arc::new(Mailboxes::new());
+    let current = Arc::new(Current::new(&loaded.machine));
+    let applied_bytes = Arc::new(AtomicU64::new(0));
+    parts.events.reset(&loaded.machine.views());
+    let audience = Audience {
+        me: parts.member,
+        mailboxes: write_boxes.clone(),
+        events: parts.events.clone(),
+        applied: applied.clone(),
+        current: current.clone(),
+        applied_bytes: applied_bytes.clone(),
+    };
+    let store = Arc::new(loaded.store);
+    let machine = StateMachine::new(
+        loaded.machine,
+        loaded.applied,
+        loaded.membership,
+        store.clone(),
+        audience,
+        parts.blocking,
+    );
+    let sender = Sender {
+        cluster: parts.cluster,
+        me: parts.member,
+        peers: parts.peers.clone(),
+        patience: parts.timing.election_timeout,
+    };
+    let config = raft_config(parts.timing, parts.images)?;
+    let raft = Raft::new(parts.member.0, config, Networks(sender.clone()), log, machine)
+        .await
+        .map_err(|fatal| StartError::Raft(fatal.to_string()))?;
+    bootstrap(&raft, &parts.bootstrap).await?;
+
+    let status = follow_status(&raft, parts.member, parts.cluster, parts.timing.election_timeout);
+    let shared = Arc::new(Shared {
+        me: parts.member,
+        cluster: parts.cluster,
+        raft,
+        current,
+        applied_bytes,
+        applied,
+        status,
+        queue: Arc::new(ProposalQueue::new()),
+        reads: Arc::new(ReadQueue::new()),
+        write_boxes,
+        read_boxes: Arc::new(Mailboxes::new()),
+        sender,
+        store,
+        disk,
+        receiving: tokio::sync::Mutex::default(),
+        changing: tokio::sync::Mutex::default(),
+        rules: parts.rules,
+    });
+    spawn_loops(&shared, parts.images, parts.timing);
+    Ok(Replica { handle: Handle::new(shared), writer, _lock: lock })
+}
+
+fn load_store(parts: &Parts) -> Result<Loaded, StartError> {
+    let images = Images::open(
+        parts.disk.clone(),
+        parts.directory.join("image"),
+        parts.cluster,
+        parts.member,
+    )
+    .map_err(StartError::Directory)?;
+    let engine = parts.open_engine.clone();
+    Ok(Store::load(parts.disk.clone(), parts.directory.clone(), images, engine, parts.cluster)?)
+}
+
+/// Entries that an image does not hold must be in the log.
+fn check_gap(recovered: &wal::Recovered, loaded: &Loaded) -> Result<(), StartError> {
+    let applied = optional_index(loaded.applied.as_ref());
+    let purged = recovered.purged.map_or(LogIndex(0), |id| id.index);
+    if purged > applied { Err(StartError::Gap { purged, applied }) } else { Ok(()) }
+}
+
+fn raft_config(timing: Timing, images: ImagePolicy) -> Result<Arc<Config>, StartError> {
+    let milliseconds = |duration: Duration| duration.as_millis() as u64;
+    let election = milliseconds(timing.election_timeout);
+    let config = Config {
+        cluster_name: "keelson".into(),
+        heartbeat_interval: milliseconds(timing.heartbeat_interval),
+        election_timeout_min: election,
+        // etcd draws from [timeout, 2 * timeout) (raft.go, resetRandomizedElectionTimeout).
+        election_timeout_max: election * 2,
+        enable_pre_vote: Some(timing.pre_vote),
+        quorum_loss_probe_interval: Some(election * 4),
+        // Images are written by our own policy: entries here are batches of very different size.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: images.entries_kept,
+        // A follower gets a snapshot only when the entries it needs are gone.
+        replication_lag_threshold: u64::MAX,
+        // The byte bound of the log store cuts replication requests first.
+        max_payload_entries: 1024,
+        // Restoring leadership without an election would trust a commit index that may be old.
+        enable_leader_restore: Some(false),
+        install_snapshot_timeout: 600_000,
+        ..Config::default()
+    };
+    let config = config.validate().map_err(|error| StartError::Raft(error.to_string()))?;
+    Ok(Arc::new(config))
+}
+
+async fn bootstrap(
+    raft: &Raft<TypeConfig, StateMachine>,
+    bootstrap: &Bootstrap,
+) -> Result<(), StartError> {
+    let failed = |error: &dyn std::fmt::Display| StartError::Raft(error.to_string());
+    let initialized = raft.is_initialized().await.map_err(|error| failed(&error))?;
+    if let (false, Bootstrap::New(members)) = (initialized, bootstrap) {
+        let nodes: BTreeMap<u64, Node> =
+            members.iter().map(|(id, node)| (id.0, node.clone())).collect();
+        match raft.initialize(nodes).await {
+            // Another first member was faster and has already reached this one.
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
+            Err(error) => return Err(failed(&error)),
+        }
+    }
+    // Alone there is nobody to wait for.
+    let me = *raft.node_id();
+    if raft.voter_ids().eq([me]) {
+        raft.trigger().elect(false).await.map_err(|error| failed(&error))?;
+    }
+    Ok(())
+}
+
+/// Translates openraft's metrics for everyone above.
+fn follow_status(
+    raft: &Raft<TypeConfig, StateMachine>,
+    member: MemberId,
+    cluster: ClusterId,
+    election_timeout: Duration,
+) -> watch::Receiver<Status> {
+    let mut metrics = raft.metrics();
+    let translate = move |metrics: &openraft::RaftMetrics<TypeConfig>| {
+        let membership = metrics.membership_config.membership();
+        let voters: Vec<MemberId> = membership.voter_ids().map(MemberId).collect();
+        let nodes: BTreeMap<MemberId, Node> =
+            membership.nodes().map(|(id, node)| (MemberId(*id), node.clone())).collect();
+        let own = nodes.get(&member);
+        let acknowledged = metrics.last_quorum_acked.as_ref();
+        let acknowledged = acknowledged.map(|at| openraft::Instant::elapsed(&**at));
+        Status {
+            member_id: member,
+            cluster_id: cluster,
+            leader: metrics.current_leader.map(MemberId),
+            term: Term(metrics.current_term),
+            committed: optional_index(metrics.local_committed.as_ref()),
+            applied: optional_index(metrics.last_applied.as_ref()),
+            leads_quorum: metrics.state == ServerState::Leader
+                && acknowledged.is_some_and(|ago| ago < election_timeout),
+            is_learner: own.is_some_and(|node| !node.voter_intent) && !voters.contains(&member),
+            removed: own.is_none() && !nodes.is_empty(),
+            nodes,
+            voters,
+            fatal: metrics.running_state.as_ref().err().map(ToString::to_string),
+        }
+    };
+    let (sender, receiver) = watch::channel(translate(&metrics.borrow_watched()));
+    runtime::spawn(async move {
+        while metrics.changed().await.is_ok() {
+            let status = translate(&metrics.borrow_watched());
+            sender.send_if_modified(|current| {
+                let modified = *current != status;
+                *current = status;
+                modified
+            });
+        }
+    });
+    receiver
+}
+
+fn spawn_loops(shared: &Arc<Shared>, images: ImagePolicy, timing: Timing) {
+    runtime::spawn(proposals::drive(
+        shared.queue.clone(),
+        shared.clone(),
+        shared.write_boxes.clone(),
+    ));
+    runtime::spawn(reads::drive(shared.reads.clone(), shared.clone(), shared.read_boxes.clone()));
+    runtime::spawn(tend_membership(Arc::downgrade(shared), timing.heartbeat_interval));
+    runtime::spawn(write_images(Arc::downgrade(shared), images, timing.heartbeat_interval));
+}
+
+async fn tend_membership(shared: std::sync::Weak<Shared>, every: Duration) {
+    loop {
+        tokio::time::sleep(every).await;
+        let Some(shared) = shared.upgrade() else { return };
+        shared.tend_membership().await;
+    }
+}
+
+/// Has an image written when enough was applied since the last one, or when compaction has freed
+/// records that only an image may release.
+async fn write_images(shared: std::sync::Weak<Shared>, policy: ImagePolicy, every: Duration) {
+    let (mut asked_at, mut bytes_then) = (LogIndex(0), 0);
+    loop {
+        tokio::time::sleep(every).await;
+        let Some(shared) = shared.upgrade() else { return };
+        shared.sweep_index().await;
+        let applied = shared.applied.get();
+        let entries = applied.0.saturating_sub(shared.store.saved().max(asked_at).0);
+        let bytes = shared.applied_bytes.load(Ordering::Relaxed);
+        let compaction = shared.current.views().mvcc.compact_revision();
+        let compacted = compaction > shared.store.saved_compaction();
+        let enough = entries >= policy.entries || bytes - bytes_then >= policy.bytes;
+        if entries > 0 && (enough || compacted) {
+            (asked_at, bytes_then) = (applied, bytes);
+            if shared.raft.trigger().snapshot().await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+impl Replica {
+    /// The way in.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// The receiving end for other members.
+    pub fn inbound(&self) -> Inbound {
+        Inbound { shared: self.handle.shared.clone() }
+    }
+
+    /// Stops: hands leadership over if this member leads and another can, then ends everything. A
+    /// request that still waits is answered with [`Unavailable::Stopped`].
+    pub async fn shutdown(mut self) {
+        self.hand_over_leadership().await;
+        let shared = self.handle.shared.clone();
+        shared.queue.close();
+        shared.reads.close();
+        if let Err(error) = shared.raft.shutdown().await {
+            tracing::error!(%error, "raft ended abnormally");
+        }
+        shared.write_boxes.end_all(Unavailable::Stopped);
+        shared.read_boxes.end_all(Unavailable::Stopped);
+        drop(shared);
+        self.writer.join();
+    }
+
+    async fn hand_over_leadership(&self) {
+        let status = self.handle.status();
+        if !status.is_leader() {
+            return;
+        }
+        let Some(target) = self.most_caught_up_voter() else { return };
+        if let Err(error) = self.handle.move_leader(target).await {
+            tracing::warn!(%error, %target, "leadership was not handed over before stopping");
+        }
+    }
+
+    fn most_caught_up_voter(&self) -> Option<MemberId> {
+        let metrics = self.handle.shared.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let me = self.handle.shared.me;
+        let voters: Vec<u64> = metrics.membership_config.membership().voter_ids().collect();
+        metrics
+            .replication
+            .iter()
+            .flatten()
+            .filter(|(id, _)| **id != me.0 && voters.contains(id))
+            .max_by_key(|(_, matched)| matched.as_ref().map(LogId::index))
+            .map(|(id, _)| MemberId(*id))
+    }
+}

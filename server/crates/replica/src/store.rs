@@ -1,0 +1,229 @@
+//! The state machine on disk: images, and the records they index.
+//!
+//! ```text
+//! member/image/<index>.image    see `images`
+//! member/store/<epoch>/         the records of one RevStore
+//! member/incoming.snapshot      a snapshot that is being received
+//! ```
+//!
+//! Invariants: an image is written only after the records up to its index are durable; records that
+//! compaction made unreachable are removed only after an image that knows of the compaction is
+//! durable. So a replay from any kept image finds every record it needs.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use disk::Disk;
+use machine::{ImageJob, Machine};
+use revlog::RevStore;
+use types::{ClusterId, LogIndex, Revision};
+
+use crate::codec;
+use crate::images::{ImageError, ImageHeader, Images};
+use crate::raft_types::{LogId, SnapshotMeta, StoredMembership, optional_index};
+use crate::watermark::Watermark;
+
+/// What etcd calls the compact revision of a store that was never compacted.
+const NEVER_COMPACTED: Revision = Revision(-1);
+
+/// Opens the engine that keeps records, in a directory of its own.
+pub type OpenEngine =
+    Arc<dyn Fn(&Path) -> Result<Arc<dyn RevStore>, revlog::RevStoreError> + Send + Sync>;
+
+/// Why the state on disk cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// An image cannot be read.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The records cannot be read.
+    #[error(transparent)]
+    Records(#[from] revlog::RevStoreError),
+    /// The machine cannot be restored from the image.
+    #[error("restore the state machine: {0}")]
+    Restore(String),
+    /// An operation on the directory failed.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+/// The state machine's files.
+pub(crate) struct Store {
+    disk: Arc<dyn Disk>,
+    directory: PathBuf,
+    images: Images,
+    open_engine: OpenEngine,
+    epoch: AtomicU64,
+    /// The applied index of the newest durable image.
+    saved: Watermark,
+    /// The compact revision of the newest durable image.
+    saved_compaction: AtomicI64,
+}
+
+/// What a member starts from.
+pub(crate) struct Loaded {
+    pub(crate) store: Store,
+    pub(crate) machine: Machine,
+    pub(crate) applied: Option<LogId>,
+    pub(crate) membership: StoredMembership,
+}
+
+impl Store {
+    /// Loads the newest image, or an empty state if there is none.
+    pub(crate) fn load(
+        disk: Arc<dyn Disk>,
+        directory: PathBuf,
+        images: Images,
+        open_engine: OpenEngine,
+        cluster: ClusterId,
+    ) -> Result<Loaded, StoreError> {
+        if let Some((_, path)) = images.list()?.into_iter().next() {
+            let (header, machine) =
+                Self::load_image(&*disk, &directory, &images, &open_engine, &path)?;
+            let epoch = header.epoch;
+            let (applied, membership) = position(header)?;
+            let store = Self::new(disk, directory, images, open_engine, epoch);
+            store.saved.set(optional_index(applied.as_ref()));
+            store.note_compaction(machine.positions().compact_revision);
+            store.sweep()?;
+            return Ok(Loaded { store, machine, applied, membership });
+        }
+        let records_path = store_path(&directory, 0);
+        disk.create_dir_all(&records_path)?;
+        let records = open_engine(&records_path)?;
+        records.truncate_above(Revision(0))?;
+        let machine = Machine::new(records, cluster);
+        let store = Self::new(disk, directory, images, open_engine, 0);
+        Ok(Loaded { store, machine, applied: None, membership: StoredMembership::default() })
+    }
+
+    fn new(
+        disk: Arc<dyn Disk>,
+        directory: PathBuf,
+        images: Images,
+        open_engine: OpenEngine,
+        epoch: u64,
+    ) -> Self {
+        Self {
+            disk,
+            directory,
+            images,
+            open_engine,
+            epoch: AtomicU64::new(epoch),
+            saved: Watermark::default(),
+            saved_compaction: AtomicI64::new(NEVER_COMPACTED.0),
+        }
+    }
+
+    fn load_image(
+        disk: &dyn Disk,
+        directory: &Path,
+        images: &Images,
+        open_engine: &OpenEngine,
+        path: &Path,
+    ) -> Result<(ImageHeader, Machine), StoreError> {
+        let (header, mut file) = images.read(path)?;
+        let records_path = store_path(directory, header.epoch);
+        disk.create_dir_all(&records_path)?;
+        let records = open_engine(&records_path)?;
+        let machine = Machine::restore(&mut file, records)
+            .map_err(|error| StoreError::Restore(error.to_string()))?;
+        Ok((header, machine))
+    }
+
+    /// The applied index of the newest durable image; 0 if there is none.
+    pub(crate) fn saved(&self) -> LogIndex {
+        self.saved.get()
+    }
+
+    /// Returns once an image at `index` or beyond is durable.
+    pub(crate) async fn wait_saved(&self, index: LogIndex) {
+        self.saved.reach(index).await;
+    }
+
+    /// The compact revision of the newest durable image.
+    pub(crate) fn saved_compaction(&self) -> Revision {
+        Revision(self.saved_compaction.load(Ordering::Acquire))
+    }
+
+    fn note_compaction(&self, revision: Revision) {
+        self.saved_compaction.store(revision.0, Ordering::Release);
+    }
+
+    /// Makes an image durable, then frees what it allows to be freed.
+    pub(crate) fn save(&self, meta: &SnapshotMeta, image: ImageJob) -> io::Result<()> {
+        self.write_image(meta, &image)?;
+        image.remove_garbage().map_err(|error| io::Error::other(error.to_string()))?;
+        self.images.sweep()
+    }
+
+    fn write_image(&self, meta: &SnapshotMeta, image: &ImageJob) -> io::Result<()> {
+        let header = self.images.header(
+            self.epoch.load(Ordering::Acquire),
+            meta.last_log_id.as_ref().map(codec::log_id_message),
+            codec::stored_membership_message(&meta.last_membership),
+        );
+        // The job flushes the records first, so that the image never refers to what could be lost.
+        self.images.write(&header, |out| {
+            image.write(out).map_err(|error| io::Error::other(error.to_string()))
+        })?;
+        self.note_compaction(image.positions().compact_revision);
+        self.saved.set(optional_index(meta.last_log_id.as_ref()));
+        Ok(())
+    }
+
+    /// Replaces the whole state by a received snapshot. The rename of the new image is the moment
+    /// of exchange: before it a restart finds the old state, after it the new one.
+    pub(crate) fn install(&self, received: &Path, meta: &SnapshotMeta) -> io::Result<Machine> {
+        let epoch = self.epoch.load(Ordering::Acquire) + 1;
+        let path = store_path(&self.directory, epoch);
+        if self.disk.exists(&path)? {
+            self.disk.remove_dir_all(&path)?;
+        }
+        self.disk.create_dir_all(&path)?;
+        let other = |error: &dyn std::fmt::Display| io::Error::other(error.to_string());
+        let records = (self.open_engine)(&path).map_err(|error| other(&error))?;
+        let mut file = disk::FileReader::open(&*self.disk, received)?;
+        let machine = Machine::install(&mut file, records).map_err(|error| other(&error))?;
+        self.disk.sync_dir(&self.directory.join("store"))?;
+        self.epoch.store(epoch, Ordering::Release);
+        self.write_image(meta, &machine.image())?;
+        self.disk.remove_file(received)?;
+        self.sweep()?;
+        Ok(machine)
+    }
+
+    /// Where a snapshot is received before it is installed.
+    pub(crate) fn incoming_path(&self) -> PathBuf {
+        self.directory.join("incoming.snapshot")
+    }
+
+    /// Removes what no image names: other epochs, a half-received snapshot, old images.
+    fn sweep(&self) -> io::Result<()> {
+        let current = self.epoch.load(Ordering::Acquire).to_string();
+        let stores = self.directory.join("store");
+        for entry in self.disk.list(&stores)? {
+            if entry.name != current {
+                self.disk.remove_dir_all(&stores.join(&entry.name))?;
+            }
+        }
+        if self.disk.exists(&self.incoming_path())? {
+            self.disk.remove_file(&self.incoming_path())?;
+        }
+        self.images.sweep()
+    }
+}
+
+fn store_path(directory: &Path, epoch: u64) -> PathBuf {
+    directory.join("store").join(epoch.to_string())
+}
+
+/// Where in the log an image stands.
+fn position(header: ImageHeader) -> Result<(Option<LogId>, StoredMembership), StoreError> {
+    let malformed = |error: codec::Malformed| StoreError::Restore(error.to_string());
+    let applied = codec::optional_log_id(header.applied).map_err(malformed)?;
+    let membership = codec::stored_membership_from_message(header.membership).map_err(malformed)?;
+    Ok((applied, membership))
+}

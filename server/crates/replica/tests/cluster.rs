@@ -1,0 +1,248 @@
+//! A few members in one process, over a simulated disk: the room's own smoke test. The simulator
+//! does the same with faults.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use disk::{Disk, SimDisk};
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use machine::{CommandKind, LeaseChange, Outcome, Proposal, Views};
+use proto::etcdserverpb::PutRequest;
+use proto::peerpb;
+use replica::{
+    AppendResponses, Blocking, Bootstrap, EventSink, ImagePolicy, Inbound, LogMetrics,
+    LogWriterPlacement, MembershipChange, Node, Parts, Peer, PeerError, PeerResult, Peers, Replica,
+    Rules, Timing,
+};
+use types::{ClusterId, MemberId};
+
+#[derive(Clone, Default)]
+struct Wires(Arc<Mutex<BTreeMap<MemberId, Inbound>>>);
+
+impl Wires {
+    fn find(&self, to: &Peer) -> PeerResult<Inbound> {
+        let members = self.0.lock().unwrap();
+        members.get(&to.id).cloned().ok_or_else(|| PeerError::Unreachable("down".into()))
+    }
+}
+
+macro_rules! call {
+    ($self:ident, $to:ident, $method:ident, $request:ident) => {{
+        let inbound = $self.find(&$to);
+        Box::pin(async move { inbound?.$method($request).await })
+    }};
+}
+
+impl Peers for Wires {
+    fn append(
+        &self,
+        to: Peer,
+        requests: BoxStream<'static, peerpb::AppendRequest>,
+    ) -> BoxFuture<'static, PeerResult<AppendResponses>> {
+        let inbound = self.find(&to);
+        Box::pin(async move { Ok(inbound?.append(requests)) })
+    }
+    fn vote(
+        &self,
+        to: Peer,
+        request: peerpb::VoteRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::VoteResponse>> {
+        call!(self, to, vote, request)
+    }
+    fn snapshot(
+        &self,
+        to: Peer,
+        chunks: BoxStream<'static, peerpb::SnapshotChunk>,
+    ) -> BoxFuture<'static, PeerResult<peerpb::SnapshotResponse>> {
+        call!(self, to, snapshot, chunks)
+    }
+    fn transfer_leader(
+        &self,
+        to: Peer,
+        request: peerpb::TransferLeaderRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::TransferLeaderResponse>> {
+        call!(self, to, transfer_leader, request)
+    }
+    fn forward(
+        &self,
+        to: Peer,
+        request: peerpb::ForwardRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::ForwardResponse>> {
+        call!(self, to, forward, request)
+    }
+    fn read_index(
+        &self,
+        to: Peer,
+        request: peerpb::ReadIndexRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::ReadIndexResponse>> {
+        call!(self, to, read_index, request)
+    }
+    fn change_membership(
+        &self,
+        to: Peer,
+        request: peerpb::ChangeMembershipRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::ChangeMembershipResponse>> {
+        call!(self, to, change_membership, request)
+    }
+    fn lease_keep_alive(
+        &self,
+        _: Peer,
+        _: peerpb::LeaseKeepAliveRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::LeaseKeepAliveResponse>> {
+        Box::pin(async { Err(PeerError::Refused("no leases here".into())) })
+    }
+    fn version(
+        &self,
+        _: Peer,
+        _: peerpb::VersionRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::VersionResponse>> {
+        Box::pin(async { Err(PeerError::Refused("no versions here".into())) })
+    }
+    fn lease_time_to_live(
+        &self,
+        _: Peer,
+        _: peerpb::LeaseTimeToLiveRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::LeaseTimeToLiveResponse>> {
+        Box::pin(async { Err(PeerError::Refused("no leases here".into())) })
+    }
+}
+
+struct Nobody;
+impl EventSink for Nobody {
+    fn publish(&self, _: Vec<mvcc::RevisionEvents>) {}
+    fn leases_changed(&self, _: &[LeaseChange]) {}
+    fn reset(&self, _: &Views) {}
+}
+
+const CLUSTER: ClusterId = ClusterId(7);
+
+fn node(id: u64) -> (MemberId, Node) {
+    (MemberId(id), Node { peer_urls: vec![format!("http://m{id}:2380")], voter_intent: true })
+}
+
+async fn start(id: u64, disk: &Arc<SimDisk>, wires: &Wires, bootstrap: Bootstrap) -> Replica {
+    let disk: Arc<dyn Disk> = disk.clone();
+    let engine_disk = disk.clone();
+    let replica = replica::start(Parts {
+        cluster: CLUSTER,
+        member: MemberId(id),
+        directory: PathBuf::from("member"),
+        wal_directory: PathBuf::from("member/wal"),
+        disk,
+        open_engine: Arc::new(move |path: &Path| {
+            let log =
+                revlog::RevLog::open(engine_disk.clone(), path, revlog::RevLogOptions::default())?;
+            Ok(Arc::new(log) as Arc<dyn revlog::RevStore>)
+        }),
+        peers: Arc::new(wires.clone()),
+        events: Arc::new(Nobody),
+        bootstrap,
+        timing: Timing {
+            heartbeat_interval: Duration::from_millis(100),
+            election_timeout: Duration::from_millis(1000),
+            pre_vote: true,
+        },
+        images: ImagePolicy { entries: 50, bytes: 64 << 20, entries_kept: 10 },
+        rules: Rules {
+            request_timeout: Duration::from_secs(7),
+            // Names are published by the server, which is not here.
+            strict_reconfig: false,
+            learners_max: 1,
+        },
+        log_writer: LogWriterPlacement::Task(Box::new(|| Duration::from_micros(30))),
+        blocking: Blocking::Inline,
+        metrics: LogMetrics::register(&prometheus::Registry::new()).unwrap(),
+    })
+    .await
+    .unwrap();
+    wires.0.lock().unwrap().insert(MemberId(id), replica.inbound());
+    replica
+}
+
+fn put(key: &str, value: &str) -> Proposal {
+    let request = PutRequest {
+        key: key.to_owned().into(),
+        value: value.to_owned().into(),
+        ..PutRequest::default()
+    };
+    Proposal::new(CommandKind::Put, &request)
+}
+
+fn get(replica: &Replica, key: &str) -> Option<Vec<u8>> {
+    let encoded = replica.handle().views().mvcc.get(key.as_bytes(), 0).unwrap()?;
+    Some(mvcc::KeyValue::decode(&encoded).unwrap().value.to_vec())
+}
+
+async fn leader(replicas: &[&Replica]) -> MemberId {
+    let mut status = replicas[0].handle().watch_status();
+    let status = status.wait_for(|status| status.leader.is_some()).await.unwrap();
+    status.leader.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_member_answers_and_remembers() {
+    let disk = Arc::new(SimDisk::new(1));
+    let wires = Wires::default();
+    let replica = start(1, &disk, &wires, Bootstrap::New([node(1)].into())).await;
+    leader(&[&replica]).await;
+    for n in 0..200 {
+        let outcome = replica.handle().propose(put("k", &n.to_string())).await.unwrap();
+        let Outcome::Put(response) = outcome else { panic!("{outcome:?}") };
+        assert_eq!(response.header.unwrap().revision, n + 2);
+    }
+    replica.handle().read_index().await.unwrap();
+    assert_eq!(get(&replica, "k").unwrap(), b"199");
+    replica.shutdown().await;
+
+    let replica = start(1, &disk, &wires, Bootstrap::New([node(1)].into())).await;
+    replica.handle().read_index().await.unwrap();
+    assert_eq!(get(&replica, "k").unwrap(), b"199");
+    replica.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn three_members_agree_and_a_fourth_joins_by_snapshot() {
+    let wires = Wires::default();
+    let disks: Vec<_> = (1..=4).map(|seed| Arc::new(SimDisk::new(seed))).collect();
+    let first: BTreeMap<_, _> = (1..=3).map(node).collect();
+    let mut replicas = Vec::new();
+    for id in 1..=3 {
+        let disk = &disks[id as usize - 1];
+        replicas.push(start(id, disk, &wires, Bootstrap::New(first.clone())).await);
+    }
+    leader(&[&replicas[0]]).await;
+    for n in 0..300 {
+        let replica = &replicas[n % 3];
+        replica.handle().propose(put(&format!("k{}", n % 7), &n.to_string())).await.unwrap();
+        assert_eq!(get(replica, &format!("k{}", n % 7)).unwrap(), n.to_string().as_bytes());
+    }
+    for replica in &replicas {
+        replica.handle().read_index().await.unwrap();
+        assert_eq!(get(replica, "k6").unwrap(), b"293");
+    }
+
+    let (id, node) = node(4);
+    let add = MembershipChange::Add { id, peer_urls: node.peer_urls.clone(), learner: true };
+    replicas[1].handle().change_membership(add).await.unwrap();
+    let joined = start(4, &disks[3], &wires, Bootstrap::Join).await;
+    let mut status = joined.handle().watch_status();
+    status.wait_for(|status| status.leader.is_some()).await.unwrap();
+    joined.handle().read_index().await.unwrap();
+    assert_eq!(get(&joined, "k6").unwrap(), b"293");
+    let promote = MembershipChange::Promote { id };
+    joined.handle().change_membership(promote).await.unwrap();
+    assert_eq!(joined.handle().status().voters.len(), 4);
+
+    let target = replicas.iter().find(|r| !r.handle().leads()).unwrap().handle().status().member_id;
+    let leading = replicas.iter().find(|r| r.handle().leads()).unwrap();
+    leading.handle().move_leader(target).await.unwrap();
+    let remove = MembershipChange::Remove { id: MemberId(4) };
+    leading.handle().change_membership(remove).await.unwrap();
+    assert_eq!(leading.handle().views().members().len(), 3);
+    for replica in replicas {
+        replica.shutdown().await;
+    }
+}

@@ -1,0 +1,167 @@
+//! What every handler needs, and the checks that services share.
+
+use std::sync::Arc;
+
+use machine::{Caller, CommandKind, Outcome, Proposal, Refusal};
+use proto::etcdserverpb::ResponseHeader;
+use replica::{Handle, Unavailable};
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Status};
+use types::{ClusterId, MemberId, Revision};
+
+use super::status::ApiError;
+use crate::boot::{HubCell, ServerFacts};
+use crate::leases::LeaseClock;
+
+/// What requests may cost.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Bytes of one request, as it is proposed.
+    pub(crate) request_bytes_max: usize,
+    /// Operations of one transaction.
+    pub(crate) txn_ops_max: usize,
+    /// Bytes the data may take before writes are refused; none for no limit.
+    pub(crate) quota_bytes: Option<u64>,
+    /// The shortest time to live of a lease, in seconds.
+    pub(crate) lease_ttl_min: i64,
+}
+
+/// etcd lets gRPC read this much more than a request may be, for what wraps it.
+const GRPC_OVERHEAD_BYTES: usize = 512 << 10;
+
+impl Limits {
+    /// What gRPC accepts as one message.
+    pub(crate) fn message_bytes_max(&self) -> usize {
+        self.request_bytes_max + GRPC_OVERHEAD_BYTES
+    }
+}
+
+/// Shared by the handlers of one RPC thread.
+#[derive(Clone)]
+pub(crate) struct ApiContext {
+    pub(crate) handle: Handle,
+    pub(crate) hub: HubCell,
+    pub(crate) leases: LeaseClock,
+    pub(crate) cluster_id: ClusterId,
+    pub(crate) member_id: MemberId,
+    pub(crate) limits: Limits,
+    pub(crate) server: Arc<ServerFacts>,
+}
+
+impl ApiContext {
+    /// The header of an answer at `revision`.
+    pub(crate) fn header(&self, revision: Revision) -> ResponseHeader {
+        ResponseHeader {
+            cluster_id: self.cluster_id.0,
+            member_id: self.member_id.0,
+            revision: revision.0,
+            raft_term: self.handle.term().0,
+        }
+    }
+
+    /// Fills the header that apply left with a revision only.
+    pub(crate) fn complete(&self, header: &mut Option<ResponseHeader>) {
+        let revision = header.as_ref().map_or(0, |header| header.revision);
+        *header = Some(self.header(Revision(revision)));
+    }
+
+    /// Refuses what a learner does not serve, and what the caller wants only from a member that has
+    /// a leader (metadata `hasleader`).
+    pub(crate) fn admit(&self, metadata: &MetadataMap, learner_may: bool) -> Result<(), Status> {
+        if !learner_may && self.handle.is_learner() {
+            return Err(ApiError::NotSupportedForLearner.into());
+        }
+        if metadata.get("client-api-version").is_some_and(|version| version.to_str().is_err()) {
+            return Err(ApiError::InvalidClientApiVersion.into());
+        }
+        if wants_leader(metadata) && self.handle.leader().is_none() {
+            return Err(ApiError::NoLeader.into());
+        }
+        Ok(())
+    }
+
+    /// Proposes a request and waits for what became of it.
+    pub(crate) async fn propose(
+        &self,
+        kind: CommandKind,
+        body: bytes::Bytes,
+    ) -> Result<Outcome, Status> {
+        if body.len() > self.limits.request_bytes_max {
+            return Err(ApiError::RequestTooLarge.into());
+        }
+        let proposal = Proposal { kind, body, caller: Caller::default() };
+        match self.handle.propose(proposal).await {
+            Ok(Outcome::Refused(refusal)) => Err(refusal_status(refusal)),
+            Ok(outcome) => Ok(outcome),
+            Err(reason) => Err(ApiError::from(reason).into()),
+        }
+    }
+
+    /// Waits until a local read is linearizable.
+    pub(crate) async fn linearize(&self) -> Result<(), Status> {
+        self.handle.read_index().await.map_err(|reason: Unavailable| ApiError::from(reason).into())
+    }
+
+    /// Whether `cost` more bytes fit; if not, the NOSPACE alarm is raised for this member.
+    pub(crate) async fn check_quota(&self, cost: u64) -> Result<(), Status> {
+        let Some(quota) = self.limits.quota_bytes else { return Ok(()) };
+        if cost == 0 || self.handle.views().mvcc.store_size().total + cost < quota {
+            return Ok(());
+        }
+        // The refusal stands whether or not the alarm could be raised; the next write tries again.
+        if let Err(error) = self.raise_no_space().await {
+            tracing::warn!(%error, "the NOSPACE alarm could not be raised");
+        }
+        Err(ApiError::NoSpace.into())
+    }
+
+    async fn raise_no_space(&self) -> Result<(), Status> {
+        use prost::Message;
+        use proto::etcdserverpb::{AlarmRequest, AlarmType, alarm_request::AlarmAction};
+        let request = AlarmRequest {
+            action: AlarmAction::Activate as i32,
+            member_id: self.member_id.0,
+            alarm: AlarmType::Nospace as i32,
+        };
+        self.propose(CommandKind::Alarm, request.encode_to_vec().into()).await.map(|_| ())
+    }
+}
+
+pub(super) fn wants_leader(metadata: &MetadataMap) -> bool {
+    metadata.get("hasleader").is_some_and(|value| value.as_bytes() == b"true")
+}
+
+/// Takes a request apart after the checks that all methods share.
+pub(crate) fn admitted<R>(
+    context: &ApiContext,
+    request: Request<R>,
+    learner_may: bool,
+) -> Result<R, Status> {
+    context.admit(request.metadata(), learner_may)?;
+    Ok(request.into_inner())
+}
+
+/// What apply refused, as the client is told.
+pub(crate) fn refusal_status(refusal: Refusal) -> Status {
+    let error = match refusal {
+        Refusal::EmptyKey => ApiError::EmptyKey,
+        Refusal::KeyNotFound => ApiError::KeyNotFound,
+        Refusal::ValueProvided => ApiError::ValueProvided,
+        Refusal::LeaseProvided => ApiError::LeaseProvided,
+        Refusal::TooManyOperations => ApiError::TooManyOps,
+        Refusal::DuplicateKey => ApiError::DuplicateKey,
+        Refusal::InvalidSortOption => ApiError::InvalidSortOption,
+        Refusal::Compacted => ApiError::Compacted,
+        Refusal::FutureRevision => ApiError::FutureRevision,
+        Refusal::NoSpace => ApiError::NoSpace,
+        Refusal::Corrupt => ApiError::Corrupt,
+        Refusal::LeaseNotFound => ApiError::LeaseNotFound,
+        Refusal::LeaseExists => ApiError::LeaseExists,
+        Refusal::LeaseTtlTooLarge => ApiError::LeaseTtlTooLarge,
+        Refusal::MemberNotFound | Refusal::MemberRemoved => ApiError::MemberNotFound,
+        // Only our own chores propose what can be refused like this.
+        Refusal::StaleTerm { .. } => ApiError::LeaderChanged,
+        Refusal::InvalidVersion => ApiError::WrongDowngradeVersionFormat,
+    };
+    error.into()
+}

@@ -1,0 +1,300 @@
+//! `etcdserverpb.KV`.
+
+use bytes::{Bytes, BytesMut};
+use futures_util::stream;
+use http_body::Body as HttpBody;
+use machine::{CommandKind, Outcome, ReadOnlyError, check};
+use mvcc::{RangeAnswer, RangeQuery, SortOrder, SortTarget};
+use prost::Message;
+use proto::etcdserverpb::range_request::{SortOrder as WireOrder, SortTarget as WireTarget};
+use proto::etcdserverpb::{
+    CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, ResponseHeader, TxnRequest,
+};
+use tonic::codegen::StdError;
+use tonic::server::NamedService;
+use tonic::{Request, Response, Status};
+use types::KeyRange;
+
+use super::context::{ApiContext, admitted, refusal_status};
+use super::encoded::{self, Encoded, HttpAnswer, Raw, put_field};
+use super::status::{ApiError, internal, range_error};
+
+/// The service, answered from stored bytes.
+#[derive(Clone)]
+pub(crate) struct KvService {
+    context: ApiContext,
+}
+
+impl KvService {
+    pub(crate) fn new(context: ApiContext) -> Self {
+        Self { context }
+    }
+}
+
+impl NamedService for KvService {
+    const NAME: &'static str = "etcdserverpb.KV";
+}
+
+impl<B> tower::Service<http::Request<B>> for KvService
+where
+    B: HttpBody + Send + 'static,
+    B::Error: Into<StdError> + Send + 'static,
+{
+    type Response = http::Response<tonic::body::Body>;
+    type Error = std::convert::Infallible;
+    type Future = HttpAnswer;
+
+    fn poll_ready(
+        &mut self,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Result<(), Self::Error>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> HttpAnswer {
+        let context = self.context.clone();
+        let max = context.limits.message_bytes_max();
+        match request.uri().path() {
+            "/etcdserverpb.KV/Range" => {
+                encoded::unary(request, max, move |r| range(context.clone(), r))
+            }
+            "/etcdserverpb.KV/RangeStream" => {
+                encoded::server_streaming(request, max, move |r| range_stream(context.clone(), r))
+            }
+            "/etcdserverpb.KV/Put" => {
+                encoded::unary(request, max, move |r| put(context.clone(), r))
+            }
+            "/etcdserverpb.KV/DeleteRange" => {
+                encoded::unary(request, max, move |r| delete_range(context.clone(), r))
+            }
+            "/etcdserverpb.KV/Txn" => {
+                encoded::unary(request, max, move |r| txn(context.clone(), r))
+            }
+            "/etcdserverpb.KV/Compact" => {
+                encoded::unary(request, max, move |r| compact(context.clone(), r))
+            }
+            _ => encoded::unimplemented(),
+        }
+    }
+}
+
+/// Reads a range request; the shape must have been checked.
+pub(crate) fn range_query(request: &RangeRequest) -> RangeQuery {
+    let sort_order = match WireOrder::try_from(request.sort_order) {
+        Ok(WireOrder::Ascend) => SortOrder::Ascend,
+        Ok(WireOrder::Descend) => SortOrder::Descend,
+        Ok(WireOrder::None) | Err(_) => SortOrder::None,
+    };
+    let sort_target = match WireTarget::try_from(request.sort_target) {
+        Ok(WireTarget::Version) => SortTarget::Version,
+        Ok(WireTarget::Create) => SortTarget::Create,
+        Ok(WireTarget::Mod) => SortTarget::Mod,
+        Ok(WireTarget::Value) => SortTarget::Value,
+        Ok(WireTarget::Key) | Err(_) => SortTarget::Key,
+    };
+    RangeQuery {
+        range: KeyRange::from_wire(request.key.clone(), request.range_end.clone()),
+        limit: request.limit,
+        revision: request.revision,
+        sort_order,
+        sort_target,
+        keys_only: request.keys_only,
+        count_only: request.count_only,
+        min_mod: request.min_mod_revision,
+        max_mod: request.max_mod_revision,
+        min_create: request.min_create_revision,
+        max_create: request.max_create_revision,
+    }
+}
+
+/// A `RangeResponse` from encoded parts.
+fn range_response(header: &ResponseHeader, kvs: &[Bytes], more: bool, count: i64) -> Bytes {
+    const FIELD_OVERHEAD: usize = 8;
+    let header = header.encode_to_vec();
+    let size: usize = kvs.iter().map(|kv| kv.len() + FIELD_OVERHEAD).sum();
+    let mut out = BytesMut::with_capacity(header.len() + size + 4 * FIELD_OVERHEAD);
+    put_field(&mut out, 1, &header);
+    for kv in kvs {
+        put_field(&mut out, 2, kv);
+    }
+    if more {
+        prost::encoding::bool::encode(3, &more, &mut out);
+    }
+    if count != 0 {
+        prost::encoding::int64::encode(4, &count, &mut out);
+    }
+    out.freeze()
+}
+
+async fn prepare_read(
+    context: &ApiContext,
+    request: Request<Raw<RangeRequest>>,
+) -> Result<RangeRequest, Status> {
+    let learner_may = request.get_ref().message.serializable;
+    let request = admitted(context, request, learner_may)?.message;
+    check::range(&request).map_err(refusal_status)?;
+    if !request.serializable {
+        context.linearize().await?;
+    }
+    Ok(request)
+}
+
+async fn range(
+    context: ApiContext,
+    request: Request<Raw<RangeRequest>>,
+) -> Result<Response<Encoded>, Status> {
+    let request = prepare_read(&context, request).await?;
+    let answer = context.handle.views().mvcc.range(&range_query(&request));
+    let RangeAnswer { kvs, more, count, revision } = answer.map_err(range_error)?;
+    let response = range_response(&context.header(revision), &kvs, more, count);
+    Ok(Response::new(Encoded(response)))
+}
+
+/// Keys in the first chunk of a stream; etcd starts so and doubles while chunks are small.
+const FIRST_CHUNK_KEYS: usize = 10;
+
+/// How a stream of a range goes on.
+enum StreamState {
+    Chunks { cursor: mvcc::RangeCursor, keys: usize },
+    Done,
+}
+
+async fn range_stream(
+    context: ApiContext,
+    request: Request<Raw<RangeRequest>>,
+) -> Result<Response<impl futures_util::Stream<Item = Result<Encoded, Status>> + Send>, Status> {
+    let request = prepare_read(&context, request).await?;
+    let query = range_query(&request);
+    if !query.is_plain() {
+        return Err(Status::unimplemented(
+            "etcdserver: range stream does not support custom sort orders and revision filters",
+        ));
+    }
+    let cursor = context.handle.views().mvcc.range_stream(query).map_err(range_error)?;
+    let state = StreamState::Chunks { cursor, keys: FIRST_CHUNK_KEYS };
+    let chunks = stream::try_unfold(state, move |state| {
+        let context = context.clone();
+        async move { next_chunk(&context, state) }
+    });
+    Ok(Response::new(chunks))
+}
+
+/// One chunk; the last carries header, count and `more`.
+fn next_chunk(
+    context: &ApiContext,
+    state: StreamState,
+) -> Result<Option<(Encoded, StreamState)>, Status> {
+    let StreamState::Chunks { mut cursor, keys } = state else { return Ok(None) };
+    let kvs = cursor.next(keys).map_err(range_error)?;
+    if kvs.is_empty() {
+        let header = context.header(cursor.revision());
+        let (count, more) = cursor.finish().map_err(range_error)?;
+        let response = range_response(&header, &kvs, more, count);
+        return Ok(Some((stream_response(&response), StreamState::Done)));
+    }
+    let bytes: usize = kvs.iter().map(Bytes::len).sum();
+    let target = context.limits.request_bytes_max;
+    let keys = if bytes < target / 2 {
+        keys * 2
+    } else if bytes > target * 2 {
+        (keys / 2).max(1)
+    } else {
+        keys
+    };
+    let mut out = BytesMut::with_capacity(bytes + kvs.len() * 8);
+    for kv in &kvs {
+        put_field(&mut out, 2, kv);
+    }
+    Ok(Some((stream_response(&out), StreamState::Chunks { cursor, keys })))
+}
+
+fn stream_response(range_response: &[u8]) -> Encoded {
+    let mut out = BytesMut::with_capacity(range_response.len() + 8);
+    put_field(&mut out, 1, range_response);
+    Encoded(out.freeze())
+}
+
+async fn put(
+    context: ApiContext,
+    request: Request<Raw<PutRequest>>,
+) -> Result<Response<Encoded>, Status> {
+    let request = admitted(&context, request, false)?;
+    check::put(&request.message).map_err(refusal_status)?;
+    context.check_quota(check::put_cost(&request.message)).await?;
+    match context.propose(CommandKind::Put, request.bytes).await? {
+        Outcome::Put(mut response) => {
+            context.complete(&mut response.header);
+            Ok(Response::new(Encoded::of(&response)))
+        }
+        other => Err(unexpected(&other)),
+    }
+}
+
+async fn delete_range(
+    context: ApiContext,
+    request: Request<Raw<DeleteRangeRequest>>,
+) -> Result<Response<Encoded>, Status> {
+    let request = admitted(&context, request, false)?;
+    check::delete_range(&request.message).map_err(refusal_status)?;
+    match context.propose(CommandKind::DeleteRange, request.bytes).await? {
+        Outcome::DeleteRange(mut response) => {
+            context.complete(&mut response.header);
+            Ok(Response::new(Encoded::of(&response)))
+        }
+        other => Err(unexpected(&other)),
+    }
+}
+
+async fn txn(
+    context: ApiContext,
+    request: Request<Raw<TxnRequest>>,
+) -> Result<Response<Encoded>, Status> {
+    let request = admitted(&context, request, false)?;
+    check::txn(&request.message, context.limits.txn_ops_max).map_err(refusal_status)?;
+    let mut response = if check::is_read_only(&request.message) {
+        if !check::is_serializable(&request.message) {
+            context.linearize().await?;
+        }
+        let views = context.handle.views();
+        machine::read_only(&views.mvcc, &request.message).map_err(|error| match error {
+            ReadOnlyError::Refused(refusal) => refusal_status(refusal),
+            other => internal(&other),
+        })?
+    } else {
+        context.check_quota(check::txn_cost(&request.message)).await?;
+        match context.propose(CommandKind::Txn, request.bytes).await? {
+            Outcome::Txn(response) => response,
+            other => return Err(unexpected(&other)),
+        }
+    };
+    context.complete(&mut response.header);
+    Ok(Response::new(Encoded::of(&response)))
+}
+
+async fn compact(
+    context: ApiContext,
+    request: Request<Raw<CompactionRequest>>,
+) -> Result<Response<Encoded>, Status> {
+    let request = admitted(&context, request, false)?;
+    match context.propose(CommandKind::Compaction, request.bytes).await? {
+        Outcome::Compaction(mut response) => {
+            if request.message.physical {
+                wait_until_freed(&context, request.message.revision).await?;
+            }
+            context.complete(&mut response.header);
+            Ok(Response::new(Encoded::of(&response)))
+        }
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// A physical compaction answers once the space is free on this member.
+async fn wait_until_freed(context: &ApiContext, revision: i64) -> Result<(), Status> {
+    tracing::debug!(revision, "waiting for a physical compaction");
+    context.handle.save_image().await.map_err(|reason| ApiError::from(reason).into())
+}
+
+/// The applier answered a request with the outcome of another kind: a bug, reported as such.
+pub(crate) fn unexpected(outcome: &Outcome) -> Status {
+    Status::internal(format!("unexpected outcome {outcome:?}"))
+}

@@ -1,0 +1,145 @@
+//! `etcdserverpb.Lease`.
+
+use std::pin::Pin;
+
+use futures_util::{Stream, StreamExt, stream};
+use machine::{CommandKind, Outcome, check};
+use prost::Message;
+use proto::etcdserverpb::lease_server::{Lease, LeaseServer};
+use proto::etcdserverpb::{
+    LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse,
+    LeaseLeasesRequest, LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseStatus,
+    LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
+};
+use tonic::{Request, Response, Status, Streaming};
+use types::LeaseId;
+
+use super::context::{ApiContext, admitted, refusal_status};
+use super::kv::unexpected;
+use super::status::ApiError;
+
+/// The service of one RPC thread.
+pub(crate) struct LeaseService {
+    context: ApiContext,
+}
+
+pub(crate) fn service(context: ApiContext) -> LeaseServer<LeaseService> {
+    let max = context.limits.message_bytes_max();
+    LeaseServer::new(LeaseService { context }).max_decoding_message_size(max)
+}
+
+#[tonic::async_trait]
+impl Lease for LeaseService {
+    async fn lease_grant(
+        &self,
+        request: Request<LeaseGrantRequest>,
+    ) -> Result<Response<LeaseGrantResponse>, Status> {
+        let request = admitted(&self.context, request, false)?;
+        // What is random or depends on this member's settings is chosen before proposing.
+        let ttl_min = self.context.limits.lease_ttl_min;
+        let mut request = check::lease_grant(&request, ttl_min).map_err(refusal_status)?;
+        while request.id == 0 {
+            request.id = i64::try_from(replica::runtime::random_u64() >> 1).unwrap_or(0);
+        }
+        self.context.check_quota(check::lease_grant_cost()).await?;
+        let body = request.encode_to_vec().into();
+        match self.context.propose(CommandKind::LeaseGrant, body).await? {
+            Outcome::LeaseGrant(mut response) => {
+                self.context.complete(&mut response.header);
+                Ok(Response::new(response))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn lease_revoke(
+        &self,
+        request: Request<LeaseRevokeRequest>,
+    ) -> Result<Response<LeaseRevokeResponse>, Status> {
+        let request = admitted(&self.context, request, false)?;
+        let body = request.encode_to_vec().into();
+        match self.context.propose(CommandKind::LeaseRevoke, body).await? {
+            Outcome::LeaseRevoke(mut response) => {
+                self.context.complete(&mut response.header);
+                Ok(Response::new(response))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    type LeaseKeepAliveStream =
+        Pin<Box<dyn Stream<Item = Result<LeaseKeepAliveResponse, Status>> + Send>>;
+
+    async fn lease_keep_alive(
+        &self,
+        request: Request<Streaming<LeaseKeepAliveRequest>>,
+    ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
+        let requests = admitted(&self.context, request, false)?;
+        let context = self.context.clone();
+        let answers = stream::unfold((requests, context), |(mut requests, context)| async move {
+            let answer = match requests.next().await? {
+                Ok(request) => keep_alive(&context, LeaseId(request.id)).await,
+                Err(status) => Err(status),
+            };
+            Some((answer, (requests, context)))
+        });
+        // After an error the stream ends, as a gRPC stream does.
+        let mut failed = false;
+        let answers = answers.take_while(move |answer| {
+            let goes_on = !failed;
+            failed = answer.is_err();
+            std::future::ready(goes_on)
+        });
+        Ok(Response::new(answers.boxed()))
+    }
+
+    async fn lease_time_to_live(
+        &self,
+        request: Request<LeaseTimeToLiveRequest>,
+    ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
+        let request = admitted(&self.context, request, false)?;
+        let id = LeaseId(request.id);
+        let handle = &self.context.handle;
+        let state = if handle.leads() {
+            self.context.linearize().await?;
+            self.context.leases.states(handle, &[id], request.keys).pop()
+        } else {
+            let asked = handle.leases_at_leader(&[id], request.keys).await;
+            asked.map_err(ApiError::from)?.pop()
+        };
+        let state = state.ok_or(ApiError::Timeout)?;
+        Ok(Response::new(LeaseTimeToLiveResponse {
+            header: Some(self.context.header(handle.views().mvcc.revision())),
+            id: request.id,
+            ttl: state.ttl,
+            granted_ttl: state.granted_ttl,
+            keys: state.keys,
+        }))
+    }
+
+    async fn lease_leases(
+        &self,
+        request: Request<LeaseLeasesRequest>,
+    ) -> Result<Response<LeaseLeasesResponse>, Status> {
+        admitted(&self.context, request, false)?;
+        let views = self.context.handle.views();
+        let ids = self
+            .context
+            .leases
+            .by_deadline()
+            .unwrap_or_else(|| views.leases().into_iter().map(|(id, _, _)| id).collect());
+        Ok(Response::new(LeaseLeasesResponse {
+            header: Some(self.context.header(views.mvcc.revision())),
+            leases: ids.into_iter().map(|id| LeaseStatus { id: id.0 }).collect(),
+        }))
+    }
+}
+
+/// Answers one keepalive. The header is filled before the renewal, as etcd does, so that its
+/// revision is never newer than the lease it speaks of.
+async fn keep_alive(context: &ApiContext, id: LeaseId) -> Result<LeaseKeepAliveResponse, Status> {
+    let header = context.header(context.handle.views().mvcc.revision());
+    let renewed = context.leases.renew(&context.handle, &[id]).await.map_err(ApiError::from)?;
+    let ttl = renewed.first().copied().unwrap_or(0);
+    Ok(LeaseKeepAliveResponse { header: Some(header), id: id.0, ttl })
+}

@@ -1,0 +1,236 @@
+//! `etcdserverpb.Maintenance` and `grpc.health.v1.Health`.
+
+use std::pin::Pin;
+
+use futures_util::Stream;
+use machine::{Alarm, AlarmKind, CommandKind, Outcome};
+use prost::Message;
+use proto::etcdserverpb::maintenance_server::{Maintenance, MaintenanceServer};
+use proto::etcdserverpb::{
+    AlarmRequest, AlarmResponse, AlarmType, DefragmentRequest, DefragmentResponse, DowngradeInfo,
+    DowngradeRequest, DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest, HashResponse,
+    MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest, SnapshotResponse, StatusRequest,
+    StatusResponse, alarm_request,
+};
+use proto::health::health_check_response::ServingStatus;
+use proto::health::health_server::{Health, HealthServer};
+use proto::health::{
+    HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse,
+};
+use tonic::{Request, Response, Status};
+use types::MemberId;
+
+use super::context::{ApiContext, admitted};
+use super::kv::unexpected;
+use super::status::{ApiError, internal, range_error};
+use crate::snapshot_file;
+use crate::version;
+
+/// The service of one RPC thread.
+pub(crate) struct MaintenanceService {
+    context: ApiContext,
+}
+
+pub(crate) fn service(context: ApiContext) -> MaintenanceServer<MaintenanceService> {
+    MaintenanceServer::new(MaintenanceService { context })
+}
+
+#[tonic::async_trait]
+impl Maintenance for MaintenanceService {
+    async fn alarm(
+        &self,
+        request: Request<AlarmRequest>,
+    ) -> Result<Response<AlarmResponse>, Status> {
+        let request = admitted(&self.context, request, false)?;
+        let known = AlarmType::try_from(request.alarm).is_ok()
+            && alarm_request::AlarmAction::try_from(request.action).is_ok();
+        if !known {
+            return Err(Status::invalid_argument("etcdserver: unknown alarm or action"));
+        }
+        match self.context.propose(CommandKind::Alarm, request.encode_to_vec().into()).await? {
+            Outcome::Alarm(mut response) => {
+                self.context.complete(&mut response.header);
+                Ok(Response::new(response))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn status(
+        &self,
+        request: Request<StatusRequest>,
+    ) -> Result<Response<StatusResponse>, Status> {
+        admitted(&self.context, request, true)?;
+        let status = self.context.handle.status();
+        let views = self.context.handle.views();
+        let size = views.mvcc.store_size();
+        let mut errors = Vec::new();
+        if status.leader.is_none() {
+            errors.push("etcdserver: no leader".to_owned());
+        }
+        errors.extend(views.alarms(AlarmKind::NONE).iter().map(alarm_text));
+        let downgrade = views.tables().downgrade;
+        Ok(Response::new(StatusResponse {
+            header: Some(self.context.header(views.mvcc.revision())),
+            version: version::ETCD.to_owned(),
+            db_size: to_i64(size.total),
+            leader: status.leader.map_or(0, |id| id.0),
+            raft_index: status.committed.0,
+            raft_term: status.term.0,
+            raft_applied_index: status.applied.0,
+            errors,
+            db_size_in_use: to_i64(size.in_use),
+            is_learner: status.is_learner,
+            storage_version: version::STORAGE.to_owned(),
+            db_size_quota: to_i64(self.context.limits.quota_bytes.unwrap_or(0)),
+            downgrade_info: Some(DowngradeInfo {
+                enabled: downgrade.target_version.is_some(),
+                target_version: downgrade.target_version.unwrap_or_default(),
+            }),
+        }))
+    }
+
+    async fn defragment(
+        &self,
+        request: Request<DefragmentRequest>,
+    ) -> Result<Response<DefragmentResponse>, Status> {
+        admitted(&self.context, request, false)?;
+        self.context.handle.save_image().await.map_err(ApiError::from)?;
+        let views = self.context.handle.views();
+        let done = tokio::task::spawn_blocking(move || views.mvcc.defragment()).await;
+        done.map_err(|error| internal(&error))?.map_err(|error| internal(&error))?;
+        tracing::info!("finished defragmenting directory");
+        Ok(Response::new(DefragmentResponse { header: None }))
+    }
+
+    async fn hash(&self, request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+        admitted(&self.context, request, false)?;
+        let views = self.context.handle.views();
+        let revision = views.mvcc.revision();
+        let hashed = tokio::task::spawn_blocking(move || snapshot_file::hash(&views)).await;
+        let hash = hashed.map_err(|error| internal(&error))?.map_err(|error| internal(&error))?;
+        Ok(Response::new(HashResponse { header: Some(self.context.header(revision)), hash }))
+    }
+
+    async fn hash_kv(
+        &self,
+        request: Request<HashKvRequest>,
+    ) -> Result<Response<HashKvResponse>, Status> {
+        let request = admitted(&self.context, request, false)?;
+        let mvcc = self.context.handle.views().mvcc;
+        let hashed = tokio::task::spawn_blocking(move || {
+            let answer = mvcc.hash_kv(request.revision)?;
+            Ok::<_, mvcc::RangeError>((answer, mvcc.revision()))
+        });
+        let (answer, revision) =
+            hashed.await.map_err(|error| internal(&error))?.map_err(range_error)?;
+        Ok(Response::new(HashKvResponse {
+            header: Some(self.context.header(revision)),
+            hash: answer.hash,
+            compact_revision: answer.compact_revision.0,
+            hash_revision: answer.revision.0,
+        }))
+    }
+
+    type SnapshotStream = Pin<Box<dyn Stream<Item = Result<SnapshotResponse, Status>> + Send>>;
+
+    async fn snapshot(
+        &self,
+        request: Request<SnapshotRequest>,
+    ) -> Result<Response<Self::SnapshotStream>, Status> {
+        admitted(&self.context, request, true)?;
+        let views = self.context.handle.views();
+        let directory = self.context.server.scratch_directory.clone();
+        let file = tokio::task::spawn_blocking(move || snapshot_file::write(&views, &directory));
+        let file = file.await.map_err(|error| internal(&error))?;
+        let file = file.map_err(|error| internal(&error))?;
+        tracing::info!(bytes = file.len(), "sending database snapshot to client");
+        Ok(Response::new(Box::pin(snapshot_file::stream(file))))
+    }
+
+    async fn move_leader(
+        &self,
+        request: Request<MoveLeaderRequest>,
+    ) -> Result<Response<MoveLeaderResponse>, Status> {
+        let request = admitted(&self.context, request, false)?;
+        let handle = &self.context.handle;
+        if !handle.leads() {
+            return Err(ApiError::NotLeader.into());
+        }
+        let target = MemberId(request.target_id);
+        if !handle.status().voters.contains(&target) {
+            return Err(ApiError::BadLeaderTransferee.into());
+        }
+        match handle.move_leader(target).await {
+            Ok(()) => Ok(Response::new(MoveLeaderResponse { header: None })),
+            // etcd has no table entry for this time-out, so the wire says Unknown.
+            Err(replica::Unavailable::Timeout) => {
+                Err(Status::unknown("etcdserver: request timed out, leader transfer took too long"))
+            }
+            Err(reason) => Err(ApiError::from(reason).into()),
+        }
+    }
+
+    async fn downgrade(
+        &self,
+        request: Request<DowngradeRequest>,
+    ) -> Result<Response<DowngradeResponse>, Status> {
+        admitted(&self.context, request, false)?;
+        Err(ApiError::NotCapable.into())
+    }
+}
+
+/// As etcd prints an alarm: the text form of its protobuf message.
+fn alarm_text(alarm: &Alarm) -> String {
+    let kind = AlarmType::try_from(alarm.kind.0).unwrap_or(AlarmType::None);
+    format!("memberID:{} alarm:{} ", alarm.member.0, kind.as_str_name())
+}
+
+fn to_i64(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+/// The health service that gRPC probes ask; the server as a whole has the empty name.
+pub(crate) fn health() -> HealthServer<HealthService> {
+    HealthServer::new(HealthService)
+}
+
+pub(crate) struct HealthService;
+
+const SERVING: HealthCheckResponse = HealthCheckResponse { status: ServingStatus::Serving as i32 };
+
+#[tonic::async_trait]
+impl Health for HealthService {
+    async fn check(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<HealthCheckResponse>, Status> {
+        match request.get_ref().service.as_str() {
+            "" => Ok(Response::new(SERVING)),
+            _ => Err(Status::not_found("unknown service")),
+        }
+    }
+
+    async fn list(
+        &self,
+        _: Request<HealthListRequest>,
+    ) -> Result<Response<HealthListResponse>, Status> {
+        let statuses = [(String::new(), SERVING)].into_iter().collect();
+        Ok(Response::new(HealthListResponse { statuses }))
+    }
+
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
+
+    async fn watch(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        use futures_util::StreamExt;
+        let status = match request.get_ref().service.as_str() {
+            "" => SERVING,
+            _ => HealthCheckResponse { status: ServingStatus::ServiceUnknown as i32 },
+        };
+        let first = futures_util::stream::once(async move { Ok(status) });
+        Ok(Response::new(first.chain(futures_util::stream::pending()).boxed()))
+    }
+}

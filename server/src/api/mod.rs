@@ -1,0 +1,29 @@
+//! The gRPC API: one file per service.
+//!
+//! Each handler does the same four things: check the request's shape and limits, make sure that this
+//! member may serve it, propose it or read, and encode the answer. What a request means is decided
+//! by `machine` when the log applies it; what an error is called is decided in [`status`].
+
+mod cluster;
+mod context;
+mod encoded;
+mod kv;
+mod lease;
+mod maintenance;
+mod status;
+mod watch;
+
+pub(crate) use context::{ApiContext, Limits};
+pub(crate) use status::ApiError;
+
+use tonic::service::Routes;
+
+/// All services of the client listener.
+pub(crate) fn routes(context: &ApiContext) -> Routes {
+    Routes::new(kv::KvService::new(context.clone()))
+        .add_service(watch::WatchService::new(context.clone()))
+        .add_service(lease::service(context.clone()))
+        .add_service(cluster::service(context.clone()))
+        .add_service(maintenance::service(context.clone()))
+        .add_service(maintenance::health())
+}

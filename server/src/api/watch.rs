@@ -1,0 +1,163 @@
+//! `etcdserverpb.Watch`: between the stream of requests and the hub's stream of messages.
+
+use std::time::Duration;
+
+use bytes::BytesMut;
+use futures_util::StreamExt;
+use http_body::Body as HttpBody;
+use proto::etcdserverpb::watch_create_request::FilterType;
+use proto::etcdserverpb::watch_request::RequestUnion;
+use proto::etcdserverpb::{WatchCreateRequest, WatchRequest};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::codegen::StdError;
+use tonic::server::NamedService;
+use tonic::{Request, Response, Status, Streaming};
+use watch::{CreateWatch, StreamHandle, StreamOutput};
+
+use super::context::ApiContext;
+use super::encoded::{self, Encoded, HttpAnswer, Raw};
+use super::status::ApiError;
+
+/// Encoded messages that wait for the connection; the hub's own bound stands behind it.
+const MESSAGES_WAITING_MAX: usize = 16;
+
+/// A stream that wants a leader ends after this many election timeouts without one.
+const LEADERLESS_TIMEOUTS: u32 = 3;
+
+/// The service of one RPC thread.
+#[derive(Clone)]
+pub(crate) struct WatchService {
+    context: ApiContext,
+}
+
+impl WatchService {
+    pub(crate) fn new(context: ApiContext) -> Self {
+        Self { context }
+    }
+}
+
+impl NamedService for WatchService {
+    const NAME: &'static str = "etcdserverpb.Watch";
+}
+
+impl<B> tower::Service<http::Request<B>> for WatchService
+where
+    B: HttpBody + Send + 'static,
+    B::Error: Into<StdError> + Send + 'static,
+{
+    type Response = http::Response<tonic::body::Body>;
+    type Error = std::convert::Infallible;
+    type Future = HttpAnswer;
+
+    fn poll_ready(
+        &mut self,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Result<(), Self::Error>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> HttpAnswer {
+        let context = self.context.clone();
+        let max = context.limits.message_bytes_max();
+        match request.uri().path() {
+            "/etcdserverpb.Watch/Watch" => {
+                encoded::streaming(request, max, move |r| watch(context.clone(), r))
+            }
+            _ => encoded::unimplemented(),
+        }
+    }
+}
+
+type Messages = ReceiverStream<Result<Encoded, Status>>;
+
+async fn watch(
+    context: ApiContext,
+    request: Request<Streaming<Raw<WatchRequest>>>,
+) -> Result<Response<Messages>, Status> {
+    context.admit(request.metadata(), false)?;
+    let wants_leader = super::context::wants_leader(request.metadata());
+    let (handle, output) = context.hub.get().open();
+    let (messages, waiting) = mpsc::channel(MESSAGES_WAITING_MAX);
+    let requests = request.into_inner();
+    tokio::spawn(async move {
+        let ended = tokio::select! {
+            ended = take_requests(&handle, requests) => ended,
+            () = send_messages(&context, output, &messages) => Ok(()),
+            status = leader_lost(&context, wants_leader) => Err(status),
+        };
+        if let Err(status) = ended {
+            // The client may have gone already.
+            let _ = messages.send(Err(status)).await;
+        }
+    });
+    Ok(Response::new(ReceiverStream::new(waiting)))
+}
+
+/// Hands requests to the hub until the client closes its side; then the stream stays open for as
+/// long as the client listens.
+async fn take_requests(
+    handle: &StreamHandle,
+    mut requests: Streaming<Raw<WatchRequest>>,
+) -> Result<(), Status> {
+    while let Some(request) = requests.next().await {
+        match request?.message.request_union {
+            Some(RequestUnion::CreateRequest(create)) => handle.create(create_watch(create)).await,
+            Some(RequestUnion::CancelRequest(cancel)) => handle.cancel(cancel.watch_id).await,
+            Some(RequestUnion::ProgressRequest(_)) => handle.request_progress().await,
+            None => {}
+        }
+    }
+    // etcd ends the stream when the client has closed its side (v3rpc/watch.go, Watch).
+    Ok(())
+}
+
+fn create_watch(request: WatchCreateRequest) -> CreateWatch {
+    let filtered = |kind: FilterType| request.filters.contains(&(kind as i32));
+    CreateWatch {
+        no_put: filtered(FilterType::Noput),
+        no_delete: filtered(FilterType::Nodelete),
+        key: request.key,
+        range_end: request.range_end,
+        start_revision: request.start_revision,
+        progress_notify: request.progress_notify,
+        prev_kv: request.prev_kv,
+        watch_id: request.watch_id,
+        fragment: request.fragment,
+    }
+}
+
+async fn send_messages(
+    context: &ApiContext,
+    mut output: StreamOutput,
+    messages: &mpsc::Sender<Result<Encoded, Status>>,
+) {
+    while let Some(message) = output.next().await {
+        let mut bytes = BytesMut::with_capacity(message.encoded_len_bound());
+        let term = context.handle.term();
+        message.encode(context.cluster_id, context.member_id, term, &mut bytes);
+        if messages.send(Ok(Encoded(bytes.freeze()))).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Resolves when the client asked for a leader and there has been none for too long.
+async fn leader_lost(context: &ApiContext, wanted: bool) -> Status {
+    if !wanted {
+        return std::future::pending().await;
+    }
+    let patience: Duration = context.server.election_timeout * LEADERLESS_TIMEOUTS;
+    let mut status = context.handle.watch_status();
+    loop {
+        if status.wait_for(|status| status.leader.is_none()).await.is_err() {
+            return ApiError::Stopped.into();
+        }
+        let back = status.wait_for(|status| status.leader.is_some());
+        match tokio::time::timeout(patience, back).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) => return ApiError::Stopped.into(),
+            Err(_) => return ApiError::NoLeader.into(),
+        }
+    }
+}

@@ -1,0 +1,480 @@
+//! Putting the server together and taking it apart again.
+//!
+//! Threads: the main thread runs Raft, the peers' traffic and the chores on one runtime; each RPC
+//! thread serves clients on its own; the watch hub has a thread; the log writer has one (started by
+//! the replica). Start, in order: identity, listeners bound, hub, replica, chores, listeners served,
+//! name published. Stop is the same list backwards.
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use disk::{Disk, OsDisk};
+use machine::{LeaseChange, Views};
+use mvcc::RevisionEvents;
+use prometheus::Registry;
+use replica::{
+    Blocking, Bootstrap, EventSink, Handle, ImagePolicy, LogMetrics, LogWriterPlacement, Node,
+    Parts, Replica, Rules, Timing,
+};
+use revlog::{RevLog, RevLogOptions, RevStore, SledOptions, SledStore};
+use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
+use watch::{Hub, HubOptions};
+
+use crate::api::{self, ApiContext, Limits};
+use crate::chores;
+use crate::config::{ClusterState, Config, Engine};
+use crate::dial::Dialer;
+use crate::identity::Identity;
+use crate::leases::{self, LeaseClock};
+use crate::listen::{
+    ConnectionSettings, Endpoint, ListenOptions, Listeners, Purpose, RpcThread, RpcThreads,
+    ServiceSet, Services,
+};
+use crate::member::LocalMember;
+use crate::ops::calls::CallMetrics;
+use crate::ops::health::HealthMetrics;
+use crate::ops::http::{HttpParts, handler};
+use crate::ops::metrics::Metrics;
+use crate::ops::{notify, register_process, signals};
+use crate::peer::inbound::PeerService;
+use crate::peer::outbound::Outbound;
+use crate::tls::{ClientTls, ServerTls};
+
+/// How long calls under way may take once the server stops.
+const DRAIN_GRACE: Duration = Duration::from_secs(5);
+
+/// Write an image after this many bytes of entries, however few entries they are.
+const IMAGE_BYTES: u64 = 256 << 20;
+
+/// Facts that handlers need and that do not change.
+pub(crate) struct ServerFacts {
+    /// Where files without a name may be written.
+    pub(crate) scratch_directory: PathBuf,
+    pub(crate) election_timeout: Duration,
+}
+
+/// The watch hub of the current state; a snapshot that replaces the state replaces the hub.
+#[derive(Clone, Default)]
+pub(crate) struct HubCell(Arc<RwLock<Option<Hub>>>);
+
+impl HubCell {
+    pub(crate) fn get(&self) -> Hub {
+        let hub = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
+        hub.expect("the replica shows its state before any client is served")
+    }
+}
+
+/// What apply tells the edge.
+struct Events {
+    hub: HubCell,
+    options: HubOptions,
+    leases: LeaseClock,
+    metrics: Metrics,
+    // A std mutex: held to keep a thread's handle.
+    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+}
+
+impl EventSink for Events {
+    fn publish(&self, events: Vec<RevisionEvents>) {
+        self.metrics.published(&events);
+        self.hub.get().publish(events);
+    }
+
+    fn leases_changed(&self, changes: &[LeaseChange]) {
+        self.metrics.leases_changed(changes);
+        self.leases.apply(changes);
+    }
+
+    fn reset(&self, views: &Views) {
+        let (hub, task) = Hub::new(views.mvcc.clone(), self.options.clone());
+        let old = self.hub.0.write().unwrap_or_else(PoisonError::into_inner).replace(hub);
+        // Watches of the old state end; clients open them again and resume by revision.
+        if let Some(old) = old {
+            old.stop();
+        }
+        self.leases.forget();
+        let thread = std::thread::Builder::new().name("watch".to_owned()).spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+            match runtime {
+                Ok(runtime) => {
+                    if let Err(error) = runtime.block_on(task.run()) {
+                        tracing::error!(%error, "the watch hub cannot read the store");
+                    }
+                }
+                Err(error) => tracing::error!(%error, "the watch hub has no runtime"),
+            }
+        });
+        match thread {
+            Ok(thread) => self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread),
+            Err(error) => tracing::error!(%error, "the watch hub has no thread"),
+        }
+    }
+}
+
+/// Everything that registers metrics.
+struct Instruments {
+    registry: Registry,
+    metrics: Metrics,
+    health: HealthMetrics,
+    calls: CallMetrics,
+    log: LogMetrics,
+}
+
+impl Instruments {
+    fn register(config: &Config) -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        register_process(&registry)?;
+        Ok(Self {
+            metrics: Metrics::register(&registry)?,
+            health: HealthMetrics::register(&registry)?,
+            calls: CallMetrics::register(
+                &registry,
+                config.http.extensive_metrics,
+                config.warning_unary,
+            )?,
+            log: LogMetrics::register(&registry)?,
+            registry,
+        })
+    }
+}
+
+/// Runs the server until a signal ends it.
+///
+/// # Errors
+/// Whatever keeps it from starting, and whatever ends it other than a signal.
+pub fn serve(config: Config) -> Result<(), Box<dyn Error>> {
+    // The provider is the same for all of TLS; a second installation is refused and changes nothing.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(run(config))
+}
+
+async fn run(config: Config) -> Result<(), Box<dyn Error>> {
+    let disk: Arc<dyn Disk> = Arc::new(OsDisk);
+    let instruments = Instruments::register(&config)?;
+    let client_tls = Arc::new(ClientTls::new(config.listen.peer_tls.clone()));
+    let dialer = Dialer::new(Arc::new(move || client_tls.current()));
+    let outbound = Outbound::new(dialer);
+    let (clients, peers) = bind(&config)?;
+    let identity = Identity::establish(&*disk, &config, &outbound).await?;
+    tracing::info!(
+        "local-member-id" = %identity.member, "cluster-id" = %identity.cluster,
+        name = config.name, "starting an etcd server"
+    );
+
+    let leases = LeaseClock::new(checkpoint_interval(&config));
+    let hub = HubCell::default();
+    let events = Arc::new(Events {
+        hub: hub.clone(),
+        options: HubOptions {
+            progress_interval: config.watch_progress_interval,
+            fragment_bytes: config.limits.request_bytes_max + crate::config::GRPC_OVERHEAD_BYTES,
+            ..HubOptions::default()
+        },
+        leases: leases.clone(),
+        metrics: instruments.metrics.clone(),
+        threads: Mutex::default(),
+    });
+    let parts = parts(&config, disk, &identity, outbound, events, instruments.log.clone());
+    let replica = replica::start(parts).await?;
+    let stop = CancellationToken::new();
+    let context = ApiContext {
+        handle: replica.handle().clone(),
+        hub,
+        leases: leases.clone(),
+        cluster_id: identity.cluster,
+        member_id: identity.member,
+        limits: limits(&config),
+        server: Arc::new(ServerFacts {
+            scratch_directory: identity.directory.clone(),
+            election_timeout: config.raft.election_timeout,
+        }),
+    };
+    let ended =
+        serve_all(&config, &identity, &replica, context, instruments, clients, peers, &stop);
+    let ended = ended.await;
+    stop.cancel();
+    replica.shutdown().await;
+    ended
+}
+
+/// Serves until a signal or the end of the replica.
+#[expect(clippy::too_many_arguments, reason = "the parts of the server, each used once")]
+async fn serve_all(
+    config: &Config,
+    identity: &Identity,
+    replica: &Replica,
+    context: ApiContext,
+    instruments: Instruments,
+    clients: Listeners,
+    peers: Listeners,
+    stop: &CancellationToken,
+) -> Result<(), Box<dyn Error>> {
+    let handle = replica.handle().clone();
+    let metrics = instruments.metrics.clone();
+    metrics.describe(identity.member, &config.gates, config.limits.quota_bytes);
+    let settings = ConnectionSettings::of(&config.listen);
+    let http = handler(HttpParts {
+        member: Arc::new(LocalMember::new(handle.clone(), metrics.clone())),
+        health: instruments.health,
+        registry: instruments.registry,
+        config: config.http.clone(),
+        arguments: std::env::args().collect(),
+    });
+
+    let peer_services = Services {
+        grpc: Some(
+            PeerService {
+                inbound: replica.inbound(),
+                handle: handle.clone(),
+                leases: context.leases.clone(),
+                token_digest: Bytes::copy_from_slice(&Sha256::digest(&config.cluster.token)),
+            }
+            .routes(),
+        ),
+        http: Some(http.clone()),
+        calls: None,
+    };
+    let (peer_thread, peer_serving) =
+        RpcThread::pair(ServiceSet::from([(Purpose::Peer, peer_services)]), settings.clone());
+    let peer_traffic = tokio::spawn(peer_serving.run(stop.clone(), DRAIN_GRACE));
+    let peer_acceptor = tokio::spawn(peers.run(vec![peer_thread], stop.clone()));
+
+    let services = client_services(
+        context.clone(),
+        http,
+        instruments.calls,
+        !config.listen.client_http_urls.is_empty(),
+    );
+    let count = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = RpcThreads::start(count, services, &settings, stop, DRAIN_GRACE)?;
+    let chores = start_chores(config, &handle, &context, &metrics, stop);
+
+    let published = publish(config, identity, &handle, stop);
+    let acceptor = async {
+        published.await?;
+        let running = tokio::spawn(clients.run(threads.handles(), stop.clone()));
+        for url in config.listen.client_urls.iter().chain(&config.listen.client_http_urls) {
+            let address = url.as_str().split_once("://").map_or(url.as_str(), |(_, rest)| rest);
+            tracing::info!(address, "ready to serve client requests");
+            tracing::info!(address, "serving client traffic");
+        }
+        if let Err(error) = notify::ready() {
+            tracing::warn!(%error, "the service manager was not told that the server is ready");
+        }
+        running.await??;
+        Ok::<(), Box<dyn Error>>(())
+    };
+    let ended = tokio::select! {
+        signal = signals::terminated() => {
+            tracing::info!(signal = signal?, "received signal; shutting down");
+            Ok(())
+        }
+        result = acceptor => result,
+        reason = replica_ended(&handle) => Err(reason.into()),
+    };
+    stop.cancel();
+    for chore in chores {
+        // A chore that panicked has said so; the server stops anyway.
+        let _ = chore.await;
+    }
+    let _ = peer_acceptor.await;
+    let _ = peer_traffic.await;
+    tokio::task::spawn_blocking(move || threads.join()).await?;
+    ended
+}
+
+/// Why the replica will not serve any more, once that is so.
+async fn replica_ended(handle: &Handle) -> String {
+    let mut status = handle.watch_status();
+    match status.wait_for(|status| status.fatal.is_some() || status.removed).await {
+        Ok(status) => match &status.fatal {
+            Some(reason) => format!("the replica stopped: {reason}"),
+            None => "the member has been permanently removed from the cluster".to_owned(),
+        },
+        Err(_) => "the replica stopped".to_owned(),
+    }
+}
+
+fn client_services(
+    context: ApiContext,
+    http: crate::listen::HttpHandler,
+    calls: CallMetrics,
+    // `--listen-client-http-urls`: then the client URLs speak gRPC only.
+    split_http: bool,
+) -> Arc<dyn Fn(usize) -> ServiceSet + Send + Sync> {
+    Arc::new(move |_| {
+        let context = ApiContext { handle: context.handle.for_this_thread(), ..context.clone() };
+        let clients = Services {
+            grpc: Some(api::routes(&context)),
+            http: (!split_http).then(|| http.clone()),
+            calls: Some(calls.clone()),
+        };
+        let only_http = Services { grpc: None, http: Some(http.clone()), calls: None };
+        ServiceSet::from([
+            (Purpose::Client, clients),
+            (Purpose::ClientHttp, only_http.clone()),
+            (Purpose::Metrics, only_http),
+        ])
+    })
+}
+
+fn start_chores(
+    config: &Config,
+    handle: &Handle,
+    context: &ApiContext,
+    metrics: &Metrics,
+    stop: &CancellationToken,
+) -> Vec<tokio::task::JoinHandle<()>> {
+    let own = crate::version::ETCD.parse().expect("our own version is well formed");
+    let outbound = context.handle.clone();
+    let versions: chores::cluster_version::MemberVersions =
+        Arc::new(move || Box::pin(crate::member::versions_of_others(outbound.clone(), own)));
+    let mut chores = vec![
+        tokio::spawn(leases::expire_leases(
+            context.leases.clone(),
+            handle.clone(),
+            config.raft.election_timeout,
+            stop.clone(),
+        )),
+        tokio::spawn(chores::cluster_version::run(handle.clone(), own, versions, stop.clone())),
+        tokio::spawn(chores::leadership::follow(handle.clone(), metrics.clone(), stop.clone())),
+    ];
+    if let Some(retention) = config.compaction.retention {
+        chores.push(tokio::spawn(chores::compactor::run(handle.clone(), retention, stop.clone())));
+    }
+    chores
+}
+
+async fn publish(
+    config: &Config,
+    identity: &Identity,
+    handle: &Handle,
+    stop: &CancellationToken,
+) -> Result<(), Box<dyn Error>> {
+    let urls: Vec<String> =
+        config.cluster.advertise_client_urls.iter().map(ToString::to_string).collect();
+    // A learner cannot be sure that a leader hears it; it serves what learners serve meanwhile.
+    Ok(chores::attributes::publish(handle, identity.member, &config.name, &urls, stop).await?)
+}
+
+fn limits(config: &Config) -> Limits {
+    let election = config.raft.election_timeout.as_secs_f64();
+    Limits {
+        request_bytes_max: config.limits.request_bytes_max,
+        txn_ops_max: config.limits.txn_ops_max,
+        quota_bytes: config.limits.quota_bytes,
+        // etcd's minimum: one and a half election timeouts, in whole seconds.
+        lease_ttl_min: (1.5 * election).ceil() as i64,
+    }
+}
+
+fn checkpoint_interval(config: &Config) -> Option<Duration> {
+    const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(300);
+    config.gates.enabled("LeaseCheckpoint").then_some(CHECKPOINT_INTERVAL)
+}
+
+/// Binds every socket before anything on disk is touched, so that a second server on the same ports
+/// fails early. Client sockets and peer sockets are served by different threads.
+fn bind(config: &Config) -> Result<(Listeners, Listeners), Box<dyn Error>> {
+    let listen = &config.listen;
+    let tls = |config: &crate::config::TlsConfig, needed: bool| {
+        needed.then(|| ServerTls::new(config.clone()).map(Arc::new)).transpose()
+    };
+    let secure = |urls: &[crate::urls::Url]| urls.iter().any(|url| url.scheme().is_secure());
+    let client_urls = [&listen.client_urls[..], &listen.client_http_urls, &listen.metrics_urls];
+    let client_tls = tls(&listen.client_tls, client_urls.iter().any(|urls| secure(urls)))?;
+    let peer_tls = tls(&listen.peer_tls, secure(&listen.peer_urls))?;
+    let purposes = [Purpose::Client, Purpose::ClientHttp, Purpose::Metrics];
+    let endpoints = client_urls.iter().zip(purposes).flat_map(|(urls, purpose)| {
+        let tls = client_tls.clone();
+        urls.iter().map(move |url| Endpoint { url: url.clone(), purpose, tls: tls.clone() })
+    });
+    let options = ListenOptions { reuse_port: listen.reuse_port };
+    let clients = Listeners::bind(endpoints, options)?;
+    let endpoints = listen.peer_urls.iter().map(|url| Endpoint {
+        url: url.clone(),
+        purpose: Purpose::Peer,
+        tls: peer_tls.clone(),
+    });
+    Ok((clients, Listeners::bind(endpoints, options)?))
+}
+
+fn parts(
+    config: &Config,
+    disk: Arc<dyn Disk>,
+    identity: &Identity,
+    outbound: Arc<Outbound>,
+    events: Arc<Events>,
+    metrics: LogMetrics,
+) -> Parts {
+    let timing = Timing {
+        heartbeat_interval: config.raft.heartbeat,
+        election_timeout: config.raft.election_timeout,
+        pre_vote: config.raft.pre_vote,
+    };
+    let wal_directory = match &config.wal_dir {
+        Some(directory) => PathBuf::from(directory),
+        None => identity.directory.join("wal"),
+    };
+    Parts {
+        cluster: identity.cluster,
+        member: identity.member,
+        directory: identity.directory.clone(),
+        wal_directory,
+        open_engine: open_engine(config.engine, disk.clone()),
+        disk,
+        peers: outbound,
+        events,
+        bootstrap: bootstrap(config, identity),
+        timing,
+        images: ImagePolicy {
+            entries: config.raft.snapshot_count,
+            bytes: IMAGE_BYTES,
+            entries_kept: config.raft.catch_up_entries,
+        },
+        rules: Rules {
+            request_timeout: Duration::from_secs(5) + 2 * config.raft.election_timeout,
+            strict_reconfig: config.cluster.strict_reconfig_check,
+            learners_max: config.cluster.learners_max,
+        },
+        log_writer: LogWriterPlacement::OwnThread,
+        blocking: Blocking::Threads,
+        metrics,
+    }
+}
+
+fn bootstrap(config: &Config, identity: &Identity) -> Bootstrap {
+    if config.cluster.state == ClusterState::Existing {
+        return Bootstrap::Join;
+    }
+    let founding = crate::ids::Founding::compute(&config.cluster.initial, &config.cluster.token);
+    if founding.cluster_id != identity.cluster {
+        // The directory knows better than the flags: it is a member already.
+        return Bootstrap::Join;
+    }
+    Bootstrap::New(
+        founding
+            .members
+            .into_iter()
+            .map(|member| (member.id, Node { peer_urls: member.peer_urls, voter_intent: true }))
+            .collect(),
+    )
+}
+
+fn open_engine(engine: Engine, disk: Arc<dyn Disk>) -> replica::OpenEngine {
+    match engine {
+        Engine::Revlog => Arc::new(move |path: &Path| {
+            let log = RevLog::open(disk.clone(), path, RevLogOptions::default())?;
+            Ok(Arc::new(log) as Arc<dyn RevStore>)
+        }),
+        Engine::Sled => Arc::new(|path: &Path| {
+            let store = SledStore::open(path, SledOptions::default())?;
+            Ok(Arc::new(store) as Arc<dyn RevStore>)
+        }),
+    }
+}

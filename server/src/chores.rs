@@ -1,0 +1,7 @@
+//! Loops that keep a cluster in order. Each uses `replica::Handle` like any client and has no door
+//! of its own into the state; each ends when its token is cancelled.
+
+pub mod attributes;
+pub mod cluster_version;
+pub mod compactor;
+pub mod leadership;

@@ -1,0 +1,240 @@
+//! Automatic compaction, in etcd's two modes (`server/etcdserver/api/v3compactor`).
+//!
+//! *Periodic*: the revision is noted ten times per period (at least every six minutes); when a period
+//! has passed, the oldest note is compacted, then again every period, or every hour if the period is
+//! longer. *Revision*: every five minutes everything but the newest N revisions is compacted.
+//!
+//! Only the leader compacts; a member that becomes leader starts with an empty history, as a
+//! restarted etcd does. When to compact is decided by values ([`Periodic`], [`ByRevision`]), the loop
+//! around them only waits and proposes.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use machine::{CommandKind, Outcome, Proposal, Refusal};
+use proto::etcdserverpb::CompactionRequest;
+use replica::Handle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use types::Revision;
+
+use crate::config::Retention;
+
+const HOUR: Duration = Duration::from_secs(3600);
+/// Notes per period.
+const NOTES: u32 = 10;
+/// How often the mode `revision` looks.
+const REVISION_INTERVAL: Duration = Duration::from_secs(300);
+
+/// When the mode `periodic` compacts.
+#[derive(Debug)]
+pub struct Periodic {
+    period: Duration,
+    notes: VecDeque<Revision>,
+    last_success: Duration,
+    last_revision: Option<Revision>,
+    first_done: bool,
+}
+
+impl Periodic {
+    /// `now` and all later times count from any fixed moment.
+    pub fn new(period: Duration, now: Duration) -> Self {
+        Self {
+            period,
+            notes: VecDeque::new(),
+            last_success: now,
+            last_revision: None,
+            first_done: false,
+        }
+    }
+
+    /// The time between two notes.
+    pub fn interval(&self) -> Duration {
+        self.period.min(HOUR) / NOTES
+    }
+
+    /// Notes the revision and forgets what is older than the period.
+    pub fn note(&mut self, revision: Revision) {
+        self.notes.push_back(revision);
+        let kept = self.period.as_nanos() / self.interval().as_nanos().max(1) + 1;
+        if self.notes.len() as u128 > kept {
+            self.notes.pop_front();
+        }
+    }
+
+    /// The revision to compact now, if it is time: the first time after a whole period, later more
+    /// often if the period is longer than an hour.
+    pub fn due(&self, now: Duration) -> Option<Revision> {
+        let wait = if self.first_done { self.period.min(HOUR) } else { self.period };
+        let oldest = *self.notes.front()?;
+        let is_time = now.saturating_sub(self.last_success) >= wait;
+        (is_time && self.last_revision != Some(oldest)).then_some(oldest)
+    }
+
+    /// The compaction was done.
+    pub fn done(&mut self, revision: Revision, now: Duration) {
+        self.last_revision = Some(revision);
+        self.last_success = now;
+        self.first_done = true;
+    }
+}
+
+/// When the mode `revision` compacts.
+#[derive(Debug)]
+pub struct ByRevision {
+    kept: i64,
+    last: Option<Revision>,
+}
+
+impl ByRevision {
+    pub fn new(kept: i64) -> Self {
+        Self { kept, last: None }
+    }
+
+    /// The revision to compact when the store is at `current`.
+    pub fn due(&self, current: Revision) -> Option<Revision> {
+        let revision = Revision(current.0.saturating_sub(self.kept));
+        (revision.0 > 0 && self.last != Some(revision)).then_some(revision)
+    }
+
+    pub fn done(&mut self, revision: Revision) {
+        self.last = Some(revision);
+    }
+}
+
+/// Compacts for as long as this member leads.
+pub async fn run(handle: Handle, retention: Retention, stop: CancellationToken) {
+    let mut status = handle.watch_status();
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            leads = status.wait_for(replica::Status::is_leader) => if leads.is_err() { return },
+        }
+        let deposed = async {
+            // An error means that the replica has stopped, which ends the term of office as well.
+            let _ = status.wait_for(|status| !status.is_leader()).await;
+        };
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = deposed => {}
+            () = lead(&handle, retention) => {}
+        }
+    }
+}
+
+async fn lead(handle: &Handle, retention: Retention) {
+    let started = Instant::now();
+    match retention {
+        Retention::Period(period) => {
+            let mut periodic = Periodic::new(period, Duration::ZERO);
+            loop {
+                periodic.note(handle.views().mvcc.revision());
+                tokio::time::sleep(periodic.interval()).await;
+                let Some(revision) = periodic.due(started.elapsed()) else { continue };
+                if compact(handle, revision, "periodic").await {
+                    periodic.done(revision, started.elapsed());
+                }
+            }
+        }
+        Retention::Revisions(kept) => {
+            let mut by_revision = ByRevision::new(kept);
+            loop {
+                tokio::time::sleep(REVISION_INTERVAL).await;
+                let current = handle.views().mvcc.revision();
+                let Some(revision) = by_revision.due(current) else { continue };
+                if compact(handle, revision, "revision").await {
+                    by_revision.done(revision);
+                }
+            }
+        }
+    }
+}
+
+/// Whether the revision is compacted now. One that was compacted before by somebody else counts.
+async fn compact(handle: &Handle, revision: Revision, mode: &'static str) -> bool {
+    tracing::info!(revision = revision.0, mode, "starting auto compaction");
+    let request = CompactionRequest { revision: revision.0, physical: false };
+    match handle.propose(Proposal::new(CommandKind::Compaction, &request)).await {
+        Ok(Outcome::Compaction(_) | Outcome::Refused(Refusal::Compacted)) => {
+            tracing::info!(revision = revision.0, mode, "completed auto compaction");
+            true
+        }
+        Ok(Outcome::Refused(refusal)) => {
+            tracing::warn!(revision = revision.0, mode, %refusal, "failed auto compaction");
+            false
+        }
+        Ok(other) => {
+            tracing::error!(outcome = ?other, "a compaction was answered with something else");
+            false
+        }
+        Err(error) => {
+            tracing::warn!(revision = revision.0, mode, %error, "failed auto compaction");
+            false
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    /// Plays `minutes` of a store that gains one revision per minute; what was compacted, and when.
+    fn play(period: Duration, minutes: u32) -> Vec<(u32, i64)> {
+        let mut periodic = Periodic::new(period, Duration::ZERO);
+        let mut compacted = Vec::new();
+        let step = periodic.interval();
+        let mut now = Duration::ZERO;
+        while now < MINUTE * minutes {
+            periodic.note(Revision(i64::try_from(now.as_secs() / 60).unwrap()));
+            now += step;
+            if let Some(revision) = periodic.due(now) {
+                periodic.done(revision, now);
+                compacted.push((u32::try_from(now.as_secs() / 60).unwrap(), revision.0));
+            }
+        }
+        compacted
+    }
+
+    #[test]
+    fn a_short_period_compacts_once_per_period_and_keeps_one() {
+        assert_eq!(play(MINUTE * 10, 35), [(10, 0), (20, 9), (30, 19)]);
+    }
+
+    #[test]
+    fn a_long_period_compacts_every_hour_after_the_first() {
+        let compacted = play(HOUR * 3, 60 * 6);
+        let times: Vec<u32> = compacted.iter().map(|(minute, _)| *minute).collect();
+        assert_eq!(times, [180, 240, 300, 360]);
+        for (minute, revision) in compacted {
+            assert!(i64::from(minute) - revision >= 174, "{minute}: {revision} is too new");
+        }
+    }
+
+    #[test]
+    fn a_store_that_stands_still_is_compacted_once() {
+        let mut periodic = Periodic::new(MINUTE * 10, Duration::ZERO);
+        let mut count = 0;
+        for minute in 1..60 {
+            periodic.note(Revision(5));
+            if let Some(revision) = periodic.due(MINUTE * minute) {
+                periodic.done(revision, MINUTE * minute);
+                count += 1;
+            }
+        }
+        assert_eq!(count, 1);
+    }
+
+    #[test]
+    fn the_mode_revision_keeps_the_newest() {
+        let mut by_revision = ByRevision::new(100);
+        assert_eq!(by_revision.due(Revision(100)), None);
+        assert_eq!(by_revision.due(Revision(250)), Some(Revision(150)));
+        by_revision.done(Revision(150));
+        assert_eq!(by_revision.due(Revision(250)), None);
+        assert_eq!(by_revision.due(Revision(251)), Some(Revision(151)));
+    }
+}

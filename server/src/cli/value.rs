@@ -1,0 +1,260 @@
+//! The types of flag values, read as Go's `flag` package and etcd's own flag types read them, with
+//! the same texts when they cannot be read: people and tools search for those texts.
+
+use crate::gates::FeatureGates;
+use crate::urls::Url;
+
+/// What kind of value a flag takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Text,
+    /// A boolean: the only kind that may stand without a value.
+    Bool,
+    Uint64,
+    Uint32,
+    Int64,
+    /// A length of time as Go writes it (`1h30m`, `100ms`).
+    Duration,
+    /// A list of listen or advertise URLs.
+    Urls,
+    /// A list of texts, separated by commas.
+    Texts,
+    /// `*`, or a list of origins.
+    Origins,
+    /// One of these words.
+    OneOf(&'static [&'static str]),
+    /// Some of these words, separated by commas.
+    AllOf(&'static [&'static str]),
+    /// A list of feature gates.
+    Gates,
+    /// An identity in hexadecimal.
+    HexId,
+    /// Anything; etcd forgets it.
+    Anything,
+}
+
+/// Why a value was not taken, in the words of etcd.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct ValueError(pub String);
+
+impl ValueError {
+    fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+}
+
+impl Kind {
+    /// Whether `value` is one of this kind.
+    pub(crate) fn check(self, value: &str) -> Result<(), ValueError> {
+        match self {
+            Kind::Text | Kind::Texts | Kind::Anything => Ok(()),
+            Kind::Bool => parse_bool(value).map(drop),
+            Kind::Uint64 => parse_integer::<u64>(value).map(drop),
+            Kind::Int64 => parse_integer::<i64>(value).map(drop),
+            Kind::Uint32 => parse_uint32(value).map(drop),
+            Kind::Duration => parse_duration(value).map(drop),
+            Kind::Urls => parse_urls(value).map(drop),
+            Kind::Origins if value.is_empty() || value == "*" => Ok(()),
+            Kind::Origins => parse_urls(value).map(drop),
+            Kind::OneOf(words) if words.contains(&value) => Ok(()),
+            Kind::OneOf(_) => Err(ValueError::new("invalid value")),
+            Kind::AllOf(words) => match value.split(',').find(|word| !words.contains(word)) {
+                None => Ok(()),
+                Some(word) => Err(ValueError::new(format!("invalid value {word:?}"))),
+            },
+            Kind::Gates => FeatureGates::default().set_from_text(value).map_err(ValueError::new),
+            Kind::HexId => parse_hex_id(value).map(drop),
+        }
+    }
+}
+
+/// Go's `strconv.ParseBool`.
+pub(crate) fn parse_bool(value: &str) -> Result<bool, ValueError> {
+    match value {
+        "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
+        "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(false),
+        _ => Err(ValueError::new("parse error")),
+    }
+}
+
+/// The integers that Go's `strconv.ParseInt` with base 0 reads: decimal, or with a prefix.
+pub(crate) trait Integer: Sized {
+    fn from_radix(text: &str, radix: u32) -> Result<Self, std::num::ParseIntError>;
+}
+
+impl Integer for u64 {
+    fn from_radix(text: &str, radix: u32) -> Result<Self, std::num::ParseIntError> {
+        u64::from_str_radix(text, radix)
+    }
+}
+
+impl Integer for i64 {
+    fn from_radix(text: &str, radix: u32) -> Result<Self, std::num::ParseIntError> {
+        i64::from_str_radix(text, radix)
+    }
+}
+
+pub(crate) fn parse_integer<T: Integer>(value: &str) -> Result<T, ValueError> {
+    use std::num::IntErrorKind::{NegOverflow, PosOverflow};
+    let (sign, digits) = match value.strip_prefix('-') {
+        Some(rest) => ("-", rest),
+        None => ("", value),
+    };
+    let lower = digits.to_ascii_lowercase();
+    let (digits, radix) = match lower.as_bytes() {
+        [b'0', b'x', ..] => (&lower[2..], 16),
+        [b'0', b'o', ..] => (&lower[2..], 8),
+        [b'0', b'b', ..] => (&lower[2..], 2),
+        [b'0', _, ..] => (&lower[1..], 8),
+        _ => (lower.as_str(), 10),
+    };
+    if digits.starts_with(['+', '-']) {
+        return Err(ValueError::new("parse error"));
+    }
+    T::from_radix(&format!("{sign}{}", digits.replace('_', "")), radix).map_err(|error| match error
+        .kind()
+    {
+        PosOverflow | NegOverflow => ValueError::new("value out of range"),
+        _ => ValueError::new("parse error"),
+    })
+}
+
+/// etcd's `Uint32Value` passes Go's own text on.
+pub(crate) fn parse_uint32(value: &str) -> Result<u32, ValueError> {
+    let wide = parse_integer::<u64>(value);
+    match wide.as_ref().map(|wide| u32::try_from(*wide)) {
+        Ok(Ok(value)) => Ok(value),
+        Err(error) if error.0 == "parse error" => {
+            Err(ValueError::new(format!("strconv.ParseUint: parsing {value:?}: invalid syntax")))
+        }
+        _ => Err(ValueError::new(format!(
+            "strconv.ParseUint: parsing {value:?}: value out of range"
+        ))),
+    }
+}
+
+/// Go's `time.ParseDuration`, in nanoseconds.
+pub(crate) fn parse_duration(value: &str) -> Result<i64, ValueError> {
+    let error = || ValueError::new("parse error");
+    let (negative, mut rest) = match value.as_bytes() {
+        [b'-', ..] => (true, &value[1..]),
+        [b'+', ..] => (false, &value[1..]),
+        _ => (false, value),
+    };
+    if rest == "0" {
+        return Ok(0);
+    }
+    if rest.is_empty() {
+        return Err(error());
+    }
+    let mut total: i128 = 0;
+    while !rest.is_empty() {
+        let number_len = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(error)?;
+        let (number, after) = rest.split_at(number_len);
+        let unit_len = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
+        let (unit, next) = after.split_at(unit_len);
+        total += scaled(number, unit_nanos(unit).ok_or_else(error)?).ok_or_else(error)?;
+        rest = next;
+    }
+    i64::try_from(if negative { -total } else { total }).map_err(|_| error())
+}
+
+fn unit_nanos(unit: &str) -> Option<i128> {
+    Some(match unit {
+        "ns" => 1,
+        "us" | "\u{b5}s" | "\u{3bc}s" => 1_000,
+        "ms" => 1_000_000,
+        "s" => 1_000_000_000,
+        "m" => 60_000_000_000,
+        "h" => 3_600_000_000_000,
+        _ => return None,
+    })
+}
+
+fn scaled(number: &str, unit: i128) -> Option<i128> {
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') {
+        return None;
+    }
+    let whole: i128 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
+    let fraction = &fraction[..fraction.len().min(15)];
+    let parts: i128 = if fraction.is_empty() { 0 } else { fraction.parse().ok()? };
+    let nanos = whole.checked_mul(unit)?;
+    nanos.checked_add(parts * unit / 10_i128.pow(u32::try_from(fraction.len()).ok()?))
+}
+
+/// etcd's `types.NewURLs`: sorted, without doubles; an empty text is no URL at all.
+pub(crate) fn parse_urls(value: &str) -> Result<Vec<Url>, ValueError> {
+    if value.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut urls = value
+        .split(',')
+        .map(|text| text.trim().parse::<Url>().map_err(|error| ValueError::new(error.to_string())))
+        .collect::<Result<Vec<_>, _>>()?;
+    urls.sort();
+    urls.dedup();
+    Ok(urls)
+}
+
+/// A list of texts, separated by commas; empty when the text is.
+pub(crate) fn parse_texts(value: &str) -> Vec<String> {
+    if value.is_empty() { Vec::new() } else { value.split(',').map(str::to_owned).collect() }
+}
+
+/// A member or cluster id in hexadecimal.
+pub(crate) fn parse_hex_id(value: &str) -> Result<u64, ValueError> {
+    let digits = value.strip_prefix("0x").unwrap_or(value);
+    u64::from_str_radix(digits, 16)
+        .ok()
+        .filter(|_| !digits.starts_with('+'))
+        .ok_or_else(|| ValueError::new("expected up to 16 hexadecimal digits"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_read_as_go_reads_them() {
+        let good = [
+            ("0", 0),
+            ("5s", 5_000_000_000),
+            ("1h30m", 5_400_000_000_000),
+            ("1.5s", 1_500_000_000),
+            (".5s", 500_000_000),
+            ("-1ms", -1_000_000),
+            ("100ms", 100_000_000),
+            ("1µs", 1_000),
+            ("2h45m3.25s", 9_903_250_000_000),
+        ];
+        for (text, nanos) in good {
+            assert_eq!(parse_duration(text), Ok(nanos), "{text}");
+        }
+        for bad in ["", "5", "s", "5x", "1.2.3s", "-", ".s", "5 s", "9223372036854775808ns", "1e3s"]
+        {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn integers_read_as_go_reads_them() {
+        assert_eq!(parse_integer::<u64>("10"), Ok(10));
+        assert_eq!(parse_integer::<u64>("0x10"), Ok(16));
+        assert_eq!(parse_integer::<i64>("-3"), Ok(-3));
+        assert_eq!(parse_integer::<u64>("-3").unwrap_err().0, "parse error");
+        assert_eq!(
+            parse_integer::<u64>("18446744073709551616").unwrap_err().0,
+            "value out of range"
+        );
+        assert_eq!(
+            parse_uint32("x").unwrap_err().0,
+            "strconv.ParseUint: parsing \"x\": invalid syntax"
+        );
+        assert_eq!(
+            parse_uint32("4294967296").unwrap_err().0,
+            "strconv.ParseUint: parsing \"4294967296\": value out of range"
+        );
+    }
+}

@@ -1,0 +1,521 @@
+//! What the server is to do: every value checked and defaulted once.
+//!
+//! In: the texts of [`RawConfig`]. Out: one part per room, so that no room sees flags of another.
+//! The rules and their texts are etcd's (`server/embed/config.go`, `Validate`), because people and
+//! tools search for them.
+
+mod bootstrap;
+mod check;
+mod compaction;
+mod file;
+
+use std::time::Duration;
+
+use types::{ClusterId, MemberId};
+
+use crate::cli::value::{
+    parse_bool, parse_duration, parse_hex_id, parse_integer, parse_texts, parse_uint32, parse_urls,
+};
+use crate::cli::{CliError, RawConfig};
+use crate::gates::FeatureGates;
+use crate::urls::Url;
+
+pub use bootstrap::{ClusterState, InitialCluster};
+pub use compaction::{AutoCompaction, Retention};
+
+/// What gRPC may carry around a request (`server/embed`, `grpcOverheadBytes`).
+pub const GRPC_OVERHEAD_BYTES: usize = 512 * 1024;
+/// The quota when none is given (`server/storage/quota.go`).
+pub const QUOTA_BYTES_DEFAULT: u64 = 2 * 1024 * 1024 * 1024;
+
+/// A checked configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub name: String,
+    pub data_dir: String,
+    /// A directory of its own for the log, if wanted.
+    pub wal_dir: Option<String>,
+    pub engine: Engine,
+    pub raft: RaftConfig,
+    pub cluster: ClusterConfig,
+    pub listen: ListenConfig,
+    pub limits: Limits,
+    pub compaction: AutoCompaction,
+    pub log: LogConfig,
+    pub http: HttpConfig,
+    pub gates: FeatureGates,
+    /// How often a watch that wants it hears of progress.
+    pub watch_progress_interval: Duration,
+    pub warning_apply: Duration,
+    pub warning_unary: Duration,
+    /// What to log as warnings once there is a log.
+    pub warnings: Vec<String>,
+}
+
+/// Which engine keeps the values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    Revlog,
+    Sled,
+}
+
+/// Times and sizes of the consensus.
+#[derive(Clone, Debug)]
+pub struct RaftConfig {
+    pub heartbeat: Duration,
+    pub election_timeout: Duration,
+    pub pre_vote: bool,
+    /// Entries between images.
+    pub snapshot_count: u64,
+    /// Entries that stay in the log below an image, for slow followers.
+    pub catch_up_entries: u64,
+}
+
+/// How the cluster is formed and changed.
+#[derive(Clone, Debug)]
+pub struct ClusterConfig {
+    pub state: ClusterState,
+    pub token: String,
+    pub initial: InitialCluster,
+    pub advertise_peer_urls: Vec<Url>,
+    pub advertise_client_urls: Vec<Url>,
+    pub strict_reconfig_check: bool,
+    pub learners_max: usize,
+    pub force_new_cluster: bool,
+    /// Refuse to be part of any other cluster.
+    pub expect_cluster_id: Option<ClusterId>,
+    /// Refuse to be any other member.
+    pub expect_member_id: Option<MemberId>,
+}
+
+/// Where and how connections are accepted.
+#[derive(Clone, Debug)]
+pub struct ListenConfig {
+    pub peer_urls: Vec<Url>,
+    pub client_urls: Vec<Url>,
+    /// When not empty, HTTP is served here and not on `client_urls`.
+    pub client_http_urls: Vec<Url>,
+    pub metrics_urls: Vec<Url>,
+    pub client_tls: TlsConfig,
+    pub peer_tls: TlsConfig,
+    pub streams_max: u32,
+    /// How often the server pings a silent connection; none to never do so.
+    pub keepalive_interval: Option<Duration>,
+    pub keepalive_timeout: Option<Duration>,
+    pub reuse_port: bool,
+}
+
+/// Files and rules of TLS on one kind of listener.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TlsConfig {
+    pub cert_file: String,
+    pub key_file: String,
+    /// What this member shows when it is the client; the pair above if empty.
+    pub client_cert_file: String,
+    pub client_key_file: String,
+    pub trusted_ca_file: String,
+    pub client_cert_auth: bool,
+    pub crl_file: String,
+    pub allowed_cns: Vec<String>,
+    pub allowed_hostnames: Vec<String>,
+    pub skip_client_san_verification: bool,
+    pub cipher_suites: Vec<String>,
+    pub min_version: TlsVersion,
+    pub max_version: TlsVersion,
+}
+
+/// Versions of TLS that may be spoken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TlsVersion {
+    Tls12,
+    #[default]
+    Tls13,
+}
+
+/// How much a client may ask for.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub request_bytes_max: usize,
+    pub txn_ops_max: usize,
+    /// Bytes the store may take; none when there is no limit.
+    pub quota_bytes: Option<u64>,
+}
+
+/// Where logs go.
+#[derive(Clone, Debug)]
+pub struct LogConfig {
+    pub outputs: Vec<LogOutput>,
+    pub level: LogLevel,
+    pub format: LogFormat,
+}
+
+/// One target of the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogOutput {
+    Stderr,
+    Stdout,
+    File(String),
+}
+
+/// The least severity that is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    Debug,
+    Info,
+    Warn,
+    Error,
+}
+
+/// How a line of the log looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Json,
+    Console,
+}
+
+/// What HTTP serves and to whom.
+#[derive(Clone, Debug)]
+pub struct HttpConfig {
+    pub gateway: bool,
+    /// Origins that may read answers; `*` alone means all.
+    pub cors: Vec<String>,
+    /// Hosts that plain HTTP requests may name; `*` or nothing means all.
+    pub host_whitelist: Vec<String>,
+    /// `--metrics=extensive`: also histograms of gRPC calls.
+    pub extensive_metrics: bool,
+}
+
+/// Why a configuration cannot be used, in etcd's words where etcd has some.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(pub String);
+
+impl From<CliError> for ConfigError {
+    fn from(error: CliError) -> Self {
+        ConfigError(error.to_string())
+    }
+}
+
+fn refuse<T>(text: impl Into<String>) -> Result<T, ConfigError> {
+    Err(ConfigError(text.into()))
+}
+
+impl Config {
+    /// Makes sense of the command line, or of the configuration file that it names.
+    pub fn load(raw: RawConfig) -> Result<Self, ConfigError> {
+        match &raw.config_file {
+            Some(path) => Self::from_raw(file::read(path)?),
+            None => Self::from_raw(raw),
+        }
+    }
+
+    /// Checks and defaults every value.
+    pub fn from_raw(raw: RawConfig) -> Result<Self, ConfigError> {
+        let mut warnings = raw.check_supported()?;
+        let gates = gates_of(&raw)?;
+        warnings.extend(gates.check().map_err(ConfigError)?);
+        let values = Values(&raw);
+        let listen = listen_of(&values)?;
+        let log = log_of(&values)?;
+        let mut config = Config {
+            name: values.text("name"),
+            data_dir: values.text("data-dir"),
+            wal_dir: Some(values.text("wal-dir")).filter(|dir| !dir.is_empty()),
+            engine: if raw.text("backend-engine") == "sled" {
+                Engine::Sled
+            } else {
+                Engine::Revlog
+            },
+            raft: raft_of(&values)?,
+            cluster: cluster_of(&values, &raw, &listen)?,
+            listen,
+            limits: limits_of(&values)?,
+            compaction: AutoCompaction::parse(
+                raw.text("auto-compaction-mode"),
+                raw.text("auto-compaction-retention"),
+            )?,
+            log,
+            http: http_of(&values)?,
+            gates,
+            watch_progress_interval: values
+                .duration("watch-progress-notify-interval")?
+                .unwrap_or(Duration::from_secs(600)),
+            warning_apply: values.duration("warning-apply-duration")?.unwrap_or_default(),
+            warning_unary: values
+                .duration("warning-unary-request-duration")?
+                .unwrap_or(Duration::from_millis(300)),
+            warnings,
+        };
+        config.check()?;
+        if config.data_dir.is_empty() {
+            config.data_dir = format!("{}.etcd", config.name);
+            config
+                .warnings
+                .push(format!("'data-dir' was empty; using default {}", config.data_dir));
+        }
+        Ok(config)
+    }
+}
+
+fn gates_of(raw: &RawConfig) -> Result<FeatureGates, ConfigError> {
+    let mut gates = FeatureGates::default();
+    for (name, value) in &raw.gates {
+        gates.set(name, *value).map_err(ConfigError)?;
+    }
+    gates.set_from_text(raw.text("feature-gates")).map_err(ConfigError)?;
+    Ok(gates)
+}
+
+fn raft_of(values: &Values<'_>) -> Result<RaftConfig, ConfigError> {
+    let heartbeat = values.unsigned("heartbeat-interval")?;
+    let election = values.unsigned("election-timeout")?;
+    if heartbeat == 0 {
+        return refuse("--heartbeat-interval must be >0 (set to 0ms)");
+    }
+    if election == 0 {
+        return refuse("--election-timeout must be >0 (set to 0ms)");
+    }
+    if heartbeat.saturating_mul(5) > election {
+        return refuse(format!(
+            "--election-timeout[{election}ms] should be at least as 5 times as --heartbeat-interval[{heartbeat}ms]"
+        ));
+    }
+    if election > check::ELECTION_MILLIS_MAX {
+        return refuse(format!(
+            "--election-timeout[{election}ms] is too long, and should be set less than {}ms",
+            check::ELECTION_MILLIS_MAX
+        ));
+    }
+    Ok(RaftConfig {
+        heartbeat: Duration::from_millis(heartbeat),
+        election_timeout: Duration::from_millis(election),
+        pre_vote: values.boolean("pre-vote")?,
+        snapshot_count: values.unsigned("snapshot-count")?,
+        catch_up_entries: values.unsigned("snapshot-catchup-entries")?,
+    })
+}
+
+fn cluster_of(
+    values: &Values<'_>,
+    raw: &RawConfig,
+    listen: &ListenConfig,
+) -> Result<ClusterConfig, ConfigError> {
+    let mut advertise_peer_urls = values.urls("initial-advertise-peer-urls")?;
+    let mut advertise_client_urls = values.urls("advertise-client-urls")?;
+    let from_flags = raw.config_file.is_none();
+    if from_flags && raw.is_set("listen-client-urls") && !raw.is_set("advertise-client-urls") {
+        return refuse(
+            "--advertise-client-urls is required when --listen-client-urls is set explicitly",
+        );
+    }
+    if advertise_client_urls.is_empty() {
+        advertise_client_urls = parse_urls(check::CLIENT_URL_DEFAULT).map_err(value_error)?;
+    }
+    if advertise_peer_urls.is_empty() {
+        advertise_peer_urls = parse_urls(check::PEER_URL_DEFAULT).map_err(value_error)?;
+    }
+    check::replace_unspecified_hosts(&mut advertise_peer_urls, &mut advertise_client_urls, listen);
+    let name = values.text("name");
+    let mut initial = values.text("initial-cluster");
+    if initial == check::INITIAL_CLUSTER_DEFAULT && name != "default" {
+        let own = advertise_peer_urls.iter().map(|url| format!("{name}={url}"));
+        initial = own.collect::<Vec<_>>().join(",");
+    }
+    Ok(ClusterConfig {
+        state: match raw.text("initial-cluster-state") {
+            "existing" => ClusterState::Existing,
+            "new" | "" => ClusterState::New,
+            other => return refuse(format!("unexpected clusterState {other:?}")),
+        },
+        token: values.text("initial-cluster-token"),
+        initial: InitialCluster::parse(&initial)
+            .map_err(|error| ConfigError(format!("error setting up initial cluster: {error}")))?,
+        advertise_peer_urls,
+        advertise_client_urls,
+        strict_reconfig_check: values.boolean("strict-reconfig-check")?,
+        learners_max: usize::try_from(values.signed("max-learners")?).unwrap_or(0),
+        force_new_cluster: values.boolean("force-new-cluster")?,
+        expect_cluster_id: values.identity("expect-cluster-id")?.map(ClusterId),
+        expect_member_id: values.identity("expect-member-id")?.map(MemberId),
+    })
+}
+
+fn listen_of(values: &Values<'_>) -> Result<ListenConfig, ConfigError> {
+    let or_default = |urls: Vec<Url>, default: &str| match urls.is_empty() {
+        true => parse_urls(default).map_err(value_error),
+        false => Ok(urls),
+    };
+    Ok(ListenConfig {
+        peer_urls: or_default(values.urls("listen-peer-urls")?, check::PEER_URL_DEFAULT)?,
+        client_urls: or_default(values.urls("listen-client-urls")?, check::CLIENT_URL_DEFAULT)?,
+        client_http_urls: values.urls("listen-client-http-urls")?,
+        metrics_urls: values.urls("listen-metrics-urls")?,
+        client_tls: tls_of(values, "")?,
+        peer_tls: tls_of(values, "peer-")?,
+        streams_max: parse_uint32(&values.text("max-concurrent-streams")).map_err(value_error)?,
+        keepalive_interval: values.duration("grpc-keepalive-interval")?,
+        keepalive_timeout: values.duration("grpc-keepalive-timeout")?,
+        reuse_port: values.boolean("socket-reuse-port")?,
+    })
+}
+
+/// Peers' flags begin with `peer-`; clients' have no prefix, or `client-` where that reads better.
+fn tls_of(values: &Values<'_>, prefix: &str) -> Result<TlsConfig, ConfigError> {
+    let is_peer = !prefix.is_empty();
+    let name = |suffix: &str| format!("{prefix}{suffix}");
+    let text = |suffix: &str| values.text(&name(suffix));
+    let version = |flag: &str, empty: TlsVersion| match values.text(flag).as_str() {
+        "" => Ok(empty),
+        "TLS1.2" => Ok(TlsVersion::Tls12),
+        "TLS1.3" => Ok(TlsVersion::Tls13),
+        other => {
+            refuse(format!("unexpected TLS version {other:?} (must be one of: TLS1.2, TLS1.3)"))
+        }
+    };
+    let (crl, hostnames) = match is_peer {
+        true => ("peer-crl-file", "peer-cert-allowed-hostname"),
+        false => ("client-crl-file", "client-cert-allowed-hostname"),
+    };
+    Ok(TlsConfig {
+        cert_file: text("cert-file"),
+        key_file: text("key-file"),
+        client_cert_file: text("client-cert-file"),
+        client_key_file: text("client-key-file"),
+        trusted_ca_file: text("trusted-ca-file"),
+        client_cert_auth: values.boolean(&name("client-cert-auth"))?,
+        crl_file: values.text(crl),
+        allowed_cns: if is_peer { values.texts("peer-cert-allowed-cn") } else { Vec::new() },
+        allowed_hostnames: values.texts(hostnames),
+        skip_client_san_verification: !is_peer
+            || values.boolean("peer-skip-client-san-verification")?,
+        cipher_suites: values.texts("cipher-suites"),
+        min_version: version("tls-min-version", TlsVersion::Tls12)?,
+        max_version: version("tls-max-version", TlsVersion::Tls13)?,
+    })
+}
+
+fn limits_of(values: &Values<'_>) -> Result<Limits, ConfigError> {
+    let quota = values.signed("quota-backend-bytes")?;
+    Ok(Limits {
+        request_bytes_max: usize::try_from(values.unsigned("max-request-bytes")?)
+            .unwrap_or(usize::MAX),
+        txn_ops_max: usize::try_from(values.unsigned("max-txn-ops")?).unwrap_or(usize::MAX),
+        quota_bytes: match quota {
+            0 => Some(QUOTA_BYTES_DEFAULT),
+            _ => u64::try_from(quota).ok(),
+        },
+    })
+}
+
+fn log_of(values: &Values<'_>) -> Result<LogConfig, ConfigError> {
+    match values.text("logger").as_str() {
+        "zap" => {}
+        "capnslog" => return refuse("--logger=capnslog is removed in v3.5"),
+        other => return refuse(format!("unknown logger option {other:?}")),
+    }
+    let mut names = values.texts("log-outputs");
+    names.dedup();
+    if names.len() > 1 && names.iter().any(|name| name == "default") {
+        return refuse("multi logoutput for \"default\" is not supported yet");
+    }
+    let outputs = names
+        .into_iter()
+        .map(|name| match name.as_str() {
+            "default" | "stderr" => Ok(LogOutput::Stderr),
+            "stdout" => Ok(LogOutput::Stdout),
+            "systemd/journal" => refuse(
+                "--log-outputs=systemd/journal is not supported yet; write to stderr and let systemd collect it",
+            ),
+            _ => Ok(LogOutput::File(name)),
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(LogConfig {
+        outputs: if outputs.is_empty() { vec![LogOutput::Stderr] } else { outputs },
+        level: match values.text("log-level").as_str() {
+            "debug" => LogLevel::Debug,
+            "info" | "" => LogLevel::Info,
+            "warn" => LogLevel::Warn,
+            "error" | "dpanic" | "panic" | "fatal" => LogLevel::Error,
+            other => return refuse(format!("unrecognized level: {other:?}")),
+        },
+        format: match values.text("log-format").as_str() {
+            "json" | "" => LogFormat::Json,
+            "console" => LogFormat::Console,
+            other => {
+                return refuse(format!(
+                    "unknown log format: {other}, supported values json, console"
+                ));
+            }
+        },
+    })
+}
+
+fn http_of(values: &Values<'_>) -> Result<HttpConfig, ConfigError> {
+    Ok(HttpConfig {
+        gateway: values.boolean("enable-grpc-gateway")?,
+        cors: values.texts("cors"),
+        host_whitelist: values.texts("host-whitelist"),
+        extensive_metrics: match values.text("metrics").as_str() {
+            "extensive" => true,
+            "basic" => false,
+            other => {
+                return refuse(format!(
+                    "unknown --metrics level {other:?}; use basic or extensive"
+                ));
+            }
+        },
+    })
+}
+
+/// Typed access to texts that were checked when they were set.
+struct Values<'r>(&'r RawConfig);
+
+impl Values<'_> {
+    fn text(&self, name: &str) -> String {
+        self.0.text(name).to_owned()
+    }
+
+    fn texts(&self, name: &str) -> Vec<String> {
+        parse_texts(self.0.text(name))
+    }
+
+    fn boolean(&self, name: &str) -> Result<bool, ConfigError> {
+        parse_bool(self.0.text(name)).map_err(value_error)
+    }
+
+    fn unsigned(&self, name: &str) -> Result<u64, ConfigError> {
+        parse_integer(self.0.text(name)).map_err(value_error)
+    }
+
+    fn signed(&self, name: &str) -> Result<i64, ConfigError> {
+        parse_integer(self.0.text(name)).map_err(value_error)
+    }
+
+    fn urls(&self, name: &str) -> Result<Vec<Url>, ConfigError> {
+        parse_urls(self.0.text(name)).map_err(value_error)
+    }
+
+    fn identity(&self, name: &str) -> Result<Option<u64>, ConfigError> {
+        match self.0.text(name) {
+            "" => Ok(None),
+            text => parse_hex_id(text).map(Some).map_err(value_error),
+        }
+    }
+
+    /// None for zero, which etcd reads as "off" or "the default".
+    fn duration(&self, name: &str) -> Result<Option<Duration>, ConfigError> {
+        let nanos = parse_duration(self.0.text(name)).map_err(value_error)?;
+        match u64::try_from(nanos) {
+            Ok(0) => Ok(None),
+            Ok(nanos) => Ok(Some(Duration::from_nanos(nanos))),
+            Err(_) => refuse(format!("--{name} must not be negative")),
+        }
+    }
+}
+
+fn value_error(error: crate::cli::value::ValueError) -> ConfigError {
+    ConfigError(error.to_string())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,133 @@
+use super::*;
+use crate::cli::{Invocation, parse};
+
+fn config(arguments: &[&str]) -> Result<Config, ConfigError> {
+    match parse(arguments.iter().map(|text| (*text).to_owned()), []) {
+        Ok(Invocation::Run(raw)) => Config::load(raw),
+        other => panic!("{arguments:?}: {other:?}"),
+    }
+}
+
+#[test]
+fn the_defaults_are_those_of_etcd() {
+    let config = config(&[]).unwrap();
+    assert_eq!(config.data_dir, "default.etcd");
+    assert_eq!(config.raft.election_timeout, Duration::from_secs(1));
+    assert_eq!(config.limits.request_bytes_max, 1_572_864);
+    assert_eq!(config.limits.quota_bytes, Some(QUOTA_BYTES_DEFAULT));
+    assert_eq!(config.listen.client_urls[0].as_str(), "http://localhost:2379");
+    assert_eq!(config.cluster.initial.to_string(), "default=http://localhost:2380");
+    assert_eq!(config.listen.keepalive_interval, Some(Duration::from_secs(7200)));
+    assert_eq!(config.compaction.retention, None);
+}
+
+#[test]
+fn a_name_alone_names_the_initial_cluster() {
+    let config =
+        config(&["--name=a", "--initial-advertise-peer-urls=http://10.0.0.1:2380"]).unwrap();
+    assert_eq!(config.cluster.initial.to_string(), "a=http://10.0.0.1:2380");
+    config
+        .cluster
+        .initial
+        .check_founding(&config.name, &config.cluster.advertise_peer_urls)
+        .unwrap();
+}
+
+/// The texts are those that etcd 3.7.3 logs for the same command lines.
+#[test]
+fn contradictions_are_refused_in_the_words_of_etcd() {
+    let cases = [
+        (
+            &["--listen-client-urls=http://1.2.3.4:1"][..],
+            "--advertise-client-urls is required when --listen-client-urls is set explicitly",
+        ),
+        (
+            &["--election-timeout=100"],
+            "--election-timeout[100ms] should be at least as 5 times as --heartbeat-interval[100ms]",
+        ),
+        (
+            &["--election-timeout=60000"],
+            "--election-timeout[60000ms] is too long, and should be set less than 50000ms",
+        ),
+        (&["--heartbeat-interval=0"], "--heartbeat-interval must be >0 (set to 0ms)"),
+        (
+            &["--listen-peer-urls=http://a.example:1"],
+            "expected IP in URL for binding (http://a.example:1)",
+        ),
+        (&["--auto-compaction-mode=x"], "unknown auto-compaction-mode \"x\""),
+        (&["--logger=capnslog"], "--logger=capnslog is removed in v3.5"),
+        (
+            &["--tls-min-version=TLS1.1"],
+            "unexpected TLS version \"TLS1.1\" (must be one of: TLS1.2, TLS1.3)",
+        ),
+        (
+            &["--tls-min-version=TLS1.3", "--tls-max-version=TLS1.2"],
+            "min version (TLS1.3) is greater than max version (TLS1.2)",
+        ),
+        (
+            &[
+                "--listen-client-urls=https://127.0.0.1:1",
+                "--advertise-client-urls=https://127.0.0.1:1",
+            ],
+            "TLS key/cert (--cert-file, --key-file) must be provided for client url https://127.0.0.1:1 with HTTPS scheme",
+        ),
+        (
+            &["--feature-gates=LeaseCheckpointPersist=true"],
+            "enabling feature gate LeaseCheckpointPersist requires enabling feature gate LeaseCheckpoint",
+        ),
+    ];
+    for (arguments, text) in cases {
+        assert_eq!(config(arguments).unwrap_err().0, text, "{arguments:?}");
+    }
+}
+
+#[test]
+fn the_initial_cluster_must_name_this_member_as_it_advertises_itself() {
+    let check = |initial: &str| {
+        let initial = InitialCluster::parse(initial).unwrap();
+        let own = parse_urls("http://10.0.0.1:2380").unwrap();
+        initial.check_founding("a", &own).map_err(|error| error.0)
+    };
+    assert_eq!(check("a=http://10.0.0.1:2380,b=http://10.0.0.2:2380"), Ok(()));
+    assert_eq!(
+        check("b=http://10.0.0.2:2380").unwrap_err(),
+        "couldn't find local name \"a\" in the initial cluster configuration"
+    );
+    assert!(
+        check("a=http://10.0.0.9:2380")
+            .unwrap_err()
+            .starts_with("--initial-cluster has a=http://10.0.0.9:2380 but missing from")
+    );
+    assert!(
+        check("a=http://10.0.0.1:2380,b=http://10.0.0.1:2380")
+            .unwrap_err()
+            .contains("duplicate url")
+    );
+}
+
+/// The command line that kubeadm writes into its static pod.
+#[test]
+fn the_command_line_of_kubeadm_is_accepted() {
+    config(&[
+        "--advertise-client-urls=https://10.0.0.1:2379",
+        "--cert-file=/etc/kubernetes/pki/etcd/server.crt",
+        "--client-cert-auth=true",
+        "--data-dir=/var/lib/etcd",
+        "--feature-gates=InitialCorruptCheck=true",
+        "--initial-advertise-peer-urls=https://10.0.0.1:2380",
+        "--initial-cluster=m=https://10.0.0.1:2380",
+        "--key-file=/etc/kubernetes/pki/etcd/server.key",
+        "--listen-client-urls=https://127.0.0.1:2379,https://10.0.0.1:2379",
+        "--listen-metrics-urls=http://127.0.0.1:2381",
+        "--listen-peer-urls=https://10.0.0.1:2380",
+        "--name=m",
+        "--peer-cert-file=/etc/kubernetes/pki/etcd/peer.crt",
+        "--peer-client-cert-auth=true",
+        "--peer-key-file=/etc/kubernetes/pki/etcd/peer.key",
+        "--peer-trusted-ca-file=/etc/kubernetes/pki/etcd/ca.crt",
+        "--snapshot-count=10000",
+        "--trusted-ca-file=/etc/kubernetes/pki/etcd/ca.crt",
+        "--watch-progress-notify-interval=5s",
+    ])
+    .unwrap();
+}

@@ -1,0 +1,192 @@
+//! Who this member is: found in its directory, computed for a new cluster, or learnt from the
+//! cluster that it joins.
+//!
+//! The identity is written once, durably, before anything else is stored under it; afterwards the
+//! flags that describe a new cluster are ignored, as etcd does. A directory of another member or
+//! cluster is refused by name.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use disk::Disk;
+use serde::{Deserialize, Serialize};
+use types::{ClusterId, MemberId};
+
+use crate::config::{ClusterState, Config};
+use crate::ids::Founding;
+use crate::peer::outbound::Outbound;
+
+const FILE: &str = "identity.json";
+
+/// A description is a few hundred bytes; more is damage.
+const FILE_BYTES_MAX: u64 = 64 << 10;
+
+/// How long a joining member asks its peers before it gives up and lets the process be started anew.
+const JOIN_ATTEMPTS: u32 = 30;
+const JOIN_PAUSE: Duration = Duration::from_secs(1);
+
+/// A member and where it keeps its data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) member: MemberId,
+    pub(crate) cluster: ClusterId,
+    /// `member/` of the data directory.
+    pub(crate) directory: PathBuf,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    /// Hexadecimal, as everything that prints ids.
+    member_id: String,
+    cluster_id: String,
+}
+
+/// Why a member has no identity.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum IdentityError {
+    #[error("{path}: {source}")]
+    Io { path: String, source: io::Error },
+    #[error(
+        "{path} is damaged: {detail}; restore it, or clear the data directory and let this member join again"
+    )]
+    Damaged { path: String, detail: String },
+    #[error(
+        "this data directory belongs to {what} {found}, but --expect-{what}-id says {expected}; \
+         start with the right data directory"
+    )]
+    Unexpected { what: &'static str, found: String, expected: String },
+    #[error("couldn't find local name {0:?} in the initial cluster configuration")]
+    NotInInitialCluster(String),
+    #[error(
+        "could not learn from any peer in --initial-cluster which member this is: {0}; add this \
+         member to the cluster first (etcdctl member add) with exactly the peer URLs it advertises"
+    )]
+    Unknown(String),
+}
+
+impl Identity {
+    /// Finds or makes the identity.
+    ///
+    /// # Errors
+    /// When the directory cannot be used, belongs to somebody else, or no peer knows this member.
+    pub(crate) async fn establish(
+        disk: &dyn Disk,
+        config: &Config,
+        outbound: &Arc<Outbound>,
+    ) -> Result<Self, IdentityError> {
+        let directory = PathBuf::from(&config.data_dir).join("member");
+        let path = directory.join(FILE);
+        let at = |source| IdentityError::Io { path: path.display().to_string(), source };
+        disk.create_dir_all(&directory).map_err(at)?;
+        disk.set_private(PathBuf::from(&config.data_dir).as_path()).map_err(at)?;
+        disk.set_private(&directory).map_err(at)?;
+        let identity = if disk.exists(&path).map_err(at)? {
+            let bytes = disk::read_file(disk, &path, FILE_BYTES_MAX).map_err(at)?;
+            let (member, cluster) = parse(&bytes).map_err(|detail| IdentityError::Damaged {
+                path: path.display().to_string(),
+                detail,
+            })?;
+            Self { member, cluster, directory }
+        } else {
+            let (member, cluster) = match config.cluster.state {
+                ClusterState::New => founding(config)?,
+                ClusterState::Existing => ask_peers(config, outbound).await?,
+            };
+            Self { member, cluster, directory }
+        };
+        identity.check_expected(config)?;
+        if !disk.exists(&path).map_err(at)? {
+            let stored = Stored {
+                member_id: identity.member.to_string(),
+                cluster_id: identity.cluster.to_string(),
+            };
+            let bytes = serde_json::to_vec(&stored).map_err(io::Error::other).map_err(at)?;
+            disk::write_file_atomically(disk, &identity.directory, FILE, &bytes).map_err(at)?;
+        }
+        Ok(identity)
+    }
+
+    fn check_expected(&self, config: &Config) -> Result<(), IdentityError> {
+        let cluster = &config.cluster;
+        if let Some(expected) = cluster.expect_cluster_id.filter(|id| *id != self.cluster) {
+            return Err(IdentityError::Unexpected {
+                what: "cluster",
+                found: self.cluster.to_string(),
+                expected: expected.to_string(),
+            });
+        }
+        match cluster.expect_member_id.filter(|id| *id != self.member) {
+            None => Ok(()),
+            Some(expected) => Err(IdentityError::Unexpected {
+                what: "member",
+                found: self.member.to_string(),
+                expected: expected.to_string(),
+            }),
+        }
+    }
+}
+
+fn parse(bytes: &[u8]) -> Result<(MemberId, ClusterId), String> {
+    let stored: Stored = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let id = |text: &str| u64::from_str_radix(text, 16).map_err(|error| error.to_string());
+    Ok((MemberId(id(&stored.member_id)?), ClusterId(id(&stored.cluster_id)?)))
+}
+
+fn founding(config: &Config) -> Result<(MemberId, ClusterId), IdentityError> {
+    let founding = Founding::compute(&config.cluster.initial, &config.cluster.token);
+    let own = founding.member(&config.name);
+    let own = own.ok_or_else(|| IdentityError::NotInInitialCluster(config.name.clone()))?;
+    Ok((own.id, founding.cluster_id))
+}
+
+/// A member that was added to a running cluster is known there by its peer URLs.
+async fn ask_peers(
+    config: &Config,
+    outbound: &Arc<Outbound>,
+) -> Result<(MemberId, ClusterId), IdentityError> {
+    let own: Vec<String> = config
+        .cluster
+        .initial
+        .peer_urls(&config.name)
+        .ok_or_else(|| IdentityError::NotInInitialCluster(config.name.clone()))?
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    let mut reason = "no other member is in --initial-cluster".to_owned();
+    for attempt in 0..JOIN_ATTEMPTS {
+        if attempt > 0 {
+            tokio::time::sleep(JOIN_PAUSE).await;
+        }
+        for (name, urls) in config.cluster.initial.members() {
+            if name == config.name {
+                continue;
+            }
+            let urls: Vec<String> = urls.iter().map(ToString::to_string).collect();
+            match outbound.members_at(&urls).await {
+                Ok(answer) => {
+                    let known = answer.members.iter().find(|member| same(&member.peer_urls, &own));
+                    match known {
+                        Some(member) => {
+                            return Ok((MemberId(member.id), ClusterId(answer.cluster_id)));
+                        }
+                        None => reason = format!("{name} knows no member with peer URLs {own:?}"),
+                    }
+                }
+                Err(error) => reason = format!("{name}: {error}"),
+            }
+        }
+        tracing::warn!(reason, "could not join the cluster yet; asking again");
+    }
+    Err(IdentityError::Unknown(reason))
+}
+
+fn same(a: &[String], b: &[String]) -> bool {
+    let sorted = |urls: &[String]| {
+        let mut urls = urls.to_vec();
+        urls.sort();
+        urls
+    };
+    sorted(a) == sorted(b)
+}

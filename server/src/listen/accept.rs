@@ -1,0 +1,212 @@
+//! Sockets that wait for connections.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::tls::ServerTls;
+use crate::urls::Url;
+
+use super::Purpose;
+use super::threads::{Accepted, RpcThread, Transport};
+
+/// Connections that a listener serves at a time; more wait in the kernel.
+const CONNECTIONS_MAX: usize = 10_000;
+/// Connections that the kernel keeps for us.
+const BACKLOG: i32 = 1024;
+/// etcd's TCP keepalive (`client/pkg/transport/keepalive_listener.go`).
+const TCP_KEEPALIVE: Duration = Duration::from_secs(30);
+/// How long to wait when the process has no file descriptors left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Something to listen on.
+pub struct Endpoint {
+    pub url: Url,
+    pub purpose: Purpose,
+    /// Must be there for `https` and `unixs`.
+    pub tls: Option<Arc<ServerTls>>,
+}
+
+/// Options of all sockets.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ListenOptions {
+    /// `--socket-reuse-port`.
+    pub reuse_port: bool,
+}
+
+/// Why a URL cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    #[error("listen on {url}: {source}")]
+    Bind { url: String, source: io::Error },
+    #[error("listen on {url}: a certificate and a key are needed")]
+    NoTls { url: String },
+}
+
+/// Sockets that are bound and not yet served.
+pub struct Listeners {
+    bound: Vec<(Endpoint, Bound)>,
+}
+
+enum Bound {
+    Tcp(std::net::TcpListener),
+    Unix(std::os::unix::net::UnixListener),
+}
+
+impl Listeners {
+    /// Binds all of them.
+    ///
+    /// # Errors
+    /// At the first that cannot be bound, for one because another process has its port.
+    pub fn bind(
+        endpoints: impl IntoIterator<Item = Endpoint>,
+        options: ListenOptions,
+    ) -> Result<Self, BindError> {
+        let mut bound = Vec::new();
+        for endpoint in endpoints {
+            if endpoint.url.scheme().is_secure() && endpoint.tls.is_none() {
+                return Err(BindError::NoTls { url: endpoint.url.to_string() });
+            }
+            let socket = bind(&endpoint.url, options)
+                .map_err(|source| BindError::Bind { url: endpoint.url.to_string(), source })?;
+            bound.push((endpoint, socket));
+        }
+        Ok(Self { bound })
+    }
+
+    /// The addresses that TCP listeners have, in the order of the endpoints; a test binds port 0.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        let address = |bound: &Bound| match bound {
+            Bound::Tcp(listener) => listener.local_addr().ok(),
+            Bound::Unix(_) => None,
+        };
+        self.bound.iter().filter_map(|(_, bound)| address(bound)).collect()
+    }
+
+    /// Accepts until `stop`, and deals the connections out to `threads`.
+    ///
+    /// # Errors
+    /// When a socket cannot be handed to the runtime.
+    pub async fn run(self, threads: Vec<RpcThread>, stop: CancellationToken) -> io::Result<()> {
+        let threads = Arc::new(threads);
+        let mut acceptors = JoinSet::new();
+        for (endpoint, bound) in self.bound {
+            let socket = match bound {
+                Bound::Tcp(listener) => Incoming::Tcp(TcpListener::from_std(listener)?),
+                Bound::Unix(listener) => Incoming::Unix(UnixListener::from_std(listener)?),
+            };
+            let tls = endpoint.tls.filter(|_| endpoint.url.scheme().is_secure());
+            let acceptor = Acceptor { socket, purpose: endpoint.purpose, tls };
+            acceptors.spawn(acceptor.run(threads.clone(), stop.clone()));
+        }
+        while acceptors.join_next().await.is_some() {}
+        Ok(())
+    }
+}
+
+enum Incoming {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+struct Acceptor {
+    socket: Incoming,
+    purpose: Purpose,
+    tls: Option<Arc<ServerTls>>,
+}
+
+impl Acceptor {
+    async fn run(self, threads: Arc<Vec<RpcThread>>, stop: CancellationToken) {
+        let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        loop {
+            let next = async {
+                let slot = slots.clone().acquire_owned().await.map_err(io::Error::other)?;
+                Ok::<_, io::Error>((self.accept().await?, slot))
+            };
+            let (transport, slot) = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                accepted = next => match accepted {
+                    Ok(accepted) => accepted,
+                    Err(error) => {
+                        // A connection that died in the queue is nobody's problem; no descriptors
+                        // left is, and goes away when others close.
+                        tracing::warn!(%error, "accept failed");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                        continue;
+                    }
+                },
+            };
+            let accepted =
+                Accepted { transport, purpose: self.purpose, tls: self.tls.clone(), slot };
+            let quietest = threads.iter().min_by_key(|thread| thread.connections());
+            if let Some(thread) = quietest {
+                thread.hand_over(accepted).await;
+            }
+        }
+    }
+
+    async fn accept(&self) -> io::Result<Transport> {
+        match &self.socket {
+            Incoming::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                let keepalive =
+                    TcpKeepalive::new().with_time(TCP_KEEPALIVE).with_interval(TCP_KEEPALIVE);
+                socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+                Ok(Transport::Tcp(stream.into_std()?))
+            }
+            Incoming::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                Ok(Transport::Unix(stream.into_std()?))
+            }
+        }
+    }
+}
+
+fn bind(url: &Url, options: ListenOptions) -> io::Result<Bound> {
+    if url.scheme().is_unix() {
+        let path = url.socket_path();
+        // etcd removes what an earlier process left behind; a live one would be cut off, but two
+        // servers of one socket are kept apart by the lock on the data directory.
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = std::os::unix::net::UnixListener::bind(&path)?;
+        listener.set_nonblocking(true)?;
+        return Ok(Bound::Unix(listener));
+    }
+    let address = socket_address(url)?;
+    let domain = if address.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if options.reuse_port {
+        socket.set_reuse_port(true)?;
+    }
+    if let IpAddr::V6(ip) = address.ip() {
+        // The unspecified address means both families, as in Go.
+        socket.set_only_v6(!ip.is_unspecified())?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(Bound::Tcp(socket.into()))
+}
+
+fn socket_address(url: &Url) -> io::Result<SocketAddr> {
+    let invalid = |text: &str| io::Error::new(io::ErrorKind::InvalidInput, text.to_owned());
+    let port = url.port().parse().map_err(|_| invalid("the port is not a number up to 65535"))?;
+    let ip = match url.host() {
+        "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        host => host.parse().map_err(|_| invalid("the host is not an IP address"))?,
+    };
+    Ok(SocketAddr::new(ip, port))
+}

@@ -1,0 +1,186 @@
+//! One port, two protocols: gRPC by its content type, everything else is HTTP.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tonic::service::Routes;
+use tower::Service;
+
+use crate::ops::calls::{Call, CallMetrics, Received};
+
+/// The future of an HTTP answer.
+pub type HttpFuture = Pin<Box<dyn Future<Output = Response<Full<Bytes>>> + Send>>;
+
+/// Answers requests that are not gRPC.
+pub type HttpHandler = Arc<dyn Fn(Request<Incoming>) -> HttpFuture + Send + Sync>;
+
+/// What one kind of listener serves on one thread.
+#[derive(Clone, Default)]
+pub struct Services {
+    pub grpc: Option<Routes>,
+    pub http: Option<HttpHandler>,
+    /// Counts gRPC calls under etcd's names.
+    pub calls: Option<CallMetrics>,
+}
+
+impl Services {
+    /// The answer to a request, which the connection's task polls.
+    pub(super) fn call(&self, request: Request<Incoming>) -> AnswerFuture {
+        if is_grpc(&request) {
+            let Some(routes) = &self.grpc else {
+                return AnswerFuture::Ready(Some(refusal(
+                    StatusCode::NOT_FOUND,
+                    "gRPC is not served on this URL\n",
+                )));
+            };
+            let calls = self.calls.as_ref();
+            let call = calls.and_then(|calls| calls.start(request.uri().path(), request.headers()));
+            let received = call.as_ref().map(Call::received);
+            let request = request.map(|body| RequestBody { body, received });
+            let future = routes.clone().call(request);
+            return AnswerFuture::Grpc { future: Box::pin(future), call };
+        }
+        match &self.http {
+            Some(handler) => AnswerFuture::Http(handler(request)),
+            None => AnswerFuture::Ready(Some(refusal(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "invalid gRPC request content-type \"\"\n",
+            ))),
+        }
+    }
+}
+
+fn is_grpc(request: &Request<Incoming>) -> bool {
+    request.version() == http::Version::HTTP_2
+        && request
+            .headers()
+            .get(header::CONTENT_TYPE)
+            .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+fn refusal(status: StatusCode, text: &'static str) -> Response<AnswerBody> {
+    let mut response = Response::new(AnswerBody::Http(Full::from(text)));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}
+
+/// An answer under way.
+pub(super) enum AnswerFuture {
+    Grpc { future: Pin<Box<<Routes as Service<Request<RequestBody>>>::Future>>, call: Option<Call> },
+    Http(HttpFuture),
+    Ready(Option<Response<AnswerBody>>),
+}
+
+impl Future for AnswerFuture {
+    type Output = Result<Response<AnswerBody>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.get_mut() {
+            AnswerFuture::Grpc { future, call } => future.as_mut().poll(cx).map(|answer| {
+                let mut call = call.take();
+                answer.map(|response| {
+                    if let Some(call) = &mut call {
+                        call.headers(response.headers());
+                    }
+                    response.map(|body| AnswerBody::Grpc { body, call })
+                })
+            }),
+            AnswerFuture::Http(future) => {
+                future.as_mut().poll(cx).map(|response| Ok(response.map(AnswerBody::Http)))
+            }
+            AnswerFuture::Ready(response) => {
+                Poll::Ready(Ok(response.take().expect("a future is not polled after it is ready")))
+            }
+        }
+    }
+}
+
+/// A request's body, whose messages are counted as they are read.
+pub(super) struct RequestBody {
+    body: Incoming,
+    received: Option<Received>,
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = self.get_mut();
+        let frame = Pin::new(&mut this.body).poll_frame(cx);
+        if let (Poll::Ready(Some(Ok(frame))), Some(received)) = (&frame, &mut this.received)
+            && let Some(data) = frame.data_ref()
+        {
+            received.count(data);
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A body of either protocol.
+pub(super) enum AnswerBody {
+    Grpc { body: tonic::body::Body, call: Option<Call> },
+    Http(Full<Bytes>),
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = tonic::Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
+        match self.get_mut() {
+            AnswerBody::Grpc { body, call } => {
+                let frame = Pin::new(body).poll_frame(cx);
+                if let (Poll::Ready(Some(Ok(frame))), Some(call)) = (&frame, call) {
+                    match (frame.data_ref(), frame.trailers_ref()) {
+                        (Some(data), _) => call.sent(data),
+                        (_, Some(trailers)) => call.headers(trailers),
+                        _ => {}
+                    }
+                }
+                frame
+            }
+            AnswerBody::Http(body) => Pin::new(body)
+                .poll_frame(cx)
+                .map(|frame| frame.map(|frame| frame.map_err(|never| match never {}))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            AnswerBody::Grpc { body, .. } => body.is_end_stream(),
+            AnswerBody::Http(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            AnswerBody::Grpc { body, .. } => body.size_hint(),
+            AnswerBody::Http(body) => body.size_hint(),
+        }
+    }
+}

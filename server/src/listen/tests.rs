@@ -1,0 +1,246 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Response;
+use http_body_util::Full;
+use proto::health::health_check_response::ServingStatus;
+use proto::health::health_client::HealthClient;
+use proto::health::health_server::{Health, HealthServer};
+use proto::health::{
+    HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tonic::{Request, Status};
+
+use super::*;
+
+/// A gRPC service with a unary call and a stream that never ends.
+#[derive(Clone)]
+struct Serving;
+
+type Statuses =
+    std::pin::Pin<Box<dyn futures_util::Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Health for Serving {
+    async fn check(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<tonic::Response<HealthCheckResponse>, Status> {
+        let info = request.extensions().get::<ConnectionInfo>().expect("the listener put it there");
+        assert_eq!(info.purpose, Purpose::Client);
+        Ok(tonic::Response::new(HealthCheckResponse { status: ServingStatus::Serving as i32 }))
+    }
+
+    async fn list(
+        &self,
+        _: Request<HealthListRequest>,
+    ) -> Result<tonic::Response<HealthListResponse>, Status> {
+        Err(Status::unimplemented("not asked for"))
+    }
+
+    type WatchStream = Statuses;
+
+    async fn watch(
+        &self,
+        _: Request<HealthCheckRequest>,
+    ) -> Result<tonic::Response<Statuses>, Status> {
+        Ok(tonic::Response::new(Box::pin(futures_util::stream::pending())))
+    }
+}
+
+fn services() -> ServiceSet {
+    let http: HttpHandler = Arc::new(|request| {
+        let text = format!("http {}", request.uri().path());
+        Box::pin(async move { Response::new(Full::new(Bytes::from(text))) })
+    });
+    let services = Services {
+        grpc: Some(Routes::new(HealthServer::new(Serving))),
+        http: Some(http),
+        calls: None,
+    };
+    ServiceSet::from([(Purpose::Client, services)])
+}
+
+fn settings() -> ConnectionSettings {
+    ConnectionSettings { streams_max: 100, keepalive_interval: None, keepalive_timeout: None }
+}
+
+struct Server {
+    address: std::net::SocketAddr,
+    stop: CancellationToken,
+    threads: RpcThreads,
+    acceptor: tokio::task::JoinHandle<std::io::Result<()>>,
+}
+
+fn endpoint(url: &str, tls: Option<Arc<crate::tls::ServerTls>>) -> Endpoint {
+    Endpoint { url: url.parse().unwrap(), purpose: Purpose::Client, tls }
+}
+
+fn serve(threads: usize, grace: Duration) -> Server {
+    let listeners =
+        Listeners::bind([endpoint("http://127.0.0.1:0", None)], ListenOptions::default()).unwrap();
+    let stop = CancellationToken::new();
+    let rpc =
+        RpcThreads::start(threads, Arc::new(|_| services()), &settings(), &stop, grace).unwrap();
+    Server {
+        address: listeners.addresses()[0],
+        acceptor: tokio::spawn(listeners.run(rpc.handles(), stop.clone())),
+        stop,
+        threads: rpc,
+    }
+}
+
+async fn get(mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin, path: &str) -> String {
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    String::from_utf8(answer).unwrap()
+}
+
+async fn join(server: Server) {
+    server.acceptor.await.unwrap().unwrap();
+    tokio::task::spawn_blocking(|| server.threads.join()).await.unwrap();
+}
+
+#[tokio::test]
+async fn grpc_and_http_share_a_port() {
+    let server = serve(2, Duration::from_secs(5));
+    let answer = get(TcpStream::connect(server.address).await.unwrap(), "/a?b=c").await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("http /a"), "{answer}");
+    let mut client = HealthClient::connect(format!("http://{}", server.address)).await.unwrap();
+    let status = client.check(HealthCheckRequest::default()).await.unwrap().into_inner().status;
+    assert_eq!(status, ServingStatus::Serving as i32);
+    drop(client);
+    server.stop.cancel();
+    join(server).await;
+}
+
+#[tokio::test]
+async fn a_drain_sends_clients_away_and_cuts_off_streams_after_the_grace() {
+    let server = serve(1, Duration::from_millis(200));
+    let address = server.address;
+    let mut client = HealthClient::connect(format!("http://{address}")).await.unwrap();
+    let mut stream = client.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    server.stop.cancel();
+    assert!(stream.message().await.is_err());
+    join(server).await;
+    assert!(TcpStream::connect(address).await.is_err());
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_an_error() {
+    let first =
+        Listeners::bind([endpoint("http://127.0.0.1:0", None)], ListenOptions::default()).unwrap();
+    let url = format!("http://{}", first.addresses()[0]);
+    let second = Listeners::bind([endpoint(&url, None)], ListenOptions::default());
+    assert!(
+        second.is_err_and(|error| error.to_string().starts_with(&format!("listen on {url}: ")))
+    );
+}
+
+#[tokio::test]
+async fn unix_sockets_are_served_and_replaced() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    std::fs::write(&path, "left behind").unwrap();
+    let url = format!("unix://{}", path.display());
+    let listeners = Listeners::bind([endpoint(&url, None)], ListenOptions::default()).unwrap();
+    let stop = CancellationToken::new();
+    let (thread, serving) = RpcThread::pair(services(), settings());
+    let served = tokio::spawn(serving.run(stop.clone(), Duration::from_secs(5)));
+    let acceptor = tokio::spawn(listeners.run(vec![thread], stop.clone()));
+    let answer = get(tokio::net::UnixStream::connect(&path).await.unwrap(), "/u").await;
+    assert!(answer.ends_with("http /u"), "{answer}");
+    stop.cancel();
+    acceptor.await.unwrap().unwrap();
+    served.await.unwrap();
+}
+
+#[tokio::test]
+async fn connections_are_spread_over_the_threads() {
+    let server = serve(2, Duration::from_secs(5));
+    let mut clients = Vec::new();
+    for _ in 0..4 {
+        let mut client = HealthClient::connect(format!("http://{}", server.address)).await.unwrap();
+        client.check(HealthCheckRequest::default()).await.unwrap();
+        clients.push(client);
+    }
+    let counts: Vec<usize> = server.threads.handles().iter().map(RpcThread::connections).collect();
+    assert_eq!(counts, [2, 2]);
+    drop(clients);
+    server.stop.cancel();
+    join(server).await;
+}
+
+/// What a TLS client gets to see: the protocol that was agreed on and the answer, or an error.
+async fn get_over_tls(
+    address: std::net::SocketAddr,
+    tls: &crate::tls::ClientTls,
+    protocol: &[u8],
+) -> std::io::Result<(Option<Vec<u8>>, String)> {
+    let mut config = (*tls.current()?).clone();
+    config.alpn_protocols = vec![protocol.to_vec()];
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
+    let stream = TcpStream::connect(address).await?;
+    let mut stream = connector.connect(name, stream).await?;
+    let agreed = stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
+    if protocol == b"h2" {
+        return Ok((agreed, String::new()));
+    }
+    stream.write_all(b"GET /tls HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await?;
+    Ok((agreed, String::from_utf8(answer).unwrap()))
+}
+
+#[tokio::test]
+async fn tls_agrees_on_the_protocol_and_asks_who_the_client_is() {
+    use crate::tls::tests::{config, prepared};
+    use crate::tls::{ClientTls, ServerTls};
+    let prepared = prepared();
+    let directory = prepared.directory.path();
+    let client = ClientTls::new(config(directory, "client"));
+    let mut unknown = config(directory, "client");
+    (unknown.cert_file, unknown.key_file) = (String::new(), String::new());
+    let unknown = ClientTls::new(unknown);
+    for (allowed, is_served) in [(Vec::new(), true), (vec!["bob".to_owned()], false)] {
+        let mut rules = config(directory, "server");
+        rules.allowed_cns = allowed;
+        rules.skip_client_san_verification = true;
+        let tls = Arc::new(ServerTls::new(rules).unwrap());
+        let endpoint = endpoint("https://127.0.0.1:0", Some(tls));
+        let listeners = Listeners::bind([endpoint], ListenOptions::default()).unwrap();
+        let (address, stop) = (listeners.addresses()[0], CancellationToken::new());
+        let (thread, serving) = RpcThread::pair(services(), settings());
+        let served = tokio::spawn(serving.run(stop.clone(), Duration::ZERO));
+        let acceptor = tokio::spawn(listeners.run(vec![thread], stop.clone()));
+
+        let answer = get_over_tls(address, &client, b"http/1.1").await;
+        let got = answer.is_ok_and(|(protocol, text)| {
+            protocol.as_deref() == Some(b"http/1.1") && text.ends_with("http /tls")
+        });
+        assert_eq!(got, is_served, "a certificate of alice");
+        let (protocol, _) = get_over_tls(address, &client, b"h2").await.unwrap();
+        assert_eq!(protocol.as_deref(), Some(&b"h2"[..]));
+        let answer = get_over_tls(address, &unknown, b"http/1.1").await;
+        assert!(!answer.is_ok_and(|(_, text)| text.starts_with("HTTP/1.1 200")), "no certificate");
+
+        stop.cancel();
+        acceptor.await.unwrap().unwrap();
+        served.await.unwrap();
+    }
+}
+
+#[test]
+fn an_https_url_without_a_certificate_is_refused() {
+    let listeners =
+        Listeners::bind([endpoint("https://127.0.0.1:0", None)], ListenOptions::default());
+    assert!(matches!(listeners, Err(BindError::NoTls { .. })));
+}

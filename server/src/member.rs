@@ -1,0 +1,103 @@
+//! This member as health, metrics and version monitoring ask for it.
+
+use std::collections::BTreeMap;
+
+use machine::{AlarmKind, ClusterVersion};
+use replica::{Handle, Unavailable};
+use tonic::Status;
+use types::MemberId;
+
+use crate::api::ApiError;
+use crate::ops::health::{Check, Vitals};
+use crate::ops::http::Member;
+use crate::ops::metrics::{Metrics, Sample};
+
+/// The member behind the HTTP endpoints.
+pub(crate) struct LocalMember {
+    handle: Handle,
+    metrics: Metrics,
+}
+
+impl LocalMember {
+    pub(crate) fn new(handle: Handle, metrics: Metrics) -> Self {
+        Self { handle, metrics }
+    }
+}
+
+impl Vitals for LocalMember {
+    fn has_leader(&self) -> bool {
+        self.handle.leader().is_some()
+    }
+
+    fn is_learner(&self) -> bool {
+        self.handle.is_learner()
+    }
+
+    fn alarms(&self) -> Vec<AlarmKind> {
+        let alarms = self.handle.views().alarms(AlarmKind::NONE);
+        alarms.into_iter().map(|alarm| alarm.kind).collect()
+    }
+
+    fn read(&self, serializable: bool) -> Check<'_> {
+        Box::pin(async move {
+            if serializable {
+                return Ok(());
+            }
+            let read = self.handle.read_index().await;
+            read.map_err(|reason: Unavailable| {
+                Status::from(ApiError::from(reason)).message().to_owned()
+            })
+        })
+    }
+}
+
+impl Member for LocalMember {
+    fn cluster_version(&self) -> Option<String> {
+        self.handle.views().tables().cluster_version.map(|version| version.to_string())
+    }
+
+    fn raft_status(&self) -> serde_json::Value {
+        let status = self.handle.status();
+        serde_json::json!({
+            "id": status.member_id.to_string(),
+            "term": status.term.0,
+            "commit": status.committed.0,
+            "applied": status.applied.0,
+            "lead": status.leader.map_or_else(String::new, |id| id.to_string()),
+            "raftState": if status.is_leader() { "StateLeader" } else { "StateFollower" },
+        })
+    }
+
+    fn refresh_metrics(&self) {
+        let status = self.handle.status();
+        let views = self.handle.views();
+        self.metrics.refresh(&Sample {
+            member: status.member_id,
+            leader: status.leader,
+            is_learner: status.is_learner,
+            committed: status.committed,
+            applied: status.applied,
+            proposals_pending: self.handle.proposals_pending(),
+            cluster_version: self.cluster_version(),
+            revision: views.mvcc.revision(),
+            compact_revision: views.mvcc.compact_revision(),
+            alarms: views.alarms(AlarmKind::NONE),
+            members: views.members().iter().map(|member| member.id).collect(),
+        });
+        let size = views.mvcc.store_size();
+        self.metrics.refresh_store(size.total, size.in_use, views.mvcc.key_count());
+    }
+}
+
+/// The versions the other members run, as far as they can be reached.
+pub(crate) async fn versions_of_others(
+    handle: Handle,
+    own: ClusterVersion,
+) -> BTreeMap<MemberId, ClusterVersion> {
+    let mut versions = BTreeMap::new();
+    for (member, version) in handle.versions_of_others().await {
+        // A member that speaks our protocol but reports nonsense counts as one of our kind.
+        versions.insert(member, version.parse().unwrap_or(own));
+    }
+    versions
+}

@@ -1,0 +1,216 @@
+//! What HTTP serves beside gRPC: health, version, metrics, variables, and the rules of CORS and
+//! host names.
+//!
+//! The JSON gateway (`/v3/`) is not built yet and says so.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{self, HeaderName, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use prometheus::{Registry, TextEncoder};
+
+use crate::config::HttpConfig;
+use crate::listen::{ConnectionInfo, HttpHandler, Purpose};
+
+use super::health::{self, HealthMetrics, Vitals};
+
+/// What the handlers ask the member for.
+pub trait Member: Vitals {
+    /// The version the cluster has agreed on, if it has.
+    fn cluster_version(&self) -> Option<String>;
+    /// `raft.status` of `/debug/vars`.
+    fn raft_status(&self) -> serde_json::Value;
+    /// Brings the metrics up to date before they are read.
+    fn refresh_metrics(&self);
+}
+
+/// Everything the handlers need.
+pub struct HttpParts {
+    pub member: Arc<dyn Member>,
+    pub health: HealthMetrics,
+    pub registry: Registry,
+    pub config: HttpConfig,
+    pub arguments: Vec<String>,
+}
+
+/// The handler of all listeners that serve HTTP; it looks at the connection's purpose.
+pub fn handler(parts: HttpParts) -> HttpHandler {
+    let parts = Arc::new(parts);
+    Arc::new(move |request| {
+        let parts = parts.clone();
+        Box::pin(async move { answer(&parts, request).await })
+    })
+}
+
+async fn answer(parts: &HttpParts, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let info = request.extensions().get::<ConnectionInfo>().cloned();
+    let purpose = info.as_ref().map_or(Purpose::Client, |info| info.purpose);
+    let secure = info.is_some_and(|info| info.secure);
+    let from_clients = matches!(purpose, Purpose::Client | Purpose::ClientHttp);
+    if from_clients && !secure && !host_is_welcome(parts, &request) {
+        return text(
+            StatusCode::MISDIRECTED_REQUEST,
+            "the Host header is not in --host-whitelist (see CVE-2018-5702)\n",
+        );
+    }
+    let mut response = match request.method() {
+        &Method::OPTIONS if from_clients => Response::new(Full::default()),
+        _ => route(parts, purpose, &request).await,
+    };
+    if from_clients {
+        add_cors(parts, &request, &mut response);
+    }
+    response
+}
+
+async fn route(
+    parts: &HttpParts,
+    purpose: Purpose,
+    request: &Request<Incoming>,
+) -> Response<Full<Bytes>> {
+    let (path, query) = (request.uri().path(), request.uri().query().unwrap_or_default());
+    let is_get = request.method() == Method::GET;
+    let serves_clients = matches!(purpose, Purpose::Client | Purpose::ClientHttp);
+    match path {
+        "/version" | "/debug/vars" if purpose == Purpose::Metrics => not_found(),
+        "/version" if !is_get => method_not_allowed(),
+        "/version" => json(version(parts)),
+        _ if purpose == Purpose::Peer => not_found(),
+        "/metrics" => metrics(parts),
+        "/debug/vars" if !is_get => method_not_allowed(),
+        "/debug/vars" => json(variables(parts)),
+        _ if path.starts_with("/v3/") || path.starts_with("/v3beta/") => {
+            match serves_clients && parts.config.gateway {
+                true => no_gateway(),
+                false => not_found(),
+            }
+        }
+        _ if is_health(path) && !is_get => method_not_allowed(),
+        _ => match health::answer(parts.member.as_ref(), &parts.health, path, query).await {
+            Some(answer) => text(answer.status, answer.body),
+            None => not_found(),
+        },
+    }
+}
+
+fn is_health(path: &str) -> bool {
+    ["/health", "/livez", "/readyz"].iter().any(|prefix| {
+        path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    })
+}
+
+fn version(parts: &HttpParts) -> String {
+    let cluster = parts.member.cluster_version();
+    let cluster = cluster.as_deref().unwrap_or("not_decided");
+    // The order of the fields is etcd's.
+    format!(
+        r#"{{"etcdserver":"{}","etcdcluster":"{cluster}","storage":"{}"}}"#,
+        crate::version::ETCD,
+        crate::version::STORAGE
+    )
+}
+
+fn variables(parts: &HttpParts) -> String {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let memory = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let resident_pages = memory.split(' ').nth(1).and_then(|text| text.parse::<u64>().ok());
+    let page = rustix::param::page_size() as u64;
+    let variables = serde_json::json!({
+        "cmdline": parts.arguments,
+        "file_descriptor_limit": limit,
+        "memstats": { "Sys": resident_pages.map(|pages| pages * page) },
+        "raft.status": parts.member.raft_status(),
+    });
+    format!("{variables:#}\n")
+}
+
+fn metrics(parts: &HttpParts) -> Response<Full<Bytes>> {
+    parts.member.refresh_metrics();
+    match TextEncoder::new().encode_to_string(&parts.registry.gather()) {
+        Ok(body) => {
+            let mut response = Response::new(Full::from(body));
+            let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+            response.headers_mut().insert(header::CONTENT_TYPE, kind);
+            response
+        }
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+    }
+}
+
+/// etcd's gateway answers in this form; its code 12 is gRPC's "unimplemented".
+fn no_gateway() -> Response<Full<Bytes>> {
+    let mut response =
+        json(r#"{"code":12,"message":"the JSON gateway is not supported yet; use gRPC"}"#.into());
+    *response.status_mut() = StatusCode::NOT_IMPLEMENTED;
+    response
+}
+
+fn not_found() -> Response<Full<Bytes>> {
+    text(StatusCode::NOT_FOUND, "404 page not found\n")
+}
+
+fn method_not_allowed() -> Response<Full<Bytes>> {
+    let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n");
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
+    response
+}
+
+fn text(status: StatusCode, body: impl Into<Full<Bytes>>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+fn json(body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(body));
+    let kind = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
+
+/// etcd's defence against DNS rebinding: over plain HTTP only the listed names may be asked for.
+fn host_is_welcome(parts: &HttpParts, request: &Request<Incoming>) -> bool {
+    let allowed = &parts.config.host_whitelist;
+    if allowed.is_empty() || allowed.iter().any(|host| host == "*") {
+        return true;
+    }
+    let header = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    let authority = request.uri().authority().map(http::uri::Authority::as_str);
+    let host = header.or(authority).unwrap_or_default();
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    allowed.iter().any(|allowed| allowed == name || allowed == host)
+}
+
+fn add_cors(parts: &HttpParts, request: &Request<Incoming>, response: &mut Response<Full<Bytes>>) {
+    let allowed = &parts.config.cors;
+    let any = allowed.is_empty() || allowed.iter().any(|origin| origin == "*");
+    let origin = request.headers().get(header::ORIGIN);
+    let granted = match (any, origin) {
+        (true, _) => HeaderValue::from_static("*"),
+        (false, Some(origin)) if allowed.iter().any(|a| a.as_bytes() == origin.as_bytes()) => {
+            origin.clone()
+        }
+        _ => return,
+    };
+    let fixed: [(HeaderName, &'static str); 2] = [
+        (header::ACCESS_CONTROL_ALLOW_METHODS, "POST, GET, OPTIONS, PUT, DELETE"),
+        (header::ACCESS_CONTROL_ALLOW_HEADERS, "accept, content-type, authorization"),
+    ];
+    let headers = response.headers_mut();
+    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, granted);
+    for (name, value) in fixed {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,351 @@
+//! Logs in the form that etcd's logger (zap) writes, because collectors parse it and people search
+//! for its texts.
+//!
+//! ```text
+//! json     {"level":"info","ts":"2026-01-02T03:04:05.678901Z","caller":"src/boot.rs:12","msg":"..","field":".."}
+//! console  2026-01-02T03:04:05.678901Z <TAB> info <TAB> src/boot.rs:12 <TAB> message <TAB> {"field":".."}
+//! ```
+//!
+//! Logging never waits for the target: lines go through a bounded queue to a thread of their own.
+//! When the queue is full, lines are dropped, and the next line that fits says how many.
+
+use std::fmt::Write as _;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde_json::{Map, Value};
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Metadata, Subscriber};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::config::{LogConfig, LogFormat, LogLevel, LogOutput};
+
+/// Lines that wait for the target.
+const QUEUE_LINES: usize = 8192;
+/// How long the end of the process waits for the last lines.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+/// Libraries that say more than an operator wants to know; shown from `--log-level=debug` on.
+const NOISY: [&str; 7] = ["openraft", "h2", "hyper", "hyper_util", "rustls", "tonic", "tower"];
+
+/// Writes out what waits; keep it until the end of the process.
+pub struct Logs {
+    queue: SyncSender<Message>,
+}
+
+enum Message {
+    Line(Vec<u8>),
+    Flush(SyncSender<()>),
+}
+
+impl Logs {
+    /// Starts logging for the whole process.
+    ///
+    /// # Errors
+    /// When a file cannot be opened, or when the process logs already.
+    pub fn start(config: &LogConfig) -> io::Result<Self> {
+        let targets = config.outputs.iter().map(open).collect::<io::Result<Vec<_>>>()?;
+        let (queue, lines) = sync_channel(QUEUE_LINES);
+        std::thread::Builder::new()
+            .name("log".to_owned())
+            .spawn(move || write_out(&lines, targets))?;
+        let layer = ZapLayer {
+            format: config.format,
+            queue: queue.clone(),
+            dropped: Arc::new(AtomicU64::new(0)),
+        };
+        tracing_subscriber::registry()
+            .with(layer.with_filter(filter(config.level)))
+            .try_init()
+            .map_err(io::Error::other)?;
+        Ok(Self { queue })
+    }
+
+    /// Waits until everything logged so far is written, within reason.
+    pub fn flush(&self) {
+        let (done, written) = sync_channel(1);
+        if self.queue.send(Message::Flush(done)).is_ok() {
+            // A target that hangs must not keep the process alive.
+            let _ = written.recv_timeout(FLUSH_TIMEOUT);
+        }
+    }
+}
+
+impl Drop for Logs {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
+fn filter(level: LogLevel) -> Targets {
+    let level = match level {
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Error => LevelFilter::ERROR,
+    };
+    let quiet = if level == LevelFilter::INFO { LevelFilter::WARN } else { level };
+    Targets::new().with_default(level).with_targets(NOISY.map(|target| (target, quiet)))
+}
+
+enum Target {
+    Stderr,
+    Stdout,
+    File(File),
+}
+
+fn open(output: &LogOutput) -> io::Result<Target> {
+    Ok(match output {
+        LogOutput::Stderr => Target::Stderr,
+        LogOutput::Stdout => Target::Stdout,
+        LogOutput::File(path) => {
+            let opened = OpenOptions::new().create(true).append(true).open(path);
+            Target::File(opened.map_err(|error| {
+                io::Error::new(error.kind(), format!("open --log-outputs {path}: {error}"))
+            })?)
+        }
+    })
+}
+
+impl Target {
+    fn write(&mut self, line: &[u8]) -> io::Result<()> {
+        match self {
+            Target::Stderr => io::stderr().lock().write_all(line),
+            Target::Stdout => {
+                let mut stdout = io::stdout().lock();
+                stdout.write_all(line)?;
+                stdout.flush()
+            }
+            Target::File(file) => file.write_all(line),
+        }
+    }
+}
+
+fn write_out(lines: &Receiver<Message>, mut targets: Vec<Target>) {
+    while let Ok(message) = lines.recv() {
+        match message {
+            Message::Line(line) => {
+                for target in &mut targets {
+                    // There is nowhere to report a log that cannot be written.
+                    let _ = target.write(&line);
+                }
+            }
+            Message::Flush(done) => {
+                let _ = done.send(());
+            }
+        }
+    }
+}
+
+/// Turns events into lines.
+struct ZapLayer {
+    format: LogFormat,
+    queue: SyncSender<Message>,
+    dropped: Arc<AtomicU64>,
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for ZapLayer {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let dropped = self.dropped.swap(0, Ordering::Relaxed);
+        if dropped > 0 {
+            fields.values.insert("dropped-log-lines".to_owned(), dropped.into());
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let line = render(self.format, event.metadata(), now, fields);
+        match self.queue.try_send(Message::Line(line.into_bytes())) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                self.dropped.fetch_add(dropped + 1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+#[derive(Default)]
+struct Fields {
+    message: String,
+    values: Map<String, Value>,
+}
+
+impl Fields {
+    fn set(&mut self, field: &Field, value: Value) {
+        match field.name() {
+            "message" => match value {
+                Value::String(text) => self.message = text,
+                other => self.message = other.to_string(),
+            },
+            name => {
+                self.values.insert(name.to_owned(), value);
+            }
+        }
+    }
+}
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        self.set(field, format!("{value:?}").into());
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.set(field, value.into());
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.set(field, value.into());
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.set(field, value.into());
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.set(field, value.into());
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.set(field, value.into());
+    }
+}
+
+fn render(
+    format: LogFormat,
+    metadata: &Metadata<'_>,
+    since_epoch: Duration,
+    fields: Fields,
+) -> String {
+    let level = match *metadata.level() {
+        Level::ERROR => "error",
+        Level::WARN => "warn",
+        Level::INFO => "info",
+        Level::DEBUG | Level::TRACE => "debug",
+    };
+    let caller = caller(metadata.file().unwrap_or_default(), metadata.line().unwrap_or(0));
+    let time = timestamp(since_epoch);
+    let message = Value::String(fields.message);
+    let mut line = String::with_capacity(256);
+    match format {
+        LogFormat::Json => {
+            let _ = write!(
+                line,
+                "{{\"level\":\"{level}\",\"ts\":\"{time}\",\"caller\":{},\"msg\":{message}",
+                Value::String(caller)
+            );
+            for (name, value) in fields.values {
+                let _ = write!(line, ",{}:{value}", Value::String(name));
+            }
+            line.push_str("}\n");
+        }
+        LogFormat::Console => {
+            let text = message.as_str().unwrap_or_default();
+            let _ = write!(line, "{time}\t{level}\t{caller}\t{text}");
+            if !fields.values.is_empty() {
+                let _ = write!(line, "\t{}", Value::Object(fields.values));
+            }
+            line.push('\n');
+        }
+    }
+    line
+}
+
+/// The last two parts of the path, as zap shortens it.
+fn caller(file: &str, line: u32) -> String {
+    let parts: Vec<&str> = file.rsplit('/').take(2).collect();
+    let short = parts.into_iter().rev().collect::<Vec<_>>().join("/");
+    format!("{short}:{line}")
+}
+
+/// RFC 3339 in UTC with microseconds. Days to a date: the algorithm of Howard Hinnant,
+/// `chrono-Compatible Low-Level Date Algorithms`, `civil_from_days`.
+fn timestamp(since_epoch: Duration) -> String {
+    let seconds = since_epoch.as_secs();
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:06}Z",
+        second / 3600,
+        second / 60 % 60,
+        second % 60,
+        since_epoch.subsec_micros()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[test]
+    fn times_are_what_the_calendar_says() {
+        let cases = [
+            (0, "1970-01-01T00:00:00.000000Z"),
+            (951_782_400, "2000-02-29T00:00:00.000000Z"),
+            (1_709_251_199, "2024-02-29T23:59:59.000000Z"),
+            (4_102_444_800, "2100-01-01T00:00:00.000000Z"),
+        ];
+        for (seconds, text) in cases {
+            assert_eq!(timestamp(Duration::from_secs(seconds)), text);
+        }
+        assert!(timestamp(Duration::from_micros(1_500_001)).ends_with("01.500001Z"));
+    }
+
+    /// Renders events with a layer of the test.
+    struct Catch(LogFormat, Arc<Mutex<Vec<String>>>);
+
+    impl<S: Subscriber> Layer<S> for Catch {
+        fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+            let mut fields = Fields::default();
+            event.record(&mut fields);
+            let line = render(self.0, event.metadata(), Duration::ZERO, fields);
+            self.1.lock().unwrap().push(line);
+        }
+    }
+
+    fn lines(format: LogFormat) -> Vec<String> {
+        let caught = Arc::new(Mutex::new(Vec::new()));
+        let subscriber = tracing_subscriber::registry().with(Catch(format, caught.clone()));
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::warn!(revision = 7, name = "a\"b", "data-dir" = %"/d", "it is {}", "so");
+        });
+        caught.lock().unwrap().clone()
+    }
+
+    #[test]
+    fn a_json_line_has_the_keys_of_zap_in_its_order() {
+        let line = lines(LogFormat::Json).remove(0);
+        assert!(
+            line.starts_with(
+                r#"{"level":"warn","ts":"1970-01-01T00:00:00.000000Z","caller":"ops/logging.rs:"#
+            ),
+            "{line}"
+        );
+        let parsed: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(parsed["msg"], "it is so");
+        assert_eq!(parsed["revision"], 7);
+        assert_eq!(parsed["name"], "a\"b");
+        assert_eq!(parsed["data-dir"], "/d");
+    }
+
+    #[test]
+    fn a_console_line_is_for_people() {
+        let line = lines(LogFormat::Console).remove(0);
+        assert!(line.starts_with("1970-01-01T00:00:00.000000Z\twarn\tops/logging.rs:"), "{line}");
+        assert!(line.contains("\tit is so\t{"), "{line}");
+    }
+}

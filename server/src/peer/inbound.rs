@@ -1,0 +1,212 @@
+//! The peer protocol, served.
+
+use std::pin::Pin;
+
+use futures_util::{Stream, StreamExt};
+use proto::peerpb::member_server::{Member, MemberServer};
+use proto::peerpb::raft_server::{Raft, RaftServer};
+use proto::peerpb::{self};
+use replica::{Handle, Inbound, PeerError, PeerResult};
+use tonic::service::Routes;
+use tonic::{Request, Response, Status, Streaming};
+use types::LeaseId;
+
+use super::REFUSED;
+use crate::leases::LeaseClock;
+use crate::version;
+
+/// What serves the peers of one member.
+#[derive(Clone)]
+pub(crate) struct PeerService {
+    pub(crate) inbound: Inbound,
+    pub(crate) handle: Handle,
+    pub(crate) leases: LeaseClock,
+    /// SHA-256 of the cluster token, so that a joining process can tell a configuration mix-up.
+    pub(crate) token_digest: bytes::Bytes,
+}
+
+impl PeerService {
+    /// All services of the peer listener.
+    pub(crate) fn routes(self) -> Routes {
+        let raft = RaftServer::new(self.clone()).max_decoding_message_size(usize::MAX);
+        let member = MemberServer::new(self).max_decoding_message_size(usize::MAX);
+        Routes::new(raft).add_service(member)
+    }
+}
+
+fn status(error: PeerError) -> Status {
+    match error {
+        PeerError::Refused(text) => Status::new(REFUSED, text),
+        PeerError::Unreachable(text) | PeerError::NoAnswer(text) => Status::unavailable(text),
+    }
+}
+
+fn version_text(version: Option<machine::ClusterVersion>) -> String {
+    version.map(|version| version.to_string()).unwrap_or_default()
+}
+
+fn answered<T>(result: PeerResult<T>) -> Result<Response<T>, Status> {
+    result.map(Response::new).map_err(status)
+}
+
+#[tonic::async_trait]
+impl Raft for PeerService {
+    type AppendStream = Pin<Box<dyn Stream<Item = Result<peerpb::AppendResponse, Status>> + Send>>;
+
+    async fn append(
+        &self,
+        request: Request<Streaming<peerpb::AppendRequest>>,
+    ) -> Result<Response<Self::AppendStream>, Status> {
+        // A broken stream ends like one that its sender has closed.
+        let requests = request.into_inner().take_while(|r| std::future::ready(r.is_ok()));
+        let requests = requests.filter_map(|request| std::future::ready(request.ok()));
+        let answers = self.inbound.append(requests).map(|answer| answer.map_err(status));
+        Ok(Response::new(answers.boxed()))
+    }
+
+    async fn vote(
+        &self,
+        request: Request<peerpb::VoteRequest>,
+    ) -> Result<Response<peerpb::VoteResponse>, Status> {
+        answered(self.inbound.vote(request.into_inner()).await)
+    }
+
+    async fn snapshot(
+        &self,
+        request: Request<Streaming<peerpb::SnapshotChunk>>,
+    ) -> Result<Response<peerpb::SnapshotResponse>, Status> {
+        let chunks = request.into_inner().take_while(|chunk| std::future::ready(chunk.is_ok()));
+        let chunks = chunks.filter_map(|chunk| std::future::ready(chunk.ok()));
+        answered(self.inbound.snapshot(chunks).await)
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<peerpb::TransferLeaderRequest>,
+    ) -> Result<Response<peerpb::TransferLeaderResponse>, Status> {
+        answered(self.inbound.transfer_leader(request.into_inner()).await)
+    }
+}
+
+#[tonic::async_trait]
+impl Member for PeerService {
+    async fn forward(
+        &self,
+        request: Request<peerpb::ForwardRequest>,
+    ) -> Result<Response<peerpb::ForwardResponse>, Status> {
+        answered(self.inbound.forward(request.into_inner()).await)
+    }
+
+    async fn read_index(
+        &self,
+        request: Request<peerpb::ReadIndexRequest>,
+    ) -> Result<Response<peerpb::ReadIndexResponse>, Status> {
+        answered(self.inbound.read_index(request.into_inner()).await)
+    }
+
+    async fn change_membership(
+        &self,
+        request: Request<peerpb::ChangeMembershipRequest>,
+    ) -> Result<Response<peerpb::ChangeMembershipResponse>, Status> {
+        answered(self.inbound.change_membership(request.into_inner()).await)
+    }
+
+    async fn lease_keep_alive(
+        &self,
+        request: Request<peerpb::LeaseKeepAliveRequest>,
+    ) -> Result<Response<peerpb::LeaseKeepAliveResponse>, Status> {
+        use peerpb::lease_keep_alive_response::Result as Wire;
+        let request = request.into_inner();
+        self.inbound.check(request.envelope.as_ref()).map_err(status)?;
+        let ids: Vec<LeaseId> = request.ids.into_iter().map(LeaseId).collect();
+        let result = match self.leases.renew_here(&self.handle, &ids).await {
+            Ok(ttls) => Wire::Renewals(peerpb::LeaseRenewals { ttls }),
+            Err(_) => Wire::NotLeader(self.inbound.not_leader()),
+        };
+        Ok(Response::new(peerpb::LeaseKeepAliveResponse { result: Some(result) }))
+    }
+
+    async fn lease_time_to_live(
+        &self,
+        request: Request<peerpb::LeaseTimeToLiveRequest>,
+    ) -> Result<Response<peerpb::LeaseTimeToLiveResponse>, Status> {
+        use peerpb::lease_time_to_live_response::Result as Wire;
+        let request = request.into_inner();
+        self.inbound.check(request.envelope.as_ref()).map_err(status)?;
+        let result = match self.handle.leads() && self.handle.read_index().await.is_ok() {
+            true => {
+                let ids: Vec<LeaseId> = request.ids.into_iter().map(LeaseId).collect();
+                let leases = self.leases.states(&self.handle, &ids, request.keys);
+                Wire::Leases(peerpb::LeaseStates { leases })
+            }
+            false => Wire::NotLeader(self.inbound.not_leader()),
+        };
+        Ok(Response::new(peerpb::LeaseTimeToLiveResponse { result: Some(result) }))
+    }
+
+    async fn members(
+        &self,
+        _: Request<peerpb::MembersRequest>,
+    ) -> Result<Response<peerpb::MembersResponse>, Status> {
+        let own = self.handle.status();
+        let views = self.handle.views();
+        let tables = views.tables();
+        let members = tables.membership.members().map(|record| peerpb::MemberDescription {
+            id: record.id.0,
+            name: record.name.clone(),
+            peer_urls: record.peer_urls.clone(),
+            client_urls: record.client_urls.clone(),
+            is_learner: !record.voter_intent,
+        });
+        Ok(Response::new(peerpb::MembersResponse {
+            cluster_id: own.cluster_id.0,
+            token_digest: self.token_digest.clone(),
+            members: members.collect(),
+            removed: tables.membership.removed().map(|id| id.0).collect(),
+            cluster_version: version_text(tables.cluster_version),
+            member_id: own.member_id.0,
+            term: own.term.0,
+            leader: own.leader.map_or(0, |id| id.0),
+        }))
+    }
+
+    async fn hash_kv(
+        &self,
+        request: Request<peerpb::HashKvRequest>,
+    ) -> Result<Response<peerpb::HashKvResponse>, Status> {
+        use peerpb::hash_kv_response::Result as Wire;
+        let request = request.into_inner();
+        self.inbound.check(request.envelope.as_ref()).map_err(status)?;
+        let mvcc = self.handle.views().mvcc;
+        let current = mvcc.clone();
+        let hashed = tokio::task::spawn_blocking(move || mvcc.hash_kv(request.revision))
+            .await
+            .map_err(|error| Status::internal(error.to_string()))?;
+        let result = match hashed {
+            Ok(answer) => Wire::Hash(peerpb::HashedKv {
+                hash: answer.hash,
+                hash_revision: answer.revision.0,
+                compact_revision: answer.compact_revision.0,
+                revision: current.revision().0,
+            }),
+            Err(mvcc::RangeError::Compacted) => Wire::Compacted(current.compact_revision().0),
+            Err(mvcc::RangeError::FutureRevision) => Wire::FutureRevision(current.revision().0),
+            Err(mvcc::RangeError::Store(error)) => return Err(Status::internal(error.to_string())),
+        };
+        Ok(Response::new(peerpb::HashKvResponse { result: Some(result) }))
+    }
+
+    async fn version(
+        &self,
+        _: Request<peerpb::VersionRequest>,
+    ) -> Result<Response<peerpb::VersionResponse>, Status> {
+        Ok(Response::new(peerpb::VersionResponse {
+            etcd_version: version::ETCD.to_owned(),
+            keelson_version: version::KEELSON.to_owned(),
+            cluster_version: version_text(self.handle.views().tables().cluster_version),
+            storage_version: version::STORAGE.to_owned(),
+            protocol_min: replica::PROTOCOL_VERSION,
+            protocol_max: replica::PROTOCOL_VERSION,
+        }))
+    }
+}

@@ -1,0 +1,238 @@
+//! Calls to other members.
+//!
+//! One HTTP/2 connection per member and kind of traffic carries everything: votes and heartbeats
+//! must not wait behind a snapshot, so snapshots have a connection of their own. Connections are
+//! made lazily and made again by themselves; when a member's URLs change, so does the connection.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use futures_util::{Stream, StreamExt};
+use proto::peerpb::member_client::MemberClient;
+use proto::peerpb::raft_client::RaftClient;
+use proto::peerpb::{self};
+use replica::{AppendResponses, Peer, PeerError, PeerResult, Peers};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+use types::MemberId;
+
+use super::REFUSED;
+use crate::dial::Dialer;
+
+/// How long making a connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How often an idle connection is probed, and how long the probe's answer may take.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Room for several entries in flight on one stream.
+const WINDOW_BYTES: u32 = 16 << 20;
+
+/// Which of the connections to a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Lane {
+    Messages,
+    Snapshots,
+}
+
+/// The connections to all members.
+pub(crate) struct Outbound {
+    dialer: Dialer,
+    // A std mutex: held to look a connection up, which never waits.
+    channels: Mutex<BTreeMap<(MemberId, Lane), Connection>>,
+}
+
+struct Connection {
+    urls: Vec<String>,
+    channel: Channel,
+}
+
+impl Outbound {
+    pub(crate) fn new(dialer: Dialer) -> Arc<Self> {
+        Arc::new(Self { dialer, channels: Mutex::default() })
+    }
+
+    fn channel(&self, to: &Peer, lane: Lane) -> PeerResult<Channel> {
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = channels.get(&(to.id, lane))
+            && known.urls == to.urls
+        {
+            return Ok(known.channel.clone());
+        }
+        let channel = self.connect(&to.urls)?;
+        let connection = Connection { urls: to.urls.clone(), channel: channel.clone() };
+        channels.insert((to.id, lane), connection);
+        Ok(channel)
+    }
+
+    fn connect(&self, urls: &[String]) -> PeerResult<Channel> {
+        // The authority of requests only; where to connect is the dialer's business.
+        let endpoint = Endpoint::from_static("http://member.keelson")
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(WINDOW_BYTES);
+        let connector = self
+            .dialer
+            .connector(urls)
+            .map_err(|error| PeerError::Unreachable(error.to_string()))?;
+        Ok(endpoint.connect_with_connector_lazy(connector))
+    }
+
+    /// Asks whoever answers at these URLs about its cluster: the question of a process that does not
+    /// know yet who it is.
+    pub(crate) async fn members_at(&self, urls: &[String]) -> PeerResult<peerpb::MembersResponse> {
+        let mut client = MemberClient::new(self.connect(urls)?);
+        let request = Request::new(peerpb::MembersRequest { envelope: None });
+        match tokio::time::timeout(KEEPALIVE_TIMEOUT, client.members(request)).await {
+            Ok(answer) => Ok(answer.map_err(peer_error)?.into_inner()),
+            Err(_) => Err(PeerError::NoAnswer("no answer in time".to_owned())),
+        }
+    }
+
+    fn raft(&self, to: &Peer, lane: Lane) -> PeerResult<RaftClient<Channel>> {
+        let client = RaftClient::new(self.channel(to, lane)?);
+        Ok(client.max_decoding_message_size(usize::MAX).max_encoding_message_size(usize::MAX))
+    }
+
+    fn member(&self, to: &Peer) -> PeerResult<MemberClient<Channel>> {
+        let client = MemberClient::new(self.channel(to, Lane::Messages)?);
+        Ok(client.max_decoding_message_size(usize::MAX).max_encoding_message_size(usize::MAX))
+    }
+}
+
+/// A stream of requests as tonic takes it: a type without a lifetime of its own.
+struct Outgoing<T>(BoxStream<'static, T>);
+
+impl<T> Stream for Outgoing<T> {
+    type Item = T;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
+        self.0.as_mut().poll_next(cx)
+    }
+}
+
+/// Whether the peer can have seen the call decides what the caller may conclude.
+fn peer_error(status: Status) -> PeerError {
+    let mut source = std::error::Error::source(&status);
+    while let Some(error) = source {
+        if error.is::<tonic::ConnectError>() {
+            return PeerError::Unreachable(error.to_string());
+        }
+        source = error.source();
+    }
+    match status.code() {
+        REFUSED => PeerError::Refused(status.message().to_owned()),
+        _ => PeerError::NoAnswer(status.message().to_owned()),
+    }
+}
+
+/// One call with one answer.
+macro_rules! call {
+    ($client:expr, $method:ident, $request:expr) => {{
+        let client = $client;
+        Box::pin(async move {
+            let mut client = client?;
+            let response = client.$method(Request::new($request)).await.map_err(peer_error)?;
+            Ok(response.into_inner())
+        })
+    }};
+}
+
+impl Peers for Outbound {
+    fn append(
+        &self,
+        to: Peer,
+        requests: BoxStream<'static, peerpb::AppendRequest>,
+    ) -> BoxFuture<'static, PeerResult<AppendResponses>> {
+        let client = self.raft(&to, Lane::Messages);
+        Box::pin(async move {
+            let mut client = client?;
+            let response =
+                client.append(Request::new(Outgoing(requests))).await.map_err(peer_error)?;
+            let answers = response.into_inner().map(|answer| answer.map_err(peer_error));
+            Ok(answers.boxed())
+        })
+    }
+
+    fn vote(
+        &self,
+        to: Peer,
+        request: peerpb::VoteRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::VoteResponse>> {
+        call!(self.raft(&to, Lane::Messages), vote, request)
+    }
+
+    fn snapshot(
+        &self,
+        to: Peer,
+        chunks: BoxStream<'static, peerpb::SnapshotChunk>,
+    ) -> BoxFuture<'static, PeerResult<peerpb::SnapshotResponse>> {
+        call!(self.raft(&to, Lane::Snapshots), snapshot, Outgoing(chunks))
+    }
+
+    fn transfer_leader(
+        &self,
+        to: Peer,
+        request: peerpb::TransferLeaderRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::TransferLeaderResponse>> {
+        call!(self.raft(&to, Lane::Messages), transfer_leader, request)
+    }
+
+    fn forward(
+        &self,
+        to: Peer,
+        request: peerpb::ForwardRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::ForwardResponse>> {
+        call!(self.member(&to), forward, request)
+    }
+
+    fn read_index(
+        &self,
+        to: Peer,
+        request: peerpb::ReadIndexRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::ReadIndexResponse>> {
+        call!(self.member(&to), read_index, request)
+    }
+
+    fn change_membership(
+        &self,
+        to: Peer,
+        request: peerpb::ChangeMembershipRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::ChangeMembershipResponse>> {
+        call!(self.member(&to), change_membership, request)
+    }
+
+    fn lease_keep_alive(
+        &self,
+        to: Peer,
+        request: peerpb::LeaseKeepAliveRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::LeaseKeepAliveResponse>> {
+        call!(self.member(&to), lease_keep_alive, request)
+    }
+
+    fn version(
+        &self,
+        to: Peer,
+        request: peerpb::VersionRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::VersionResponse>> {
+        call!(self.member(&to), version, request)
+    }
+
+    fn lease_time_to_live(
+        &self,
+        to: Peer,
+        request: peerpb::LeaseTimeToLiveRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::LeaseTimeToLiveResponse>> {
+        call!(self.member(&to), lease_time_to_live, request)
+    }
+}

@@ -1,0 +1,181 @@
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use machine::{
+    AppliedEntry, AppliedPayload, Batch, ClusterVersion, CommandKind, LogPosition, Machine,
+    MembershipEntry, MembershipNode, Proposal, Ticket,
+};
+use mvcc::memory::MemoryRevs;
+use proto::etcdserverpb::{CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, PutRequest};
+use types::{ClusterId, LogIndex, MemberId, Term};
+
+use super::*;
+
+struct Fixture {
+    machine: Machine,
+    index: u64,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let machine = Machine::new(Arc::new(MemoryRevs::default()), ClusterId(7));
+        let mut fixture = Self { machine, index: 0 };
+        let node = MembershipNode {
+            id: MemberId(0xabc),
+            peer_urls: vec!["http://localhost:2380".to_owned()],
+            voter_intent: true,
+        };
+        fixture.entry(AppliedPayload::Membership(MembershipEntry {
+            nodes: vec![node],
+            voters: vec![[MemberId(0xabc)].into()],
+        }));
+        fixture
+    }
+
+    fn entry(&mut self, payload: AppliedPayload) {
+        self.index += 1;
+        let position = LogPosition { term: Term(2), index: LogIndex(self.index) };
+        self.machine.apply(&[AppliedEntry { position, payload }]).unwrap();
+    }
+
+    fn propose(&mut self, kind: CommandKind, request: &impl Message) {
+        let ticket = Ticket { origin: MemberId(0xabc), seq: 1 };
+        let batch = Batch::encode(&[(ticket, Proposal::new(kind, request))]);
+        self.entry(AppliedPayload::Batch(batch));
+    }
+
+    fn put(&mut self, key: &str, value: &str, lease: i64) {
+        let (key, value) = (key.as_bytes().to_vec().into(), value.as_bytes().to_vec().into());
+        self.propose(CommandKind::Put, &PutRequest { key, value, lease, ..PutRequest::default() });
+    }
+}
+
+fn filled() -> Fixture {
+    let mut fixture = Fixture::new();
+    fixture.propose(CommandKind::LeaseGrant, &LeaseGrantRequest { id: 9, ttl: 60 });
+    for number in 0..2000 {
+        fixture.put(&format!("key-{:04}", number % 500), &"v".repeat(200), 0);
+    }
+    fixture.put("leased", "x", 9);
+    let key = Bytes::from_static(b"key-0007");
+    fixture.propose(CommandKind::DeleteRange, &DeleteRangeRequest { key, ..Default::default() });
+    let revision = 1700;
+    fixture.propose(CommandKind::Compaction, &CompactionRequest { revision, physical: false });
+    fixture
+}
+
+async fn received(views: &Views) -> (Vec<u8>, Vec<SnapshotResponse>) {
+    let directory = tempfile::tempdir().unwrap();
+    let file = write(views, directory.path()).unwrap();
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "nothing is left behind");
+    let length = file.len();
+    let messages: Vec<SnapshotResponse> =
+        Box::pin(stream(file)).map(|message| message.unwrap()).collect().await;
+    let pieces = &messages[..messages.len() - 1];
+    let bytes = pieces.iter().flat_map(|message| message.blob.to_vec()).collect::<Vec<u8>>();
+    assert_eq!(bytes.len() as u64, length);
+    (bytes, messages)
+}
+
+#[tokio::test]
+async fn the_pieces_are_in_order_and_the_digest_comes_last() {
+    let fixture = filled();
+    let (bytes, messages) = received(&fixture.machine.views()).await;
+    assert!(bytes.len() % 512 == 0, "tools tell the digest by it");
+    let (last, pieces) = messages.split_last().unwrap();
+    assert_eq!(last.blob[..], Sha256::digest(&bytes)[..]);
+    let mut remaining = bytes.len() as u64;
+    for piece in pieces {
+        remaining -= piece.blob.len() as u64;
+        assert_eq!(piece.remaining_bytes, remaining);
+        assert_eq!(piece.version, "3.7.0");
+    }
+    assert_eq!((remaining, last.remaining_bytes), (0, 0));
+}
+
+#[tokio::test]
+async fn the_file_holds_what_etcd_keeps_in_its_buckets() {
+    let fixture = filled();
+    let views = fixture.machine.views();
+    let (bytes, _) = received(&views).await;
+    let file = bbolt::Bbolt::open(bytes.as_slice()).unwrap();
+    file.check().unwrap();
+    let names: Vec<String> = file
+        .buckets()
+        .unwrap()
+        .iter()
+        .map(|name| String::from_utf8(name.to_vec()).unwrap())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "alarm",
+            "auth",
+            "authRoles",
+            "authUsers",
+            "cluster",
+            "key",
+            "lease",
+            "members",
+            "members_removed",
+            "meta"
+        ]
+    );
+    let get = |bucket: &str, key: &[u8]| {
+        file.bucket(bucket.as_bytes()).unwrap().unwrap().get(key).unwrap()
+    };
+    let member: serde_json::Value =
+        serde_json::from_slice(&get("members", b"abc").unwrap()).unwrap();
+    assert_eq!(member["id"], 0xabc);
+    assert_eq!(member["peerURLs"][0], "http://localhost:2380");
+    assert!(member.get("isLearner").is_none());
+    let lease = LeaseRecord::decode(get("lease", &9_i64.to_be_bytes()).unwrap()).unwrap();
+    assert_eq!((lease.id, lease.ttl), (9, 60));
+    let compacted = record_key(RecordRevision { main: 1700, sub: 0 }, false);
+    assert_eq!(get("meta", b"finishedCompactRev").unwrap(), compacted[..]);
+    assert_eq!(get("meta", b"storageVersion").unwrap(), "3.7.0");
+}
+
+#[tokio::test]
+async fn the_keys_of_the_file_have_the_hash_of_the_member() {
+    let fixture = filled();
+    let views = fixture.machine.views();
+    let (bytes, _) = received(&views).await;
+    let file = bbolt::Bbolt::open(bytes.as_slice()).unwrap();
+    // What Go's HashKV reads: all rows above the compaction, and below it only what is still seen at
+    // the newest revision.
+    let hash = views.mvcc.hash_kv(0).unwrap();
+    let rows: Vec<(Bytes, Bytes)> =
+        file.bucket(b"key").unwrap().unwrap().entries().map(|entry| entry.unwrap()).collect();
+    let main = |key: &Bytes| i64::from_be_bytes(key[..8].try_into().unwrap());
+    let mut newest = std::collections::BTreeMap::new();
+    for (key, value) in &rows {
+        let kv = mvcc::KeyValue::decode(value).unwrap();
+        newest.insert(kv.key, main(key));
+    }
+    let mut crc = crc32c::crc32c(b"key");
+    for (key, value) in &rows {
+        let kv = mvcc::KeyValue::decode(value).unwrap();
+        if main(key) > 1700 || newest[&kv.key] == main(key) {
+            crc = crc32c::crc32c_append(crc, key);
+            crc = crc32c::crc32c_append(crc, value);
+        }
+    }
+    assert_eq!(crc, hash.hash);
+}
+
+#[test]
+fn hash_covers_what_the_member_holds_and_not_where_it_stands() {
+    let mut fixture = filled();
+    let before = hash(&fixture.machine.views()).unwrap();
+    fixture.entry(AppliedPayload::Blank);
+    assert_eq!(hash(&fixture.machine.views()).unwrap(), before, "the index moved, nothing else");
+    fixture.put("one", "more", 0);
+    assert_ne!(hash(&fixture.machine.views()).unwrap(), before);
+}
+
+#[test]
+fn a_version_that_the_cluster_agreed_on_is_written_as_text() {
+    assert_eq!("3.7.0".parse::<ClusterVersion>().unwrap().to_string(), version::CLUSTER);
+}

@@ -1,0 +1,99 @@
+//! The client's side of TLS: how this member reaches the others.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustls::ClientConfig;
+
+use crate::config::TlsConfig;
+
+use super::{Files, TlsError, certificates, private_key, provider, roots, versions};
+
+/// Makes the configuration of each connection to another member.
+pub struct ClientTls {
+    config: TlsConfig,
+    // A std mutex: held while files are compared, never across an await.
+    made: Mutex<Option<(Files, Arc<ClientConfig>)>>,
+}
+
+impl ClientTls {
+    pub fn new(config: TlsConfig) -> Self {
+        Self { config, made: Mutex::new(None) }
+    }
+
+    /// The configuration for a connection that begins now.
+    ///
+    /// # Errors
+    /// When the files cannot be used and never could; the dialer tries again later.
+    pub fn current(&self) -> io::Result<Arc<ClientConfig>> {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let files = match self.read() {
+            Ok(files) => files,
+            Err(error) => return kept(made.as_ref(), &error),
+        };
+        if let Some((known, client)) = made.as_ref().filter(|(known, _)| *known == files) {
+            debug_assert_eq!(*known, files);
+            return Ok(client.clone());
+        }
+        match self.make(&files) {
+            Ok(client) => {
+                *made = Some((files, client.clone()));
+                Ok(client)
+            }
+            Err(error) => kept(made.as_ref(), &error),
+        }
+    }
+
+    /// What this member shows of itself: a client's pair, else the server's, as etcd does.
+    fn pair(&self) -> (&str, &str) {
+        let config = &self.config;
+        match config.client_cert_file.is_empty() {
+            true => (&config.cert_file, &config.key_file),
+            false => (&config.client_cert_file, &config.client_key_file),
+        }
+    }
+
+    fn read(&self) -> Result<Files, TlsError> {
+        let (cert, key) = self.pair();
+        Files::read(cert, key, &self.config.trusted_ca_file, "")
+    }
+
+    fn make(&self, files: &Files) -> Result<Arc<ClientConfig>, TlsError> {
+        let (cert, key) = self.pair();
+        let pair_error =
+            |source| TlsError::Pair { cert: cert.to_owned(), key: key.to_owned(), source };
+        // Without a CA nobody is trusted: the system's own authorities have no say about members.
+        let roots = match self.config.trusted_ca_file.is_empty() {
+            true => Arc::new(rustls::RootCertStore::empty()),
+            false => roots(&self.config.trusted_ca_file, &files.authority)?,
+        };
+        let builder = ClientConfig::builder_with_provider(provider(&self.config.cipher_suites)?)
+            .with_protocol_versions(&versions(&self.config))
+            .map_err(pair_error)?
+            .with_root_certificates(roots);
+        let mut client = match cert.is_empty() {
+            true => builder.with_no_client_auth(),
+            false => builder
+                .with_client_auth_cert(
+                    certificates(cert, &files.cert)?,
+                    private_key(key, &files.key)?,
+                )
+                .map_err(pair_error)?,
+        };
+        client.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(Arc::new(client))
+    }
+}
+
+fn kept(
+    made: Option<&(Files, Arc<ClientConfig>)>,
+    error: &TlsError,
+) -> io::Result<Arc<ClientConfig>> {
+    match made {
+        Some((_, client)) => {
+            tracing::warn!(%error, "keeping the last good certificate for other members");
+            Ok(client.clone())
+        }
+        None => Err(io::Error::new(io::ErrorKind::InvalidData, error.to_string())),
+    }
+}

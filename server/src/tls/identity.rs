@@ -1,0 +1,93 @@
+//! What a verified certificate says about whoever showed it.
+
+use std::net::IpAddr;
+
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::server::ParsedCertificate;
+use sha2::{Digest, Sha256};
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+/// The parts of a client's certificate that rules look at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerIdentity {
+    /// The common name of its subject; empty if it has none.
+    pub common_name: String,
+    dns_names: Vec<String>,
+    addresses: Vec<IpAddr>,
+    certificate: CertificateDer<'static>,
+}
+
+impl PeerIdentity {
+    /// Reads the first certificate of a chain that was verified.
+    pub fn of(chain: &[CertificateDer<'_>]) -> Option<Self> {
+        let certificate = chain.first()?.clone().into_owned();
+        let (_, parsed) = X509Certificate::from_der(&certificate).ok()?;
+        let common_name = parsed
+            .subject()
+            .iter_common_name()
+            .next()
+            .and_then(|name| name.as_str().ok())
+            .unwrap_or_default()
+            .to_owned();
+        let (mut dns_names, mut addresses) = (Vec::new(), Vec::new());
+        if let Ok(Some(names)) = parsed.subject_alternative_name() {
+            for name in &names.value.general_names {
+                match name {
+                    GeneralName::DNSName(name) => dns_names.push((*name).to_owned()),
+                    GeneralName::IPAddress(bytes) => addresses.extend(address(bytes)),
+                    _ => {}
+                }
+            }
+        }
+        drop(parsed);
+        Some(Self { common_name, dns_names, addresses, certificate })
+    }
+
+    /// Whether the certificate names this host.
+    pub fn is_valid_for(&self, host: &str) -> bool {
+        let Ok(certificate) = ParsedCertificate::try_from(&self.certificate) else { return false };
+        ServerName::try_from(host.to_owned())
+            .is_ok_and(|name| rustls::client::verify_server_name(&certificate, &name).is_ok())
+    }
+
+    /// etcd's `checkCertSAN`: the address of a member must be one that its certificate names, by
+    /// itself or through a name that resolves to it. A certificate that names nothing passes. For a
+    /// wildcard etcd asks the address for its name; there is no such question here, so a wildcard
+    /// passes as well.
+    pub async fn check_address(&self, remote: IpAddr) -> Result<(), String> {
+        let remote = remote.to_canonical();
+        let names_nothing = self.dns_names.is_empty() && self.addresses.is_empty();
+        if names_nothing || self.addresses.contains(&remote) {
+            return Ok(());
+        }
+        for name in &self.dns_names {
+            if name.starts_with("*.") {
+                return Ok(());
+            }
+            let Ok(mut found) = tokio::net::lookup_host((name.as_str(), 0)).await else { continue };
+            if found.any(|address| address.ip().to_canonical() == remote) {
+                return Ok(());
+            }
+        }
+        Err(format!(
+            "tls: {remote} does not match any of the names of its certificate {:?} {:?} \
+             (--peer-skip-client-san-verification turns this check off)",
+            self.dns_names, self.addresses
+        ))
+    }
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
+        16 => <[u8; 16]>::try_from(bytes).ok().map(|bytes| IpAddr::from(bytes).to_canonical()),
+        _ => None,
+    }
+}
+
+/// The SHA-256 of a certificate in hexadecimal: what an operator compares to see that a renewed
+/// certificate is in use.
+pub fn fingerprint(certificate: &CertificateDer<'_>) -> String {
+    hex::encode(Sha256::digest(certificate.as_ref()))
+}

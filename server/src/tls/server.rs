@@ -1,0 +1,133 @@
+//! The server's side of TLS.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustls::ServerConfig;
+use rustls::server::{NoClientAuth, WebPkiClientVerifier, danger::ClientCertVerifier};
+
+use crate::config::TlsConfig;
+
+use super::identity::PeerIdentity;
+use super::{Files, TlsError, certificates, private_key, provider, revocations, roots, versions};
+
+/// Makes the configuration of each handshake.
+pub struct ServerTls {
+    config: TlsConfig,
+    // A std mutex: held while files are compared, never across an await.
+    made: Mutex<Made>,
+}
+
+struct Made {
+    files: Files,
+    server: Arc<ServerConfig>,
+    /// Files that could not be used, so that they are complained about once.
+    refused: Option<Files>,
+}
+
+impl ServerTls {
+    /// Reads the files for the first time.
+    ///
+    /// # Errors
+    /// When they cannot be used; the listener must not start then.
+    pub fn new(config: TlsConfig) -> Result<Self, TlsError> {
+        let files = read(&config)?;
+        let server = make(&config, &files)?;
+        Ok(Self { config, made: Mutex::new(Made { files, server, refused: None }) })
+    }
+
+    /// The configuration for a connection that begins now.
+    pub fn current(&self) -> Arc<ServerConfig> {
+        let found = read(&self.config);
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let files = match found {
+            Ok(files) => files,
+            Err(error) => {
+                if made.refused.replace(Files::default()).is_none() {
+                    tracing::error!(%error, "keeping the last good certificate");
+                }
+                return made.server.clone();
+            }
+        };
+        if files == made.files {
+            made.refused = None;
+        } else if made.refused.as_ref() != Some(&files) {
+            match make(&self.config, &files) {
+                Ok(server) => {
+                    tracing::info!(path = self.config.cert_file, "certificate files have changed");
+                    *made = Made { files, server, refused: None };
+                }
+                Err(error) => {
+                    tracing::error!(%error, "keeping the last good certificate");
+                    made.refused = Some(files);
+                }
+            }
+        }
+        made.server.clone()
+    }
+
+    /// Whether a client with this identity may stay: the rules that come after the signature.
+    pub(crate) fn admits(&self, identity: Option<&PeerIdentity>) -> Result<(), String> {
+        let Some(identity) = identity else { return Ok(()) };
+        let config = &self.config;
+        if !config.allowed_cns.is_empty() && !config.allowed_cns.contains(&identity.common_name) {
+            return Err(format!(
+                "client certificate authentication failed: CN {:?} is not allowed",
+                identity.common_name
+            ));
+        }
+        if !config.allowed_hostnames.is_empty()
+            && !config.allowed_hostnames.iter().any(|name| identity.is_valid_for(name))
+        {
+            return Err(
+                "client certificate authentication failed: no allowed hostname in it".to_owned()
+            );
+        }
+        Ok(())
+    }
+
+    /// Whether the address of a member must be one that its certificate names.
+    pub(crate) fn checks_remote_address(&self) -> bool {
+        !self.config.skip_client_san_verification
+    }
+}
+
+fn read(config: &TlsConfig) -> Result<Files, TlsError> {
+    Files::read(&config.cert_file, &config.key_file, &config.trusted_ca_file, &config.crl_file)
+}
+
+fn make(config: &TlsConfig, files: &Files) -> Result<Arc<ServerConfig>, TlsError> {
+    let provider = provider(&config.cipher_suites)?;
+    let verifier: Arc<dyn ClientCertVerifier> = if config.trusted_ca_file.is_empty() {
+        Arc::new(NoClientAuth)
+    } else {
+        let lists = revocations(&config.crl_file, &files.revocations)?;
+        let roots = roots(&config.trusted_ca_file, &files.authority)?;
+        // etcd asks the list about the client's own certificate only, and a certificate of another
+        // issuer is not on it.
+        WebPkiClientVerifier::builder_with_provider(roots, provider.clone())
+            .with_crls(lists)
+            .only_check_end_entity_revocation()
+            .allow_unknown_revocation_status()
+            .build()
+            .map_err(|error| TlsError::Authority {
+                path: config.trusted_ca_file.clone(),
+                reason: error.to_string(),
+            })?
+    };
+    let pair_error = |source| TlsError::Pair {
+        cert: config.cert_file.clone(),
+        key: config.key_file.clone(),
+        source,
+    };
+    let mut server = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&versions(config))
+        .map_err(pair_error)?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(
+            certificates(&config.cert_file, &files.cert)?,
+            private_key(&config.key_file, &files.key)?,
+        )
+        .map_err(pair_error)?;
+    server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Arc::new(server))
+}

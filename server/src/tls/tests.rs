@@ -1,0 +1,173 @@
+use std::path::Path;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use super::*;
+
+type Issuer = CertifiedIssuer<'static, KeyPair>;
+
+fn authority(name: &str) -> Issuer {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.distinguished_name.push(DnType::CommonName, name);
+    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+}
+
+/// Writes a pair for `names`, issued to the common name `cn`.
+fn issue(issuer: &Issuer, directory: &Path, file: &str, cn: &str, names: &[&str]) {
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    let mut params = CertificateParams::new(names).unwrap();
+    params.distinguished_name.push(DnType::CommonName, cn);
+    let key = KeyPair::generate().unwrap();
+    let certificate = params.signed_by(&key, issuer).unwrap();
+    std::fs::write(directory.join(format!("{file}.crt")), certificate.pem()).unwrap();
+    std::fs::write(directory.join(format!("{file}.key")), key.serialize_pem()).unwrap();
+}
+
+pub(crate) fn config(directory: &Path, file: &str) -> TlsConfig {
+    let path = |name: String| directory.join(name).to_string_lossy().into_owned();
+    TlsConfig {
+        cert_file: path(format!("{file}.crt")),
+        key_file: path(format!("{file}.key")),
+        trusted_ca_file: path("ca.crt".to_owned()),
+        min_version: TlsVersion::Tls12,
+        max_version: TlsVersion::Tls13,
+        ..TlsConfig::default()
+    }
+}
+
+/// Connects and says one byte each way; the server's view of the client, or the error.
+async fn handshake(server: &ServerTls, client: &ClientTls) -> Result<Option<PeerIdentity>, String> {
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let acceptor = TlsAcceptor::from(server.current());
+    let connector = TlsConnector::from(client.current().map_err(|error| error.to_string())?);
+    let serve = async {
+        let mut stream = acceptor.accept(far).await.map_err(|error| error.to_string())?;
+        stream.write_all(b"x").await.map_err(|error| error.to_string())?;
+        stream.flush().await.map_err(|error| error.to_string())?;
+        let (_, session) = stream.get_ref();
+        Ok(session.peer_certificates().and_then(PeerIdentity::of))
+    };
+    let connect = async {
+        let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
+        let mut stream = connector.connect(name, near).await.map_err(|error| error.to_string())?;
+        let mut byte = [0];
+        stream.read_exact(&mut byte).await.map_err(|error| error.to_string())
+    };
+    let (served, connected) = tokio::join!(serve, connect);
+    connected?;
+    served
+}
+
+pub(crate) struct Directory {
+    pub(crate) directory: tempfile::TempDir,
+    issuer: Issuer,
+}
+
+/// A CA, a pair of a server at `localhost` and one of a client called alice.
+pub(crate) fn prepared() -> Directory {
+    let directory = tempfile::tempdir().unwrap();
+    let issuer = authority("ca");
+    std::fs::write(directory.path().join("ca.crt"), issuer.pem()).unwrap();
+    issue(&issuer, directory.path(), "server", "server", &["localhost", "127.0.0.1"]);
+    issue(&issuer, directory.path(), "client", "alice", &["client.example", "10.0.0.7"]);
+    Directory { directory, issuer }
+}
+
+#[tokio::test]
+async fn a_trusted_ca_alone_requires_client_certificates() {
+    let prepared = prepared();
+    let directory = prepared.directory.path();
+    let server = ServerTls::new(config(directory, "server")).unwrap();
+    let identity = handshake(&server, &ClientTls::new(config(directory, "client"))).await.unwrap();
+    assert_eq!(identity.unwrap().common_name, "alice");
+    let mut anonymous = config(directory, "client");
+    (anonymous.cert_file, anonymous.key_file) = (String::new(), String::new());
+    assert!(handshake(&server, &ClientTls::new(anonymous)).await.is_err());
+    let stranger = authority("another");
+    issue(&stranger, directory, "stranger", "eve", &["client.example"]);
+    assert!(handshake(&server, &ClientTls::new(config(directory, "stranger"))).await.is_err());
+}
+
+#[tokio::test]
+async fn renewed_certificates_are_used_without_a_restart() {
+    let prepared = prepared();
+    let directory = prepared.directory.path();
+    let server = ServerTls::new(config(directory, "server")).unwrap();
+    let client = ClientTls::new(config(directory, "client"));
+    let before = server.current();
+    assert!(Arc::ptr_eq(&before, &server.current()), "nothing changed");
+    handshake(&server, &client).await.unwrap();
+    issue(&prepared.issuer, directory, "server", "renewed", &["localhost"]);
+    assert!(!Arc::ptr_eq(&before, &server.current()));
+    handshake(&server, &client).await.unwrap();
+    // etcd reads the CA only once (etcd#11555); here a new one counts at once, for both sides.
+    let next = authority("next");
+    std::fs::write(directory.join("ca.crt"), next.pem()).unwrap();
+    assert!(handshake(&server, &client).await.is_err());
+    issue(&next, directory, "server", "server", &["localhost"]);
+    issue(&next, directory, "client", "bob", &["client.example"]);
+    assert_eq!(handshake(&server, &client).await.unwrap().unwrap().common_name, "bob");
+}
+
+#[tokio::test]
+async fn files_that_cannot_be_used_leave_the_last_good_ones() {
+    let prepared = prepared();
+    let directory = prepared.directory.path();
+    let server = ServerTls::new(config(directory, "server")).unwrap();
+    let client = ClientTls::new(config(directory, "client"));
+    let before = server.current();
+    for broken in ["", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
+        std::fs::write(directory.join("server.crt"), broken).unwrap();
+        assert!(Arc::ptr_eq(&before, &server.current()));
+        handshake(&server, &client).await.unwrap();
+        assert!(ServerTls::new(config(directory, "server")).is_err(), "a start is refused");
+    }
+    std::fs::remove_file(directory.join("server.crt")).unwrap();
+    assert!(Arc::ptr_eq(&before, &server.current()));
+    // The other pair's key does not fit.
+    std::fs::copy(directory.join("client.crt"), directory.join("server.crt")).unwrap();
+    assert!(matches!(ServerTls::new(config(directory, "server")), Err(TlsError::Pair { .. })));
+    handshake(&server, &client).await.unwrap();
+}
+
+#[tokio::test]
+async fn names_in_certificates_are_held_to_the_rules() {
+    let prepared = prepared();
+    let directory = prepared.directory.path();
+    let rules = |change: &dyn Fn(&mut TlsConfig)| {
+        let mut config = config(directory, "server");
+        change(&mut config);
+        ServerTls::new(config).unwrap()
+    };
+    let server = rules(&|_| {});
+    let client = ClientTls::new(config(directory, "client"));
+    let identity = handshake(&server, &client).await.unwrap().unwrap();
+    let admitted = |change: &dyn Fn(&mut TlsConfig)| rules(change).admits(Some(&identity)).is_ok();
+    assert!(admitted(&|_| {}));
+    assert!(admitted(&|config| config.allowed_cns = vec!["alice".into()]));
+    assert!(!admitted(&|config| config.allowed_cns = vec!["bob".into()]));
+    assert!(admitted(&|config| config.allowed_hostnames = vec!["client.example".into()]));
+    assert!(!admitted(&|config| config.allowed_hostnames = vec!["other.example".into()]));
+    assert!(identity.check_address("10.0.0.7".parse().unwrap()).await.is_ok());
+    assert!(identity.check_address("10.0.0.8".parse().unwrap()).await.is_err());
+}
+
+#[test]
+fn cipher_suites_go_by_the_names_of_go() {
+    let suites =
+        |names: &[&str]| provider(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+    let chosen = suites(&["TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"]).unwrap();
+    let tls12 = chosen.cipher_suites.iter().filter(|s| s.version() == &version::TLS12).count();
+    assert_eq!(tls12, 1);
+    assert!(matches!(
+        suites(&["TLS_RSA_WITH_AES_128_CBC_SHA"]),
+        Err(TlsError::UnsupportedCipherSuite { .. })
+    ));
+    assert!(matches!(suites(&["foo"]), Err(TlsError::UnknownCipherSuite { .. })));
+}

@@ -1,0 +1,27 @@
+//! The versions this build reports.
+
+/// The etcd version this server is compatible with; clients parse it.
+pub const ETCD: &str = "3.7.3";
+
+/// The version a cluster of such members agrees on.
+pub const CLUSTER: &str = "3.7.0";
+
+/// The oldest etcd version whose storage format holds everything we write to a snapshot file.
+pub const STORAGE: &str = "3.7.0";
+
+/// Our own version.
+pub const KEELSON: &str = env!("CARGO_PKG_VERSION");
+
+/// What `--version` prints: the four lines of etcd in its order, then our own.
+pub fn report() -> String {
+    let commit = option_env!("KEELSON_GIT_SHA").unwrap_or("Not provided");
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    format!(
+        "etcd Version: {ETCD}\nGit SHA: {commit}\nGo Version: none (Rust)\nGo OS/Arch: {}/{architecture}\nKeelson Version: {KEELSON}\n",
+        std::env::consts::OS
+    )
+}

@@ -1,0 +1,100 @@
+//! The program as scripts and service managers meet it: exit codes and what is printed where. The
+//! expectations are what etcd 3.7.3 does with the same command lines.
+
+use std::process::{Command, Output};
+
+fn etcd(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    let directory = tempfile::tempdir().expect("a directory can be made");
+    Command::new(env!("CARGO_BIN_EXE_etcd"))
+        .args(arguments)
+        .env_clear()
+        .envs(environment.iter().copied())
+        .current_dir(directory.path())
+        .output()
+        .expect("the program was built")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("the output is text")
+}
+
+#[test]
+fn the_version_is_printed_in_the_lines_of_etcd() {
+    let output = etcd(&["--version"], &[]);
+    assert_eq!(output.status.code(), Some(0));
+    let stdout = text(&output.stdout);
+    let lines: Vec<&str> = stdout.lines().collect();
+    for (line, start) in lines.iter().zip([
+        "etcd Version: 3.7.",
+        "Git SHA: ",
+        "Go Version: ",
+        "Go OS/Arch: linux/",
+        "Keelson Version: ",
+    ]) {
+        assert!(line.starts_with(start), "{stdout}");
+    }
+    assert_eq!(lines.len(), 5);
+}
+
+#[test]
+fn help_is_printed_and_is_no_error() {
+    for flag in ["--help", "-h"] {
+        let output = etcd(&[flag], &[]);
+        assert_eq!(output.status.code(), Some(0));
+        assert!(text(&output.stdout).contains("--listen-client-urls"));
+    }
+}
+
+#[test]
+fn an_unreadable_command_line_ends_with_2_and_the_usage() {
+    let cases = [
+        (&["--foo"][..], "flag provided but not defined: -foo\nUsage:"),
+        (&["-name"], "flag needs an argument: -name\nUsage:"),
+        (
+            &["--listen-peer-urls=foo"],
+            "invalid value \"foo\" for flag -listen-peer-urls: URL scheme must be http, https, unix, or unixs: foo\nUsage:",
+        ),
+        (
+            &["--enable-pprof=maybe"],
+            "invalid boolean value \"maybe\" for -enable-pprof: parse error\nUsage:",
+        ),
+    ];
+    for (arguments, start) in cases {
+        let output = etcd(arguments, &[]);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(text(&output.stderr).starts_with(start), "{}", text(&output.stderr));
+        assert!(output.stdout.is_empty());
+    }
+}
+
+#[test]
+fn a_contradiction_ends_with_1_and_a_line_of_the_log() {
+    let cases = [
+        (&["positional"][..], &[][..], "\\\"positional\\\" is not a valid flag"),
+        (
+            &["--listen-client-urls=http://1.2.3.4:1"],
+            &[],
+            "--advertise-client-urls is required when --listen-client-urls is set explicitly",
+        ),
+        (
+            &["--election-timeout=100"],
+            &[],
+            "--election-timeout[100ms] should be at least as 5 times as --heartbeat-interval[100ms]",
+        ),
+        (&[], &[("ETCD_HEARTBEAT_INTERVAL", "z")], "ETCD_HEARTBEAT_INTERVAL: parse error"),
+        (&["--name=b"], &[("ETCD_NAME", "a")], "is shadowed by corresponding command-line flag"),
+        (&["--config-file=missing.yaml"], &[], "cannot read --config-file missing.yaml"),
+        (&["--auto-tls"], &[], "not supported yet"),
+    ];
+    for (arguments, environment, part) in cases {
+        let output = etcd(arguments, environment);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        let stderr = text(&output.stderr);
+        let line = stderr
+            .lines()
+            .find(|line| line.contains("\"msg\":\"failed to verify flags\""))
+            .unwrap_or_else(|| panic!("{arguments:?}: {stderr}"));
+        assert!(line.starts_with("{\"level\":\"warn\",\"ts\":\""), "{line}");
+        assert!(line.contains(part), "{line}");
+    }
+}
