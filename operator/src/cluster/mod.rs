@@ -92,8 +92,15 @@ pub async fn reconcile(
     }
     let validated = validate::validate(&cluster)?;
     let started = std::time::Instant::now();
-    let settled = pass(&context, &mut cluster, &validated, now).await?;
+    let result = pass(&context, &mut cluster, &validated, now).await;
     context.metrics.pass_seconds.observe(started.elapsed().as_secs_f64());
+    let settled = match result {
+        Ok(settled) => settled,
+        Err(error) => {
+            report_failure(&context, &cluster, &error, now).await?;
+            return Err(error);
+        }
+    };
     Ok(controller::Action::requeue(if settled { SETTLED } else { BUSY }))
 }
 
@@ -250,6 +257,21 @@ async fn report(
         for event in report::turned(before, &status) {
             context.publish(&event, &cluster.object_ref(&())).await;
         }
+    }
+    Ok(())
+}
+
+/// I16: a pass that saw nothing says so, instead of leaving the last status to look current.
+async fn report_failure(
+    context: &Context,
+    cluster: &EtcdCluster,
+    error: &PassError,
+    now: Timestamp,
+) -> Result<(), PassError> {
+    let before = cluster.status.clone().unwrap_or_default();
+    let after = report::unobserved(&before, cluster.metadata.generation, error.to_string(), now);
+    if after != before {
+        ignore_conflict(context.kubernetes.apply_status(cluster, &after).await)?;
     }
     Ok(())
 }

@@ -82,6 +82,24 @@ pub fn cluster_status(
     status
 }
 
+/// The status after a pass that could not observe the cluster: what depends on the observation is
+/// unknown, and `observedAt` stays at the last one that succeeded.
+pub fn unobserved(
+    before: &EtcdClusterStatus,
+    generation: Option<i64>,
+    error: String,
+    now: Timestamp,
+) -> EtcdClusterStatus {
+    let mut status = before.clone();
+    for kind in ["Ready", "Available", "QuorumHealthy", "FaultTolerant", "MembersUpToDate"] {
+        let fact = Fact { kind, holds: None, reason: "NotObserved", message: error.clone() };
+        set_condition(&mut status.conditions, generation, fact, now);
+    }
+    let degraded = fact("Degraded", true, ("OperatorError", ""), error);
+    set_condition(&mut status.conditions, generation, degraded, now);
+    status
+}
+
 /// Whether the new status says something that the old one did not, or has to be confirmed.
 pub fn is_worth_writing(
     before: &EtcdClusterStatus,
@@ -468,4 +486,55 @@ pub fn turned(before: &EtcdClusterStatus, after: &EtcdClusterStatus) -> Vec<Even
             })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn now() -> Timestamp {
+        "2026-11-21T12:00:00Z".parse().expect("a time")
+    }
+
+    #[test]
+    fn a_condition_keeps_its_time_until_its_status_changes() {
+        let mut conditions = Vec::new();
+        let later = now() + SignedDuration::from_mins(1);
+        let ready = |holds| fact("Ready", holds, ("Healthy", "Changing"), "");
+        set_condition(&mut conditions, Some(1), ready(true), now());
+        set_condition(&mut conditions, Some(2), ready(true), later);
+        assert_eq!(conditions[0].last_transition_time.0, now());
+        assert_eq!(conditions[0].observed_generation, Some(2));
+        set_condition(&mut conditions, Some(2), ready(false), later);
+        assert_eq!(conditions[0].last_transition_time.0, later);
+        assert_eq!(conditions.len(), 1);
+    }
+
+    #[test]
+    fn what_was_not_observed_is_unknown_and_not_stale() {
+        let mut before = EtcdClusterStatus::default();
+        let ready = fact("Ready", true, ("Healthy", ""), "");
+        set_condition(&mut before.conditions, Some(1), ready, now());
+        before.observed_at = Some(Time(now()));
+        let later = now() + SignedDuration::from_mins(5);
+        let after = unobserved(&before, Some(1), "no answer".to_owned(), later);
+        let ready = after.conditions.iter().find(|condition| condition.type_ == "Ready");
+        assert_eq!(ready.map(|ready| ready.status.as_str()), Some("Unknown"));
+        assert_eq!(after.observed_at, before.observed_at);
+        // Saying it again changes nothing, so it is written once.
+        assert_eq!(unobserved(&after, Some(1), "no answer".to_owned(), later), after);
+    }
+
+    #[test]
+    fn an_unchanged_status_is_written_once_a_minute() {
+        let mut before = EtcdClusterStatus { revision: Some(1), ..EtcdClusterStatus::default() };
+        assert!(is_worth_writing(&before, &before, now()));
+        before.observed_at = Some(Time(now()));
+        let busy = EtcdClusterStatus { revision: Some(9), ..before.clone() };
+        let soon = now() + SignedDuration::from_secs(59);
+        assert!(!is_worth_writing(&before, &busy, soon));
+        assert!(is_worth_writing(&before, &busy, now() + SignedDuration::from_secs(60)));
+        let changed = EtcdClusterStatus { ready_replicas: 2, ..before.clone() };
+        assert!(is_worth_writing(&before, &changed, soon));
+    }
 }
