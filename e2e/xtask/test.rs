@@ -26,9 +26,9 @@ pub(crate) struct Options {
     /// Another etcd as the store of the local Kubernetes.
     #[arg(long, value_name = "PROGRAM")]
     store: Option<PathBuf>,
-    /// Compile our programs quickly instead of well.
+    /// Test our programs as they are shipped; without it they share the compilation of the tests.
     #[arg(long)]
-    dev: bool,
+    release: bool,
 }
 
 impl Options {
@@ -219,7 +219,7 @@ impl Tests<'_> {
 
     /// The image is the same when it is made again.
     fn image(&self) -> Result<Counts> {
-        let profile = Profile::chosen(self.options.dev);
+        let profile = Profile::chosen(!self.options.release);
         self.workspace.build_programs(self.progress, profile)?;
         let first = image::assemble(self.workspace, self.progress, profile)?;
         let second = image::assemble(self.workspace, self.progress, profile)?;
@@ -269,7 +269,7 @@ impl Tests<'_> {
 
     fn kubernetes(&self) -> Result<Counts> {
         let (workspace, progress) = (self.workspace, self.progress);
-        let profile = Profile::chosen(self.options.dev);
+        let profile = Profile::chosen(!self.options.release);
         prerequisites::for_kubernetes(workspace, progress)?;
         workspace.build_peers(progress)?;
         workspace.build_programs(progress, profile)?;
