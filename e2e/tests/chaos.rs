@@ -6,6 +6,8 @@
 //! members must deliver the same one. The traps are T17 (stale read after a pause), T02 and T27
 //! (acknowledged writes lost) and T36 (a read-only transaction over a pause).
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails, also in its helpers")]
+
 #[path = "chaos/clients.rs"]
 mod clients;
 #[path = "chaos/nemesis.rs"]

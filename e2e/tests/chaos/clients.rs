@@ -407,13 +407,12 @@ pub(crate) fn watch_from_the_beginning(member: SocketAddr) -> Vec<Event> {
 }
 
 fn take_events(input: &mut Vec<u8>, events: &mut Vec<Event>) {
-    while let Some(head) = input.get(1..5) {
-        let length = 5 + u32::from_be_bytes(head.try_into().unwrap()) as usize;
-        if input.len() < length {
-            return;
-        }
-        let message = WatchResponse::decode(&input[5..length]).unwrap();
-        input.drain(..length);
+    let mut rest = input.as_slice();
+    while let Some(head) = rest.get(1..5) {
+        let length = u32::from_be_bytes(head.try_into().unwrap()) as usize;
+        let Some(message) = rest.get(5..5 + length) else { break };
+        let message = WatchResponse::decode(message).unwrap();
+        rest = &rest[5 + length..];
         assert!(!message.canceled, "the watch was cancelled: {message:?}");
         for event in message.events {
             let put = event.r#type() == mvccpb::event::EventType::Put;
@@ -425,4 +424,6 @@ fn take_events(input: &mut Vec<u8>, events: &mut Vec<Event>) {
             });
         }
     }
+    let taken = input.len() - rest.len();
+    input.drain(..taken);
 }

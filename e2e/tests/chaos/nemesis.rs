@@ -16,7 +16,7 @@ use e2e::processes::{Cluster, signal};
 const PAUSE: Duration = Duration::from_millis(2500);
 const DEAD: Duration = Duration::from_millis(700);
 /// Calls that must be answered between two faults, and how long that may take.
-const CALM: usize = 2000;
+const CALM: usize = 12_000;
 const RECOVERY: Duration = Duration::from_secs(40);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
