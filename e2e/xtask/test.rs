@@ -198,7 +198,7 @@ impl Tests<'_> {
     fn test_files(&self, name: &str, group: Group) -> Result<Counts> {
         let mut line = vec!["test".to_owned(), "--package".to_owned(), "e2e".to_owned()];
         // As many calls as it needs take too long on programs that are compiled quickly.
-        if group == Group::Chaos && !self.options.dev {
+        if group == Group::Chaos {
             line.push("--release".to_owned());
         }
         for entry in fs::read_dir(self.workspace.join("e2e/tests")).context("list e2e/tests")? {

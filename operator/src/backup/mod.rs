@@ -47,6 +47,7 @@ use crate::{
 };
 use agent::AgentReport;
 use job::{JobOrder, TLS_MOUNT, job};
+use manifest::Manifest;
 
 const RUNNING: Duration = Duration::from_secs(3);
 const WAITING: Duration = Duration::from_secs(15);
@@ -284,77 +285,57 @@ async fn follow(
         return Ok(Action::requeue(RUNNING));
     }
     let report = agent_report(&context.kubernetes, running).await?;
-    let (now, generation) = (Timestamp::now(), backup.metadata.generation);
     let mut status = backup.status.clone().unwrap_or_default();
+    let generation = backup.metadata.generation;
     let event = match (complete, report) {
         (Some(_), Some(AgentReport::Backup(manifest))) => {
-            status.cluster_id = Some(manifest.cluster_id);
-            status.revision = Some(manifest.revision);
-            status.size_bytes = i64::try_from(manifest.size_bytes).ok();
-            status.sha256 = Some(manifest.sha256);
-            status.server_version = Some(manifest.server_version);
-            status.completed_at = Some(Time(manifest.completed_at));
-            let note = format!("revision {} in {} bytes", manifest.revision, manifest.size_bytes);
-            condition(
-                &mut status.conditions,
-                generation,
-                "Complete",
-                Some(true),
-                "Succeeded",
-                note.clone(),
-                now,
-            );
-            ("BackupSucceeded", EventType::Normal, note)
+            succeed(&mut status, generation, *manifest)
         }
         (Some(_), _) => {
             // The Pod is gone before its message was read. The agent finds the manifest in the
             // store and says so again.
             let namespace = backup.namespace().unwrap_or_default();
             let uid = running.uid();
-            context
-                .kubernetes
-                .delete::<Job>(&namespace, &running.name_any(), uid.as_deref())
-                .await?;
+            let name = running.name_any();
+            context.kubernetes.delete::<Job>(&namespace, &name, uid.as_deref()).await?;
             return Ok(Action::requeue(RUNNING));
         }
-        (None, report) => {
-            let error = match report {
-                Some(AgentReport::Failed { error }) => error,
-                _ => failed.and_then(|failed| failed.message).unwrap_or_default(),
-            };
-            condition(
-                &mut status.conditions,
-                generation,
-                "Complete",
-                Some(false),
-                "Failed",
-                error.clone(),
-                now,
-            );
-            condition(
-                &mut status.conditions,
-                generation,
-                "Failed",
-                Some(true),
-                "JobFailed",
-                error.clone(),
-                now,
-            );
-            ("BackupFailed", EventType::Warning, error)
+        (None, Some(AgentReport::Failed { error })) => fail(&mut status, generation, error),
+        (None, _) => {
+            let message = failed.and_then(|failed| failed.message).unwrap_or_default();
+            fail(&mut status, generation, message)
         }
     };
     write(context, backup, &status).await?;
-    let (reason, type_, note) = event;
-    let note = Some(note.chars().take(1000).collect());
-    let event = Event {
-        type_,
-        reason: reason.to_owned(),
-        note,
-        action: "Backup".to_owned(),
-        secondary: None,
-    };
     context.publish(&event, &backup.object_ref(&())).await;
     Ok(Action::await_change())
+}
+
+fn succeed(status: &mut EtcdBackupStatus, generation: Option<i64>, manifest: Manifest) -> Event {
+    let note = format!("revision {} in {} bytes", manifest.revision, manifest.size_bytes);
+    status.cluster_id = Some(manifest.cluster_id);
+    status.revision = Some(manifest.revision);
+    status.size_bytes = i64::try_from(manifest.size_bytes).ok();
+    status.sha256 = Some(manifest.sha256);
+    status.server_version = Some(manifest.server_version);
+    status.completed_at = Some(Time(manifest.completed_at));
+    let (now, message) = (Timestamp::now(), note.clone());
+    let conditions = &mut status.conditions;
+    condition(conditions, generation, "Complete", Some(true), "Succeeded", message, now);
+    event("BackupSucceeded", EventType::Normal, "Backup", note)
+}
+
+fn fail(status: &mut EtcdBackupStatus, generation: Option<i64>, error: String) -> Event {
+    let now = Timestamp::now();
+    let conditions = &mut status.conditions;
+    condition(conditions, generation, "Complete", Some(false), "Failed", error.clone(), now);
+    condition(conditions, generation, "Failed", Some(true), "JobFailed", error.clone(), now);
+    event("BackupFailed", EventType::Warning, "Backup", error)
+}
+
+fn event(reason: &str, type_: EventType, action: &str, note: String) -> Event {
+    let note = Some(note.chars().take(1000).collect());
+    Event { type_, reason: reason.to_owned(), note, action: action.to_owned(), secondary: None }
 }
 
 /// The termination message of the Job's newest Pod.
@@ -431,13 +412,7 @@ async fn is_deleted(
         let note = format!(
             "stored objects were not deleted: {report:?}; delete the Job {name} to try again, or remove the finalizer to keep the objects"
         );
-        let event = Event {
-            type_: EventType::Warning,
-            reason: "DeletionFailed".to_owned(),
-            note: Some(note.chars().take(1000).collect()),
-            action: "Delete".to_owned(),
-            secondary: None,
-        };
+        let event = event("DeletionFailed", EventType::Warning, "Delete", note);
         context.publish(&event, &backup.object_ref(&())).await;
         return Ok(false);
     }

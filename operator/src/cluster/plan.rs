@@ -15,6 +15,10 @@
 //!
 //! Invariant: every action that leaves here passed [`invariants::permit`].
 
+mod ensures;
+
+pub use ensures::initial_cluster;
+
 use jiff::Timestamp;
 use types::{ClusterId, MemberId};
 
@@ -150,7 +154,7 @@ pub fn plan(desired: &Desired, observed: &Observed, now: Timestamp) -> Plan {
         let refusal = Refusal { rule: "Paused", detail: "spec.paused is true".to_owned() };
         return Plan { blocked: vec![Blocked { action: "Any", refusal }], ..Plan::default() };
     }
-    let mut plan = Plan { ensures: ensures(desired, observed), ..Plan::default() };
+    let mut plan = Plan { ensures: ensures::ensures(desired, observed), ..Plan::default() };
     let steps: &[fn(&Desired, &Observed, Timestamp) -> Step] = if observed.cluster_id.is_none() {
         &[form]
     } else {
@@ -220,89 +224,6 @@ impl Action {
 
 fn wait(action: &'static str, rule: &'static str, detail: impl Into<String>) -> Step {
     Step::Wait(Blocked { action, refusal: Refusal { rule, detail: detail.into() } })
-}
-
-// === What should exist ===
-
-fn ensures(desired: &Desired, observed: &Observed) -> Vec<Ensure> {
-    let mut ensures = Vec::new();
-    if let (None, Some(bootstrap)) = (observed.cluster_id, &observed.bootstrap) {
-        let initial_state =
-            if desired.restored { InitialState::Restored } else { InitialState::New };
-        for serial in
-            bootstrap.serials.iter().filter(|serial| !observed.members.contains_key(serial))
-        {
-            ensures.push(Ensure::MemberObject { serial: *serial, initial_state });
-        }
-    }
-    for member in observed.members.values() {
-        ensures.extend(member_ensures(desired, observed, member));
-    }
-    ensures.retain(|ensure| invariants::permit_ensure(ensure, observed).is_ok());
-    ensures
-}
-
-fn member_ensures(desired: &Desired, observed: &Observed, member: &Member) -> Option<Ensure> {
-    let serial = member.serial;
-    let entry = observed.entry_of(&desired.names, member);
-    if let (Some(_), None, Some(entry)) = (observed.cluster_id, member.id, entry) {
-        return Some(Ensure::LatchMemberId { serial, id: entry.id });
-    }
-    let belongs = match (observed.cluster_id, &observed.membership) {
-        (None, _) => observed.bootstrap.as_ref()?.serials.contains(&serial),
-        // While nobody can answer, members that once belonged are kept running; those of the first
-        // start belong even if the operator died before it latched their ids.
-        (Some(_), None) => member.id.is_some() || member.initial_state != InitialState::Existing,
-        (Some(_), Some(_)) => entry.is_some(),
-    };
-    if !belongs {
-        return None;
-    }
-    match (&member.claim, &member.pod) {
-        (Claim::Unborn, _) => Some(Ensure::Claim { serial }),
-        (Claim::Unlatched { uid }, _) => Some(Ensure::LatchClaim { serial, uid: uid.clone() }),
-        (Claim::Bound, None) => Some(Ensure::Pod {
-            serial,
-            new_cluster: observed.cluster_id.is_none(),
-            initial_cluster: initial_cluster(desired, observed, member),
-        }),
-        (Claim::Bound, Some(pod)) => {
-            // I8: clients come after the cluster id is latched, and never to a learner.
-            let serving = observed.cluster_id.is_some()
-                && entry.map_or(pod.serving, |entry| !entry.learner && !entry.name.is_empty());
-            (serving != pod.serving && !pod.terminating).then(|| Ensure::Serving {
-                serial,
-                pod_uid: pod.uid.clone(),
-                serving,
-            })
-        }
-        (Claim::Lost, _) => None,
-    }
-}
-
-/// `--initial-cluster`: the frozen plan before the cluster is formed, the member list afterwards.
-/// A server with data ignores it, except that its own name must occur in it.
-pub fn initial_cluster(desired: &Desired, observed: &Observed, member: &Member) -> String {
-    let names = &desired.names;
-    let mut serials: Vec<Serial> = match (observed.cluster_id, &observed.bootstrap) {
-        (None, Some(bootstrap)) => bootstrap.serials.clone(),
-        _ => match &observed.membership {
-            Some(membership) => membership
-                .entries
-                .iter()
-                .filter_map(|entry| names.serial_of(&entry.peer_url))
-                .collect(),
-            None => {
-                observed.members.values().filter(|m| m.id.is_some()).map(|m| m.serial).collect()
-            }
-        },
-    };
-    if !serials.contains(&member.serial) {
-        serials.push(member.serial);
-    }
-    serials.sort_unstable();
-    let pairs = serials.into_iter().map(|s| format!("{}={}", names.member(s), names.peer_url(s)));
-    pairs.collect::<Vec<_>>().join(",")
 }
 
 // === Before the cluster is formed ===

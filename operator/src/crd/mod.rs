@@ -16,12 +16,14 @@
 mod backup;
 mod backup_schedule;
 mod cluster;
+mod cluster_status;
 mod member;
 mod store;
 
 pub use backup::*;
 pub use backup_schedule::*;
 pub use cluster::*;
+pub use cluster_status::*;
 pub use member::*;
 pub use store::*;
 

@@ -1,0 +1,83 @@
+//! What happens to the world without the operator's doing: users, losses, and their return.
+
+use super::*;
+
+impl World {
+    pub(super) fn disturb(&mut self) {
+        let serials: Vec<Serial> = self.objects.keys().copied().collect();
+        if serials.is_empty() {
+            return;
+        }
+        let serial = serials[self.chance.below(serials.len())];
+        let voters = self.voters().len();
+        let is_voter = self
+            .voters()
+            .iter()
+            .any(|entry| self.desired.names.serial_of(&entry.peer_url) == Some(serial));
+        // Losses for good stay within what the cluster tolerates; else nothing can be expected.
+        let affordable = if self.status.cluster_id.is_none() {
+            self.etcd.is_none()
+        } else {
+            !is_voter || self.intact_voters(Some(serial)) >= quorum(voters)
+        };
+        match self.chance.below(12) {
+            0..=2 => {
+                self.stop(serial);
+                if let Some(server) = self.servers.get_mut(&serial) {
+                    server.pod.terminating = true;
+                }
+            }
+            3 if affordable => {
+                self.stop(serial);
+                self.volumes.remove(&serial);
+                self.log.push(format!("{} claim of {serial} lost", self.now));
+            }
+            4 if affordable => self.lose_node(serial, Node::Gone),
+            5 if affordable => self.lose_node(serial, Node::Silent(self.now)),
+            6 => self.nodes.iter_mut().for_each(|node| {
+                if matches!(node, Node::Silent(_)) {
+                    *node = Node::Up;
+                }
+            }),
+            7 if affordable && voters > 1 => {
+                if let Some(object) = self.objects.get_mut(&serial) {
+                    object.deletion_requested = true;
+                    self.log.push(format!("{} {serial} is to be replaced", self.now));
+                }
+            }
+            8 => self.desired.replicas = [1, 3, 5][self.chance.below(3)],
+            9 | 10 => {
+                self.uids += 1;
+                self.desired.template = format!("t{}", self.uids);
+                if self.chance.percent(30) {
+                    self.bad_templates.insert(self.desired.template.clone());
+                }
+                self.log.push(format!("{} template {}", self.now, self.desired.template));
+            }
+            _ => {}
+        }
+    }
+
+    /// The server's process ends, and with it its leadership.
+    fn stop(&mut self, serial: Serial) {
+        let id = self.volumes.get(&serial).and_then(|v| v.data.as_ref()).map(|data| data.id);
+        if let Some(server) = self.servers.get_mut(&serial) {
+            server.running = false;
+            server.serving_since = None;
+        }
+        if let Some(etcd) = self.etcd.as_mut().filter(|etcd| id.is_some() && etcd.leader == id) {
+            etcd.leader = None;
+        }
+    }
+
+    fn lose_node(&mut self, serial: Serial, state: Node) {
+        let Some(node) = self.volumes.get(&serial).and_then(|volume| volume.node) else { return };
+        let shared = self.volumes.values().filter(|volume| volume.node == Some(node)).count();
+        if self.nodes[node] == Node::Up && shared == 1 {
+            self.stop(serial);
+            self.nodes[node] = state;
+            self.nodes.push(Node::Up);
+            self.log.push(format!("{} node {node} of {serial}: {state:?}", self.now));
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! The operator of the model: the real planner, rules and mutations, on the model's world.
+
+use super::{
+    super::{
+        invariants,
+        mutation::{Mutation, mutations},
+        plan::{Action, Ensure, plan},
+    },
+    *,
+};
+
+impl World {
+    /// One pass; `seen` is an older observation that a slow operator still decides on.
+    pub(super) fn pass(
+        &mut self,
+        seen: Option<Observed>,
+        crash_percent: usize,
+    ) -> Result<(), Died> {
+        let stale = seen.is_some();
+        let observed = seen.unwrap_or_else(|| self.observe());
+        let plan = plan(&self.desired, &observed, self.now);
+        if !stale {
+            for ensure in &plan.ensures {
+                self.die(crash_percent)?;
+                self.ensure(ensure);
+            }
+        }
+        let Some(action) = plan.action else { return Ok(()) };
+        if invariants::permit(&action, &self.desired, &self.observe(), self.now).is_err() {
+            assert!(stale, "the planner chose a forbidden action: {action:?}");
+            return Ok(());
+        }
+        self.log.push(format!("{} {action:?}", self.now));
+        *self.actions.entry(action.kind()).or_default() += 1;
+        for mutation in mutations(&action) {
+            self.die(crash_percent)?;
+            let quorum_before = self.available();
+            let single = self.voters().len() == 1;
+            if !self.mutate(&mutation, &action) {
+                break;
+            }
+            assert!(
+                !quorum_before
+                    || self.available()
+                    || (single && matches!(mutation, Mutation::DeletePod { .. })),
+                "I2-I4: {mutation:?} lost the quorum"
+            );
+            self.check();
+        }
+        Ok(())
+    }
+
+    fn die(&mut self, percent: usize) -> Result<(), Died> {
+        if self.chance.percent(percent) { Err(Died) } else { Ok(()) }
+    }
+
+    pub(super) fn ensure(&mut self, ensure: &Ensure) {
+        match ensure.clone() {
+            Ensure::MemberObject { serial, initial_state } => {
+                self.objects.entry(serial).or_insert(Object {
+                    initial_state,
+                    created_at: self.now,
+                    id: None,
+                    claim_uid: None,
+                    deletion_requested: false,
+                    join_refused: false,
+                });
+            }
+            Ensure::LatchMemberId { serial, id } => {
+                self.objects.get_mut(&serial).unwrap().id = Some(id);
+            }
+            Ensure::Claim { serial } => {
+                let uid = self.uid();
+                self.volumes.entry(serial).or_insert(Volume { uid, node: None, data: None });
+            }
+            Ensure::LatchClaim { serial, uid } => {
+                self.objects.get_mut(&serial).unwrap().claim_uid = Some(uid);
+            }
+            Ensure::Pod { serial, new_cluster, initial_cluster } => {
+                assert!(!new_cluster || self.status.cluster_id.is_none(), "I7: {serial}");
+                let pod = Pod {
+                    uid: self.uid(),
+                    template: self.desired.template.clone(),
+                    initial_cluster,
+                    terminating: false,
+                    down: Some(Cause::NotReady),
+                    serving: false,
+                };
+                let server =
+                    Server { pod, new_cluster, node: None, running: false, serving_since: None };
+                self.servers.entry(serial).or_insert(server);
+            }
+            Ensure::Serving { serial, serving, .. } => {
+                assert!(!serving || self.status.cluster_id.is_some(), "I8: {serial}");
+                self.servers.get_mut(&serial).unwrap().pod.serving = serving;
+            }
+        }
+    }
+
+    /// Returns whether the list goes on.
+    pub(super) fn mutate(&mut self, mutation: &Mutation, action: &Action) -> bool {
+        match mutation.clone() {
+            // There is one operation at a time: writing the next one forgets the one before.
+            Mutation::Intent => self.status.allocated = None,
+            Mutation::FreezeBootstrap { serials, attempt } => {
+                self.status.latest_serial = *serials.last().unwrap();
+                for serial in &serials {
+                    assert!(self.serials_used.insert(*serial), "I7: serial {serial} comes twice");
+                }
+                let token = format!("token-{attempt}");
+                let started_at = self.now;
+                self.status.bootstrap = Some(Bootstrap { token, attempt, started_at, serials });
+            }
+            Mutation::LatchCluster { cluster_id } => self.status.cluster_id = Some(cluster_id),
+            Mutation::Allocate { serial, reason } => {
+                self.status.latest_serial = serial;
+                self.status.allocated = Some(Allocation { serial, reason });
+                if reason == JoinReason::Replacement {
+                    self.status.last_replacement = Some(self.now);
+                }
+            }
+            Mutation::CreateMemberObject { serial } => {
+                assert!(self.serials_used.insert(serial), "I7: serial {serial} comes twice");
+                let initial_state = InitialState::Existing;
+                self.ensure(&Ensure::MemberObject { serial, initial_state });
+            }
+            Mutation::DeletePod { serial, uid } => {
+                let server = self.servers.get_mut(&serial).unwrap();
+                assert_eq!(server.pod.uid, uid, "the wrong Pod is deleted: {action:?}");
+                server.pod.terminating = true;
+                server.running = false;
+                server.serving_since = None;
+            }
+            Mutation::DeletePodOf { serial } => {
+                self.servers.remove(&serial);
+            }
+            Mutation::RetireClaim { serial } => {
+                if let Some(data) = self.volumes.get(&serial).and_then(|v| v.data.clone()) {
+                    assert!(
+                        self.entry(data.id).is_none(),
+                        "I5: {serial} is a member and loses its data"
+                    );
+                }
+                self.volumes.remove(&serial);
+            }
+            Mutation::DeleteMemberObject { serial } => {
+                self.objects.remove(&serial);
+            }
+            etcd => return self.mutate_etcd(&etcd),
+        }
+        true
+    }
+
+    fn mutate_etcd(&mut self, mutation: &Mutation) -> bool {
+        if !self.available() {
+            return false;
+        }
+        let all_run = self.voters().iter().all(|entry| self.runs(entry));
+        let peer_url = |serial| self.desired.names.peer_url(serial);
+        let etcd = self.etcd.as_mut().unwrap();
+        match mutation.clone() {
+            Mutation::AddLearner { serial } => {
+                if self.refuses_learners && !all_run {
+                    self.objects.get_mut(&serial).unwrap().join_refused = true;
+                    return false;
+                }
+                let peer_url = peer_url(serial);
+                assert!(etcd.entries.iter().all(|entry| entry.peer_url != peer_url), "added twice");
+                let id = id_of("join", serial);
+                etcd.entries.push(Entry { id, name: String::new(), peer_url, learner: true });
+            }
+            Mutation::Promote { id } => {
+                etcd.entries.iter_mut().find(|entry| entry.id == id).unwrap().learner = false;
+            }
+            Mutation::RemoveMember { id } => {
+                etcd.entries.retain(|entry| entry.id != id);
+                assert!(etcd.leader != Some(id), "I2: the leader was removed");
+                // The removed server stops.
+                for (serial, volume) in &self.volumes {
+                    let removed = volume.data.as_ref().is_some_and(|data| data.id == id);
+                    if let Some(server) = self.servers.get_mut(serial).filter(|_| removed) {
+                        server.running = false;
+                        server.serving_since = None;
+                    }
+                }
+            }
+            Mutation::MoveLeader { to, .. } => etcd.leader = Some(to),
+            other => unreachable!("{other:?} is not a mutation of etcd"),
+        }
+        true
+    }
+
+    pub(super) fn check(&self) {
+        let Some(etcd) = &self.etcd else { return };
+        let learners = etcd.entries.iter().filter(|entry| entry.learner).count();
+        assert!(learners <= 1, "I1: {learners} learners");
+        for server in self.servers.values().filter(|server| server.pod.serving) {
+            assert!(self.status.cluster_id.is_some(), "I8: {:?} serves clients", server.pod.uid);
+        }
+    }
+}
