@@ -273,6 +273,20 @@ fn write_restored(id: u64, disk: &Arc<SimDisk>) {
     replica::write_initial_state(disk, directory, CLUSTER, MemberId(id), &machine).unwrap();
 }
 
+/// Waits until one member leads and all know it. What a member remembers of the time before it was
+/// stopped is not enough: the leader that it names may not lead any more.
+async fn all_follow_a_leader(replicas: &[Replica]) {
+    let mut statuses: Vec<_> = replicas.iter().map(|r| r.handle().watch_status()).collect();
+    let leads = statuses.iter_mut().map(|status| {
+        Box::pin(async { status.wait_for(|status| status.is_leader()).await.unwrap().member_id })
+    });
+    let (leader, _, _) = futures_util::future::select_all(leads).await;
+    for replica in replicas {
+        let mut status = replica.handle().watch_status();
+        status.wait_for(|status| status.leader == Some(leader)).await.unwrap();
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn restored_members_elect_a_leader_and_go_on_from_the_restored_state() {
     let wires = Wires::default();
@@ -286,7 +300,7 @@ async fn restored_members_elect_a_leader_and_go_on_from_the_restored_state() {
             let members = [node(1), node(2), node(3)].into();
             replicas.push(start(id, disk, &wires, Bootstrap::New(members)).await);
         }
-        leader(&replicas.iter().collect::<Vec<_>>()).await;
+        all_follow_a_leader(&replicas).await;
         for (replica, revision) in replicas.iter().zip(41 + 3 * round..) {
             let outcome = replica.handle().propose(put("k", "v")).await.unwrap();
             let Outcome::Put(response) = outcome else { panic!("{outcome:?}") };
