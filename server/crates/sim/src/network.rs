@@ -494,6 +494,14 @@ impl Peers for NodePeers {
         Box::pin(async { Err(PeerError::Refused("deadlines belong to the edge".into())) })
     }
 
+    fn version(
+        &self,
+        _: Peer,
+        _: peerpb::VersionRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::VersionResponse>> {
+        Box::pin(async { Err(PeerError::Refused("versions belong to the edge".into())) })
+    }
+
     fn lease_time_to_live(
         &self,
         _: Peer,
