@@ -500,7 +500,8 @@ impl Appender for Shared {
         // ever. Either way the caller looks again.
         let leader = status.wait_for(|status| status.leader.is_some());
         let pause = self.sender.patience / 10;
-        if let Ok(Err(_)) = timeout(pause, leader).await {
+        let ended = matches!(timeout(pause, leader).await, Ok(Err(_)));
+        if ended {
             // Raft has ended; the queue is closed soon.
             tokio::time::sleep(pause).await;
         }
