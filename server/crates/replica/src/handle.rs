@@ -527,7 +527,12 @@ impl Appender for Shared {
         // The receiver here never marks a status as seen, so `changed` would answer at once, for
         // ever. Either way the caller looks again.
         let leader = status.wait_for(|status| status.leader.is_some());
-        let _ = timeout(self.sender.patience / 10, leader).await;
+        let pause = self.sender.patience / 10;
+        let ended = matches!(timeout(pause, leader).await, Ok(Err(_)));
+        if ended {
+            // Raft has ended; the queue is closed soon.
+            tokio::time::sleep(pause).await;
+        }
     }
 
     async fn append(

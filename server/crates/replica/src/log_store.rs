@@ -118,7 +118,8 @@ impl Shared {
         tail.evict();
     }
 
-    fn is_purged(&self, index: u64) -> bool {
+    /// Whether the entry at openraft's `index` has been purged.
+    pub(crate) fn is_purged(&self, index: u64) -> bool {
         self.tail().purged.as_ref().is_some_and(|purged| index <= purged.index())
     }
 
@@ -262,8 +263,9 @@ impl RaftLogReader<TypeConfig> for LogStore {
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
         let entries = self.shared.read(start, end, REPLICATION_BYTES_MAX);
         // A replication stream may outlive openraft's decision to send its follower a snapshot
-        // instead; the entries that it still wants are then purged under it. openraft sends a
-        // heartbeat for an empty answer, while an error would end this leader.
+        // instead; the entries that it still wants are then purged under it. An error would end this
+        // leader; for an empty answer openraft makes an empty request, by which the network knows
+        // the stream and ends it.
         if self.shared.is_purged(start) { Ok(Vec::new()) } else { entries }
     }
 

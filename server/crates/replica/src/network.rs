@@ -7,7 +7,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -57,20 +57,25 @@ impl Sender {
 
 /// Makes a [`Network`] per member.
 #[derive(Clone)]
-pub(crate) struct Networks(pub(crate) Sender);
+pub(crate) struct Networks {
+    pub(crate) sender: Sender,
+    /// How far the log is purged.
+    pub(crate) log: Arc<crate::log_store::Shared>,
+}
 
 impl RaftNetworkFactory<TypeConfig> for Networks {
     type Network = Network;
 
     async fn new_client(&mut self, target: u64, node: &Node) -> Network {
         let to = Peer { id: MemberId(target), urls: node.peer_urls.clone() };
-        Network { sender: self.0.clone(), to }
+        Network { sender: self.sender.clone(), log: self.log.clone(), to }
     }
 }
 
 /// The way to one member.
 pub(crate) struct Network {
     sender: Sender,
+    log: Arc<crate::log_store::Shared>,
     to: Peer,
 }
 
@@ -172,6 +177,21 @@ struct AnswerStream {
     received: u64,
     patience: Duration,
     ended: bool,
+    overtaken: Arc<AtomicBool>,
+}
+
+/// Why a stream of appends ends by itself.
+const OVERTAKEN: &str = "the entries that the follower needs next are purged";
+
+/// Whether this request shows that its stream has lost what it was to send. A stream may outlive
+/// openraft's decision to send a snapshot instead: the log is then purged under it, the log store has
+/// nothing to give it, and it would send empty requests for ever without looking for its next order.
+fn is_overtaken(
+    request: &AppendEntriesRequest<TypeConfig>,
+    log: &crate::log_store::Shared,
+) -> bool {
+    let next = request.prev_log_id.as_ref().map_or(0, |id| id.index() + 1);
+    request.entries.is_empty() && log.is_purged(next)
 }
 
 impl AnswerStream {
@@ -195,7 +215,8 @@ impl AnswerStream {
         let result = match answer {
             None => {
                 self.ended = true;
-                return None;
+                let overtaken = self.overtaken.load(Ordering::Acquire);
+                return overtaken.then(|| Err(network_error(OVERTAKEN)));
             }
             Some(Ok(response)) => append_result(response).map_err(unreachable),
             Some(Err(error)) => Err(rpc_error(error)),
@@ -232,7 +253,14 @@ impl RaftNetworkV2<TypeConfig> for Network {
     {
         let sent = Arc::new(AtomicU64::new(0));
         let (envelope, counter) = (self.sender.envelope(self.to.id), sent.clone());
-        let mut requests = input.map(move |request| {
+        let (log, overtaken) = (self.log.clone(), Arc::new(AtomicBool::new(false)));
+        let mark = overtaken.clone();
+        let left = input.take_while(move |request| {
+            let overtaken = is_overtaken(request, &log);
+            mark.fetch_or(overtaken, Ordering::AcqRel);
+            std::future::ready(!overtaken)
+        });
+        let mut requests = left.map(move |request| {
             counter.fetch_add(1, Ordering::AcqRel);
             Self::append_message(envelope, request)
         });
@@ -240,7 +268,12 @@ impl RaftNetworkV2<TypeConfig> for Network {
         Box::pin(async move {
             // openraft waits out its back-off when the first request is taken; a call that failed
             // before that would be tried again at once, for ever.
-            let Some(first) = requests.next().await else { return Ok(stream::empty().boxed()) };
+            let Some(first) = requests.next().await else {
+                return match overtaken.load(Ordering::Acquire) {
+                    true => Err(network_error(OVERTAKEN)),
+                    false => Ok(stream::empty().boxed()),
+                };
+            };
             let requests = stream::once(async move { first }).chain(requests).boxed();
             let call = self.sender.peers.append(self.to.clone(), requests);
             let answers = match tokio::time::timeout(patience, call).await {
@@ -249,7 +282,8 @@ impl RaftNetworkV2<TypeConfig> for Network {
                     return Err(RPCError::Timeout(self.timed_out(RPCTypes::AppendEntries)));
                 }
             };
-            let state = AnswerStream { answers, sent, received: 0, patience, ended: false };
+            let state =
+                AnswerStream { answers, sent, received: 0, patience, ended: false, overtaken };
             let results = stream::unfold(state, |mut state| async move {
                 state.next().await.map(|result| (result, state))
             });

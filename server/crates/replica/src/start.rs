@@ -180,7 +180,8 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
         patience: parts.timing.election_timeout,
     };
     let config = raft_config(parts.timing, parts.images)?;
-    let raft = Raft::new(parts.member.0, config, Networks(sender.clone()), log, machine)
+    let networks = Networks { sender: sender.clone(), log: log.shared() };
+    let raft = Raft::new(parts.member.0, config, networks, log, machine)
         .await
         .map_err(|fatal| StartError::Raft(fatal.to_string()))?;
     bootstrap(&raft, &parts.bootstrap).await?;

@@ -316,6 +316,7 @@ impl Cluster {
     pub async fn stop(&self, id: MemberId) {
         let Some(Process { life, replica, sink }) = self.take_process(id) else { return };
         self.trace.note(format_args!("stop member {}", id.0));
+        life.disk.clear_faults();
         // Others still reach it while it hands over its leadership.
         self.network.connect(&life, replica.inbound());
         let stopped = self.while_powered(&life, STOP_MAX, replica.shutdown()).await;
