@@ -20,7 +20,7 @@ const ROOMS: [(&str, &[&str]); 17] = [
     ("watch", &["mvcc", "revlog", "types", "proto"]),
     ("replica", &["wal", "disk", "revlog", "mvcc", "machine", "types", "proto"]),
     ("bbolt", &["types", "proto"]),
-    ("sim", &["replica", "machine", "disk", "watch", "types", "proto"]),
+    ("sim", &["replica", "machine", "mvcc", "revlog", "disk", "watch", "types", "proto"]),
     ("client", &["proto", "types"]),
     ("etcdctl", &["client", "proto", "types"]),
     // It makes data directories, so it needs the rooms that own their formats.
@@ -48,7 +48,7 @@ const PRIVATE: [(&str, &[&str]); 6] = [
     ("axum", &[]),
     ("hyper", &["server"]),
     ("rustls", &["server", "client", "etcdctl"]),
-    ("prometheus", &["server", "replica", "wal", "revlog"]),
+    ("prometheus", &["server", "replica", "wal", "revlog", "sim"]),
 ];
 
 /// Lines of a file before its tests.

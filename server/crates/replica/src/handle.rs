@@ -22,7 +22,7 @@ use types::{ClusterId, LeaseId, LogIndex, MemberId, Term};
 
 use crate::completion::{Mailbox, Mailboxes};
 use crate::inbound::{membership_change_message, read_index_answer, refusal_from_message};
-use crate::limits::{APPLY_LAG_MAX, SWEEP_KEYS};
+use crate::limits::{APPLY_LAG_MAX, Rules, SWEEP_KEYS};
 use crate::membership::{MembershipChange, MembershipRefusal, Situation};
 use crate::network::Sender;
 use crate::peers::{Peer, PeerError};
@@ -57,18 +57,6 @@ pub(crate) struct Shared {
     /// Changes of the member list are made one at a time.
     pub(crate) changing: Mutex<()>,
     pub(crate) rules: Rules,
-}
-
-/// What an operator may set about requests and membership.
-#[derive(Clone, Copy, Debug)]
-pub struct Rules {
-    /// How long a request may take before it is answered with a time-out: etcd's is five seconds
-    /// and two election timeouts.
-    pub request_timeout: Duration,
-    /// Whether changes that could cost the quorum are refused.
-    pub strict_reconfig: bool,
-    /// How many learners a cluster may have.
-    pub learners_max: usize,
 }
 
 /// A cheap copy of the way into a replica, for one thread.

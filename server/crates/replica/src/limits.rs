@@ -2,6 +2,18 @@
 
 use std::time::Duration;
 
+/// What an operator may set about requests and membership.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// How long a request may take before it is answered with a time-out: etcd's is five seconds
+    /// and two election timeouts.
+    pub request_timeout: Duration,
+    /// Whether changes that could cost the quorum are refused.
+    pub strict_reconfig: bool,
+    /// How many learners a cluster may have.
+    pub learners_max: usize,
+}
+
 /// Requests in one Raft entry.
 pub(crate) const BATCH_REQUESTS_MAX: usize = 1024;
 

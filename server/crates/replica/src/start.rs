@@ -19,9 +19,10 @@ use tokio::sync::{mpsc, watch};
 use types::{ClusterId, LogIndex, MemberId, Term};
 
 use crate::completion::Mailboxes;
-use crate::handle::{Handle, Rules, Shared};
+use crate::handle::{Handle, Shared};
 use crate::images::Images;
 use crate::inbound::Inbound;
+use crate::limits::Rules;
 use crate::log_store::{LogStore, WRITE_QUEUE_LENGTH};
 use crate::log_writer::{LogWriter, LogWriterPlacement, WriterThread};
 use crate::metrics::LogMetrics;

@@ -33,6 +33,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use sled::IVec;
@@ -93,20 +94,42 @@ pub struct SledStore {
     last: Mutex<Option<RecordRevision>>,
 }
 
+/// How long an earlier handle of the same store may take to let go of it.
+const RELEASE_WAIT: Duration = Duration::from_secs(10);
+
+/// Opens sled's database. Its threads end, and give up its lock, a moment after the last handle is
+/// dropped; so a lock that is held is waited for, and only one that stays held is an error.
+fn open_when_released(directory: &Path, options: &SledOptions) -> Result<sled::Db, RevStoreError> {
+    const PAUSE: Duration = Duration::from_millis(10);
+    let mut waited = Duration::ZERO;
+    loop {
+        let opened = sled::Config::new()
+            .path(directory)
+            .cache_capacity(options.cache_bytes)
+            .mode(sled::Mode::HighThroughput)
+            // Who flushes is decided above; a flush of sled's own would not be durable anyway.
+            .flush_every_ms(None)
+            .open();
+        match opened {
+            Err(sled::Error::Io(error))
+                if error.to_string().contains("could not acquire lock")
+                    && waited < RELEASE_WAIT =>
+            {
+                std::thread::sleep(PAUSE);
+                waited += PAUSE;
+            }
+            other => return other.map_err(engine_error),
+        }
+    }
+}
+
 impl SledStore {
     /// Opens the store in `directory`, creating it if there is none.
     ///
     /// # Errors
     /// `Engine` with sled's own words if it cannot read what it wrote.
     pub fn open(directory: &Path, options: SledOptions) -> Result<Self, RevStoreError> {
-        let db = sled::Config::new()
-            .path(directory)
-            .cache_capacity(options.cache_bytes)
-            .mode(sled::Mode::HighThroughput)
-            // Who flushes is decided above; a flush of sled's own would not be durable anyway.
-            .flush_every_ms(None)
-            .open()
-            .map_err(engine_error)?;
+        let db = open_when_released(directory, &options)?;
         let log_path = directory.join("db");
         let log_file = File::open(&log_path).map_err(io_error("open", &log_path))?;
         let flushed = match db.get(APPLIED_KEY).map_err(engine_error)? {
