@@ -232,12 +232,17 @@ fn form(desired: &Desired, observed: &Observed, now: Timestamp) -> Step {
     let Some(bootstrap) = &observed.bootstrap else {
         return Step::Act(freeze(desired, observed, 1));
     };
-    if let Some(membership) = &observed.membership {
-        return latch_cluster(desired, bootstrap, membership);
+    let formed = observed.membership.as_ref();
+    if let Some(membership) = formed.filter(|membership| is_of(bootstrap, desired, membership)) {
+        return Step::Act(Action::LatchCluster { cluster_id: membership.cluster_id });
     }
+    // Members of an attempt that was given up go first: they may even have formed a cluster since.
     let abandoned = observed.members.keys().find(|serial| !bootstrap.serials.contains(serial));
     if let Some(serial) = abandoned {
         return Step::Act(Action::Release { serial: *serial });
+    }
+    if formed.is_some() {
+        return wait("LatchCluster", "I7", "the members that answer are not those of the plan");
     }
     let planned = || bootstrap.serials.iter().filter_map(|serial| observed.members.get(serial));
     let lost = |member: &&Member| {
@@ -274,15 +279,13 @@ fn freeze(desired: &Desired, observed: &Observed, attempt: i32) -> Action {
     Action::FreezeBootstrap { serials, attempt }
 }
 
-fn latch_cluster(desired: &Desired, bootstrap: &Bootstrap, membership: &Membership) -> Step {
+/// Whether the list is exactly the plan's.
+fn is_of(bootstrap: &Bootstrap, desired: &Desired, membership: &Membership) -> bool {
     let known = |entry: &Entry| {
         let serial = desired.names.serial_of(&entry.peer_url);
         serial.is_some_and(|serial| bootstrap.serials.contains(&serial)) && !entry.learner
     };
-    if membership.entries.len() == bootstrap.serials.len() && membership.entries.iter().all(known) {
-        return Step::Act(Action::LatchCluster { cluster_id: membership.cluster_id });
-    }
-    wait("LatchCluster", "I7", "the members that answer are not those of the bootstrap plan")
+    membership.entries.len() == bootstrap.serials.len() && membership.entries.iter().all(known)
 }
 
 // === After the cluster is formed ===

@@ -66,6 +66,7 @@ struct Volume {
 struct Server {
     pod: Pod,
     new_cluster: bool,
+    token: String,
     node: Option<usize>,
     running: bool,
     serving_since: Option<Timestamp>,
@@ -84,6 +85,8 @@ struct Object {
 #[derive(Clone, Debug)]
 struct Etcd {
     cluster_id: ClusterId,
+    /// Of the attempt that formed it. A cluster of an attempt that was given up may still answer.
+    token: String,
     entries: Vec<Entry>,
     leader: Option<MemberId>,
     commit: u64,
@@ -266,7 +269,7 @@ impl World {
         }
         let id = if server.new_cluster {
             // Also after the cluster was formed by the others: a slow starter of the first start.
-            id_of(&self.status.bootstrap.as_ref().unwrap().token, serial)
+            id_of(&server.token, serial)
         } else {
             let Some(etcd) = &mut self.etcd else { return false };
             let expected = etcd.entries.len();
@@ -290,7 +293,7 @@ impl World {
 
     fn form(&mut self) {
         let Some(bootstrap) = self.status.bootstrap.clone() else { return };
-        if self.etcd.is_some() {
+        if self.etcd.as_ref().is_some_and(|etcd| etcd.token == bootstrap.token) {
             return;
         }
         let started = bootstrap.serials.iter().filter(|serial| {
@@ -310,7 +313,8 @@ impl World {
         };
         let entries = bootstrap.serials.iter().map(entry).collect();
         let cluster_id = ClusterId(id_of(&bootstrap.token, Serial(0)).0);
-        self.etcd = Some(Etcd { cluster_id, entries, leader: None, commit: 10 });
+        let token = bootstrap.token;
+        self.etcd = Some(Etcd { cluster_id, token, entries, leader: None, commit: 10 });
     }
 
     fn replicate(&mut self) {

@@ -426,3 +426,18 @@ fn a_recovered_cluster_starts_with_one_member() {
     let first = plan(&situation.desired, &situation.observed, now()).action;
     assert_eq!(first, Some(Action::FreezeBootstrap { serials: vec![Serial(1)], attempt: 1 }));
 }
+
+/// Found by the simulator: the members of the first attempt formed a cluster after the second
+/// attempt was frozen, and the planner waited for ever for them to be the second's.
+#[test]
+fn an_attempt_that_was_given_up_is_cleared_away_even_if_it_formed_a_cluster_since() {
+    let mut situation = situation(3);
+    situation.observed.cluster_id = None;
+    situation.observed.latest_serial = Serial(6);
+    let serials = vec![Serial(4), Serial(5), Serial(6)];
+    let token = "token-2".to_owned();
+    situation.observed.bootstrap =
+        Some(Bootstrap { token, attempt: 2, started_at: now(), serials });
+    let next = plan(&situation.desired, &situation.observed, now()).action;
+    assert_eq!(next, Some(Action::Release { serial: Serial(1) }));
+}

@@ -34,7 +34,8 @@ impl World {
         *self.actions.entry(action.kind()).or_default() += 1;
         for mutation in mutations(&action) {
             self.die(crash_percent)?;
-            let quorum_before = self.available();
+            // Before the id is latched there is no client to whom a quorum could be lost (I8).
+            let quorum_before = self.status.cluster_id.is_some() && self.available();
             let single = self.voters().len() == 1;
             if !self.mutate(&mutation, &action) {
                 break;
@@ -86,8 +87,15 @@ impl World {
                     down: Some(Cause::NotReady),
                     serving: false,
                 };
-                let server =
-                    Server { pod, new_cluster, node: None, running: false, serving_since: None };
+                let token = self.status.bootstrap.as_ref().unwrap().token.clone();
+                let server = Server {
+                    pod,
+                    new_cluster,
+                    token,
+                    node: None,
+                    running: false,
+                    serving_since: None,
+                };
                 self.servers.entry(serial).or_insert(server);
             }
             Ensure::Serving { serial, serving, .. } => {
@@ -111,7 +119,11 @@ impl World {
                 let started_at = self.now;
                 self.status.bootstrap = Some(Bootstrap { token, attempt, started_at, serials });
             }
-            Mutation::LatchCluster { cluster_id } => self.status.cluster_id = Some(cluster_id),
+            Mutation::LatchCluster { cluster_id } => {
+                let formed = &self.etcd.as_ref().unwrap().token;
+                assert_eq!(*formed, self.status.bootstrap.as_ref().unwrap().token, "I7");
+                self.status.cluster_id = Some(cluster_id);
+            }
             Mutation::Allocate { serial, reason } => {
                 self.status.latest_serial = serial;
                 self.status.allocated = Some(Allocation { serial, reason });
@@ -135,7 +147,11 @@ impl World {
                 self.servers.remove(&serial);
             }
             Mutation::RetireClaim { serial } => {
-                if let Some(data) = self.volumes.get(&serial).and_then(|v| v.data.clone()) {
+                let data = self.volumes.get(&serial).and_then(|volume| volume.data.clone());
+                // What an attempt that was given up had formed never had a client (I8).
+                let formed = self.etcd.as_ref().map(|etcd| &etcd.token);
+                let current = self.status.bootstrap.as_ref().map(|bootstrap| &bootstrap.token);
+                if let Some(data) = data.filter(|_| formed == current) {
                     assert!(
                         self.entry(data.id).is_none(),
                         "I5: {serial} is a member and loses its data"
