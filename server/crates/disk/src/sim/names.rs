@@ -209,9 +209,13 @@ impl Names {
             || self.waiting.iter().any(|step| step.inode() == inode)
     }
 
-    /// Every inode with a name.
+    /// Every inode with a name, present, durable or waiting: a name that was removed and not synced
+    /// comes back at a power loss, with its file, also when the process died in between.
     pub(super) fn all_named(&self) -> BTreeSet<Inode> {
-        reachable(&self.current)
+        let mut named = reachable(&self.current);
+        named.extend(reachable(&self.durable));
+        named.extend(self.waiting.iter().map(Step::inode));
+        named
     }
 }
 

@@ -231,3 +231,21 @@ fn a_fork_lives_its_own_life() {
     assert_eq!(read_file(&disk, Path::new("a"), 9).unwrap(), b"two");
     assert!(!fork.exists(Path::new("a")).unwrap());
 }
+
+#[test]
+fn a_removed_name_that_comes_back_after_a_process_death_and_a_power_loss_has_its_file() {
+    let mut came_back = 0;
+    for seed in 0..100 {
+        let disk = SimDisk::new(seed);
+        drop(synced_file(&disk, "a", b"kept"));
+        disk.remove_file(Path::new("a")).unwrap();
+        disk.kill();
+        disk.crash();
+        disk.restart();
+        if disk.exists(Path::new("a")).unwrap() {
+            assert_eq!(read_file(&disk, Path::new("a"), 9).unwrap(), b"kept", "seed {seed}");
+            came_back += 1;
+        }
+    }
+    assert!(came_back > 10, "{came_back}");
+}
