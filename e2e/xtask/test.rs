@@ -2,6 +2,7 @@
 //!
 //! The last line is `N passed, N failed`: tests where a step runs tests, else the step itself.
 
+use std::env;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -45,6 +46,8 @@ enum Group {
     Clippy,
     /// Unit and property tests of all rooms.
     Unit,
+    /// The simulator: many seeds, and the planted bugs that it must find.
+    Sim,
     /// Real processes: crashes, pauses, faults.
     Process,
     /// Linearizability of real processes that are killed and paused.
@@ -57,9 +60,11 @@ enum Group {
     Kubernetes,
 }
 
-/// Groups that run only when they are named, until they have proven themselves on our own programs:
-/// both have passed on Go etcd only.
-const NAMED_ONLY: [Group; 2] = [Group::Chaos, Group::Kubernetes];
+/// Groups that run only when they are named, until they have proven themselves on our own programs.
+const NAMED_ONLY: [Group; 1] = [Group::Kubernetes];
+
+/// How many seeds of the simulator a test run tries.
+const SEEDS: &str = "300";
 
 /// What the steps have come to.
 #[derive(Default)]
@@ -155,6 +160,10 @@ impl Tests<'_> {
                 let line = ["test", "--package", "e2e", "--lib", "--bins"];
                 summary.step("unit e2e", self.cargo_test("unit e2e", &line));
             }
+            Group::Sim => {
+                summary.step("simulated seeds", self.simulate(&["--seeds", SEEDS]));
+                summary.step("planted bugs", self.simulate(&["--planted"]));
+            }
             Group::Process | Group::Chaos | Group::Differential => {
                 let name = name_of(group);
                 summary.step(&name, self.test_files(&name, group));
@@ -191,6 +200,15 @@ impl Tests<'_> {
         Ok(counts)
     }
 
+    /// As a developer would call it.
+    fn simulate(&self, options: &[&str]) -> Result<Counts> {
+        let name = format!("sim {}", options.join(" "));
+        let mut command = Command::new(env::current_exe().context("find the running program")?);
+        command.arg("sim").args(options);
+        self.progress.running(&name, &self.workspace.log(&name), &mut command)?;
+        Ok(ONE)
+    }
+
     fn gofmt(&self) -> Result<Counts> {
         prerequisites::require_go()?;
         let unformatted =
@@ -205,10 +223,6 @@ impl Tests<'_> {
     /// another group are process tests.
     fn test_files(&self, name: &str, group: Group) -> Result<Counts> {
         let mut line = vec!["test".to_owned(), "--package".to_owned(), "e2e".to_owned()];
-        // As many calls as it needs take too long on programs that are compiled quickly.
-        if group == Group::Chaos {
-            line.push("--release".to_owned());
-        }
         for entry in fs::read_dir(self.workspace.join("e2e/tests")).context("list e2e/tests")? {
             let path = entry?.path();
             let (Some(stem), Some("rs")) = (

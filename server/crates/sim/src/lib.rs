@@ -13,9 +13,9 @@
 //! paused clock, so a run takes no longer than its work, and is the same every time.
 //!
 //! # Exactness
-//! tokio chooses by chance in places; its seed can be set only under `--cfg tokio_unstable`.
-//! `cargo xtask sim` builds with it. Without it the checks are as strict, but a run that fails may
-//! not fail again.
+//! tokio chooses by chance in places; its seed can be set only under `--cfg tokio_unstable`, which
+//! `.cargo/config.toml` sets. Where `RUSTFLAGS` takes its place the checks are as strict, but a run
+//! that fails may not fail again.
 //!
 //! # Invariants
 //! - A seed decides everything; nothing here reads a clock, the environment or the order of a hash
