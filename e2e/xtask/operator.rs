@@ -25,11 +25,6 @@ pub(crate) struct Operator<'a> {
 }
 
 impl Operator<'_> {
-    /// Whether this clone has the operator's chart and example.
-    pub(crate) fn is_here(workspace: &Workspace) -> bool {
-        workspace.join(CHART).exists() && workspace.join(EXAMPLE).exists()
-    }
-
     /// Installs the operator with this image, applies the example and waits until it is Ready.
     pub(crate) fn install(&self, image: &str) -> Result<()> {
         let named = image
