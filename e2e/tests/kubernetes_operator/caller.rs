@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use client::{Client, Config, Error, TlsOptions, prefix_range_end};
+use e2e::kubernetes::wait;
 use proto::etcdserverpb::{
     HashKvRequest, PutRequest, RangeRequest, RangeResponse, StatusRequest, StatusResponse,
 };
@@ -13,7 +14,11 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::Instant;
 
 /// How long one call may take.
-const CALL: Duration = Duration::from_secs(5);
+const CALL: Duration = Duration::from_secs(20);
+/// How long it may take until there is a connection: kube-proxy learns of Pods with a delay, and
+/// until then sends connections to where nobody is any more.
+const CONNECTED: Duration = Duration::from_secs(30);
+const PROBE: Duration = Duration::from_secs(2);
 
 pub(crate) struct Caller {
     runtime: Runtime,
@@ -37,6 +42,20 @@ impl Caller {
         };
         let client = runtime.block_on(Client::connect(config))?;
         Ok(Self { runtime, client })
+    }
+
+    /// The same, once it has a connection that serves.
+    pub(crate) fn connected(address: &str, name: &str, certificates: PathBuf) -> Result<Self> {
+        wait::until(&format!("{name} at {address} serves"), CONNECTED, || {
+            let caller = Self::new(address, name, certificates.clone())?;
+            let probe = RangeRequest {
+                key: Bytes::from_static(b"\0"),
+                serializable: true,
+                ..RangeRequest::default()
+            };
+            caller.call(PROBE, async move |client| client.range(probe).await)?;
+            Ok(caller)
+        })
     }
 
     /// Calls with a deadline; answers etcd's own error.

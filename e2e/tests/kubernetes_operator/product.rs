@@ -179,7 +179,7 @@ impl<'a> Etcd<'a> {
         let service = self.namespace.get(&format!("service {}-client", self.name))?;
         let address = text(&service["spec"]["clusterIP"]);
         let name = format!("{}-client.{}.svc", self.name, self.namespace.name());
-        Caller::new(&address, &name, self.certificates()?)
+        Caller::connected(&address, &name, self.certificates()?)
     }
 
     /// A client of one member.
@@ -187,7 +187,7 @@ impl<'a> Etcd<'a> {
         let pod = self.namespace.get(&format!("pod {member}"))?;
         let address = text(&pod["status"]["podIP"]);
         let host = format!("{member}.{}-peers.{}.svc", self.name, self.namespace.name());
-        Caller::new(&address, &host, self.certificates()?)
+        Caller::connected(&address, &host, self.certificates()?)
     }
 
     /// The Secret that the operator makes for clients, as files.
