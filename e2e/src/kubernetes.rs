@@ -23,6 +23,7 @@ mod control_plane;
 pub mod images;
 pub mod launch;
 pub mod layout;
+mod namespace;
 pub mod network;
 mod node;
 pub mod node_init;
@@ -48,6 +49,7 @@ use cgroup::Cgroups;
 pub use launch::Lifetime;
 use launch::Started;
 pub use layout::{Layout, NodeNumber};
+pub use namespace::Namespace;
 use program::Program;
 pub use sweep::sweep;
 
@@ -111,6 +113,13 @@ impl Cluster {
         cluster.keep(starter.controllers()?);
         cluster.wait_until_ready()?;
         Ok(cluster)
+    }
+
+    /// The cluster that a test is to run on.
+    pub fn of_environment() -> Result<Self> {
+        let state = env::var_os("KEELSON_STATE")
+            .context("KEELSON_STATE is not set: run `cargo xtask test --only kubernetes`")?;
+        Self::attach(&PathBuf::from(state))
     }
 
     /// The cluster that is running on a state directory.

@@ -3,87 +3,24 @@
 //!
 //! The tests run one after another, because some take nodes away, and each gives back what it took.
 
-use std::env;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use e2e::kubernetes::{Cluster, NodeNumber, object_store, wait};
+use e2e::kubernetes::{Cluster, Namespace, NodeNumber, object_store, wait};
 
 const READY: Duration = Duration::from_secs(60);
 /// Twice what the settings (6 s of grace, 5 s of toleration) make of it on a quiet machine.
 const NODE_LOSS: Duration = Duration::from_secs(40);
 
 fn cluster() -> Result<Cluster> {
-    let state = env::var_os("KEELSON_STATE")
-        .context("KEELSON_STATE is not set: run `cargo xtask test --only kubernetes`")?;
-    Cluster::attach(&PathBuf::from(state))
+    Cluster::of_environment()
 }
 
-/// A namespace that goes with the test.
-struct Namespace<'a> {
-    cluster: &'a Cluster,
-    name: &'static str,
-}
-
-impl<'a> Namespace<'a> {
-    fn new(cluster: &'a Cluster, name: &'static str) -> Result<Self> {
-        cluster.access().kubectl(["create", "namespace", name]).run()?;
-        wait::until("the namespace has its ServiceAccount", READY, || {
-            cluster.access().kubectl(["-n", name, "get", "serviceaccount", "default"]).run()
-        })?;
-        Ok(Self { cluster, name })
-    }
-
-    fn kubectl(&self, line: &str) -> Result<String> {
-        self.cluster.access().kubectl(["-n", self.name]).words(line).run()
-    }
-
-    fn apply(&self, objects: &str) -> Result<()> {
-        self.cluster
-            .access()
-            .kubectl(["-n", self.name, "apply", "-f", "-"])
-            .input(objects)
-            .run()
-            .map(drop)
-    }
-
-    fn shell(&self, pod: &str, script: &str) -> Result<String> {
-        let program =
-            self.cluster.access().kubectl(["-n", self.name, "exec", pod, "--", "sh", "-c", script]);
-        program.run().map(|output| output.trim().to_owned())
-    }
-
-    fn wait_for(&self, object: &str, jsonpath: &str, value: &str, limit: Duration) -> Result<()> {
-        let object = format!("-n {} {object}", self.name);
-        self.cluster.access().wait_for_value(&object, jsonpath, value, limit)
-    }
-
-    fn node_of(&self, pod: &str) -> Result<NodeNumber> {
-        let name = self.kubectl(&format!("get pod {pod} -o jsonpath={{.spec.nodeName}}"))?;
-        let nodes = self.cluster.nodes().iter();
-        nodes
-            .copied()
-            .find(|node| node.to_string() == name)
-            .ok_or_else(|| anyhow!("{pod} is on {name:?}, which is no node"))
-    }
-
-    /// A StatefulSet of `replicas` on different nodes, each with a volume at /data and its own name
-    /// served over HTTP, and a headless and an ordinary Service before it.
-    fn stateful(&self, replicas: usize) -> Result<()> {
-        self.apply(&STATEFUL.replace("REPLICAS", &replicas.to_string()))?;
-        self.wait_for("statefulset web", "{.status.readyReplicas}", &replicas.to_string(), READY)
-    }
-}
-
-impl Drop for Namespace<'_> {
-    fn drop(&mut self) {
-        let access = self.cluster.access();
-        let removed = access.kubectl(["delete", "namespace", self.name, "--timeout=60s"]).run();
-        if let Err(error) = removed {
-            eprintln!("namespace {}: {error:#}", self.name);
-        }
-    }
+/// A StatefulSet of `replicas` on different nodes, each with a volume at /data and its own name
+/// served over HTTP, and a headless and an ordinary Service before it.
+fn stateful(namespace: &Namespace, replicas: usize) -> Result<()> {
+    namespace.apply(&STATEFUL.replace("REPLICAS", &replicas.to_string()))?;
+    namespace.wait_for("statefulset web", "{.status.readyReplicas}", &replicas.to_string(), READY)
 }
 
 const STATEFUL: &str = r#"
@@ -129,7 +66,7 @@ spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
 fn pods_of_different_nodes_find_each_other_by_name_and_by_service() -> Result<()> {
     let cluster = cluster()?;
     let namespace = Namespace::new(&cluster, "names")?;
-    namespace.stateful(3)?;
+    stateful(&namespace, 3)?;
     let mut nodes = Vec::new();
     for pod in ["web-0", "web-1", "web-2"] {
         nodes.push(namespace.node_of(pod)?);
@@ -194,7 +131,7 @@ spec:
 fn a_volume_has_its_size_keeps_its_data_and_grows_while_in_use() -> Result<()> {
     let cluster = cluster()?;
     let namespace = Namespace::new(&cluster, "volumes")?;
-    namespace.stateful(1)?;
+    stateful(&namespace, 1)?;
     let blocks = || namespace.shell("web-0", "stat -f -c %b /data")?.parse::<u64>().context("%b");
     let fill = "dd if=/dev/zero of=/data/fill bs=1M count=1000; rm /data/fill";
     let full = namespace.shell("web-0", &format!("{{ {fill}; }} 2>&1"))?;
@@ -220,7 +157,7 @@ fn a_volume_has_its_size_keeps_its_data_and_grows_while_in_use() -> Result<()> {
 fn a_pod_moves_with_its_volume_when_its_node_is_powered_off_for_good() -> Result<()> {
     let cluster = cluster()?;
     let namespace = Namespace::new(&cluster, "failover")?;
-    namespace.stateful(1)?;
+    stateful(&namespace, 1)?;
     namespace.shell("web-0", "echo kept > /data/kept && sync")?;
     let lost = namespace.node_of("web-0")?;
 
@@ -244,7 +181,7 @@ fn a_pod_moves_with_its_volume_when_its_node_is_powered_off_for_good() -> Result
 fn a_node_that_reboots_runs_its_pods_again() -> Result<()> {
     let cluster = cluster()?;
     let namespace = Namespace::new(&cluster, "reboot")?;
-    namespace.stateful(1)?;
+    stateful(&namespace, 1)?;
     let node = namespace.node_of("web-0")?;
     cluster.power_off(node)?;
     cluster.power_on(node)?;

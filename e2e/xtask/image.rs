@@ -3,7 +3,7 @@
 //! ```text
 //! <state>/image/rootfs/      the root file system; e2e/image/Dockerfile copies the same
 //! <state>/image/oci/         OCI layout
-//! <state>/image/keelson.tar  for `ctr images import`, `podman load`, `docker load`
+//! <state>/image/keelson-VERSION.tar  for `ctr images import`, `podman load`, `docker load`
 //! ```
 //!
 //! It is made from nothing: the programs, the C library's files that they ask for, and the few files
@@ -53,34 +53,60 @@ pub(crate) fn build(
     Ok(built)
 }
 
-/// Makes the image of programs that are built.
+/// Makes the image of programs that are built. Its tag is the version of etcd that its server
+/// reports, because that is what `spec.version` of an EtcdCluster names.
 pub(crate) fn assemble(
     workspace: &Workspace,
     progress: &Progress,
     profile: Profile,
 ) -> Result<Built> {
-    let directory = workspace.state().join("image");
+    let programs = PROGRAMS.map(|(_, name)| workspace.program(profile, name));
+    assemble_of(progress, &programs, &workspace.state().join("image"))
+}
+
+/// Builds the server a second time, as one that reports the next version, and makes its image: what
+/// a rolling upgrade goes to. Our programs must be built again afterwards, since the two servers
+/// share a file name.
+pub(crate) fn assemble_next(
+    workspace: &Workspace,
+    progress: &Progress,
+    profile: Profile,
+) -> Result<Built> {
+    workspace.build_programs_with(progress, profile, &["--features", "server/next-version"])?;
+    let programs = PROGRAMS.map(|(_, name)| workspace.program(profile, name));
+    assemble_of(progress, &programs, &workspace.state().join("image-next"))
+}
+
+fn assemble_of(progress: &Progress, programs: &[PathBuf], directory: &Path) -> Result<Built> {
     let root = directory.join("rootfs");
-    let name = format!("{REPOSITORY}:{}", workspace.version());
     progress.working("assemble the image", || {
-        write_root(workspace, profile, &root)?;
+        write_root(programs, &root)?;
+        let version = reported_version(&root.join("usr/local/bin/etcd"))?;
+        let name = format!("{REPOSITORY}:{version}");
         let image = Image {
             name: name.clone(),
             entrypoint: vec!["/usr/local/bin/etcd".to_owned()],
             user: format!("{USER}:{USER}"),
             labels: vec![
                 ("org.opencontainers.image.title".to_owned(), "keelson".to_owned()),
-                ("org.opencontainers.image.version".to_owned(), workspace.version().to_owned()),
+                ("org.opencontainers.image.version".to_owned(), version.clone()),
                 ("org.opencontainers.image.licenses".to_owned(), "Apache-2.0".to_owned()),
             ],
         };
-        let tarball = directory.join("keelson.tar");
+        let tarball = directory.join(format!("keelson-{version}.tar"));
         let digest = image.write_tarball(&root, &directory.join("oci"), &tarball)?;
-        Ok(Built { name: name.clone(), tarball, root: root.clone(), digest })
+        Ok(Built { name, tarball, root: root.clone(), digest })
     })
 }
 
-fn write_root(workspace: &Workspace, profile: Profile, root: &Path) -> Result<()> {
+/// The version of etcd in the first line of `etcd --version`.
+fn reported_version(etcd: &Path) -> Result<String> {
+    let report = Program::new(etcd).words("--version").run()?;
+    let version = report.lines().next().and_then(|line| line.strip_prefix("etcd Version: "));
+    version.map(str::to_owned).with_context(|| format!("etcd --version answered {report:?}"))
+}
+
+fn write_root(programs: &[PathBuf], root: &Path) -> Result<()> {
     if root.exists() {
         fs::remove_dir_all(root).with_context(|| format!("clear {}", root.display()))?;
     }
@@ -99,13 +125,10 @@ fn write_root(workspace: &Workspace, profile: Profile, root: &Path) -> Result<()
     ] {
         fs::write(root.join(file), text).with_context(|| file.to_owned())?;
     }
-    for (_, name) in PROGRAMS {
-        let program = workspace.program(profile, name);
-        if !program.exists() {
-            continue; // `build_programs` has said so.
-        }
-        copy(&program, &root.join("usr/local/bin").join(name))?;
-        copy_libraries(&program, root)?;
+    for program in programs {
+        let name = program.file_name().context("a program has a name")?;
+        copy(program, &root.join("usr/local/bin").join(name))?;
+        copy_libraries(program, root)?;
     }
     Ok(())
 }

@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use e2e::kubernetes::{Access, wait};
+use serde_json::json;
 
 use crate::progress::Progress;
 use crate::workspace::Workspace;
 
 const CHART: &str = "charts/etcd-operator";
 const EXAMPLE: &str = "manifests/examples/three-members.yaml";
+/// On all that belongs to the example: its name is in the file.
+const EXAMPLE_LABEL: &str = "etcd.keelson.dev/cluster=example";
 const NAMESPACE: &str = "etcd-operator";
 const RELEASE: &str = "etcd-operator";
 
@@ -22,19 +25,14 @@ pub(crate) struct Operator<'a> {
 }
 
 impl Operator<'_> {
-    /// Whether this clone has the operator's chart and example.
-    pub(crate) fn is_here(workspace: &Workspace) -> bool {
-        workspace.join(CHART).exists() && workspace.join(EXAMPLE).exists()
-    }
-
     /// Installs the operator with this image, applies the example and waits until it is Ready.
     pub(crate) fn install(&self, image: &str) -> Result<()> {
-        let (repository, tag) = image
+        let named = image
             .rsplit_once(':')
             .with_context(|| format!("{image} has no tag: name it as repository:tag"))?;
         let chart = self.workspace.join(CHART).display().to_string();
         let (repository, tag) =
-            (format!("image.repository={repository}"), format!("image.tag={tag}"));
+            (format!("image.repository={}", named.0), format!("image.tag={}", named.1));
         self.progress.working("install the operator with its Helm chart", || {
             self.access
                 .helm(["upgrade", "--install", RELEASE, &chart, "--namespace", NAMESPACE])
@@ -48,25 +46,27 @@ impl Operator<'_> {
             self.access.kubectl(["apply", "-f", &example]).run()
         })?;
         let cluster = self.cluster()?;
+        // The example names no image, because its default is what we ship.
+        let (repository, tag) = named;
+        let spec = json!({ "spec": { "image": { "repository": repository, "tag": tag } } });
+        let patch = format!("--patch={spec}");
+        self.access.kubectl(["patch", &cluster, "--type=merge", &patch]).run()?;
         self.progress.working(&format!("wait until {cluster} is Ready"), || {
             self.access
                 .kubectl(["wait", "--for=condition=Ready", "--timeout=300s", &cluster])
                 .limit(Duration::from_secs(320))
                 .run()
         })?;
-        self.prove(&cluster)
+        self.prove(&cluster)?;
+        self.progress.working("wait for the first backup", || self.first_backup())
     }
 
     /// Removes the example, then the operator, then its kinds: in this order, because only a running
     /// operator can take its finalizers off.
     pub(crate) fn remove(&self) -> Result<()> {
-        let example = self.example();
-        self.progress.working("delete the example", || {
-            self.access
-                .kubectl(["delete", "--ignore-not-found", "--wait=true", "-f", &example])
-                .limit(Duration::from_secs(180))
-                .run()
-        })?;
+        if self.knows_our_kinds()? {
+            self.progress.working("delete the example", || self.delete_example())?;
+        }
         self.progress.working("uninstall the operator", || {
             self.access
                 .helm(["uninstall", RELEASE, "--namespace", NAMESPACE, "--wait"])
@@ -83,6 +83,29 @@ impl Operator<'_> {
         Ok(())
     }
 
+    fn knows_our_kinds(&self) -> Result<bool> {
+        let line = ["get", "customresourcedefinition", "etcdclusters.etcd.keelson.dev"];
+        let found = self.access.kubectl(line).words("--ignore-not-found -o name").run()?;
+        Ok(!found.is_empty())
+    }
+
+    /// The schedule first, so that it makes no more backups; then those it has made, which outlive
+    /// it, while the volume that they are on is still there.
+    fn delete_example(&self) -> Result<()> {
+        for kind in ["etcdbackupschedules", "etcdbackups"] {
+            self.access
+                .kubectl(["delete", kind, "--ignore-not-found", "--wait=true"])
+                .args(["--selector", EXAMPLE_LABEL, "--timeout=150s"])
+                .limit(Duration::from_secs(180))
+                .run()?;
+        }
+        self.access
+            .kubectl(["delete", "--ignore-not-found", "--wait=true", "-f", &self.example()])
+            .limit(Duration::from_secs(180))
+            .run()
+            .map(drop)
+    }
+
     fn example(&self) -> String {
         let path: PathBuf = self.workspace.join(EXAMPLE);
         path.display().to_string()
@@ -93,6 +116,16 @@ impl Operator<'_> {
         let names = self.access.kubectl(["get", "-o", "name", "-f", &self.example()]).run()?;
         let cluster = names.lines().find(|name| name.starts_with("etcdcluster."));
         cluster.map(str::to_owned).ok_or_else(|| anyhow!("{EXAMPLE} has no EtcdCluster"))
+    }
+
+    /// The schedule of the example takes its first backup at once.
+    fn first_backup(&self) -> Result<()> {
+        let complete = r#"jsonpath={.items[*].status.conditions[?(@.type=="Complete")].status}"#;
+        wait::until("the first backup is complete", Duration::from_secs(120), || {
+            let kubectl = self.access.kubectl(["get", "etcdbackups", "-o", complete]);
+            let found = kubectl.args(["--selector", EXAMPLE_LABEL]).run()?;
+            if found.contains("True") { Ok(()) } else { Err(anyhow!("it is {found:?}")) }
+        })
     }
 
     /// A key goes in through one member and comes out of another.

@@ -172,7 +172,11 @@ impl Tests<'_> {
                 summary.step("image", self.image());
                 summary.step("Dockerfile", self.dockerfile());
             }
-            Group::Kubernetes => summary.step("kubernetes", self.kubernetes()),
+            Group::Kubernetes => {
+                if let Err(error) = self.kubernetes(summary) {
+                    summary.step("kubernetes", Err(error));
+                }
+            }
         }
     }
 
@@ -293,30 +297,39 @@ impl Tests<'_> {
         Ok(ONE)
     }
 
-    fn kubernetes(&self) -> Result<Counts> {
+    /// The tests on a local Kubernetes, and at their end what its apiserver thought of our store.
+    fn kubernetes(&self, summary: &mut Summary) -> Result<()> {
         let (workspace, progress) = (self.workspace, self.progress);
         let profile = Profile::chosen(!self.options.release);
         prerequisites::for_kubernetes(workspace, progress)?;
         workspace.build_peers(progress)?;
+        // The next version first: the programs that stay are those that are shipped.
+        let next = image::assemble_next(workspace, progress, profile)?;
         workspace.build_programs(progress, profile)?;
         let image = image::assemble(workspace, progress, profile)?;
         let store =
             self.options.store.clone().unwrap_or_else(|| workspace.program(profile, "etcd"));
+        let line = KUBERNETES_TESTS.iter().flat_map(|name| ["--test", *name]);
+        let line: Vec<&str> = ["test", "--package", "e2e", "--features", "cluster", "--no-fail-fast"]
+            .into_iter()
+            .chain(line)
+            .collect();
+        // Compiled before the cluster runs, which would only be in the way.
+        let compile: Vec<&str> = line.iter().copied().chain(["--no-run"]).collect();
+        let (what, log) = ("compile the cluster tests", workspace.log("kubernetes-compile"));
+        progress.running(what, &log, &mut workspace.cargo(&compile))?;
+
         let cluster = up::start_cluster(workspace, progress, store, Lifetime::Caller)?;
-        progress.working("load the image into the nodes", || cluster.load_image(&image.tarball))?;
-        let line = [
-            "test",
-            "--package",
-            "e2e",
-            "--features",
-            "cluster",
-            "--test",
-            "kubernetes",
-            "--",
-            "--test-threads=1",
-            "--nocapture",
-        ];
-        let result = self.cargo_test("kubernetes", &line);
+        progress.working("load the images into the nodes", || {
+            cluster.load_image(&image.tarball)?;
+            cluster.load_image(&next.tarball)
+        })?;
+        let run: Vec<&str> =
+            line.iter().copied().chain(["--", "--test-threads=1", "--nocapture"]).collect();
+        summary.step("kubernetes", self.cargo_test("kubernetes", &run));
+        let said = fs::read_to_string(cluster.layout().log("kube-apiserver"));
+        let said = said.context("read what kube-apiserver has logged");
+        summary.step("kube-apiserver's log", said.and_then(|log| storage_errors(&log)));
         // Kept also when all went well: they say how long things took.
         let logs = workspace.state().join("logs/cluster");
         if logs.exists() {
@@ -324,8 +337,36 @@ impl Tests<'_> {
         }
         fs::rename(cluster.layout().join("logs"), &logs).context("keep the cluster's logs")?;
         progress.say(&format!("  the cluster's logs are in {}", logs.display()));
-        progress.working("remove the local Kubernetes", || cluster.stop())?;
-        result
+        progress.working("remove the local Kubernetes", || cluster.stop())
+    }
+}
+
+/// The targets of the group `kubernetes`, in the order in which cargo runs them.
+const KUBERNETES_TESTS: [&str; 3] = ["kubernetes", "kubernetes_operator", "kubernetes_store"];
+
+/// What kube-apiserver writes when its store has failed it.
+const STORAGE_ERRORS: [&str; 7] = [
+    "etcdserver:",
+    "etcd client:",
+    "StorageError",
+    "storage is (re)initializing",
+    "watch chan error",
+    "rpc error: code = Internal",
+    "inconsistency",
+];
+
+/// What it writes about compaction and conflicts, which is their ordinary course.
+const ORDINARY: [&str; 2] = ["required revision has been compacted", "leaderChanged"];
+
+fn storage_errors(log: &str) -> Result<Counts> {
+    let is_error = |line: &&str| {
+        STORAGE_ERRORS.iter().any(|error| line.contains(error))
+            && !ORDINARY.iter().any(|ordinary| line.contains(ordinary))
+    };
+    let found: Vec<&str> = log.lines().filter(is_error).collect();
+    match found.first() {
+        None => Ok(ONE),
+        Some(first) => bail!("{} storage errors, the first: {first}", found.len()),
     }
 }
 
@@ -364,6 +405,28 @@ mod tests {
             test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured\n";
         let counts = count_results(output);
         assert_eq!((counts.passed, counts.failed), (15, 2));
+    }
+
+    #[test]
+    fn errors_of_the_store_are_found_among_what_the_apiserver_logs() {
+        let fine = "W1121 15:00:00 watcher.go: watch chan error: etcdserver: mvcc: required \
+            revision has been compacted\nI1121 15:00:01 httplog.go: \"HTTP\" verb=\"GET\"\n";
+        assert!(storage_errors(fine).is_ok());
+        let bad = format!("{fine}E1121 15:00:02 status.go: rpc error: etcdserver: no leader\n");
+        let error = storage_errors(&bad).err().unwrap().to_string();
+        assert!(error.contains("1 storage errors") && error.contains("no leader"), "{error}");
+    }
+
+    #[test]
+    fn every_test_file_of_the_cluster_is_run() {
+        let mut files: Vec<String> = fs::read_dir("tests")
+            .unwrap()
+            .filter_map(|entry| entry.unwrap().file_name().into_string().ok())
+            .filter_map(|name| name.strip_suffix(".rs").map(str::to_owned))
+            .filter(|name| group_of(name) == Group::Kubernetes)
+            .collect();
+        files.sort();
+        assert_eq!(files, KUBERNETES_TESTS);
     }
 
     #[test]

@@ -28,6 +28,9 @@ pub(crate) struct Options {
     /// Another etcd as the local Kubernetes' own store, for comparison.
     #[arg(long, value_name = "PROGRAM", conflicts_with_all = ["no_kubernetes", "context"])]
     store: Option<PathBuf>,
+    /// Only the Kubernetes, with the images that the cluster tests need; they install the rest.
+    #[arg(long, conflicts_with_all = ["no_kubernetes", "context"])]
+    for_tests: bool,
     /// Compile our programs quickly instead of well.
     #[arg(long)]
     dev: bool,
@@ -51,16 +54,24 @@ pub(crate) fn up(workspace: &Workspace, progress: &Progress, options: &Options) 
     prerequisites::for_kubernetes(workspace, progress)?;
     Layout::new(workspace.state())?;
     workspace.build_peers(progress)?;
+    // The next version first: the programs that stay are those that are shipped.
+    let next = match options.for_tests {
+        true => Some(image::assemble_next(workspace, progress, profile)?),
+        false => None,
+    };
     workspace.build_programs(progress, profile)?;
     let image = image::assemble(workspace, progress, profile)?;
     let store = options.store.clone().unwrap_or_else(|| workspace.program(profile, "etcd"));
     let cluster = start_cluster(workspace, progress, store, Lifetime::Detached)?;
     progress.working("load the image into the nodes", || cluster.load_image(&image.tarball))?;
-    if Operator::is_here(workspace) {
-        Operator { workspace, progress, access: cluster.access() }.install(&image.name)?;
-    } else {
-        progress.say("the Kubernetes is ready; this clone has no operator chart to install yet");
+    if let Some(next) = next {
+        progress
+            .working("load the next version into the nodes", || cluster.load_image(&next.tarball))?;
+        println!("\nTry next:\n  export KEELSON_STATE={}", workspace.state().display());
+        println!("  cargo test -p e2e --features cluster --test kubernetes_operator -- --test-threads=1");
+        return Ok(());
     }
+    Operator { workspace, progress, access: cluster.access() }.install(&image.name)?;
     say_what_next(workspace, cluster.access());
     Ok(())
 }
@@ -92,9 +103,6 @@ fn up_on(
     context: &str,
     options: &Options,
 ) -> Result<()> {
-    if !Operator::is_here(workspace) {
-        bail!("this clone has no operator chart to install yet");
-    }
     let access = existing(workspace, progress, context)?;
     access
         .kubectl(["get", "--raw=/readyz"])
@@ -180,9 +188,9 @@ fn say_what_next(workspace: &Workspace, access: &Access) {
         println!("  kubectl config use-context {context}");
     }
     println!("  kubectl get nodes,pods -A");
-    if Operator::is_here(workspace) {
-        println!("  kubectl get etcdclusters,etcdmembers,etcdbackups -A");
-        println!("  kubectl delete pod --selector etcd.keelson.dev/cluster   # and watch it heal");
-    }
+    println!("  kubectl get etcdclusters,etcdmembers,etcdbackups -A");
+    println!("  kubectl exec example-1 -- etcdctl member list --write-out=table");
+    println!("  kubectl scale etcdcluster example --replicas=5   # and back");
+    println!("  kubectl delete pod example-1                     # and watch it come back");
     println!("  cargo xtask down");
 }

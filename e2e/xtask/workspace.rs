@@ -84,10 +84,6 @@ impl Workspace {
         self.target.join(profile.directory()).join(name)
     }
 
-    pub(crate) fn version(&self) -> &'static str {
-        env!("CARGO_PKG_VERSION")
-    }
-
     /// A cargo command line in this workspace.
     pub(crate) fn cargo(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -104,7 +100,18 @@ impl Workspace {
 
     /// Builds the product's programs.
     pub(crate) fn build_programs(&self, progress: &Progress, profile: Profile) -> Result<()> {
+        self.build_programs_with(progress, profile, &[])
+    }
+
+    /// The same with further arguments of `cargo build`.
+    pub(crate) fn build_programs_with(
+        &self,
+        progress: &Progress,
+        profile: Profile,
+        further: &[&str],
+    ) -> Result<()> {
         let mut arguments = vec!["build", "--locked"];
+        arguments.extend(further);
         if profile == Profile::Release {
             arguments.push("--release");
         }

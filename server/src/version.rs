@@ -1,7 +1,10 @@
 //! The versions this build reports.
 
 /// The etcd version this server is compatible with; clients parse it.
-pub const ETCD: &str = "3.7.3";
+///
+/// The feature `next-version` makes a build that calls itself the next patch release and is otherwise
+/// the same: what a rolling upgrade is proven with before there are two releases.
+pub const ETCD: &str = if cfg!(feature = "next-version") { "3.7.4" } else { "3.7.3" };
 
 /// The version a cluster of such members agrees on.
 pub const CLUSTER: &str = "3.7.0";

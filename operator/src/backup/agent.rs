@@ -29,6 +29,9 @@ const PART_BYTES: usize = 8 << 20;
 /// Parts in flight. With the part size this bounds the memory of an upload.
 const PARTS_MAX: usize = 4;
 
+/// What our `etcdutl` asks for where a snapshot has users that its server could not enforce.
+const DROP_AUTH: &str = "--drop-auth";
+
 /// What a backup is made of.
 #[derive(Clone, Debug)]
 pub struct BackupOrder {
@@ -257,9 +260,28 @@ async fn download(
 }
 
 async fn run_etcdutl(order: &RestoreOrder, snapshot: &Path, into: &Path) -> Result<(), AgentError> {
+    let Err(refused) = try_etcdutl(order, snapshot, into, &[]).await else { return Ok(()) };
+    let asks_for_it = matches!(
+        &refused,
+        AgentError::Restore { output, .. } if output.contains(DROP_AUTH)
+    );
+    if !asks_for_it {
+        return Err(refused);
+    }
+    // The data is worth more than the users: they are known and can be made again.
+    tracing::warn!(%refused, "restoring without users and roles; make them again");
+    try_etcdutl(order, snapshot, into, &[DROP_AUTH]).await
+}
+
+async fn try_etcdutl(
+    order: &RestoreOrder,
+    snapshot: &Path,
+    into: &Path,
+    further: &[&str],
+) -> Result<(), AgentError> {
     let mut command = tokio::process::Command::new(&order.etcdutl);
     command.args(["snapshot", "restore"]).arg(snapshot).arg("--data-dir").arg(into);
-    command.args(&order.arguments);
+    command.args(&order.arguments).args(further);
     if order.bump_revision > 0 {
         // Watchers must see a compaction and never an old revision again.
         command.arg("--bump-revision").arg(order.bump_revision.to_string()).arg("--mark-compacted");
@@ -383,6 +405,27 @@ mod tests {
         std::fs::write(directory.path().join("data/db"), b"written since").unwrap();
         restore(&order, store).await.unwrap();
         assert_eq!(std::fs::read(directory.path().join("data/db")).unwrap(), b"written since");
+    }
+
+    #[tokio::test]
+    async fn users_are_left_out_only_where_etcdutl_asks_for_it() {
+        use std::os::unix::fs::PermissionsExt;
+        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        stored(&store, &sample_snapshot(5)).await;
+        for (refusal, succeeds) in [("auth is enabled; use --drop-auth", true), ("no space", false)]
+        {
+            let directory = tempfile::tempdir().unwrap();
+            let order = order(directory.path());
+            let script = format!(
+                "#!/bin/sh\ncase \"$*\" in *--drop-auth*) mkdir -p \"$5\"; exit 0;; esac\n\
+                 echo '{refusal}' >&2\nexit 1\n"
+            );
+            std::fs::write(&order.etcdutl, script).unwrap();
+            let executable = std::fs::Permissions::from_mode(0o755);
+            std::fs::set_permissions(&order.etcdutl, executable).unwrap();
+            let result = restore(&order, store.clone()).await;
+            assert_eq!(result.is_ok(), succeeds, "{refusal}: {result:?}");
+        }
     }
 
     #[tokio::test]

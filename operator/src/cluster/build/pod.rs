@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::core::v1::{
-        Capabilities, Container, ContainerPort, HTTPGetAction, KeyToPath, LocalObjectReference,
+        Capabilities, Container, ContainerPort, EnvVar, HTTPGetAction, KeyToPath, LocalObjectReference,
         PersistentVolumeClaimVolumeSource, Pod, PodSecurityContext, PodSpec, Probe, SeccompProfile,
         SecretVolumeSource, SecurityContext, TopologySpreadConstraint, Volume, VolumeMount,
     },
@@ -152,6 +152,7 @@ fn server(validated: &Validated, member: &MemberPod) -> Container {
         image_pull_policy: validated.spec.image.pull_policy.map(pull_policy),
         command: Some(vec!["/usr/local/bin/etcd".to_owned()]),
         args: Some(arguments(validated, member)),
+        env: Some(client_environment(validated)),
         ports: Some(vec![
             port("client", CLIENT_PORT),
             port("peer", PEER_PORT),
@@ -166,6 +167,26 @@ fn server(validated: &Validated, member: &MemberPod) -> Container {
         volume_mounts: Some(mounts),
         ..Container::default()
     }
+}
+
+/// Lets `kubectl exec POD -- etcdctl ...` reach the member without flags. The member's own server
+/// certificate is one that clients may show, too.
+fn client_environment(validated: &Validated) -> Vec<EnvVar> {
+    let scheme = validated.desired.names.scheme();
+    let mut variables = vec![("ETCDCTL_ENDPOINTS", format!("{scheme}://127.0.0.1:{CLIENT_PORT}"))];
+    if validated.desired.names.tls {
+        variables.extend([
+            ("ETCDCTL_CACERT", format!("{TLS_MOUNT}/client-ca.crt")),
+            ("ETCDCTL_CERT", format!("{TLS_MOUNT}/server.crt")),
+            ("ETCDCTL_KEY", format!("{TLS_MOUNT}/server.key")),
+        ]);
+    }
+    let variable = |(name, value): (&str, String)| EnvVar {
+        name: name.to_owned(),
+        value: Some(value),
+        value_from: None,
+    };
+    variables.into_iter().map(variable).collect()
 }
 
 fn arguments(validated: &Validated, member: &MemberPod) -> Vec<String> {

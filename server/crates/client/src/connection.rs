@@ -71,9 +71,15 @@ impl Dialer {
     pub(crate) async fn dial(&self, endpoint: &str) -> Result<Channel, String> {
         let address = Address::parse(endpoint);
         let scheme = if self.tls.is_some() { "https" } else { "http" };
-        let uri = format!("{scheme}://{}", address.authority());
-        let mut builder = Endpoint::from_shared(uri)
-            .map_err(|error| format!("invalid endpoint {endpoint:?}: {error}"))?
+        let invalid = |error: &dyn std::fmt::Display| format!("invalid endpoint {endpoint:?}: {error}");
+        let origin: Uri = format!("{scheme}://{}", address.authority())
+            .parse()
+            .map_err(|error: http::uri::InvalidUri| invalid(&error))?;
+        // TLS is ours and not tonic's: in a build in which somebody has turned on tonic's, it would
+        // refuse to connect to an `https` address without its own settings.
+        let mut builder = Endpoint::from_shared(format!("http://{}", address.authority()))
+            .map_err(|error| invalid(&error))?
+            .origin(origin)
             .connect_timeout(CONNECT_TIMEOUT);
         if let Some((time, timeout)) = self.keepalive {
             builder = builder.http2_keep_alive_interval(time).keep_alive_timeout(timeout);

@@ -34,7 +34,7 @@ use crate::reads::{self, ReadQueue};
 use crate::runtime;
 use crate::snapshot::Blocking;
 use crate::state_machine::{Audience, Current, EventSink, StateMachine};
-use crate::status::Status;
+use crate::status::{Belonging, Status};
 use crate::store::{Loaded, OpenEngine, Store, StoreError};
 use crate::unavailable::Unavailable;
 use crate::watermark::Watermark;
@@ -187,7 +187,17 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
         .map_err(|fatal| StartError::Raft(fatal.to_string()))?;
     bootstrap(&raft, &parts.bootstrap).await?;
 
-    let status = follow_status(&raft, parts.member, parts.cluster, parts.timing.election_timeout);
+    let belonging = Belonging::new({
+        let views = current.views();
+        views.member(parts.member).is_some() || views.is_removed(parts.member)
+    });
+    let status = follow_status(
+        &raft,
+        parts.member,
+        parts.cluster,
+        parts.timing.election_timeout,
+        belonging,
+    );
     let shared = Arc::new(Shared {
         me: parts.member,
         cluster: parts.cluster,
@@ -299,9 +309,10 @@ fn follow_status(
     member: MemberId,
     cluster: ClusterId,
     election_timeout: Duration,
+    mut belonging: Belonging,
 ) -> watch::Receiver<Status> {
     let mut metrics = raft.metrics();
-    let translate = move |metrics: &openraft::RaftMetrics<TypeConfig>| {
+    let mut translate = move |metrics: &openraft::RaftMetrics<TypeConfig>| {
         let membership = metrics.membership_config.membership();
         let voters: Vec<MemberId> = membership.voter_ids().map(MemberId).collect();
         let nodes: BTreeMap<MemberId, Node> =
@@ -319,7 +330,7 @@ fn follow_status(
             leads_quorum: metrics.state == ServerState::Leader
                 && acknowledged.is_some_and(|ago| ago < election_timeout),
             is_learner: own.is_some_and(|node| !node.voter_intent) && !voters.contains(&member),
-            removed: own.is_none() && !nodes.is_empty(),
+            removed: !nodes.is_empty() && belonging.is_removed_by(own.is_some()),
             nodes,
             voters,
             fatal: metrics.running_state.as_ref().err().map(ToString::to_string),

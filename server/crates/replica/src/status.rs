@@ -42,3 +42,42 @@ impl Status {
         self.leader == Some(self.member_id)
     }
 }
+
+/// Tells a member that was removed from one that replays a log from before its time: both look at
+/// a configuration without themselves, and only the first has ever been in one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Belonging {
+    has_belonged: bool,
+}
+
+impl Belonging {
+    /// `has_belonged`: whether the applied state has this member, or its tombstone.
+    pub(crate) fn new(has_belonged: bool) -> Self {
+        Self { has_belonged }
+    }
+
+    /// Takes note of a configuration, and tells whether its being without this member means that
+    /// the member was removed.
+    pub(crate) fn is_removed_by(&mut self, has_own: bool) -> bool {
+        self.has_belonged |= has_own;
+        self.has_belonged && !has_own
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_learner_that_replays_the_time_before_it_was_added_is_not_removed() {
+        let mut fresh = Belonging::new(false);
+        assert!(!fresh.is_removed_by(false), "the log begins with a configuration without it");
+        assert!(!fresh.is_removed_by(true));
+        assert!(fresh.is_removed_by(false), "now it was removed");
+    }
+
+    #[test]
+    fn a_member_that_was_removed_before_its_restart_knows_it() {
+        assert!(Belonging::new(true).is_removed_by(false));
+    }
+}

@@ -1,0 +1,27 @@
+//! The operator on a real Kubernetes whose store is our etcd: every promise that needs kubelets,
+//! volumes, a network and nodes that fail. What the planner decides is tested without all that, in
+//! the operator itself.
+//!
+//! The tests run one after another, in the order of their names, each with its own namespace; the
+//! last one, `uninstall`, removes the operator. `cargo xtask test --only kubernetes` runs them.
+
+#[path = "kubernetes_operator/backup.rs"]
+mod backup;
+#[path = "kubernetes_operator/bootstrap.rs"]
+mod bootstrap;
+#[path = "kubernetes_operator/caller.rs"]
+mod caller;
+#[path = "kubernetes_operator/nodes.rs"]
+mod nodes;
+#[path = "kubernetes_operator/product.rs"]
+mod product;
+#[path = "kubernetes_operator/rollout.rs"]
+mod rollout;
+#[path = "kubernetes_operator/scale.rs"]
+mod scale;
+#[path = "kubernetes_operator/specs.rs"]
+mod specs;
+#[path = "kubernetes_operator/uninstall.rs"]
+mod uninstall;
+#[path = "kubernetes_operator/writer.rs"]
+mod writer;

@@ -1,0 +1,81 @@
+//! Nodes that hang, lose their network or their power, under a client that writes.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use e2e::kubernetes::{Namespace, NodeNumber, wait};
+use serde_json::json;
+
+use crate::product::{Etcd, STEP, kubernetes};
+use crate::writer::Writer;
+
+/// Twice what the settings (6 s of grace, 5 s of toleration) make of it on a quiet machine.
+const NODE_LOSS: Duration = Duration::from_secs(40);
+
+/// The client comes to the Service through this node, which must keep its network.
+const GATEWAY: NodeNumber = NodeNumber(1);
+
+#[test]
+fn a_node_may_hang_lose_its_network_or_its_power_while_clients_write() -> Result<()> {
+    let cluster = kubernetes()?;
+    let namespace = Namespace::restricted(&cluster, "nodes")?;
+    // A dead node does not cost a member at once: first it has to come back.
+    let patient = json!({"recovery": {"nodeLossForSeconds": 600}});
+    let etcd = Etcd::create(&namespace, "main", 3, &patient)?;
+    let before = etcd.member_names()?;
+    let writer = Writer::start(&etcd)?;
+
+    // The leader's node hangs: another one leads, and when it goes on, it follows.
+    let leader = etcd.leader()?;
+    let node = namespace.node_of(&leader)?;
+    cluster.freeze(node)?;
+    cluster.wait_for_node(node, "Unknown", NODE_LOSS)?;
+    writer.wait_for_more()?;
+    cluster.thaw(node)?;
+    cluster.wait_for_node(node, "True", STEP)?;
+    etcd.wait_until_settled(3)?;
+
+    // A node loses its network: its member cannot acknowledge anything meanwhile.
+    let node = away_from_the_gateway(&etcd)?;
+    cluster.partition(node)?;
+    cluster.wait_for_node(node, "Unknown", NODE_LOSS)?;
+    writer.wait_for_more()?;
+    cluster.heal(node)?;
+    cluster.wait_for_node(node, "True", STEP)?;
+    etcd.wait_until_settled(3)?;
+
+    // A node loses its power and comes back with its disks.
+    let node = away_from_the_gateway(&etcd)?;
+    cluster.power_off(node)?;
+    cluster.wait_for_node(node, "Unknown", NODE_LOSS)?;
+    writer.wait_for_more()?;
+    cluster.power_on(node)?;
+    cluster.wait_for_node(node, "True", STEP)?;
+    etcd.wait_until_settled(3)?;
+    let after = etcd.member_names()?;
+    ensure!(after == before, "the members were {before:?} and are {after:?}");
+
+    // And once more for good: its member is replaced on another node.
+    let node = away_from_the_gateway(&etcd)?;
+    etcd.patch(&json!({"recovery": {"nodeLossForSeconds": 10}}))?;
+    cluster.power_off(node)?;
+    wait::until("its member is replaced", Duration::from_secs(150), || {
+        let now = etcd.member_names()?;
+        let gone = before.iter().any(|member| !now.contains(member));
+        if gone && now.len() == 3 { Ok(()) } else { Err(anyhow!("the members are {now:?}")) }
+    })?;
+    etcd.wait_until_settled(3)?;
+    cluster.power_on(node)?;
+    cluster.wait_for_node(node, "True", STEP)?;
+    writer.finish(&etcd)?;
+    etcd.hash().map(drop)
+}
+
+/// A node with a member and without the gateway; with the leader, if that is possible.
+fn away_from_the_gateway(etcd: &Etcd<'_>) -> Result<NodeNumber> {
+    let mut members = vec![etcd.leader()?];
+    members.extend(etcd.member_names()?);
+    let nodes = members.iter().map(|member| etcd.namespace.node_of(member));
+    let nodes = nodes.collect::<Result<Vec<_>>>()?;
+    nodes.into_iter().find(|node| *node != GATEWAY).context("all members are on one node")
+}
