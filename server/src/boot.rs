@@ -19,7 +19,7 @@ use replica::{
     Blocking, Bootstrap, EventSink, Handle, ImagePolicy, LogMetrics, LogWriterPlacement, Node,
     Parts, Replica, Rules, Timing,
 };
-use revlog::{RevLog, RevLogOptions, RevStore, SledOptions, SledStore};
+use revlog::{RevLog, RevLogOptions, RevStore, RevStoreError, SledOptions, SledStore};
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 use watch::{Hub, HubOptions};
@@ -436,6 +436,7 @@ fn parts(
         peers: outbound,
         events,
         bootstrap: bootstrap(config, identity),
+        force_new_cluster: config.cluster.force_new_cluster,
         timing,
         images: ImagePolicy {
             entries: config.raft.snapshot_count,
@@ -474,12 +475,36 @@ fn bootstrap(config: &Config, identity: &Identity) -> Bootstrap {
 fn open_engine(engine: Engine, disk: Arc<dyn Disk>) -> replica::OpenEngine {
     match engine {
         Engine::Revlog => Arc::new(move |path: &Path| {
+            refuse_other_engine(&*disk, path, "db", "sled")?;
             let log = RevLog::open(disk.clone(), path, RevLogOptions::default())?;
             Ok(Arc::new(log) as Arc<dyn RevStore>)
         }),
-        Engine::Sled => Arc::new(|path: &Path| {
+        Engine::Sled => Arc::new(move |path: &Path| {
+            refuse_other_engine(&*disk, path, "manifest", "revlog")?;
             let store = SledStore::open(path, SledOptions::default())?;
             Ok(Arc::new(store) as Arc<dyn RevStore>)
         }),
+    }
+}
+
+/// One engine would take the other's directory for an empty one.
+fn refuse_other_engine(
+    disk: &dyn Disk,
+    path: &Path,
+    file: &str,
+    other: &'static str,
+) -> Result<(), RevStoreError> {
+    let file = path.join(file);
+    match disk.exists(&file) {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(RevStoreError::Engine {
+            engine: other,
+            detail: format!(
+                "{} belongs to the engine {other}; start with --backend-engine={other}, or clear \
+                 this member's data directory and add it again as a new member",
+                file.display()
+            ),
+        }),
+        Err(error) => Err(RevStoreError::Engine { engine: other, detail: error.to_string() }),
     }
 }

@@ -21,6 +21,7 @@ use crate::codec::{self, Malformed};
 use crate::handle::Shared;
 use crate::membership::{MembershipChange, MembershipRefusal};
 use crate::network::PROTOCOL_VERSION;
+use crate::observation::Observation;
 use crate::peers::{PeerError, PeerResult};
 use crate::raft_types::{TypeConfig, Vote, index_of};
 use crate::snapshot;
@@ -184,7 +185,9 @@ impl Inbound {
         // One snapshot at a time: they share a file.
         let _receiving = self.shared.receiving.lock().await;
         let path = self.shared.store.incoming_path();
+        let began = tokio::time::Instant::now();
         snapshot::receive(&self.shared.disk, &path, &mut chunks).await.map_err(stopped)?;
+        self.shared.events.observe(Observation::SnapshotReceived(began.elapsed()));
         let received =
             snapshot::Snapshot { meta, snapshot: snapshot::SnapshotData::Received(path) };
         let answer =

@@ -128,8 +128,10 @@ impl Store {
         let records_path = store_path(directory, header.epoch);
         disk.create_dir_all(&records_path)?;
         let records = open_engine(&records_path)?;
-        let machine = Machine::restore(&mut file, records)
-            .map_err(|error| StoreError::Restore(error.to_string()))?;
+        let machine = Machine::restore(&mut file, records).map_err(|error| {
+            let path = path.display().to_string();
+            StoreError::Image(ImageError::Damaged { path, detail: error.to_string() })
+        })?;
         Ok((header, machine))
     }
 

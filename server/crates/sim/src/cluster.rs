@@ -256,6 +256,7 @@ impl Cluster {
             peers: Arc::new(NodePeers { network: self.network.clone(), life: life.clone() }),
             events: sink,
             bootstrap,
+            force_new_cluster: false,
             timing: Timing {
                 heartbeat_interval: plan.heartbeat,
                 election_timeout: plan.election,

@@ -44,8 +44,7 @@ pub(super) const FLAGS: &[Flag] = &[
     Flag::new(Features, "bootstrap-defrag-threshold-megabytes", Kind::Uint64, "0", "Enable the defrag during etcd server bootstrap if it frees at least this many megabytes.").no_effect(NO_DEFRAGMENTATION),
     Flag::new(Features, "downgrade-check-time", Kind::Duration, "5s", "Duration of time between two downgrade status checks.")
         .no_effect("no downgrade can be started yet"),
-    Flag::new(Unsafe, "force-new-cluster", Kind::Bool, "false", "Force to create a new one-member cluster.")
-        .refused("making a new cluster out of one member's data is not supported yet; restore a backup instead"),
+    Flag::new(Unsafe, "force-new-cluster", Kind::Bool, "false", "Force to create a new one-member cluster."),
     Flag::new(Unsafe, "unsafe-no-fsync", Kind::Bool, "false", "Disables fsync, unsafe, will cause data loss.")
         .no_effect("everything is synced before it is acknowledged, whatever this says"),
     Flag::new(Keelson, "backend-engine", Kind::OneOf(&["revlog", "sled"]), "revlog", "The engine that keeps values by revision."),
