@@ -7,9 +7,8 @@ mod calls;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-use calls::{add_member, hash_kv, members, put, read_all, status};
+use calls::{add_member, hash_kv, members, put, read_all, status, until};
 use e2e::processes::{Cluster, Member, ServerOptions};
 
 fn our_etcd() -> PathBuf {
@@ -21,16 +20,6 @@ fn options(members: usize, flags: &[&str]) -> ServerOptions {
         members,
         flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
         ..ServerOptions::one(&our_etcd())
-    }
-}
-
-/// Waits for a condition of a cluster.
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    const LIMIT: Duration = Duration::from_secs(30);
-    let deadline = Instant::now() + LIMIT;
-    while !holds() {
-        assert!(Instant::now() < deadline, "{what} did not happen in {LIMIT:?}");
-        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

@@ -17,7 +17,7 @@ use mvcc::RevisionEvents;
 use prometheus::Registry;
 use replica::{
     Blocking, Bootstrap, EventSink, Handle, ImagePolicy, LogMetrics, LogWriterPlacement, Node,
-    Parts, Replica, Rules, Timing,
+    Observation, Parts, Replica, Rules, Timing,
 };
 use revlog::{RevLog, RevLogOptions, RevStore, RevStoreError, SledOptions, SledStore};
 use sha2::{Digest, Sha256};
@@ -38,9 +38,11 @@ use crate::member::LocalMember;
 use crate::ops::calls::CallMetrics;
 use crate::ops::health::HealthMetrics;
 use crate::ops::http::{HttpParts, handler};
-use crate::ops::metrics::Metrics;
+use crate::ops::metrics::{Metrics, RequestTimes};
+use crate::ops::observed::MeasuredStore;
 use crate::ops::{notify, register_process, signals};
 use crate::peer::inbound::PeerService;
+use crate::peer::meters::PeerMeters;
 use crate::peer::outbound::Outbound;
 use crate::tls::{ClientTls, ServerTls};
 
@@ -55,6 +57,8 @@ pub(crate) struct ServerFacts {
     /// Where files without a name may be written.
     pub(crate) scratch_directory: PathBuf,
     pub(crate) election_timeout: Duration,
+    pub(crate) metrics: Metrics,
+    pub(crate) request_times: RequestTimes,
 }
 
 /// The watch hub of the current state; a snapshot that replaces the state replaces the hub.
@@ -74,6 +78,7 @@ struct Events {
     options: HubOptions,
     leases: LeaseClock,
     metrics: Metrics,
+    slow_apply: Duration,
     // A std mutex: held to keep a thread's handle.
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
 }
@@ -87,6 +92,10 @@ impl EventSink for Events {
     fn leases_changed(&self, changes: &[LeaseChange]) {
         self.metrics.leases_changed(changes);
         self.leases.apply(changes);
+    }
+
+    fn observe(&self, observation: Observation<'_>) {
+        self.metrics.observe(observation, self.slow_apply);
     }
 
     fn reset(&self, views: &Views) {
@@ -161,12 +170,14 @@ async fn run(config: Config) -> Result<(), Box<dyn Error>> {
     let outbound = Outbound::new(dialer);
     let (clients, peers) = bind(&config)?;
     let identity = Identity::establish(&*disk, &config, &outbound).await?;
+    let meters = PeerMeters::new(instruments.metrics.clone(), identity.member);
+    outbound.measure(meters.clone());
     tracing::info!(
         "local-member-id" = %identity.member, "cluster-id" = %identity.cluster,
         name = config.name, "starting an etcd server"
     );
 
-    let leases = LeaseClock::new(checkpoint_interval(&config));
+    let leases = LeaseClock::new(checkpoint_interval(&config), &instruments.metrics);
     let hub = HubCell::default();
     let events = Arc::new(Events {
         hub: hub.clone(),
@@ -177,9 +188,10 @@ async fn run(config: Config) -> Result<(), Box<dyn Error>> {
         },
         leases: leases.clone(),
         metrics: instruments.metrics.clone(),
+        slow_apply: config.warning_apply,
         threads: Mutex::default(),
     });
-    let parts = parts(&config, disk, &identity, outbound, events, instruments.log.clone());
+    let parts = parts(&config, disk, &identity, outbound, events, &instruments);
     let replica = replica::start(parts).await?;
     let stop = CancellationToken::new();
     let context = ApiContext {
@@ -192,10 +204,12 @@ async fn run(config: Config) -> Result<(), Box<dyn Error>> {
         server: Arc::new(ServerFacts {
             scratch_directory: identity.directory.clone(),
             election_timeout: config.raft.election_timeout,
+            metrics: instruments.metrics.clone(),
+            request_times: RequestTimes::new(&instruments.metrics),
         }),
     };
     let ended =
-        serve_all(&config, &identity, &replica, context, instruments, clients, peers, &stop);
+        serve_all(&config, &identity, &replica, context, instruments, meters, clients, peers, &stop);
     let ended = ended.await;
     stop.cancel();
     replica.shutdown().await;
@@ -210,6 +224,7 @@ async fn serve_all(
     replica: &Replica,
     context: ApiContext,
     instruments: Instruments,
+    meters: PeerMeters,
     clients: Listeners,
     peers: Listeners,
     stop: &CancellationToken,
@@ -219,7 +234,7 @@ async fn serve_all(
     metrics.describe(identity.member, &config.gates, config.limits.quota_bytes);
     let settings = ConnectionSettings::of(&config.listen);
     let http = handler(HttpParts {
-        member: Arc::new(LocalMember::new(handle.clone(), metrics.clone())),
+        member: Arc::new(LocalMember::new(handle.clone(), context.hub.clone(), metrics.clone())),
         health: instruments.health,
         registry: instruments.registry,
         config: config.http.clone(),
@@ -233,6 +248,7 @@ async fn serve_all(
                 handle: handle.clone(),
                 leases: context.leases.clone(),
                 token_digest: Bytes::copy_from_slice(&Sha256::digest(&config.cluster.token)),
+                meters,
             }
             .routes(),
         ),
@@ -346,7 +362,19 @@ fn start_chores(
             config.raft.election_timeout,
             stop.clone(),
         )),
-        tokio::spawn(chores::cluster_version::run(handle.clone(), own, versions, stop.clone())),
+        tokio::spawn(chores::cluster_version::run(
+            handle.clone(),
+            own,
+            versions.clone(),
+            stop.clone(),
+        )),
+        tokio::spawn(chores::cluster_version::end_downgrades(
+            handle.clone(),
+            own,
+            versions,
+            config.downgrade_check,
+            stop.clone(),
+        )),
         tokio::spawn(chores::leadership::follow(handle.clone(), metrics.clone(), stop.clone())),
     ];
     if let Some(retention) = config.compaction.retention {
@@ -415,7 +443,7 @@ fn parts(
     identity: &Identity,
     outbound: Arc<Outbound>,
     events: Arc<Events>,
-    metrics: LogMetrics,
+    instruments: &Instruments,
 ) -> Parts {
     let timing = Timing {
         heartbeat_interval: config.raft.heartbeat,
@@ -431,7 +459,7 @@ fn parts(
         member: identity.member,
         directory: identity.directory.clone(),
         wal_directory,
-        open_engine: open_engine(config.engine, disk.clone()),
+        open_engine: open_engine(config.engine, disk.clone(), instruments.metrics.clone()),
         disk,
         peers: outbound,
         events,
@@ -450,7 +478,7 @@ fn parts(
         },
         log_writer: LogWriterPlacement::OwnThread,
         blocking: Blocking::Threads,
-        metrics,
+        metrics: instruments.log.clone(),
     }
 }
 
@@ -472,17 +500,20 @@ fn bootstrap(config: &Config, identity: &Identity) -> Bootstrap {
     )
 }
 
-fn open_engine(engine: Engine, disk: Arc<dyn Disk>) -> replica::OpenEngine {
+fn open_engine(engine: Engine, disk: Arc<dyn Disk>, metrics: Metrics) -> replica::OpenEngine {
+    let measured = move |engine: Arc<dyn RevStore>| {
+        Arc::new(MeasuredStore::new(engine, metrics.clone())) as Arc<dyn RevStore>
+    };
     match engine {
         Engine::Revlog => Arc::new(move |path: &Path| {
             refuse_other_engine(&*disk, path, "db", "sled")?;
             let log = RevLog::open(disk.clone(), path, RevLogOptions::default())?;
-            Ok(Arc::new(log) as Arc<dyn RevStore>)
+            Ok(measured(Arc::new(log)))
         }),
         Engine::Sled => Arc::new(move |path: &Path| {
             refuse_other_engine(&*disk, path, "manifest", "revlog")?;
             let store = SledStore::open(path, SledOptions::default())?;
-            Ok(Arc::new(store) as Arc<dyn RevStore>)
+            Ok(measured(Arc::new(store)))
         }),
     }
 }

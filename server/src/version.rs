@@ -1,13 +1,19 @@
 //! The versions this build reports.
 
+use machine::ClusterVersion;
+
 /// The etcd version this server is compatible with; clients parse it.
 pub const ETCD: &str = "3.7.3";
 
 /// The version a cluster of such members agrees on.
 pub const CLUSTER: &str = "3.7.0";
 
-/// The oldest etcd version whose storage format holds everything we write to a snapshot file.
-pub const STORAGE: &str = "3.7.0";
+/// The etcd version whose storage format a snapshot file has: that of the cluster's version, as etcd
+/// keeps the two together, and never one that this build does not know.
+pub fn storage(cluster: Option<ClusterVersion>) -> String {
+    let own: Option<ClusterVersion> = CLUSTER.parse().ok();
+    cluster.min(own).or(own).map_or_else(|| CLUSTER.to_owned(), |version| version.to_string())
+}
 
 /// Our own version.
 pub const KEELSON: &str = env!("CARGO_PKG_VERSION");

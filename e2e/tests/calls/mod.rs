@@ -2,18 +2,55 @@
 
 #![allow(dead_code, reason = "each test takes what it needs")]
 
-use std::time::Duration;
+mod watch;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use e2e::bench::swarm::call_once;
 use e2e::processes::Member;
 use prost::Message;
 use proto::etcdserverpb::{
-    HashKvRequest, HashKvResponse, MemberAddRequest, MemberAddResponse, MemberListRequest,
+    CompactionRequest, CompactionResponse, HashKvRequest, HashKvResponse, MemberAddRequest, MemberAddResponse, MemberListRequest,
     MemberListResponse, PutRequest, PutResponse, RangeRequest, RangeResponse, StatusResponse,
 };
 
+pub(crate) use watch::Watch;
+
 const LIMIT: Duration = Duration::from_secs(20);
+
+/// Waits for a condition of a cluster.
+pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    const LIMIT: Duration = Duration::from_secs(30);
+    let deadline = Instant::now() + LIMIT;
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what} did not happen in {LIMIT:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// What a member's metrics show: name with labels, and value.
+pub(crate) fn metrics(member: &Member) -> BTreeMap<String, f64> {
+    let text = e2e::processes::http_get(member.metrics_endpoint(), "/metrics").unwrap();
+    text.lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.rsplit_once(' '))
+        .filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?)))
+        .collect()
+}
+
+/// The sum of all values of a metric whose labels hold `labels`.
+pub(crate) fn metric(metrics: &BTreeMap<String, f64>, name: &str, labels: &str) -> f64 {
+    metrics
+        .iter()
+        .filter(|(shown, _)| {
+            let (shown, rest) = shown.split_once('{').unwrap_or((shown, ""));
+            shown == name && rest.contains(labels)
+        })
+        .map(|(_, value)| value)
+        .sum()
+}
 
 /// Makes a call and reads its answer.
 pub(crate) fn call<A: Message + Default>(
@@ -63,4 +100,9 @@ pub(crate) fn members(member: &Member) -> Result<MemberListResponse> {
 pub(crate) fn add_member(member: &Member, peer_url: &str) -> Result<MemberAddResponse> {
     let request = MemberAddRequest { peer_ur_ls: vec![peer_url.to_owned()], is_learner: false };
     call(member, "/etcdserverpb.Cluster/MemberAdd", &request)
+}
+
+pub(crate) fn compact(member: &Member, revision: i64) -> Result<CompactionResponse> {
+    let request = CompactionRequest { revision, physical: true };
+    call(member, "/etcdserverpb.KV/Compact", &request)
 }

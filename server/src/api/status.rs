@@ -50,6 +50,10 @@ pub(crate) enum ApiError {
     NotSupportedForLearner,
     AuthNotEnabled,
     WrongDowngradeVersionFormat,
+    InvalidDowngradeTargetVersion,
+    ClusterVersionUnavailable,
+    DowngradeInProcess,
+    NoInflightDowngrade,
 }
 
 impl ApiError {
@@ -131,6 +135,19 @@ impl ApiError {
             }
             Self::WrongDowngradeVersionFormat => {
                 (InvalidArgument, "etcdserver: wrong downgrade target version format")
+            }
+            Self::InvalidDowngradeTargetVersion => {
+                (InvalidArgument, "etcdserver: invalid downgrade target version")
+            }
+            // etcd has a code for it and forgets to translate, so the wire says Unknown.
+            Self::ClusterVersionUnavailable => {
+                (Unknown, "etcdserver: cluster version not found during downgrade")
+            }
+            Self::DowngradeInProcess => {
+                (FailedPrecondition, "etcdserver: cluster has a downgrade job in progress")
+            }
+            Self::NoInflightDowngrade => {
+                (FailedPrecondition, "etcdserver: no inflight downgrade job")
             }
         }
     }

@@ -222,9 +222,9 @@ impl Handle {
         self.shared.status.clone()
     }
 
-    /// Requests that wait to be proposed.
+    /// Requests that were proposed here and are not applied yet.
     pub fn proposals_pending(&self) -> usize {
-        self.shared.queue.len()
+        self.shared.write_boxes.waiting()
     }
 
     /// Changes the member list, wherever the leader is, and waits until this member has applied it.
