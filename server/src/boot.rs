@@ -61,7 +61,7 @@ pub(crate) struct ServerFacts {
     pub(crate) request_times: RequestTimes,
 }
 
-/// The watch hub of the current state; a snapshot that replaces the state replaces the hub.
+/// The watch hub, which is there once the replica has shown its state.
 #[derive(Clone, Default)]
 pub(crate) struct HubCell(Arc<RwLock<Option<Hub>>>);
 
@@ -99,13 +99,15 @@ impl EventSink for Events {
     }
 
     fn reset(&self, views: &Views) {
-        let (hub, task) = Hub::new(views.mvcc.clone(), self.options.clone());
-        let old = self.hub.0.write().unwrap_or_else(PoisonError::into_inner).replace(hub);
-        // Watches of the old state end; clients open them again and resume by revision.
-        if let Some(old) = old {
-            old.stop();
-        }
         self.leases.forget();
+        let mut known = self.hub.0.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(hub) = &*known {
+            // Watches go on where they were, in the history of the new state.
+            return hub.reset(views.mvcc.clone());
+        }
+        let (hub, task) = Hub::new(views.mvcc.clone(), self.options.clone());
+        *known = Some(hub);
+        drop(known);
         let thread = std::thread::Builder::new().name("watch".to_owned()).spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
             match runtime {

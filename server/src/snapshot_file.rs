@@ -84,7 +84,8 @@ pub(crate) fn write(views: &Views, directory: &Path) -> Result<SnapshotFile, Sna
         let mut file = writer.finish()?.into_inner().map_err(|error| error.into_error())?;
         let bytes = file.seek(SeekFrom::End(0))?;
         file.seek(SeekFrom::Start(0))?;
-        Ok(SnapshotFile { file, bytes })
+        let version = version::storage(views.tables().cluster_version);
+        Ok(SnapshotFile { file, bytes, version })
     })
 }
 

@@ -32,7 +32,8 @@ pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
 
 /// What a member's metrics show: name with labels, and value.
 pub(crate) fn metrics(member: &Member) -> BTreeMap<String, f64> {
-    let text = e2e::processes::http_get(member.metrics_endpoint(), "/metrics").unwrap();
+    let text = e2e::processes::http_get(member.metrics_endpoint(), "/metrics")
+        .unwrap_or_else(|error| panic!("{}: {error:#}\n{}", member.name, member.log()));
     text.lines()
         .filter(|line| !line.starts_with('#'))
         .filter_map(|line| line.rsplit_once(' '))

@@ -38,7 +38,6 @@ pub(crate) enum ApiError {
     NoLeader,
     NotLeader,
     LeaderChanged,
-    NotCapable,
     Stopped,
     Timeout,
     TimeoutLeaderFailure,
@@ -110,7 +109,6 @@ impl ApiError {
             Self::NoLeader => (unavailable, "etcdserver: no leader"),
             Self::NotLeader => (FailedPrecondition, "etcdserver: not leader"),
             Self::LeaderChanged => (unavailable, "etcdserver: leader changed"),
-            Self::NotCapable => (FailedPrecondition, "etcdserver: not capable"),
             Self::Stopped => (unavailable, "etcdserver: server stopped"),
             Self::Timeout => (unavailable, "etcdserver: request timed out"),
             Self::TimeoutLeaderFailure => (
