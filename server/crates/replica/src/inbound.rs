@@ -182,14 +182,14 @@ impl Inbound {
             last_membership: codec::stored_membership_from_message(header.membership)
                 .map_err(refused)?,
         };
-        // One snapshot at a time: they share a file.
+        // One snapshot at a time: a second one would only take room beside the first.
         let _receiving = self.shared.receiving.lock().await;
-        let path = self.shared.store.incoming_path();
+        let file = self.shared.store.incoming_file();
         let began = tokio::time::Instant::now();
-        snapshot::receive(&self.shared.disk, &path, &mut chunks).await.map_err(stopped)?;
+        snapshot::receive(&self.shared.disk, file.path(), &mut chunks).await.map_err(stopped)?;
         self.shared.events.observe(Observation::SnapshotReceived(began.elapsed()));
         let received =
-            snapshot::Snapshot { meta, snapshot: snapshot::SnapshotData::Received(path) };
+            snapshot::Snapshot { meta, snapshot: snapshot::SnapshotData::Received(file) };
         let answer =
             self.shared.raft.install_full_snapshot(vote, received).await.map_err(stopped)?;
         Ok(peerpb::SnapshotResponse { vote: Some(codec::vote_message(&answer.vote)) })

@@ -175,13 +175,13 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         meta: &SnapshotMeta,
         snapshot: SnapshotData,
     ) -> Result<(), io::Error> {
-        let SnapshotData::Received(path) = snapshot else {
+        let SnapshotData::Received(file) = snapshot else {
             return Err(io::Error::other("only a received snapshot can be installed"));
         };
         tracing::info!(index = meta.last_log_id.map(|id| index_of(&id).0), "applying snapshot");
         let (store, wanted) = (self.store.clone(), meta.clone());
         self.audience.events.observe(Observation::InstallBegan);
-        let installed = self.blocking.run(move || store.install(&path, &wanted)).await;
+        let installed = self.blocking.run(move || store.install(file.path(), &wanted)).await;
         self.audience.events.observe(Observation::InstallEnded);
         self.machine = installed?;
         self.applied = meta.last_log_id;
