@@ -63,7 +63,7 @@ impl ServerOptions {
 #[derive(Debug)]
 pub struct Cluster {
     members: Vec<Member>,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 /// A member of a cluster.
@@ -117,24 +117,7 @@ impl Cluster {
         let mut members: Vec<Member> = ports
             .chunks_exact(3)
             .enumerate()
-            .map(|(index, ports)| {
-                let name = format!("m{}", index + 1);
-                Member {
-                    endpoint: format!("127.0.0.1:{}", ports[0]),
-                    peer_url: format!("http://127.0.0.1:{}", ports[1]),
-                    health: format!("127.0.0.1:{}", ports[2]),
-                    data_directory: directory.path().join(&name),
-                    certificate: match options.tls {
-                        Tls::Auto => directory.path().join(&name).join("fixtures/client/cert.pem"),
-                        Tls::Files | Tls::Off => directory.path().join("cert.pem"),
-                    },
-                    log: directory.path().join(format!("{name}.log")),
-                    name,
-                    command: Vec::new(),
-                    tls: options.tls,
-                    child: None,
-                }
-            })
+            .map(|(index, ports)| Member::new(directory.path(), index, ports, options.tls))
             .collect();
         if options.tls == Tls::Files {
             make_certificate(directory.path())?;
@@ -151,12 +134,30 @@ impl Cluster {
         for member in &mut members {
             member.wait_until_healthy()?;
         }
-        Ok(Cluster { members, _directory: directory })
+        Ok(Cluster { members, directory })
     }
 
     /// The members in the order of their names.
     pub fn members(&self) -> &[Member] {
         &self.members
+    }
+
+    /// A member that is to join members `of` this cluster, not started yet: add it to the cluster
+    /// by its peer URL, then launch it. Answers its place among the members.
+    pub fn prepare_to_join(&mut self, options: &ServerOptions, of: &[usize]) -> Result<usize> {
+        let ports = free_ports(3)?;
+        let mut member =
+            Member::new(self.directory.path(), self.members.len(), &ports, options.tls);
+        let initial: Vec<String> = of
+            .iter()
+            .map(|index| &self.members[*index])
+            .chain([&member])
+            .map(|member| format!("{}={}", member.name, member.peer_url))
+            .collect();
+        member.command = member.command_line(options, &initial.join(","));
+        member.command.push("--initial-cluster-state=existing".to_owned());
+        self.members.push(member);
+        Ok(self.members.len() - 1)
     }
 
     /// A member, to stop or restart it.
@@ -166,6 +167,30 @@ impl Cluster {
 }
 
 impl Member {
+    fn new(directory: &Path, index: usize, ports: &[u16], tls: Tls) -> Member {
+        let name = format!("m{}", index + 1);
+        Member {
+            endpoint: format!("127.0.0.1:{}", ports[0]),
+            peer_url: format!("http://127.0.0.1:{}", ports[1]),
+            health: format!("127.0.0.1:{}", ports[2]),
+            data_directory: directory.join(&name),
+            certificate: match tls {
+                Tls::Auto => directory.join(&name).join("fixtures/client/cert.pem"),
+                Tls::Files | Tls::Off => directory.join("cert.pem"),
+            },
+            log: directory.join(format!("{name}.log")),
+            name,
+            command: Vec::new(),
+            tls,
+            child: None,
+        }
+    }
+
+    /// The address that serves health and metrics without TLS, host and port.
+    pub fn metrics_endpoint(&self) -> &str {
+        &self.health
+    }
+
     /// The URL for clients.
     pub fn client_url(&self) -> String {
         let scheme = if self.tls == Tls::Off { "http" } else { "https" };
@@ -189,6 +214,35 @@ impl Member {
             child.wait().context("wait for the killed server")?;
         }
         Ok(())
+    }
+
+    /// Adds a flag for the next start.
+    pub fn set_flag(&mut self, flag: &str) {
+        self.command.push(flag.to_owned());
+    }
+
+    /// Takes back flags that begin so, for the next start.
+    pub fn clear_flag(&mut self, beginning: &str) {
+        self.command.retain(|flag| !flag.starts_with(beginning));
+    }
+
+    /// Starts the process in the expectation that it ends by itself, and answers how it ended and
+    /// what it logged meanwhile.
+    pub fn launch_until_end(&mut self) -> Result<(ExitStatus, String)> {
+        let before = self.log().len();
+        self.launch()?;
+        let deadline = Instant::now() + START_TIMEOUT;
+        loop {
+            let child = self.child.as_mut().context("the server was started")?;
+            if let Some(status) = child.try_wait().context("look at the server")? {
+                self.child = None;
+                return Ok((status, self.log().split_off(before)));
+            }
+            if Instant::now() > deadline {
+                bail!("{} runs although it should have ended:\n{}", self.name, self.log());
+            }
+            thread::sleep(POLL_INTERVAL);
+        }
     }
 
     /// Asks the process to end and waits for it.

@@ -17,9 +17,9 @@ use mvcc::RevisionEvents;
 use prometheus::Registry;
 use replica::{
     Blocking, Bootstrap, EventSink, Handle, ImagePolicy, LogMetrics, LogWriterPlacement, Node,
-    Parts, Replica, Rules, Timing,
+    Observation, Parts, Replica, Rules, Timing,
 };
-use revlog::{RevLog, RevLogOptions, RevStore, SledOptions, SledStore};
+use revlog::{RevLog, RevLogOptions, RevStore, RevStoreError, SledOptions, SledStore};
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 use watch::{Hub, HubOptions};
@@ -38,9 +38,11 @@ use crate::member::LocalMember;
 use crate::ops::calls::CallMetrics;
 use crate::ops::health::HealthMetrics;
 use crate::ops::http::{HttpParts, handler};
-use crate::ops::metrics::Metrics;
+use crate::ops::metrics::{Metrics, RequestTimes};
+use crate::ops::observed::MeasuredStore;
 use crate::ops::{notify, register_process, signals};
 use crate::peer::inbound::PeerService;
+use crate::peer::meters::PeerMeters;
 use crate::peer::outbound::Outbound;
 use crate::tls::{ClientTls, ServerTls};
 
@@ -55,9 +57,11 @@ pub(crate) struct ServerFacts {
     /// Where files without a name may be written.
     pub(crate) scratch_directory: PathBuf,
     pub(crate) election_timeout: Duration,
+    pub(crate) metrics: Metrics,
+    pub(crate) request_times: RequestTimes,
 }
 
-/// The watch hub of the current state; a snapshot that replaces the state replaces the hub.
+/// The watch hub, which is there once the replica has shown its state.
 #[derive(Clone, Default)]
 pub(crate) struct HubCell(Arc<RwLock<Option<Hub>>>);
 
@@ -74,6 +78,7 @@ struct Events {
     options: HubOptions,
     leases: LeaseClock,
     metrics: Metrics,
+    slow_apply: Duration,
     // A std mutex: held to keep a thread's handle.
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
 }
@@ -89,14 +94,20 @@ impl EventSink for Events {
         self.leases.apply(changes);
     }
 
+    fn observe(&self, observation: Observation<'_>) {
+        self.metrics.observe(observation, self.slow_apply);
+    }
+
     fn reset(&self, views: &Views) {
-        let (hub, task) = Hub::new(views.mvcc.clone(), self.options.clone());
-        let old = self.hub.0.write().unwrap_or_else(PoisonError::into_inner).replace(hub);
-        // Watches of the old state end; clients open them again and resume by revision.
-        if let Some(old) = old {
-            old.stop();
-        }
         self.leases.forget();
+        let mut known = self.hub.0.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(hub) = &*known {
+            // Watches go on where they were, in the history of the new state.
+            return hub.reset(views.mvcc.clone());
+        }
+        let (hub, task) = Hub::new(views.mvcc.clone(), self.options.clone());
+        *known = Some(hub);
+        drop(known);
         let thread = std::thread::Builder::new().name("watch".to_owned()).spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
             match runtime {
@@ -161,12 +172,14 @@ async fn run(config: Config) -> Result<(), Box<dyn Error>> {
     let outbound = Outbound::new(dialer);
     let (clients, peers) = bind(&config)?;
     let identity = Identity::establish(&*disk, &config, &outbound).await?;
+    let meters = PeerMeters::new(instruments.metrics.clone(), identity.member);
+    outbound.measure(meters.clone());
     tracing::info!(
         "local-member-id" = %identity.member, "cluster-id" = %identity.cluster,
         name = config.name, "starting an etcd server"
     );
 
-    let leases = LeaseClock::new(checkpoint_interval(&config));
+    let leases = LeaseClock::new(checkpoint_interval(&config), &instruments.metrics);
     let hub = HubCell::default();
     let events = Arc::new(Events {
         hub: hub.clone(),
@@ -177,9 +190,10 @@ async fn run(config: Config) -> Result<(), Box<dyn Error>> {
         },
         leases: leases.clone(),
         metrics: instruments.metrics.clone(),
+        slow_apply: config.warning_apply,
         threads: Mutex::default(),
     });
-    let parts = parts(&config, disk, &identity, outbound, events, instruments.log.clone());
+    let parts = parts(&config, disk, &identity, outbound, events, &instruments);
     let replica = replica::start(parts).await?;
     let stop = CancellationToken::new();
     let context = ApiContext {
@@ -192,10 +206,12 @@ async fn run(config: Config) -> Result<(), Box<dyn Error>> {
         server: Arc::new(ServerFacts {
             scratch_directory: identity.directory.clone(),
             election_timeout: config.raft.election_timeout,
+            metrics: instruments.metrics.clone(),
+            request_times: RequestTimes::new(&instruments.metrics),
         }),
     };
     let ended =
-        serve_all(&config, &identity, &replica, context, instruments, clients, peers, &stop);
+        serve_all(&config, &identity, &replica, context, instruments, meters, clients, peers, &stop);
     let ended = ended.await;
     stop.cancel();
     replica.shutdown().await;
@@ -210,6 +226,7 @@ async fn serve_all(
     replica: &Replica,
     context: ApiContext,
     instruments: Instruments,
+    meters: PeerMeters,
     clients: Listeners,
     peers: Listeners,
     stop: &CancellationToken,
@@ -219,7 +236,7 @@ async fn serve_all(
     metrics.describe(identity.member, &config.gates, config.limits.quota_bytes);
     let settings = ConnectionSettings::of(&config.listen);
     let http = handler(HttpParts {
-        member: Arc::new(LocalMember::new(handle.clone(), metrics.clone())),
+        member: Arc::new(LocalMember::new(handle.clone(), context.hub.clone(), metrics.clone())),
         health: instruments.health,
         registry: instruments.registry,
         config: config.http.clone(),
@@ -233,6 +250,7 @@ async fn serve_all(
                 handle: handle.clone(),
                 leases: context.leases.clone(),
                 token_digest: Bytes::copy_from_slice(&Sha256::digest(&config.cluster.token)),
+                meters,
             }
             .routes(),
         ),
@@ -346,7 +364,19 @@ fn start_chores(
             config.raft.election_timeout,
             stop.clone(),
         )),
-        tokio::spawn(chores::cluster_version::run(handle.clone(), own, versions, stop.clone())),
+        tokio::spawn(chores::cluster_version::run(
+            handle.clone(),
+            own,
+            versions.clone(),
+            stop.clone(),
+        )),
+        tokio::spawn(chores::cluster_version::end_downgrades(
+            handle.clone(),
+            own,
+            versions,
+            config.downgrade_check,
+            stop.clone(),
+        )),
         tokio::spawn(chores::leadership::follow(handle.clone(), metrics.clone(), stop.clone())),
     ];
     if let Some(retention) = config.compaction.retention {
@@ -415,7 +445,7 @@ fn parts(
     identity: &Identity,
     outbound: Arc<Outbound>,
     events: Arc<Events>,
-    metrics: LogMetrics,
+    instruments: &Instruments,
 ) -> Parts {
     let timing = Timing {
         heartbeat_interval: config.raft.heartbeat,
@@ -431,11 +461,12 @@ fn parts(
         member: identity.member,
         directory: identity.directory.clone(),
         wal_directory,
-        open_engine: open_engine(config.engine, disk.clone()),
+        open_engine: open_engine(config.engine, disk.clone(), instruments.metrics.clone()),
         disk,
         peers: outbound,
         events,
         bootstrap: bootstrap(config, identity),
+        force_new_cluster: config.cluster.force_new_cluster,
         timing,
         images: ImagePolicy {
             entries: config.raft.snapshot_count,
@@ -449,7 +480,7 @@ fn parts(
         },
         log_writer: LogWriterPlacement::OwnThread,
         blocking: Blocking::Threads,
-        metrics,
+        metrics: instruments.log.clone(),
     }
 }
 
@@ -471,15 +502,42 @@ fn bootstrap(config: &Config, identity: &Identity) -> Bootstrap {
     )
 }
 
-fn open_engine(engine: Engine, disk: Arc<dyn Disk>) -> replica::OpenEngine {
+fn open_engine(engine: Engine, disk: Arc<dyn Disk>, metrics: Metrics) -> replica::OpenEngine {
+    let measured = move |engine: Arc<dyn RevStore>| {
+        Arc::new(MeasuredStore::new(engine, metrics.clone())) as Arc<dyn RevStore>
+    };
     match engine {
         Engine::Revlog => Arc::new(move |path: &Path| {
+            refuse_other_engine(&*disk, path, "db", "sled")?;
             let log = RevLog::open(disk.clone(), path, RevLogOptions::default())?;
-            Ok(Arc::new(log) as Arc<dyn RevStore>)
+            Ok(measured(Arc::new(log)))
         }),
-        Engine::Sled => Arc::new(|path: &Path| {
+        Engine::Sled => Arc::new(move |path: &Path| {
+            refuse_other_engine(&*disk, path, "manifest", "revlog")?;
             let store = SledStore::open(path, SledOptions::default())?;
-            Ok(Arc::new(store) as Arc<dyn RevStore>)
+            Ok(measured(Arc::new(store)))
         }),
+    }
+}
+
+/// One engine would take the other's directory for an empty one.
+fn refuse_other_engine(
+    disk: &dyn Disk,
+    path: &Path,
+    file: &str,
+    other: &'static str,
+) -> Result<(), RevStoreError> {
+    let file = path.join(file);
+    match disk.exists(&file) {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(RevStoreError::Engine {
+            engine: other,
+            detail: format!(
+                "{} belongs to the engine {other}; start with --backend-engine={other}, or clear \
+                 this member's data directory and add it again as a new member",
+                file.display()
+            ),
+        }),
+        Err(error) => Err(RevStoreError::Engine { engine: other, detail: error.to_string() }),
     }
 }

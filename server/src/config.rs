@@ -46,6 +46,8 @@ pub struct Config {
     pub gates: FeatureGates,
     /// How often a watch that wants it hears of progress.
     pub watch_progress_interval: Duration,
+    /// How often the leader looks whether a downgrade is complete; zero for never.
+    pub downgrade_check: Duration,
     pub warning_apply: Duration,
     pub warning_unary: Duration,
     /// What to log as warnings once there is a log.
@@ -240,6 +242,7 @@ impl Config {
             watch_progress_interval: values
                 .duration("watch-progress-notify-interval")?
                 .unwrap_or(Duration::from_secs(600)),
+            downgrade_check: values.duration("downgrade-check-time")?.unwrap_or_default(),
             warning_apply: values.duration("warning-apply-duration")?.unwrap_or_default(),
             warning_unary: values
                 .duration("warning-unary-request-duration")?

@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lease::{Expiry, ExpiryOptions, Renewal};
-use machine::{CommandKind, LeaseChange, LeaseExpire, Proposal};
+use machine::{CommandKind, LeaseChange, LeaseExpire, Outcome, Proposal};
+use prometheus::Counter;
 use proto::etcdserverpb::{LeaseCheckpoint, LeaseCheckpointRequest};
 use proto::peerpb;
 use replica::{Handle, Unavailable};
@@ -18,6 +19,8 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use types::LeaseId;
+
+use crate::ops::metrics::Metrics;
 
 /// Leases revoked by one entry; more wait for the next turn.
 const EXPIRED_PER_TURN_MAX: usize = 10_000;
@@ -38,15 +41,19 @@ pub(crate) struct LeaseClock {
     expiry: Arc<Mutex<Expiry>>,
     started: Instant,
     changed: Arc<Notify>,
+    renewed: Counter,
+    expired: Counter,
 }
 
 impl LeaseClock {
-    pub(crate) fn new(checkpoint_interval: Option<Duration>) -> Self {
+    pub(crate) fn new(checkpoint_interval: Option<Duration>, metrics: &Metrics) -> Self {
         let options = ExpiryOptions { checkpoint_interval, ..ExpiryOptions::default() };
         Self {
             expiry: Arc::new(Mutex::new(Expiry::new(options))),
             started: Instant::now(),
             changed: Arc::new(Notify::new()),
+            renewed: metrics.leases_renewed.clone(),
+            expired: metrics.leases_expired.clone(),
         }
     }
 
@@ -121,7 +128,10 @@ impl LeaseClock {
         loop {
             let renewal = self.lock().renew(id, self.now());
             match renewal {
-                Renewal::Renewed { ttl } => return Ok(ttl),
+                Renewal::Renewed { ttl } => {
+                    self.renewed.inc();
+                    return Ok(ttl);
+                }
                 Renewal::NotFound | Renewal::Expired => return Ok(0),
                 Renewal::NotPrimary => return Err(Unavailable::NotLeader),
                 // The remaining time that was recorded for the next leader is no longer true.
@@ -216,8 +226,14 @@ pub(crate) async fn expire_leases(
             let term = handle.term();
             // Not waited for: it is named again if its revocation does not arrive in time.
             let revoke = LeaseExpire { term, ids: due }.proposal();
-            if let Err(error) = handle.propose(revoke).await {
-                tracing::warn!(%error, "expired leases were not revoked; trying again");
+            match handle.propose(revoke).await {
+                Ok(Outcome::LeaseExpire { revoked }) => {
+                    clock.expired.inc_by(f64::from(u32::try_from(revoked.len()).unwrap_or(0)));
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "expired leases were not revoked; trying again");
+                }
             }
             continue;
         }

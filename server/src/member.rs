@@ -8,6 +8,7 @@ use tonic::Status;
 use types::MemberId;
 
 use crate::api::ApiError;
+use crate::boot::HubCell;
 use crate::ops::health::{Check, Vitals};
 use crate::ops::http::Member;
 use crate::ops::metrics::{Metrics, Sample};
@@ -15,12 +16,13 @@ use crate::ops::metrics::{Metrics, Sample};
 /// The member behind the HTTP endpoints.
 pub(crate) struct LocalMember {
     handle: Handle,
+    hub: HubCell,
     metrics: Metrics,
 }
 
 impl LocalMember {
-    pub(crate) fn new(handle: Handle, metrics: Metrics) -> Self {
-        Self { handle, metrics }
+    pub(crate) fn new(handle: Handle, hub: HubCell, metrics: Metrics) -> Self {
+        Self { handle, hub, metrics }
     }
 }
 
@@ -86,6 +88,13 @@ impl Member for LocalMember {
         });
         let size = views.mvcc.store_size();
         self.metrics.refresh_store(size.total, size.in_use, views.mvcc.key_count());
+        let watches = self.hub.get().stats();
+        self.metrics.refresh_watches(
+            watches.streams,
+            watches.watchers,
+            watches.slow_watchers,
+            watches.events,
+        );
     }
 }
 

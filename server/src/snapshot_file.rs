@@ -59,6 +59,8 @@ struct LeaseRecord {
 pub(crate) struct SnapshotFile {
     file: File,
     bytes: u64,
+    /// The etcd version of its schema.
+    version: String,
 }
 
 impl SnapshotFile {
@@ -82,7 +84,8 @@ pub(crate) fn write(views: &Views, directory: &Path) -> Result<SnapshotFile, Sna
         let mut file = writer.finish()?.into_inner().map_err(|error| error.into_error())?;
         let bytes = file.seek(SeekFrom::End(0))?;
         file.seek(SeekFrom::Start(0))?;
-        Ok(SnapshotFile { file, bytes })
+        let version = version::storage(views.tables().cluster_version);
+        Ok(SnapshotFile { file, bytes, version })
     })
 }
 
@@ -128,7 +131,11 @@ fn write_buckets(views: &Views, bucket: &mut Bucket<'_>) -> Result<(), SnapshotF
     bucket(b"cluster", &mut |put| {
         let cluster_version = tables.cluster_version.map(|version| version.to_string());
         put(b"clusterVersion", cluster_version.as_deref().unwrap_or(version::CLUSTER).as_bytes())?;
-        put(b"downgrade", br#"{"target-version":"","enabled":false}"#)
+        let target = tables.downgrade.target_version.clone();
+        let enabled = target.is_some();
+        let target = target.unwrap_or_default();
+        let text = format!(r#"{{"target-version":"{target}","enabled":{enabled}}}"#);
+        put(b"downgrade", text.as_bytes())
     })?;
     bucket(b"key", &mut |put| {
         positions = Some(put_records(views, put)?);
@@ -226,7 +233,7 @@ fn put_meta(
         put(b"finishedCompactRev", &revision)?;
         put(b"scheduledCompactRev", &revision)?;
     }
-    put(b"storageVersion", version::STORAGE.as_bytes())?;
+    put(b"storageVersion", version::storage(tables.cluster_version).as_bytes())?;
     put(b"term", &applied.map_or(0, |position| position.term.0).to_be_bytes())
 }
 
@@ -261,7 +268,7 @@ pub(crate) fn stream(
         let read =
             file.file.read(&mut blob).map_err(|error| Status::internal(error.to_string()))?;
         if read == 0 {
-            let message = message(digest.finalize().to_vec(), 0);
+            let message = message(&file, digest.finalize().to_vec(), 0);
             return Ok(Some((message, None)));
         }
         blob.truncate(read);
@@ -269,16 +276,16 @@ pub(crate) fn stream(
         let sent = sent + read as u64;
         // As in etcd, the digest that follows does not count (`v3rpc/maintenance.go`).
         let remaining = file.bytes - sent;
-        Ok(Some((message(blob, remaining), Some((file, digest, sent)))))
+        Ok(Some((message(&file, blob, remaining), Some((file, digest, sent)))))
     })
 }
 
-fn message(blob: Vec<u8>, remaining_bytes: u64) -> SnapshotResponse {
+fn message(file: &SnapshotFile, blob: Vec<u8>, remaining_bytes: u64) -> SnapshotResponse {
     SnapshotResponse {
         header: None,
         remaining_bytes,
         blob: Bytes::from(blob),
-        version: version::STORAGE.to_owned(),
+        version: file.version.clone(),
     }
 }
 

@@ -1,5 +1,7 @@
 //! The versions this build reports.
 
+use machine::ClusterVersion;
+
 /// The etcd version this server is compatible with; clients parse it.
 ///
 /// The feature `next-version` makes a build that calls itself the next patch release and is otherwise
@@ -9,8 +11,12 @@ pub const ETCD: &str = if cfg!(feature = "next-version") { "3.7.4" } else { "3.7
 /// The version a cluster of such members agrees on.
 pub const CLUSTER: &str = "3.7.0";
 
-/// The oldest etcd version whose storage format holds everything we write to a snapshot file.
-pub const STORAGE: &str = "3.7.0";
+/// The etcd version whose storage format a snapshot file has: that of the cluster's version, as etcd
+/// keeps the two together, and never one that this build does not know.
+pub fn storage(cluster: Option<ClusterVersion>) -> String {
+    let own: Option<ClusterVersion> = CLUSTER.parse().ok();
+    cluster.min(own).or(own).map_or_else(|| CLUSTER.to_owned(), |version| version.to_string())
+}
 
 /// Our own version.
 pub const KEELSON: &str = env!("CARGO_PKG_VERSION");

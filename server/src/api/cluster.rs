@@ -117,7 +117,17 @@ impl Cluster for ClusterService {
         request: Request<MemberPromoteRequest>,
     ) -> Result<Response<MemberPromoteResponse>, Status> {
         let request = admitted(&self.context, request, false)?;
-        let members = self.change(MembershipChange::Promote { id: MemberId(request.id) }).await?;
+        let leads = self.context.handle.leads();
+        let promoted = self.change(MembershipChange::Promote { id: MemberId(request.id) }).await;
+        let metrics = &self.context.server.metrics;
+        match &promoted {
+            Ok(_) if leads => metrics.learner_promote_successes.inc(),
+            Err(refusal) if leads => {
+                metrics.learner_promote_failures.with_label_values(&[refusal.message()]).inc();
+            }
+            _ => {}
+        }
+        let members = promoted?;
         Ok(Response::new(MemberPromoteResponse { header: self.header(), members }))
     }
 }

@@ -1,6 +1,7 @@
 //! What every handler needs, and the checks that services share.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use machine::{Caller, CommandKind, Outcome, Proposal, Refusal};
 use proto::etcdserverpb::ResponseHeader;
@@ -12,6 +13,7 @@ use types::{ClusterId, MemberId, Revision};
 use super::status::ApiError;
 use crate::boot::{HubCell, ServerFacts};
 use crate::leases::LeaseClock;
+use crate::ops::observed::operation;
 
 /// What requests may cost.
 #[derive(Clone, Copy, Debug)]
@@ -90,7 +92,11 @@ impl ApiContext {
             return Err(ApiError::RequestTooLarge.into());
         }
         let proposal = Proposal { kind, body, caller: Caller::default() };
-        match self.handle.propose(proposal).await {
+        let began = Instant::now();
+        let answer = self.handle.propose(proposal).await;
+        let success = answer.as_ref().is_ok_and(|outcome| !matches!(outcome, Outcome::Refused(_)));
+        self.server.request_times.answered(operation(kind), success, began.elapsed());
+        match answer {
             Ok(Outcome::Refused(refusal)) => Err(refusal_status(refusal)),
             Ok(outcome) => Ok(outcome),
             Err(reason) => Err(ApiError::from(reason).into()),

@@ -1,5 +1,7 @@
 //! `etcdserverpb.KV`.
 
+use std::time::Instant;
+
 use bytes::{Bytes, BytesMut};
 use futures_util::stream;
 use http_body::Body as HttpBody;
@@ -143,7 +145,17 @@ async fn range(
     context: ApiContext,
     request: Request<Raw<RangeRequest>>,
 ) -> Result<Response<Encoded>, Status> {
-    let request = prepare_read(&context, request).await?;
+    let began = Instant::now();
+    let read = read_range(&context, request).await;
+    context.server.request_times.answered("Range", read.is_ok(), began.elapsed());
+    read
+}
+
+async fn read_range(
+    context: &ApiContext,
+    request: Request<Raw<RangeRequest>>,
+) -> Result<Response<Encoded>, Status> {
+    let request = prepare_read(context, request).await?;
     let answer = context.handle.views().mvcc.range(&range_query(&request));
     let RangeAnswer { kvs, more, count, revision } = answer.map_err(range_error)?;
     let response = range_response(&context.header(revision), &kvs, more, count);

@@ -21,6 +21,7 @@ use tonic::{Request, Response, Status};
 use types::MemberId;
 
 use super::context::{ApiContext, admitted};
+use super::downgrade;
 use super::kv::unexpected;
 use super::status::{ApiError, internal, range_error};
 use crate::snapshot_file;
@@ -81,7 +82,7 @@ impl Maintenance for MaintenanceService {
             errors,
             db_size_in_use: to_i64(size.in_use),
             is_learner: status.is_learner,
-            storage_version: version::STORAGE.to_owned(),
+            storage_version: version::storage(views.tables().cluster_version),
             db_size_quota: to_i64(self.context.limits.quota_bytes.unwrap_or(0)),
             downgrade_info: Some(DowngradeInfo {
                 enabled: downgrade.target_version.is_some(),
@@ -107,7 +108,9 @@ impl Maintenance for MaintenanceService {
         admitted(&self.context, request, false)?;
         let views = self.context.handle.views();
         let revision = views.mvcc.revision();
+        let timer = self.context.server.metrics.hash.start_timer();
         let hashed = tokio::task::spawn_blocking(move || snapshot_file::hash(&views)).await;
+        timer.observe_duration();
         let hash = hashed.map_err(|error| internal(&error))?.map_err(|error| internal(&error))?;
         Ok(Response::new(HashResponse { header: Some(self.context.header(revision)), hash }))
     }
@@ -118,12 +121,14 @@ impl Maintenance for MaintenanceService {
     ) -> Result<Response<HashKvResponse>, Status> {
         let request = admitted(&self.context, request, false)?;
         let mvcc = self.context.handle.views().mvcc;
+        let timer = self.context.server.metrics.hash_rev.start_timer();
         let hashed = tokio::task::spawn_blocking(move || {
             let answer = mvcc.hash_kv(request.revision)?;
             Ok::<_, mvcc::RangeError>((answer, mvcc.revision()))
         });
         let (answer, revision) =
             hashed.await.map_err(|error| internal(&error))?.map_err(range_error)?;
+        timer.observe_duration();
         Ok(Response::new(HashKvResponse {
             header: Some(self.context.header(revision)),
             hash: answer.hash,
@@ -141,9 +146,11 @@ impl Maintenance for MaintenanceService {
         admitted(&self.context, request, true)?;
         let views = self.context.handle.views();
         let directory = self.context.server.scratch_directory.clone();
+        let timer = self.context.server.metrics.backend_snapshot.start_timer();
         let file = tokio::task::spawn_blocking(move || snapshot_file::write(&views, &directory));
         let file = file.await.map_err(|error| internal(&error))?;
         let file = file.map_err(|error| internal(&error))?;
+        timer.observe_duration();
         tracing::info!(bytes = file.len(), "sending database snapshot to client");
         Ok(Response::new(Box::pin(snapshot_file::stream(file))))
     }
@@ -175,8 +182,8 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<DowngradeRequest>,
     ) -> Result<Response<DowngradeResponse>, Status> {
-        admitted(&self.context, request, false)?;
-        Err(ApiError::NotCapable.into())
+        let request = admitted(&self.context, request, false)?;
+        downgrade::downgrade(&self.context, &request).await.map(Response::new)
     }
 }
 

@@ -7,6 +7,7 @@
 mod auth;
 mod cluster;
 mod context;
+mod downgrade;
 mod encoded;
 mod kv;
 mod lease;

@@ -38,7 +38,6 @@ pub(crate) enum ApiError {
     NoLeader,
     NotLeader,
     LeaderChanged,
-    NotCapable,
     Stopped,
     Timeout,
     TimeoutLeaderFailure,
@@ -50,6 +49,10 @@ pub(crate) enum ApiError {
     NotSupportedForLearner,
     AuthNotEnabled,
     WrongDowngradeVersionFormat,
+    InvalidDowngradeTargetVersion,
+    ClusterVersionUnavailable,
+    DowngradeInProcess,
+    NoInflightDowngrade,
 }
 
 impl ApiError {
@@ -106,7 +109,6 @@ impl ApiError {
             Self::NoLeader => (unavailable, "etcdserver: no leader"),
             Self::NotLeader => (FailedPrecondition, "etcdserver: not leader"),
             Self::LeaderChanged => (unavailable, "etcdserver: leader changed"),
-            Self::NotCapable => (FailedPrecondition, "etcdserver: not capable"),
             Self::Stopped => (unavailable, "etcdserver: server stopped"),
             Self::Timeout => (unavailable, "etcdserver: request timed out"),
             Self::TimeoutLeaderFailure => (
@@ -131,6 +133,19 @@ impl ApiError {
             }
             Self::WrongDowngradeVersionFormat => {
                 (InvalidArgument, "etcdserver: wrong downgrade target version format")
+            }
+            Self::InvalidDowngradeTargetVersion => {
+                (InvalidArgument, "etcdserver: invalid downgrade target version")
+            }
+            // etcd has a code for it and forgets to translate, so the wire says Unknown.
+            Self::ClusterVersionUnavailable => {
+                (Unknown, "etcdserver: cluster version not found during downgrade")
+            }
+            Self::DowngradeInProcess => {
+                (FailedPrecondition, "etcdserver: cluster has a downgrade job in progress")
+            }
+            Self::NoInflightDowngrade => {
+                (FailedPrecondition, "etcdserver: no inflight downgrade job")
             }
         }
     }

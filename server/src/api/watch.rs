@@ -1,6 +1,6 @@
 //! `etcdserverpb.Watch`: between the stream of requests and the hub's stream of messages.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use futures_util::StreamExt;
@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::codegen::StdError;
 use tonic::server::NamedService;
 use tonic::{Request, Response, Status, Streaming};
-use watch::{CreateWatch, StreamHandle, StreamOutput};
+use watch::{CreateWatch, StreamHandle, StreamOutput, WatchMessage};
 
 use super::context::ApiContext;
 use super::encoded::{self, Encoded, HttpAnswer, Raw};
@@ -82,7 +82,10 @@ async fn watch(
     let requests = request.into_inner();
     tokio::spawn(async move {
         let ended = tokio::select! {
-            ended = take_requests(&handle, requests) => ended,
+            ended = take_requests(&handle, requests) => ended.inspect_err(|_| {
+                let failures = &context.server.metrics.stream_failures;
+                failures.with_label_values(&["receive", "watch"]).inc();
+            }),
             // The hub has stopped. An end without an error would end the client's watches for good;
             // this one makes it open them again, here or elsewhere.
             () = send_messages(&context, output, &messages) => Err(ApiError::Stopped.into()),
@@ -135,12 +138,24 @@ async fn send_messages(
     mut output: StreamOutput,
     messages: &mpsc::Sender<Result<Encoded, Status>>,
 ) {
+    let metrics = &context.server.metrics;
     while let Some(message) = output.next().await {
         let mut bytes = BytesMut::with_capacity(message.encoded_len_bound());
         let term = context.handle.term();
         message.encode(context.cluster_id, context.member_id, term, &mut bytes);
+        let began = Instant::now();
         if messages.send(Ok(Encoded(bytes.freeze()))).await.is_err() {
             return;
+        }
+        let took = began.elapsed().as_secs_f64();
+        match &message {
+            WatchMessage::Events { events, .. } => {
+                let count = u32::try_from(events.frames().len()).unwrap_or(u32::MAX).max(1);
+                metrics.watch_send.observe(took);
+                metrics.watch_send_event.observe(took / f64::from(count));
+            }
+            WatchMessage::Progress { .. } => metrics.watch_send_progress.observe(took),
+            _ => metrics.watch_send_control.observe(took),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Deciding which version the cluster speaks (etcd: `monitorVersions`): the leader takes the lowest
 //! version of all members and raises the cluster to it, never beyond what a member that does not
-//! answer is known to understand.
+//! answer is known to understand. During a downgrade it lowers the cluster to the target instead.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use machine::{ClusterVersion, CommandKind, Proposal};
-use proto::membershippb::ClusterVersionSetRequest;
+use proto::membershippb::{ClusterVersionSetRequest, DowngradeInfoSetRequest};
 use replica::Handle;
 use tokio_util::sync::CancellationToken;
 use types::MemberId;
@@ -28,19 +28,92 @@ pub type MemberVersions = Arc<
         + Sync,
 >;
 
+/// Whether a cluster may go from one version to another, older one: by one minor version.
+pub fn is_valid_downgrade(from: ClusterVersion, to: ClusterVersion) -> bool {
+    from.major == to.major && from.minor.checked_sub(1) == Some(to.minor)
+}
+
 /// What the cluster's version is to become, if it is to change. A cluster that has none yet gets one
-/// as soon as every member has answered; one that has only goes up here (etcd lowers it during a
-/// downgrade, which does not exist yet).
+/// as soon as every member has answered; one that has one goes up to what all members speak, or down
+/// to the target of a downgrade, which must be one version below what they speak.
 pub fn next(
     current: Option<ClusterVersion>,
     members: &[MemberId],
     versions: &BTreeMap<MemberId, ClusterVersion>,
+    downgrade: Option<ClusterVersion>,
 ) -> Option<ClusterVersion> {
     let known: Option<Vec<ClusterVersion>> =
         members.iter().map(|member| versions.get(member).copied()).collect();
     let lowest = known?.into_iter().min()?;
     let lowest = ClusterVersion { patch: 0, ..lowest };
-    (current.is_none_or(|current| current < lowest)).then_some(lowest)
+    let (Some(current), Some(target)) = (current, downgrade) else {
+        return current.is_none_or(|current| current < lowest).then_some(lowest);
+    };
+    if target == current {
+        return None;
+    }
+    if !is_valid_downgrade(current, target) || !is_valid_downgrade(lowest, target) {
+        tracing::error!(
+            "downgrade-target" = %target, "cluster-version" = %current,
+            "minimal-server-version" = %lowest, "Cannot downgrade to downgrade-target"
+        );
+        return None;
+    }
+    Some(target)
+}
+
+/// Whether every member runs the version that a downgrade was to lead to.
+pub fn is_downgraded(
+    target: ClusterVersion,
+    members: &[MemberId],
+    versions: &BTreeMap<MemberId, ClusterVersion>,
+) -> bool {
+    let runs = |version: &ClusterVersion| {
+        (version.major, version.minor) == (target.major, target.minor)
+    };
+    members.iter().all(|member| versions.get(member).is_some_and(runs))
+}
+
+/// The target of the downgrade that is under way.
+fn downgrade_target(handle: &Handle) -> Option<ClusterVersion> {
+    handle.views().tables().downgrade.target_version?.parse().ok()
+}
+
+fn members(handle: &Handle) -> Vec<MemberId> {
+    handle.views().members().iter().map(|member| member.id).collect()
+}
+
+/// Ends a downgrade once every member runs its target, for as long as the server runs (etcd:
+/// `monitorDowngrade`). An interval of zero never does.
+pub async fn end_downgrades(
+    handle: Handle,
+    own: ClusterVersion,
+    others: MemberVersions,
+    interval: Duration,
+    stop: CancellationToken,
+) {
+    if interval.is_zero() {
+        return;
+    }
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(interval) => {}
+        }
+        let Some(target) = downgrade_target(&handle).filter(|_| handle.leads()) else { continue };
+        let mut versions = others().await;
+        versions.insert(handle.status().member_id, own);
+        if !is_downgraded(target, &members(&handle), &versions) {
+            continue;
+        }
+        tracing::info!("cluster-version" = %target, "the cluster has been downgraded");
+        let request = DowngradeInfoSetRequest { enabled: false, ver: String::new() };
+        let proposal = Proposal::new(CommandKind::DowngradeInfoSet, &request);
+        if let Err(error) = handle.propose(proposal).await {
+            tracing::warn!(%error, "failed to cancel downgrade");
+        }
+    }
 }
 
 /// Watches over the version for as long as the server runs.
@@ -57,9 +130,9 @@ pub async fn run(
         if now.is_leader() {
             let mut versions = others().await;
             versions.insert(now.member_id, own);
-            let views = handle.views();
-            let members: Vec<MemberId> = views.members().iter().map(|member| member.id).collect();
-            if let Some(version) = next(views.tables().cluster_version, &members, &versions) {
+            let current = handle.views().tables().cluster_version;
+            let target = downgrade_target(&handle);
+            if let Some(version) = next(current, &members(&handle), &versions, target) {
                 set(&handle, version).await;
             }
         }
@@ -90,12 +163,34 @@ mod tests {
         let members = [MemberId(1), MemberId(2)];
         let both =
             BTreeMap::from([(MemberId(1), version("3.7.3")), (MemberId(2), version("3.6.1"))]);
-        assert_eq!(next(None, &members, &both), Some(version("3.6.0")));
-        assert_eq!(next(Some(version("3.6.0")), &members, &both), None);
-        assert_eq!(next(Some(version("3.7.0")), &members, &both), None, "it never goes down");
-        assert_eq!(next(Some(version("3.5.0")), &members, &both), Some(version("3.6.0")));
+        assert_eq!(next(None, &members, &both, None), Some(version("3.6.0")));
+        assert_eq!(next(Some(version("3.6.0")), &members, &both, None), None);
+        assert_eq!(next(Some(version("3.7.0")), &members, &both, None), None, "it never goes down");
+        assert_eq!(next(Some(version("3.5.0")), &members, &both, None), Some(version("3.6.0")));
         let one = BTreeMap::from([(MemberId(1), version("3.7.3"))]);
-        assert_eq!(next(None, &members, &one), None);
-        assert_eq!(next(None, &[], &one), None);
+        assert_eq!(next(None, &members, &one, None), None);
+        assert_eq!(next(None, &[], &one, None), None);
+    }
+
+    #[test]
+    fn a_downgrade_goes_down_one_version_and_ends_when_all_members_run_it() {
+        let version = |text: &str| text.parse::<ClusterVersion>().unwrap();
+        let target = version("3.6.0");
+        let members = [MemberId(1), MemberId(2)];
+        let of = |one: &str, two: &str| {
+            BTreeMap::from([(MemberId(1), version(one)), (MemberId(2), version(two))])
+        };
+        let newer = of("3.7.3", "3.7.1");
+        let next = |current: &str, versions| {
+            next(Some(version(current)), &members, versions, Some(target))
+        };
+        assert_eq!(next("3.7.0", &newer), Some(target));
+        assert_eq!(next("3.6.0", &newer), None, "it is there already, and stays");
+        assert_eq!(next("3.8.0", &newer), None, "two versions are too many");
+        assert_eq!(next("3.7.0", &of("3.7.3", "3.6.1")), None);
+        assert!(!is_downgraded(target, &members, &of("3.6.9", "3.7.3")));
+        assert!(is_downgraded(target, &members, &of("3.6.9", "3.6.0")));
+        assert!(!is_downgraded(target, &members, &BTreeMap::from([(MemberId(1), target)])));
+        assert!(!is_valid_downgrade(version("4.0.0"), version("3.9.0")));
     }
 }

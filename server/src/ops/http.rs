@@ -104,12 +104,12 @@ fn is_health(path: &str) -> bool {
 
 fn version(parts: &HttpParts) -> String {
     let cluster = parts.member.cluster_version();
+    let storage = crate::version::storage(cluster.as_deref().and_then(|text| text.parse().ok()));
     let cluster = cluster.as_deref().unwrap_or("not_decided");
     // The order of the fields is etcd's.
     format!(
-        r#"{{"etcdserver":"{}","etcdcluster":"{cluster}","storage":"{}"}}"#,
-        crate::version::ETCD,
-        crate::version::STORAGE
+        r#"{{"etcdserver":"{}","etcdcluster":"{cluster}","storage":"{storage}"}}"#,
+        crate::version::ETCD
     )
 }
 

@@ -8,6 +8,9 @@
 //! Some names have nothing behind them here (there is no v2 store, no gRPC proxy and no bbolt in this
 //! server). They stay at 0, which is the truth, because dashboards and alerts name them.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use machine::LeaseChange;
 use mvcc::{EventKind, RevisionEvents};
 use prometheus::{
@@ -102,7 +105,7 @@ table! {
         is_learner = "etcd_server_is_learner", "Whether or not this member is a learner. 1 if is, 0 otherwise.";
         proposals_committed = "etcd_server_proposals_committed_total", "The index of the last committed entry.";
         proposals_applied = "etcd_server_proposals_applied_total", "The index of the last applied entry.";
-        proposals_pending = "etcd_server_proposals_pending", "Requests that wait to be proposed.";
+        proposals_pending = "etcd_server_proposals_pending", "Requests that are proposed and not applied yet.";
         snapshot_apply_in_progress = "etcd_server_snapshot_apply_in_progress_total", "1 while a snapshot of another member is being installed.";
         quota_bytes = "etcd_server_quota_backend_bytes", "Size beyond which the store refuses to grow.";
         db_size = "etcd_mvcc_db_total_size_in_bytes", "Size of the store on disk.";
@@ -213,6 +216,41 @@ fn options(
     Ok(HistogramOpts::new(name, help).buckets(exponential_buckets(start, factor, count)?))
 }
 
+/// How long requests take, by kind: looked up once, because each request needs it.
+#[derive(Clone)]
+pub struct RequestTimes {
+    by_kind: BTreeMap<&'static str, [Histogram; 2]>,
+    range: [Histogram; 2],
+    ranges: Counter,
+}
+
+impl RequestTimes {
+    /// The times of all kinds of requests that clients make.
+    pub fn new(metrics: &Metrics) -> Self {
+        let both = |name: &str| {
+            ["false", "true"].map(|success| metrics.request.with_label_values(&[name, success]))
+        };
+        let kinds = machine::CommandKind::ALL.map(super::observed::operation);
+        let by_kind = kinds.into_iter().chain(["Range", "ReadonlyTxn"]);
+        Self {
+            by_kind: by_kind.map(|name| (name, both(name))).collect(),
+            range: ["false", "true"].map(|success| metrics.range.with_label_values(&[success])),
+            ranges: metrics.ranges.clone(),
+        }
+    }
+
+    /// A request has been answered.
+    pub fn answered(&self, name: &str, success: bool, took: Duration) {
+        if let Some(both) = self.by_kind.get(name) {
+            both[usize::from(success)].observe(took.as_secs_f64());
+        }
+        if name == "Range" {
+            self.ranges.inc();
+            self.range[usize::from(success)].observe(took.as_secs_f64());
+        }
+    }
+}
+
 /// What a member looks like at the moment its metrics are read.
 #[derive(Clone, Debug, Default)]
 pub struct Sample {
@@ -258,7 +296,10 @@ impl Metrics {
             }
             for event in &revision.events {
                 match event.kind {
-                    EventKind::Put => self.puts.inc(),
+                    EventKind::Put => {
+                        self.puts.inc();
+                        self.put_size.add(approximate(event.key_value.len() as u64));
+                    }
                     EventKind::Delete => self.deletes.inc(),
                 }
             }
@@ -353,7 +394,6 @@ fn signed(number: i64) -> f64 {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::time::Duration;
 
     use super::*;
     use crate::ops::calls::CallMetrics;

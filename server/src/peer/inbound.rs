@@ -1,17 +1,22 @@
 //! The peer protocol, served.
 
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use futures_util::{Stream, StreamExt};
+use prost::Message;
 use proto::peerpb::member_server::{Member, MemberServer};
 use proto::peerpb::raft_server::{Raft, RaftServer};
 use proto::peerpb::{self};
 use replica::{Handle, Inbound, PeerError, PeerResult};
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
-use types::LeaseId;
+use types::{LeaseId, MemberId};
 
 use super::REFUSED;
+use super::meters::{Direction, PeerMeters};
 use crate::leases::LeaseClock;
 use crate::version;
 
@@ -23,6 +28,7 @@ pub(crate) struct PeerService {
     pub(crate) leases: LeaseClock,
     /// SHA-256 of the cluster token, so that a joining process can tell a configuration mix-up.
     pub(crate) token_digest: bytes::Bytes,
+    pub(crate) meters: PeerMeters,
 }
 
 impl PeerService {
@@ -49,6 +55,36 @@ fn answered<T>(result: PeerResult<T>) -> Result<Response<T>, Status> {
     result.map(Response::new).map_err(status)
 }
 
+/// Who says that it sent a message; 0 if nobody does.
+fn sender(envelope: Option<&peerpb::Envelope>) -> u64 {
+    envelope.map_or(0, |envelope| envelope.from)
+}
+
+impl PeerService {
+    /// Counts a message and its answer.
+    fn counted<T: Message>(&self, from: u64, bytes: usize, result: &PeerResult<T>) {
+        if matches!(result, Err(PeerError::Refused(_))) {
+            return self.meters.refused(from);
+        }
+        let meter = self.meters.of(MemberId(from));
+        meter.received(bytes);
+        if let Ok(answer) = result {
+            meter.sent(answer.encoded_len());
+        }
+    }
+}
+
+/// Handles a request with one answer, and counts both.
+macro_rules! counted {
+    ($self:ident, $request:ident, $method:ident) => {{
+        let request = $request.into_inner();
+        let (from, bytes) = (sender(request.envelope.as_ref()), request.encoded_len());
+        let result = $self.inbound.$method(request).await;
+        $self.counted(from, bytes, &result);
+        answered(result)
+    }};
+}
+
 #[tonic::async_trait]
 impl Raft for PeerService {
     type AppendStream = Pin<Box<dyn Stream<Item = Result<peerpb::AppendResponse, Status>> + Send>>;
@@ -60,7 +96,23 @@ impl Raft for PeerService {
         // A broken stream ends like one that its sender has closed.
         let requests = request.into_inner().take_while(|r| std::future::ready(r.is_ok()));
         let requests = requests.filter_map(|request| std::future::ready(request.ok()));
-        let answers = self.inbound.append(requests).map(|answer| answer.map_err(status));
+        // A stream is all of one member; who it is says the first request.
+        let from = Arc::new(AtomicU64::new(0));
+        let (meters, source) = (self.meters.clone(), from.clone());
+        let requests = requests.inspect(move |request: &peerpb::AppendRequest| {
+            let from = sender(request.envelope.as_ref());
+            source.store(from, Ordering::Relaxed);
+            meters.of(MemberId(from)).received(request.encoded_len());
+        });
+        let meters = self.meters.clone();
+        let answers = self.inbound.append(requests).map(move |answer| {
+            let from = from.load(Ordering::Relaxed);
+            match &answer {
+                Ok(answer) => meters.of(MemberId(from)).sent(answer.encoded_len()),
+                Err(_) => meters.refused(from),
+            }
+            answer.map_err(status)
+        });
         Ok(Response::new(answers.boxed()))
     }
 
@@ -68,7 +120,7 @@ impl Raft for PeerService {
         &self,
         request: Request<peerpb::VoteRequest>,
     ) -> Result<Response<peerpb::VoteResponse>, Status> {
-        answered(self.inbound.vote(request.into_inner()).await)
+        counted!(self, request, vote)
     }
 
     async fn snapshot(
@@ -77,14 +129,27 @@ impl Raft for PeerService {
     ) -> Result<Response<peerpb::SnapshotResponse>, Status> {
         let chunks = request.into_inner().take_while(|chunk| std::future::ready(chunk.is_ok()));
         let chunks = chunks.filter_map(|chunk| std::future::ready(chunk.ok()));
-        answered(self.inbound.snapshot(chunks).await)
+        let from = Arc::new(AtomicU64::new(0));
+        let (meters, source) = (self.meters.clone(), from.clone());
+        let chunks = chunks.inspect(move |chunk: &peerpb::SnapshotChunk| {
+            if let Some(peerpb::snapshot_chunk::Part::Header(header)) = &chunk.part {
+                source.store(sender(header.envelope.as_ref()), Ordering::Relaxed);
+            }
+            let from = MemberId(source.load(Ordering::Relaxed));
+            meters.of(from).received(chunk.encoded_len());
+        });
+        let began = Instant::now();
+        let result = self.inbound.snapshot(chunks).await;
+        let meter = self.meters.of(MemberId(from.load(Ordering::Relaxed)));
+        meter.snapshot(Direction::Received, result.is_ok(), began);
+        answered(result)
     }
 
     async fn transfer_leader(
         &self,
         request: Request<peerpb::TransferLeaderRequest>,
     ) -> Result<Response<peerpb::TransferLeaderResponse>, Status> {
-        answered(self.inbound.transfer_leader(request.into_inner()).await)
+        counted!(self, request, transfer_leader)
     }
 }
 
@@ -94,21 +159,21 @@ impl Member for PeerService {
         &self,
         request: Request<peerpb::ForwardRequest>,
     ) -> Result<Response<peerpb::ForwardResponse>, Status> {
-        answered(self.inbound.forward(request.into_inner()).await)
+        counted!(self, request, forward)
     }
 
     async fn read_index(
         &self,
         request: Request<peerpb::ReadIndexRequest>,
     ) -> Result<Response<peerpb::ReadIndexResponse>, Status> {
-        answered(self.inbound.read_index(request.into_inner()).await)
+        counted!(self, request, read_index)
     }
 
     async fn change_membership(
         &self,
         request: Request<peerpb::ChangeMembershipRequest>,
     ) -> Result<Response<peerpb::ChangeMembershipResponse>, Status> {
-        answered(self.inbound.change_membership(request.into_inner()).await)
+        counted!(self, request, change_membership)
     }
 
     async fn lease_keep_alive(
@@ -204,7 +269,7 @@ impl Member for PeerService {
             etcd_version: version::ETCD.to_owned(),
             keelson_version: version::KEELSON.to_owned(),
             cluster_version: version_text(self.handle.views().tables().cluster_version),
-            storage_version: version::STORAGE.to_owned(),
+            storage_version: version::storage(self.handle.views().tables().cluster_version),
             protocol_min: replica::PROTOCOL_VERSION,
             protocol_max: replica::PROTOCOL_VERSION,
         }))

@@ -4,6 +4,7 @@
 //! anything: requests are checked and answered by `replica::Inbound`.
 
 pub(crate) mod inbound;
+pub(crate) mod meters;
 pub(crate) mod outbound;
 
 /// A refusal (wrong cluster, wrong member, removed member) travels as this code, so that the sender

@@ -6,13 +6,14 @@
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use futures_util::{Stream, StreamExt};
+use prost::Message;
 use proto::peerpb::member_client::MemberClient;
 use proto::peerpb::raft_client::RaftClient;
 use proto::peerpb::{self};
@@ -22,6 +23,7 @@ use tonic::{Request, Status};
 use types::MemberId;
 
 use super::REFUSED;
+use super::meters::{Direction, PeerMeter, PeerMeters};
 use crate::dial::Dialer;
 
 /// How long making a connection may take.
@@ -46,6 +48,8 @@ pub(crate) struct Outbound {
     dialer: Dialer,
     // A std mutex: held to look a connection up, which never waits.
     channels: Mutex<BTreeMap<(MemberId, Lane), Connection>>,
+    /// Set once this member knows who it is.
+    meters: OnceLock<PeerMeters>,
 }
 
 struct Connection {
@@ -55,7 +59,17 @@ struct Connection {
 
 impl Outbound {
     pub(crate) fn new(dialer: Dialer) -> Arc<Self> {
-        Arc::new(Self { dialer, channels: Mutex::default() })
+        Arc::new(Self { dialer, channels: Mutex::default(), meters: OnceLock::new() })
+    }
+
+    /// Has the traffic counted from now on.
+    pub(crate) fn measure(&self, meters: PeerMeters) {
+        // Called once, at start.
+        let _ = self.meters.set(meters);
+    }
+
+    fn meter(&self, to: &Peer) -> Option<Arc<PeerMeter>> {
+        self.meters.get().map(|meters| meters.of(to.id))
     }
 
     fn channel(&self, to: &Peer, lane: Lane) -> PeerResult<Channel> {
@@ -99,6 +113,10 @@ impl Outbound {
         }
     }
 
+    fn raft_messages(&self, to: &Peer) -> PeerResult<RaftClient<Channel>> {
+        self.raft(to, Lane::Messages)
+    }
+
     fn raft(&self, to: &Peer, lane: Lane) -> PeerResult<RaftClient<Channel>> {
         let client = RaftClient::new(self.channel(to, lane)?);
         Ok(client.max_decoding_message_size(usize::MAX).max_encoding_message_size(usize::MAX))
@@ -136,14 +154,40 @@ fn peer_error(status: Status) -> PeerError {
     }
 }
 
+/// Counts an answer, or that there is none.
+fn count<T: Message>(meter: Option<&PeerMeter>, result: &PeerResult<T>) {
+    let Some(meter) = meter else { return };
+    match result {
+        Ok(answer) => {
+            meter.received(answer.encoded_len());
+            meter.answered();
+        }
+        Err(_) => meter.failed(),
+    }
+}
+
 /// One call with one answer.
 macro_rules! call {
-    ($client:expr, $method:ident, $request:expr) => {{
-        let client = $client;
+    ($self:ident, $client:ident, $to:ident, $method:ident, $request:ident) => {{
+        let (client, meter) = ($self.$client(&$to), $self.meter(&$to));
         Box::pin(async move {
-            let mut client = client?;
-            let response = client.$method(Request::new($request)).await.map_err(peer_error)?;
-            Ok(response.into_inner())
+            if let Some(meter) = &meter {
+                meter.sent($request.encoded_len());
+            }
+            let began = Instant::now();
+            let result = match client {
+                Ok(mut client) => client
+                    .$method(Request::new($request))
+                    .await
+                    .map(tonic::Response::into_inner)
+                    .map_err(peer_error),
+                Err(error) => Err(error),
+            };
+            count(meter.as_deref(), &result);
+            if let (Some(meter), Ok(_)) = (&meter, &result) {
+                meter.round_trip(began.elapsed());
+            }
+            result
         })
     }};
 }
@@ -154,12 +198,27 @@ impl Peers for Outbound {
         to: Peer,
         requests: BoxStream<'static, peerpb::AppendRequest>,
     ) -> BoxFuture<'static, PeerResult<AppendResponses>> {
-        let client = self.raft(&to, Lane::Messages);
+        let (client, meter) = (self.raft_messages(&to), self.meter(&to));
+        let counter = meter.clone();
+        let requests = requests.inspect(move |request| {
+            if let Some(meter) = &counter {
+                meter.sent(request.encoded_len());
+            }
+        });
         Box::pin(async move {
             let mut client = client?;
-            let response =
-                client.append(Request::new(Outgoing(requests))).await.map_err(peer_error)?;
-            let answers = response.into_inner().map(|answer| answer.map_err(peer_error));
+            let response = client.append(Request::new(Outgoing(requests.boxed()))).await;
+            let response = response.map_err(|status| {
+                if let Some(meter) = &meter {
+                    meter.failed();
+                }
+                peer_error(status)
+            })?;
+            let answers = response.into_inner().map(move |answer| {
+                let answer = answer.map_err(peer_error);
+                count(meter.as_deref(), &answer);
+                answer
+            });
             Ok(answers.boxed())
         })
     }
@@ -169,7 +228,7 @@ impl Peers for Outbound {
         to: Peer,
         request: peerpb::VoteRequest,
     ) -> BoxFuture<'static, PeerResult<peerpb::VoteResponse>> {
-        call!(self.raft(&to, Lane::Messages), vote, request)
+        call!(self, raft_messages, to, vote, request)
     }
 
     fn snapshot(
@@ -177,7 +236,24 @@ impl Peers for Outbound {
         to: Peer,
         chunks: BoxStream<'static, peerpb::SnapshotChunk>,
     ) -> BoxFuture<'static, PeerResult<peerpb::SnapshotResponse>> {
-        call!(self.raft(&to, Lane::Snapshots), snapshot, Outgoing(chunks))
+        let (client, meter) = (self.raft(&to, Lane::Snapshots), self.meter(&to));
+        let counter = meter.clone();
+        let chunks = chunks.inspect(move |chunk| {
+            if let Some(meter) = &counter {
+                meter.sent(chunk.encoded_len());
+            }
+        });
+        Box::pin(async move {
+            let mut client = client?;
+            let began = Instant::now();
+            let sent = client.snapshot(Request::new(Outgoing(chunks.boxed()))).await;
+            let result = sent.map(tonic::Response::into_inner).map_err(peer_error);
+            count(meter.as_deref(), &result);
+            if let Some(meter) = &meter {
+                meter.snapshot(Direction::Sent, result.is_ok(), began);
+            }
+            result
+        })
     }
 
     fn transfer_leader(
@@ -185,7 +261,7 @@ impl Peers for Outbound {
         to: Peer,
         request: peerpb::TransferLeaderRequest,
     ) -> BoxFuture<'static, PeerResult<peerpb::TransferLeaderResponse>> {
-        call!(self.raft(&to, Lane::Messages), transfer_leader, request)
+        call!(self, raft_messages, to, transfer_leader, request)
     }
 
     fn forward(
@@ -193,7 +269,7 @@ impl Peers for Outbound {
         to: Peer,
         request: peerpb::ForwardRequest,
     ) -> BoxFuture<'static, PeerResult<peerpb::ForwardResponse>> {
-        call!(self.member(&to), forward, request)
+        call!(self, member, to, forward, request)
     }
 
     fn read_index(
@@ -201,7 +277,7 @@ impl Peers for Outbound {
         to: Peer,
         request: peerpb::ReadIndexRequest,
     ) -> BoxFuture<'static, PeerResult<peerpb::ReadIndexResponse>> {
-        call!(self.member(&to), read_index, request)
+        call!(self, member, to, read_index, request)
     }
 
     fn change_membership(
@@ -209,7 +285,7 @@ impl Peers for Outbound {
         to: Peer,
         request: peerpb::ChangeMembershipRequest,
     ) -> BoxFuture<'static, PeerResult<peerpb::ChangeMembershipResponse>> {
-        call!(self.member(&to), change_membership, request)
+        call!(self, member, to, change_membership, request)
     }
 
     fn lease_keep_alive(
@@ -217,7 +293,7 @@ impl Peers for Outbound {
         to: Peer,
         request: peerpb::LeaseKeepAliveRequest,
     ) -> BoxFuture<'static, PeerResult<peerpb::LeaseKeepAliveResponse>> {
-        call!(self.member(&to), lease_keep_alive, request)
+        call!(self, member, to, lease_keep_alive, request)
     }
 
     fn version(
@@ -225,7 +301,7 @@ impl Peers for Outbound {
         to: Peer,
         request: peerpb::VersionRequest,
     ) -> BoxFuture<'static, PeerResult<peerpb::VersionResponse>> {
-        call!(self.member(&to), version, request)
+        call!(self, member, to, version, request)
     }
 
     fn lease_time_to_live(
@@ -233,6 +309,6 @@ impl Peers for Outbound {
         to: Peer,
         request: peerpb::LeaseTimeToLiveRequest,
     ) -> BoxFuture<'static, PeerResult<peerpb::LeaseTimeToLiveResponse>> {
-        call!(self.member(&to), lease_time_to_live, request)
+        call!(self, member, to, lease_time_to_live, request)
     }
 }

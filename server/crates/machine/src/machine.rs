@@ -115,21 +115,24 @@ impl Machine {
         let State { leases, tables } = state;
         let mut applier = Applier::new(self.store.writer(), leases, tables, position.term);
         let mut outcomes = Vec::with_capacity(proposals.len());
+        let mut commands = Vec::with_capacity(proposals.len());
         for (ticket, proposal) in proposals {
-            let command = Command::decode(proposal.kind, proposal.body)
+            let kind = proposal.kind;
+            let command = Command::decode(kind, proposal.body)
                 .map_err(|source| Fatal::Body { index, source })?;
             let answer = self.answers.include(ticket.origin);
             let outcome = match applier.run(command, answer) {
                 Ok(outcome) => outcome,
                 Err(stop) => Outcome::Refused(stop.sort(index)?),
             };
+            commands.push((kind, !matches!(outcome, Outcome::Refused(_))));
             if answer {
                 outcomes.push((ticket, outcome));
             }
         }
         let Applier { writer, lease_changes, follow_ups, .. } = applier;
         let events = writer.commit().map_err(|source| Fatal::Store { index, source })?;
-        Ok(Applied { outcomes, events, lease_changes, follow_ups, ..nothing(position) })
+        Ok(Applied { outcomes, commands, events, lease_changes, follow_ups, ..nothing(position) })
     }
 
     /// The read side.
@@ -185,6 +188,7 @@ fn nothing(position: LogPosition) -> Applied {
     Applied {
         position,
         outcomes: Vec::new(),
+        commands: Vec::new(),
         events: Vec::new(),
         lease_changes: Vec::new(),
         follow_ups: Vec::new(),

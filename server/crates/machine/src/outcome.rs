@@ -6,7 +6,7 @@ use revlog::RevStoreError;
 use tables::{LogPosition, MembershipOutcome};
 use types::{LeaseId, LogIndex, Revision, Term};
 
-use crate::command::{BatchError, MalformedBody, Ticket};
+use crate::command::{BatchError, CommandKind, MalformedBody, Ticket};
 
 /// Everything that came of one entry.
 #[derive(Debug)]
@@ -15,6 +15,8 @@ pub struct Applied {
     pub position: LogPosition,
     /// The outcomes of its requests, in order; only those that [`crate::Answers`] asks for.
     pub outcomes: Vec<(Ticket, Outcome)>,
+    /// The kind of each command, and whether it was done rather than refused; for metrics.
+    pub commands: Vec<(CommandKind, bool)>,
     /// What watchers will hear of, by revision.
     pub events: Vec<RevisionEvents>,
     /// What the leader's deadlines must follow, in order.

@@ -60,6 +60,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl<T: Send + 'static> Mailboxes<T> {
+    /// How many requests wait, of all threads.
+    pub(crate) fn waiting(&self) -> usize {
+        lock(&self.boxes).iter().map(|mailbox| lock(&mailbox.waiting).len()).sum()
+    }
+
     pub(crate) fn new() -> Self {
         Self { boxes: Mutex::new(Vec::new()) }
     }

@@ -5,12 +5,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use disk::Disk;
 use futures_util::future::BoxFuture;
-use machine::{Outcome, Proposal, Ticket, Views};
+use machine::{Outcome, Proposal, SweepStep, Ticket, Views};
 use openraft::errors::{ChangeMembershipError, ClientWriteError, LinearizableReadError, RaftError};
 use openraft::raft::ReadPolicy;
 use openraft::{ChangeMembers, Raft};
@@ -24,16 +25,20 @@ use crate::inbound::{membership_change_message, read_index_answer, refusal_from_
 use crate::limits::{APPLY_LAG_MAX, Rules, SWEEP_KEYS};
 use crate::membership::{MembershipChange, MembershipRefusal, Situation};
 use crate::network::Sender;
+use crate::observation::Observation;
 use crate::peers::{Peer, PeerError};
 use crate::proposals::{Appender, Forwarded, Leader, ProposalQueue};
 use crate::raft_types::{Batch, LogId, Node, OnComplete, TypeConfig, committed_leader};
 use crate::reads::{ReadIndexSource, ReadQueue};
 use crate::runtime;
-use crate::state_machine::{Current, StateMachine};
+use crate::state_machine::{Current, EventSink, StateMachine};
 use crate::status::Status;
 use crate::store::Store;
 use crate::unavailable::Unavailable;
 use crate::watermark::Watermark;
+
+/// etcd asks the leader again after this time, and counts the read as slow.
+const READ_INDEX_SLOW: Duration = Duration::from_millis(500);
 
 /// What the parts of this room share.
 pub(crate) struct Shared {
@@ -56,6 +61,9 @@ pub(crate) struct Shared {
     /// Changes of the member list are made one at a time.
     pub(crate) changing: Mutex<()>,
     pub(crate) rules: Rules,
+    pub(crate) events: Arc<dyn EventSink>,
+    /// The last compaction whose dead versions have left the index; for metrics.
+    pub(crate) swept: AtomicI64,
 }
 
 /// A cheap copy of the way into a replica, for one thread.
@@ -85,6 +93,14 @@ impl Handle {
     /// the sense that dropping the future does not take the proposal back.
     pub async fn propose(&self, proposal: Proposal) -> Result<Outcome, Unavailable> {
         self.shared.check_lag()?;
+        let answer = self.propose_and_wait(proposal).await;
+        if answer.is_err() {
+            self.shared.events.observe(Observation::ProposalFailed);
+        }
+        answer
+    }
+
+    async fn propose_and_wait(&self, proposal: Proposal) -> Result<Outcome, Unavailable> {
         let deadline = Instant::now() + self.shared.rules.request_timeout;
         loop {
             let mut waiter = self.writes.register();
@@ -206,9 +222,9 @@ impl Handle {
         self.shared.status.clone()
     }
 
-    /// Requests that wait to be proposed.
+    /// Requests that were proposed here and are not applied yet.
     pub fn proposals_pending(&self) -> usize {
-        self.shared.queue.len()
+        self.shared.write_boxes.waiting()
     }
 
     /// Changes the member list, wherever the leader is, and waits until this member has applied it.
@@ -274,9 +290,22 @@ impl Handle {
 impl Shared {
     /// Drops from the index what compactions have made dead, in steps that let others run.
     pub(crate) async fn sweep_index(&self) {
+        let compaction = self.current.views().mvcc.compact_revision().0;
         let compactor = self.current.compactor();
-        while compactor.step(SWEEP_KEYS) == machine::SweepStep::More {
-            tokio::task::yield_now().await;
+        let (mut longest_step, mut took) = (Duration::ZERO, Duration::ZERO);
+        loop {
+            let began = Instant::now();
+            let step = compactor.step(SWEEP_KEYS);
+            longest_step = longest_step.max(began.elapsed());
+            took += began.elapsed();
+            match step {
+                SweepStep::More => tokio::task::yield_now().await,
+                SweepStep::Held => return,
+                SweepStep::Done => break,
+            }
+        }
+        if self.swept.swap(compaction, Ordering::AcqRel) != compaction {
+            self.events.observe(Observation::Swept { longest_step, took });
         }
     }
 
@@ -579,9 +608,17 @@ impl ReadIndexSource for Shared {
                 }
             }
         };
-        match timeout(self.rules.request_timeout, attempts).await {
+        let began = Instant::now();
+        let answer = timeout(self.rules.request_timeout, attempts).await;
+        if began.elapsed() > READ_INDEX_SLOW {
+            self.events.observe(Observation::ReadIndexSlow);
+        }
+        match answer {
             Ok(answer) => answer,
-            Err(_) => Err(self.timeout_reason()),
+            Err(_) => {
+                self.events.observe(Observation::ReadIndexFailed);
+                Err(self.timeout_reason())
+            }
         }
     }
 

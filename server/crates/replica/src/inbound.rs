@@ -21,6 +21,7 @@ use crate::codec::{self, Malformed};
 use crate::handle::Shared;
 use crate::membership::{MembershipChange, MembershipRefusal};
 use crate::network::PROTOCOL_VERSION;
+use crate::observation::Observation;
 use crate::peers::{PeerError, PeerResult};
 use crate::raft_types::{TypeConfig, Vote, index_of};
 use crate::snapshot;
@@ -181,12 +182,14 @@ impl Inbound {
             last_membership: codec::stored_membership_from_message(header.membership)
                 .map_err(refused)?,
         };
-        // One snapshot at a time: they share a file.
+        // One snapshot at a time: a second one would only take room beside the first.
         let _receiving = self.shared.receiving.lock().await;
-        let path = self.shared.store.incoming_path();
-        snapshot::receive(&self.shared.disk, &path, &mut chunks).await.map_err(stopped)?;
+        let file = self.shared.store.incoming_file();
+        let began = tokio::time::Instant::now();
+        snapshot::receive(&self.shared.disk, file.path(), &mut chunks).await.map_err(stopped)?;
+        self.shared.events.observe(Observation::SnapshotReceived(began.elapsed()));
         let received =
-            snapshot::Snapshot { meta, snapshot: snapshot::SnapshotData::Received(path) };
+            snapshot::Snapshot { meta, snapshot: snapshot::SnapshotData::Received(file) };
         let answer =
             self.shared.raft.install_full_snapshot(vote, received).await.map_err(stopped)?;
         Ok(peerpb::SnapshotResponse { vote: Some(codec::vote_message(&answer.vote)) })

@@ -23,6 +23,7 @@
 
 mod codec;
 mod completion;
+mod forced;
 mod handle;
 mod images;
 mod inbound;
@@ -33,6 +34,7 @@ mod log_writer;
 mod membership;
 mod metrics;
 mod network;
+mod observation;
 mod peers;
 mod proposals;
 mod raft_types;
@@ -54,6 +56,7 @@ pub use log_writer::LogWriterPlacement;
 pub use membership::{MembershipChange, MembershipRefusal};
 pub use metrics::LogMetrics;
 pub use network::PROTOCOL_VERSION;
+pub use observation::Observation;
 pub use peers::{AppendResponses, Peer, PeerError, PeerResult, Peers};
 pub use raft_types::Node;
 pub use snapshot::Blocking;

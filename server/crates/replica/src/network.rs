@@ -27,9 +27,11 @@ use proto::peerpb;
 use types::{ClusterId, MemberId};
 
 use crate::codec::{self, Malformed};
+use crate::observation::Observation;
 use crate::peers::{Peer, PeerError, Peers};
 use crate::raft_types::{LogId, Node, TypeConfig, Vote};
 use crate::snapshot::{self, SnapshotData};
+use crate::state_machine::EventSink;
 
 /// The version of the peer protocol that this build speaks.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -42,6 +44,7 @@ pub(crate) struct Sender {
     pub(crate) peers: Arc<dyn Peers>,
     /// How long an answer may take before the peer counts as unreachable: an election timeout.
     pub(crate) patience: Duration,
+    pub(crate) events: Arc<dyn EventSink>,
 }
 
 impl Sender {
@@ -178,6 +181,7 @@ struct AnswerStream {
     patience: Duration,
     ended: bool,
     overtaken: Arc<AtomicBool>,
+    events: Arc<dyn EventSink>,
 }
 
 /// Why a stream of appends ends by itself.
@@ -207,6 +211,7 @@ impl AnswerStream {
                 Ok(answer) => break answer,
                 // Overdue only if something was already unanswered when this wait began.
                 Err(_) if sent_before > self.received => {
+                    self.events.observe(Observation::AppendOverdue);
                     break Some(Err(PeerError::NoAnswer("append timed out".into())));
                 }
                 Err(_) => {}
@@ -282,8 +287,15 @@ impl RaftNetworkV2<TypeConfig> for Network {
                     return Err(RPCError::Timeout(self.timed_out(RPCTypes::AppendEntries)));
                 }
             };
-            let state =
-                AnswerStream { answers, sent, received: 0, patience, ended: false, overtaken };
+            let state = AnswerStream {
+                answers,
+                sent,
+                received: 0,
+                patience,
+                ended: false,
+                overtaken,
+                events: self.sender.events.clone(),
+            };
             let results = stream::unfold(state, |mut state| async move {
                 state.next().await.map(|result| (result, state))
             });

@@ -83,10 +83,6 @@ impl ProposalQueue {
         self.closed.load(Ordering::Acquire)
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.lock().proposals.len()
-    }
-
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
         self.bell.notify_one();

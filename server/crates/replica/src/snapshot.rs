@@ -5,7 +5,7 @@
 //! hands it to openraft, which has it installed.
 
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
 use crate::raft_types::{CommittedLeaderId, Node};
+use crate::store::IncomingFile;
 
 /// The version of what the chunks carry: the machine's snapshot stream.
 pub(crate) const STREAM_FORMAT: u32 = 1;
@@ -37,7 +38,7 @@ pub(crate) enum SnapshotData {
     /// In this member's live state.
     Live(Box<machine::SnapshotJob>, Blocking),
     /// In a file that was received and checked.
-    Received(PathBuf),
+    Received(IncomingFile),
 }
 
 /// Where work runs that reads or writes much.

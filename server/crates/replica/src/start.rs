@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use disk::Disk;
@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, watch};
 use types::{ClusterId, LogIndex, MemberId, Term};
 
 use crate::completion::Mailboxes;
+use crate::forced;
 use crate::handle::{Handle, Shared};
 use crate::images::Images;
 use crate::inbound::Inbound;
@@ -90,6 +91,8 @@ pub struct Parts {
     pub events: Arc<dyn EventSink>,
     /// How a new member begins.
     pub bootstrap: Bootstrap,
+    /// Whether the other members are lost for good, and this one goes on alone with its data.
+    pub force_new_cluster: bool,
     /// Raft's times.
     pub timing: Timing,
     /// Images.
@@ -123,6 +126,18 @@ pub enum StartError {
          add it again as a new member, or restore a backup"
     )]
     Gap { purged: LogIndex, applied: LogIndex },
+    /// The log cannot be made that of a member alone.
+    #[error("force a new cluster: {0}")]
+    Force(#[from] wal::WalError),
+    /// The log cannot be read.
+    #[error("read the write-ahead log: {0}")]
+    ReadLog(#[from] wal::ReadError),
+    /// A cluster cannot be forced from a process that is not in it.
+    #[error(
+        "member {0} is not in the cluster of its data directory, so no new cluster can be forced \
+         from it; use the data of a member that was, or restore a backup"
+    )]
+    NotAMember(MemberId),
     /// openraft refused its configuration or to start.
     #[error("start raft: {0}")]
     Raft(String),
@@ -145,10 +160,13 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
     disk.set_private(&parts.directory).map_err(StartError::Directory)?;
     let lock = disk.lock(&parts.directory).map_err(StartError::Directory)?;
     let identity = wal::Identity { cluster_id: parts.cluster, member_id: parts.member };
-    let (wal, recovered) =
+    let (mut wal, mut recovered) =
         wal::Wal::open(disk.clone(), &parts.wal_directory, identity, wal::Options::default())?;
     let loaded = load_store(&parts)?;
     check_gap(&recovered, &loaded)?;
+    if parts.force_new_cluster {
+        forced::leave_the_others(&mut wal, &mut recovered, &loaded, parts.member)?;
+    }
 
     let (log, writer) = open_log(wal, &recovered, parts.log_writer, parts.metrics.clone())?;
     let applied = Arc::new(Watermark::default());
@@ -179,6 +197,7 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
         me: parts.member,
         peers: parts.peers.clone(),
         patience: parts.timing.election_timeout,
+        events: parts.events.clone(),
     };
     let config = raft_config(parts.timing, parts.images)?;
     let networks = Networks { sender: sender.clone(), log: log.shared() };
@@ -216,6 +235,8 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
         receiving: tokio::sync::Mutex::default(),
         changing: tokio::sync::Mutex::default(),
         rules: parts.rules,
+        events: parts.events.clone(),
+        swept: AtomicI64::new(-1),
     });
     spawn_loops(&shared, parts.images, parts.timing);
     Ok(Replica { handle: Handle::new(shared), writer, _lock: lock })

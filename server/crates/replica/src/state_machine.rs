@@ -14,10 +14,12 @@ use mvcc::RevisionEvents;
 use openraft::OptionalSend;
 use openraft::entry::RaftEntry;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use tokio::time::Instant;
 use types::{MemberId, Term};
 
 use crate::codec;
 use crate::completion::Mailboxes;
+use crate::observation::Observation;
 use crate::raft_types::{
     Entry, LogId, SnapshotMeta, StoredMembership, TypeConfig, index_of, term_of,
 };
@@ -34,6 +36,8 @@ pub trait EventSink: Send + Sync + 'static {
     fn leases_changed(&self, changes: &[LeaseChange]);
     /// The whole state was replaced, at start or by a snapshot; `views` show the new one.
     fn reset(&self, views: &Views);
+    /// Something to count. Must return at once.
+    fn observe(&self, _observation: Observation<'_>) {}
 }
 
 /// The read side of the state, exchanged as a whole when a snapshot is installed.
@@ -97,10 +101,12 @@ impl StateMachine {
     fn apply_one(&mut self, entry: &Entry) -> io::Result<()> {
         let id = entry.log_id();
         let previous_term = self.applied.as_ref().map_or(Term(0), term_of);
+        let began = Instant::now();
         let results = self
             .machine
             .apply(&[codec::applied_entry(entry)])
             .map_err(|fatal| io::Error::other(fatal.to_string()))?;
+        let took = began.elapsed();
         if let Some(membership) = entry.get_membership() {
             self.membership = StoredMembership::new(Some(id), membership);
         }
@@ -109,6 +115,8 @@ impl StateMachine {
         self.audience.applied_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.audience.applied.set(index_of(&id));
         for result in results {
+            let commands = &result.commands;
+            self.audience.events.observe(Observation::Applied { commands, took });
             if !result.events.is_empty() {
                 self.audience.events.publish(result.events);
             }
@@ -158,6 +166,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             meta: self.meta(),
             store: self.store.clone(),
             blocking: self.blocking,
+            events: self.audience.events.clone(),
         }
     }
 
@@ -166,12 +175,15 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         meta: &SnapshotMeta,
         snapshot: SnapshotData,
     ) -> Result<(), io::Error> {
-        let SnapshotData::Received(path) = snapshot else {
+        let SnapshotData::Received(file) = snapshot else {
             return Err(io::Error::other("only a received snapshot can be installed"));
         };
         tracing::info!(index = meta.last_log_id.map(|id| index_of(&id).0), "applying snapshot");
         let (store, wanted) = (self.store.clone(), meta.clone());
-        self.machine = self.blocking.run(move || store.install(&path, &wanted)).await?;
+        self.audience.events.observe(Observation::InstallBegan);
+        let installed = self.blocking.run(move || store.install(file.path(), &wanted)).await;
+        self.audience.events.observe(Observation::InstallEnded);
+        self.machine = installed?;
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
         self.machine.answer(Answers::Only(self.audience.me));
@@ -201,6 +213,7 @@ pub(crate) struct ImageBuilder {
     meta: SnapshotMeta,
     store: Arc<Store>,
     blocking: Blocking,
+    events: Arc<dyn EventSink>,
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for ImageBuilder {
@@ -211,7 +224,9 @@ impl RaftSnapshotBuilder<TypeConfig> for ImageBuilder {
             return Err(io::Error::other("an image builder builds once"));
         };
         let (store, meta) = (self.store.clone(), self.meta.clone());
+        let began = Instant::now();
         self.blocking.run(move || store.save(&meta, image)).await?;
+        self.events.observe(Observation::ImageSaved(began.elapsed()));
         tracing::info!(index = self.meta.last_log_id.map(|id| index_of(&id).0), "saved snapshot");
         Ok(Snapshot { meta: self.meta.clone(), snapshot: SnapshotData::Saved })
     }

@@ -3,7 +3,7 @@
 //! ```text
 //! member/image/<index>.image    see `images`
 //! member/store/<epoch>/         the records of one RevStore
-//! member/incoming.snapshot      a snapshot that is being received
+//! member/incoming.snapshot<n>   a snapshot that is being received or installed
 //! ```
 //!
 //! Invariants: an image is written only after the records up to its index are durable; records that
@@ -24,6 +24,9 @@ use crate::codec;
 use crate::images::{ImageError, ImageHeader, Images};
 use crate::raft_types::{LogId, SnapshotMeta, StoredMembership, optional_index};
 use crate::watermark::Watermark;
+
+/// How the names of received snapshots begin.
+const INCOMING: &str = "incoming.snapshot";
 
 /// What etcd calls the compact revision of a store that was never compacted.
 const NEVER_COMPACTED: Revision = Revision(-1);
@@ -56,10 +59,31 @@ pub(crate) struct Store {
     images: Images,
     open_engine: OpenEngine,
     epoch: AtomicU64,
+    /// How many snapshots were received; each has a file of its own.
+    received: AtomicU64,
     /// The applied index of the newest durable image.
     saved: Watermark,
     /// The compact revision of the newest durable image.
     saved_compaction: AtomicI64,
+}
+
+/// A snapshot from another member on its way into the state; the file goes away with this value.
+pub(crate) struct IncomingFile {
+    disk: Arc<dyn Disk>,
+    path: PathBuf,
+}
+
+impl IncomingFile {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for IncomingFile {
+    fn drop(&mut self) {
+        // Best effort: whatever is left is removed at the next start.
+        let _ = self.disk.remove_file(&self.path);
+    }
 }
 
 /// What a member starts from.
@@ -88,6 +112,7 @@ impl Store {
             store.saved.set(optional_index(applied.as_ref()));
             store.note_compaction(machine.positions().compact_revision);
             store.sweep()?;
+            store.sweep_incoming()?;
             return Ok(Loaded { store, machine, applied, membership });
         }
         let records_path = store_path(&directory, 0);
@@ -96,6 +121,7 @@ impl Store {
         records.truncate_above(Revision(0))?;
         let machine = Machine::new(records, cluster);
         let store = Self::new(disk, directory, images, open_engine, 0);
+        store.sweep_incoming()?;
         Ok(Loaded { store, machine, applied: None, membership: StoredMembership::default() })
     }
 
@@ -112,6 +138,7 @@ impl Store {
             images,
             open_engine,
             epoch: AtomicU64::new(epoch),
+            received: AtomicU64::new(0),
             saved: Watermark::default(),
             saved_compaction: AtomicI64::new(NEVER_COMPACTED.0),
         }
@@ -128,8 +155,10 @@ impl Store {
         let records_path = store_path(directory, header.epoch);
         disk.create_dir_all(&records_path)?;
         let records = open_engine(&records_path)?;
-        let machine = Machine::restore(&mut file, records)
-            .map_err(|error| StoreError::Restore(error.to_string()))?;
+        let machine = Machine::restore(&mut file, records).map_err(|error| {
+            let path = path.display().to_string();
+            StoreError::Image(ImageError::Damaged { path, detail: error.to_string() })
+        })?;
         Ok((header, machine))
     }
 
@@ -190,17 +219,29 @@ impl Store {
         self.disk.sync_dir(&self.directory.join("store"))?;
         self.epoch.store(epoch, Ordering::Release);
         self.write_image(meta, &machine.image())?;
-        self.disk.remove_file(received)?;
         self.sweep()?;
         Ok(machine)
     }
 
-    /// Where a snapshot is received before it is installed.
-    pub(crate) fn incoming_path(&self) -> PathBuf {
-        self.directory.join("incoming.snapshot")
+    /// A file to receive a snapshot into. Each gets its own: the next may arrive while the one before
+    /// is being installed.
+    pub(crate) fn incoming_file(&self) -> IncomingFile {
+        let number = self.received.fetch_add(1, Ordering::Relaxed);
+        let path = self.directory.join(format!("{INCOMING}{number}"));
+        IncomingFile { disk: self.disk.clone(), path }
     }
 
-    /// Removes what no image names: other epochs, a half-received snapshot, old images.
+    /// Removes what a process before was receiving when it ended.
+    fn sweep_incoming(&self) -> io::Result<()> {
+        for entry in self.disk.list(&self.directory)? {
+            if entry.name.starts_with(INCOMING) {
+                self.disk.remove_file(&self.directory.join(&entry.name))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what no image names: other epochs and old images.
     fn sweep(&self) -> io::Result<()> {
         let current = self.epoch.load(Ordering::Acquire).to_string();
         let stores = self.directory.join("store");
@@ -208,9 +249,6 @@ impl Store {
             if entry.name != current {
                 self.disk.remove_dir_all(&stores.join(&entry.name))?;
             }
-        }
-        if self.disk.exists(&self.incoming_path())? {
-            self.disk.remove_file(&self.incoming_path())?;
         }
         self.images.sweep()
     }

@@ -142,6 +142,7 @@ async fn start(id: u64, disk: &Arc<SimDisk>, wires: &Wires, bootstrap: Bootstrap
         peers: Arc::new(wires.clone()),
         events: Arc::new(Nobody),
         bootstrap,
+        force_new_cluster: false,
         timing: Timing {
             heartbeat_interval: Duration::from_millis(100),
             election_timeout: Duration::from_millis(1000),

@@ -62,6 +62,9 @@ impl EventSink for Sink {
 
     fn reset(&self, views: &Views) {
         self.history.begin(self.life.number, views.mvcc.revision().0);
+        if let Some(hub) = &*self.hub() {
+            return hub.reset(views.mvcc.clone());
+        }
         let options = HubOptions {
             progress_interval: Duration::from_secs(1),
             slice_events: self.slice as usize,
@@ -76,9 +79,7 @@ impl EventSink for Sink {
                 tracing::warn!(member = life.member.0, %error, "the hub has stopped");
             }
         });
-        if let Some(old) = self.hub().replace(hub) {
-            old.stop();
-        }
+        *self.hub() = Some(hub);
     }
 }
 
@@ -256,6 +257,7 @@ impl Cluster {
             peers: Arc::new(NodePeers { network: self.network.clone(), life: life.clone() }),
             events: sink,
             bootstrap,
+            force_new_cluster: false,
             timing: Timing {
                 heartbeat_interval: plan.heartbeat,
                 election_timeout: plan.election,

@@ -120,7 +120,8 @@ impl Wal {
         Ok(())
     }
 
-    fn recovered(&self) -> Recovered {
+    /// What the log holds now, in the terms of a start.
+    pub fn recovered(&self) -> Recovered {
         Recovered {
             vote: self.state.vote,
             committed: self.state.committed,

@@ -93,12 +93,14 @@ pub(crate) struct Command {
 }
 
 /// What was published and not taken up yet, and which streams want attention.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Backlog {
     pub(crate) revisions: Vec<RevisionEvents>,
     bytes: usize,
     /// Revisions up to here were dropped from the backlog and must be read from the history.
     pub(crate) lost: Option<Lost>,
+    /// The store that has replaced the one read so far.
+    pub(crate) view: Option<ReadView>,
     pub(crate) drained: Vec<u64>,
     pub(crate) closed: Vec<u64>,
     pub(crate) stopped: bool,
@@ -111,7 +113,6 @@ pub(crate) enum Lost {
     All,
 }
 
-#[derive(Debug)]
 pub(crate) struct Shared {
     backlog: Mutex<Backlog>,
     backlog_bytes: usize,
@@ -230,11 +231,12 @@ impl Hub {
         self.shared.wake.notify_one();
     }
 
-    /// To be called after the store's content was replaced by a leader's snapshot, before anything
-    /// further is published: watchers go on from the history where they were, or are cancelled if
-    /// that is compacted (etcd#15271).
-    pub fn reset(&self) {
+    /// To be called after a leader's snapshot has replaced the store by the one that `view` reads,
+    /// before anything further is published: watchers go on from its history where they were, or are
+    /// cancelled if that is compacted (etcd#15271).
+    pub fn reset(&self, view: ReadView) {
         let mut backlog = self.shared.backlog();
+        backlog.view = Some(view);
         backlog.revisions = Vec::new();
         backlog.bytes = 0;
         backlog.lost = Some(Lost::All);

@@ -108,6 +108,9 @@ impl HubTask {
     }
 
     fn take_up(&mut self, backlog: Backlog) {
+        if let Some(view) = backlog.view {
+            self.view = view;
+        }
         if let Some(lost) = backlog.lost {
             self.pending.clear();
             let upto = match lost {

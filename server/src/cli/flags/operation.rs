@@ -39,13 +39,10 @@ pub(super) const FLAGS: &[Flag] = &[
     Flag::new(Features, "compaction-sleep-interval", Kind::Duration, "0s", "Sets the sleep interval between each compaction batch (0 means 10ms).")
         .no_effect("compaction moves a watermark; what it frees is dropped in the background in small steps"),
     Flag::new(Features, "watch-progress-notify-interval", Kind::Duration, "10m", "Duration of periodical watch progress notification."),
-    Flag::new(Features, "warning-apply-duration", Kind::Duration, "100ms", "Warning is generated if requests take more than this duration to apply.")
-        .no_effect("a slow apply is not reported request by request yet; --warning-unary-request-duration reports slow calls"),
+    Flag::new(Features, "warning-apply-duration", Kind::Duration, "100ms", "Warning is generated if requests take more than this duration to apply."),
     Flag::new(Features, "bootstrap-defrag-threshold-megabytes", Kind::Uint64, "0", "Enable the defrag during etcd server bootstrap if it frees at least this many megabytes.").no_effect(NO_DEFRAGMENTATION),
-    Flag::new(Features, "downgrade-check-time", Kind::Duration, "5s", "Duration of time between two downgrade status checks.")
-        .no_effect("no downgrade can be started yet"),
-    Flag::new(Unsafe, "force-new-cluster", Kind::Bool, "false", "Force to create a new one-member cluster.")
-        .refused("making a new cluster out of one member's data is not supported yet; restore a backup instead"),
+    Flag::new(Features, "downgrade-check-time", Kind::Duration, "5s", "Duration of time between two downgrade status checks."),
+    Flag::new(Unsafe, "force-new-cluster", Kind::Bool, "false", "Force to create a new one-member cluster."),
     Flag::new(Unsafe, "unsafe-no-fsync", Kind::Bool, "false", "Disables fsync, unsafe, will cause data loss.")
         .no_effect("everything is synced before it is acknowledged, whatever this says"),
     Flag::new(Keelson, "backend-engine", Kind::OneOf(&["revlog", "sled"]), "revlog", "The engine that keeps values by revision."),

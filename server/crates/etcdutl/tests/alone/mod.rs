@@ -67,6 +67,7 @@ pub(crate) async fn start(data_dir: &Path, restored: &Restored) -> Replica {
         peers: Arc::new(Nobody),
         events: Arc::new(Nobody),
         bootstrap: Bootstrap::New(bootstrap),
+        force_new_cluster: false,
         timing: Timing {
             heartbeat_interval: Duration::from_millis(100),
             election_timeout: Duration::from_millis(1000),

@@ -118,8 +118,8 @@ impl Run {
                 world.store.write_image(&mut image).unwrap();
                 let leader = Store::restore(world.store.revs(), &mut image.as_slice()).unwrap();
                 world.unpublished.clear();
-                world.store.install(leader);
-                world.hub.reset();
+                world.store = leader;
+                world.hub.reset(world.store.read());
             }
         }
     }

@@ -95,7 +95,7 @@ async fn t14_a_reset_does_not_show_a_future_watch_the_past() {
     client.watch(CreateWatch { start_revision: 4, ..on("a", "") }).await;
     world.commit(&[vec![Put("a", "1")], vec![Put("a", "2")]]);
     world.unpublished.clear();
-    world.hub.reset();
+    world.hub.reset(world.store.read());
     client.handle.request_progress().await;
     assert!(client.read_all().await.is_empty());
     world.apply(&[Put("a", "3")]);
@@ -258,8 +258,8 @@ async fn t13_watches_survive_a_snapshot_install_without_gap_or_repetition() {
     world.store.write_image(&mut image).unwrap();
     let leader = Store::restore(world.store.revs(), &mut image.as_slice()).unwrap();
     world.unpublished.clear();
-    world.store.install(leader);
-    world.hub.reset();
+    world.store = leader;
+    world.hub.reset(world.store.read());
     here.read_all().await;
     world.apply(&[Put("a", "4")]);
     here.read_all().await;
@@ -275,7 +275,7 @@ async fn t13_a_watch_that_a_snapshot_left_behind_compaction_is_cancelled() {
     world.commit(&[vec![Put("a", "1")], vec![Put("a", "2")], vec![Put("a", "3")]]);
     world.unpublished.clear();
     world.compact(4);
-    world.hub.reset();
+    world.hub.reset(world.store.read());
     let answers = client.read_all().await;
     assert_eq!((answers.len(), answers[0].compact_revision), (1, 4));
 }

@@ -1,0 +1,133 @@
+//! What goes to and comes from each other member, under etcd's names. A message is counted by the
+//! length of its protobuf, on both sides, answers included.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use prometheus::{Gauge, Histogram, IntCounter};
+use types::MemberId;
+
+use crate::ops::metrics::Metrics;
+
+/// The counters of all other members.
+#[derive(Clone)]
+pub(crate) struct PeerMeters {
+    metrics: Metrics,
+    local: String,
+    // A std mutex: held to look a member up.
+    members: Arc<Mutex<BTreeMap<MemberId, Arc<PeerMeter>>>>,
+}
+
+/// The counters of one other member.
+pub(crate) struct PeerMeter {
+    sent: IntCounter,
+    sent_failures: IntCounter,
+    received: IntCounter,
+    round_trip: Histogram,
+    active: Gauge,
+    disconnected: IntCounter,
+    is_active: AtomicBool,
+    snapshots: [SnapshotMeter; 2],
+}
+
+/// Snapshots in one direction.
+struct SnapshotMeter {
+    success: IntCounter,
+    failures: IntCounter,
+    took: Histogram,
+}
+
+/// Which way a snapshot goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    Sent = 0,
+    Received = 1,
+}
+
+impl PeerMeters {
+    pub(crate) fn new(metrics: Metrics, local: MemberId) -> Self {
+        Self { metrics, local: local.to_string(), members: Arc::default() }
+    }
+
+    pub(crate) fn of(&self, member: MemberId) -> Arc<PeerMeter> {
+        let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        let meter = members.entry(member).or_insert_with(|| Arc::new(self.meter(member)));
+        meter.clone()
+    }
+
+    /// A message that was refused before anybody looked at it.
+    pub(crate) fn refused(&self, from: u64) {
+        let from = MemberId(from).to_string();
+        self.metrics.peer_received_failures.with_label_values(&[&from]).inc();
+    }
+
+    fn meter(&self, member: MemberId) -> PeerMeter {
+        let (metrics, id) = (&self.metrics, member.to_string());
+        let label = [id.as_str()];
+        let both = [self.local.as_str(), id.as_str()];
+        PeerMeter {
+            sent: metrics.peer_sent_bytes.with_label_values(&label),
+            sent_failures: metrics.peer_sent_failures.with_label_values(&label),
+            received: metrics.peer_received_bytes.with_label_values(&label),
+            round_trip: metrics.round_trip.with_label_values(&label),
+            active: metrics.active_peers.with_label_values(&both),
+            disconnected: metrics.disconnected_peers.with_label_values(&both),
+            is_active: AtomicBool::new(false),
+            snapshots: [
+                SnapshotMeter {
+                    success: metrics.snapshot_send_success.with_label_values(&label),
+                    failures: metrics.snapshot_send_failures.with_label_values(&label),
+                    took: metrics.snapshot_send.with_label_values(&label),
+                },
+                SnapshotMeter {
+                    success: metrics.snapshot_receive_success.with_label_values(&label),
+                    failures: metrics.snapshot_receive_failures.with_label_values(&label),
+                    took: metrics.snapshot_receive.with_label_values(&label),
+                },
+            ],
+        }
+    }
+}
+
+impl PeerMeter {
+    pub(crate) fn sent(&self, bytes: usize) {
+        self.sent.inc_by(bytes as u64);
+    }
+
+    pub(crate) fn received(&self, bytes: usize) {
+        self.received.inc_by(bytes as u64);
+    }
+
+    /// The member has answered.
+    pub(crate) fn answered(&self) {
+        if !self.is_active.swap(true, Ordering::Relaxed) {
+            self.active.set(1.0);
+        }
+    }
+
+    /// A message did not get there, or its answer not back.
+    pub(crate) fn failed(&self) {
+        self.sent_failures.inc();
+        if self.is_active.swap(false, Ordering::Relaxed) {
+            self.active.set(0.0);
+            self.disconnected.inc();
+        }
+    }
+
+    pub(crate) fn round_trip(&self, took: Duration) {
+        self.round_trip.observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn snapshot(&self, direction: Direction, success: bool, began: Instant) {
+        let meter = &self.snapshots[direction as usize];
+        match success {
+            true => {
+                meter.success.inc();
+                meter.took.observe(began.elapsed().as_secs_f64());
+            }
+            false => meter.failures.inc(),
+        }
+    }
+}
