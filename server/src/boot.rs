@@ -28,16 +28,17 @@ use crate::api::{self, ApiContext, Limits};
 use crate::chores;
 use crate::config::{ClusterState, Config, Engine};
 use crate::dial::Dialer;
+use crate::gateway::Gateway;
 use crate::identity::Identity;
 use crate::leases::{self, LeaseClock};
 use crate::listen::{
-    ConnectionSettings, Endpoint, ListenOptions, Listeners, Purpose, RpcThread, RpcThreads,
-    ServiceSet, Services,
+    ConnectionSettings, Endpoint, GrpcCalls, ListenOptions, Listeners, Purpose, RpcThread,
+    RpcThreads, ServiceSet, Services,
 };
 use crate::member::LocalMember;
 use crate::ops::calls::CallMetrics;
 use crate::ops::health::HealthMetrics;
-use crate::ops::http::{HttpParts, handler};
+use crate::ops::http::{HttpParts, handler, handler_with};
 use crate::ops::metrics::Metrics;
 use crate::ops::{notify, register_process, signals};
 use crate::peer::inbound::PeerService;
@@ -218,13 +219,14 @@ async fn serve_all(
     let metrics = instruments.metrics.clone();
     metrics.describe(identity.member, &config.gates, config.limits.quota_bytes);
     let settings = ConnectionSettings::of(&config.listen);
-    let http = handler(HttpParts {
+    let http_parts = Arc::new(HttpParts {
         member: Arc::new(LocalMember::new(handle.clone(), metrics.clone())),
         health: instruments.health,
         registry: instruments.registry,
         config: config.http.clone(),
         arguments: std::env::args().collect(),
     });
+    let http = handler(http_parts.clone());
 
     let peer_services = Services {
         grpc: Some(
@@ -236,7 +238,7 @@ async fn serve_all(
             }
             .routes(),
         ),
-        http: Some(http.clone()),
+        http: Some(http),
         calls: None,
     };
     let (peer_thread, peer_serving) =
@@ -246,7 +248,7 @@ async fn serve_all(
 
     let services = client_services(
         context.clone(),
-        http,
+        http_parts,
         instruments.calls,
         !config.listen.client_http_urls.is_empty(),
     );
@@ -307,23 +309,29 @@ async fn replica_ended(handle: &Handle) -> String {
 
 fn client_services(
     context: ApiContext,
-    http: crate::listen::HttpHandler,
+    http: Arc<HttpParts>,
     calls: CallMetrics,
     // `--listen-client-http-urls`: then the client URLs speak gRPC only.
     split_http: bool,
 ) -> Arc<dyn Fn(usize) -> ServiceSet + Send + Sync> {
     Arc::new(move |_| {
         let context = ApiContext { handle: context.handle.for_this_thread(), ..context.clone() };
+        let routes = api::routes(&context);
+        let gateway = http.config.gateway.then(|| {
+            let calls = GrpcCalls::new(routes.clone(), Some(calls.clone()));
+            Gateway::new(calls, context.limits.message_bytes_max())
+        });
+        let client_http = handler_with(http.clone(), gateway);
         let clients = Services {
-            grpc: Some(api::routes(&context)),
-            http: (!split_http).then(|| http.clone()),
+            grpc: Some(routes),
+            http: (!split_http).then(|| client_http.clone()),
             calls: Some(calls.clone()),
         };
-        let only_http = Services { grpc: None, http: Some(http.clone()), calls: None };
+        let only_http = |handler| Services { grpc: None, http: Some(handler), calls: None };
         ServiceSet::from([
             (Purpose::Client, clients),
-            (Purpose::ClientHttp, only_http.clone()),
-            (Purpose::Metrics, only_http),
+            (Purpose::ClientHttp, only_http(client_http)),
+            (Purpose::Metrics, only_http(handler(http.clone()))),
         ])
     })
 }

@@ -80,8 +80,7 @@ impl Candidacy {
 }
 
 fn given(leader: Option<LeaderKey>) -> Result<(Candidacy, i64), Status> {
-    let leader =
-        leader.ok_or_else(|| Status::unknown("\"leader\" field must be provided"))?;
+    let leader = leader.ok_or_else(|| Status::unknown("\"leader\" field must be provided"))?;
     Ok((Candidacy { key: leader.key.to_vec(), created: leader.rev }, leader.lease))
 }
 

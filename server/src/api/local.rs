@@ -141,8 +141,7 @@ impl LocalCalls {
     }
 }
 
-pub(super) const DELETE: proto::mvccpb::event::EventType =
-    proto::mvccpb::event::EventType::Delete;
+pub(super) const DELETE: proto::mvccpb::event::EventType = proto::mvccpb::event::EventType::Delete;
 
 /// The first key under a prefix in the order of creation.
 pub(super) fn by_creation(prefix: &[u8], order: SortOrder) -> RangeRequest {
@@ -209,8 +208,7 @@ impl<F: Future<Output = ()> + Send + 'static> OnAbandon<F> {
 impl<F: Future<Output = ()> + Send + 'static> Drop for OnAbandon<F> {
     fn drop(&mut self) {
         // Without a runtime the server has stopped, and the key goes with its lease.
-        if let (Some(cleanup), Ok(runtime)) =
-            (self.0.take(), tokio::runtime::Handle::try_current())
+        if let (Some(cleanup), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current())
         {
             runtime.spawn(cleanup);
         }
