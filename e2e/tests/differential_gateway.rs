@@ -438,8 +438,9 @@ fn the_gateway_can_be_turned_off_alike() {
 
 #[test]
 fn origins_and_hosts_are_admitted_alike() {
-    compare(&["--cors=https://a.example", "--host-whitelist=good.example,127.0.0.1"], |talk| {
+    compare(&["--cors=https://a.example:8443", "--host-whitelist=good.example,127.0.0.1"], |talk| {
         for (name, value) in [
+            ("origin", "https://a.example:8443"),
             ("origin", "https://a.example"),
             ("origin", "https://b.example"),
             ("host", "good.example"),

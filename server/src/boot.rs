@@ -43,7 +43,7 @@ use crate::ops::metrics::Metrics;
 use crate::ops::{notify, register_process, signals};
 use crate::peer::inbound::PeerService;
 use crate::peer::outbound::Outbound;
-use crate::tls::{ClientTls, ServerTls};
+use crate::tls::{ClientTls, ServerTls, with_self_signed};
 
 /// How long calls under way may take once the server stops.
 const DRAIN_GRACE: Duration = Duration::from_secs(5);
@@ -154,7 +154,8 @@ pub fn serve(config: Config) -> Result<(), Box<dyn Error>> {
     runtime.block_on(run(config))
 }
 
-async fn run(config: Config) -> Result<(), Box<dyn Error>> {
+async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
+    make_certificates(&mut config)?;
     let disk: Arc<dyn Disk> = Arc::new(OsDisk);
     let instruments = Instruments::register(&config)?;
     let client_tls = Arc::new(ClientTls::new(config.listen.peer_tls.clone()));
@@ -389,6 +390,25 @@ fn limits(config: &Config) -> Limits {
 fn checkpoint_interval(config: &Config) -> Option<Duration> {
     const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(300);
     config.gates.enabled("LeaseCheckpoint").then_some(CHECKPOINT_INTERVAL)
+}
+
+/// What `--auto-tls` and `--peer-auto-tls` ask for. The pairs lie in the data directory and beside
+/// what the member has there, where etcd has them.
+fn make_certificates(config: &mut Config) -> Result<(), Box<dyn Error>> {
+    let fixtures = Path::new(&config.data_dir).join("fixtures");
+    let listen = &mut config.listen;
+    let years = listen.self_signed_years;
+    if listen.client_auto_tls && listen.client_tls.cert_file.is_empty() {
+        let urls: Vec<_> = listen.client_urls.iter().chain(&listen.client_http_urls).collect();
+        let tls = std::mem::take(&mut listen.client_tls);
+        listen.client_tls = with_self_signed(tls, &fixtures.join("client"), &urls, years)?;
+    }
+    if listen.peer_auto_tls && listen.peer_tls.cert_file.is_empty() {
+        let urls: Vec<_> = listen.peer_urls.iter().collect();
+        let tls = std::mem::take(&mut listen.peer_tls);
+        listen.peer_tls = with_self_signed(tls, &fixtures.join("peer"), &urls, years)?;
+    }
+    Ok(())
 }
 
 /// Binds every socket before anything on disk is touched, so that a second server on the same ports

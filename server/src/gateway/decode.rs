@@ -127,13 +127,15 @@ impl<'j> Parser<'j> {
             b't' => b'\t',
             b'u' => {
                 let high = unit(at).unwrap_or(0xd800);
+                if (0xd800..=0xdfff).contains(&high) && self.json.len() < at + 12 {
+                    return Err("unexpected EOF".to_owned());
+                }
                 let (code, end) = match high {
                     0xd800..=0xdfff => (surrogates(high, unit(at + 6)), at + 12),
                     code => (char::from_u32(code), at + 6),
                 };
                 let Some(character) = code else {
-                    let escape = &self.json[at + 6..(at + 12).min(self.json.len())];
-                    let escape = String::from_utf8_lossy(escape);
+                    let escape = String::from_utf8_lossy(&self.json[at + 6..at + 12]);
                     let error = format!("invalid escape code {escape:?} in string");
                     return Err(self.syntax_error(start, &error));
                 };
@@ -478,7 +480,8 @@ mod tests {
                 "proto: (line 1:15): invalid value for enum field sortOrder: true",
             ),
             (r#"{"key":"","key":""}"#, r#"proto: (line 1:11): duplicate field "key""#),
-            (r#"{"x":"\ud800"}"#, "proto: syntax error (line 1:6): invalid escape code"),
+            (r#"{"x":"\ud800"}"#, "proto: unexpected EOF"),
+            (r#"{"x":"\ud800\u0041"}"#, "proto: syntax error (line 1:6): invalid escape code"),
         ];
         for (json, expected) in cases {
             let error = range(json).unwrap_err();
