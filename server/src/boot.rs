@@ -28,23 +28,24 @@ use crate::api::{self, ApiContext, Limits};
 use crate::chores;
 use crate::config::{ClusterState, Config, Engine};
 use crate::dial::Dialer;
+use crate::gateway::Gateway;
 use crate::identity::Identity;
 use crate::leases::{self, LeaseClock};
 use crate::listen::{
-    ConnectionSettings, Endpoint, ListenOptions, Listeners, Purpose, RpcThread, RpcThreads,
-    ServiceSet, Services,
+    ConnectionSettings, Endpoint, GrpcCalls, ListenOptions, Listeners, Purpose, RpcThread,
+    RpcThreads, ServiceSet, Services,
 };
 use crate::member::LocalMember;
 use crate::ops::calls::CallMetrics;
 use crate::ops::health::HealthMetrics;
-use crate::ops::http::{HttpParts, handler};
+use crate::ops::http::{HttpParts, handler, handler_with};
 use crate::ops::metrics::{Metrics, RequestTimes};
 use crate::ops::observed::MeasuredStore;
 use crate::ops::{notify, register_process, signals};
 use crate::peer::inbound::PeerService;
 use crate::peer::meters::PeerMeters;
 use crate::peer::outbound::Outbound;
-use crate::tls::{ClientTls, ServerTls};
+use crate::tls::{ClientTls, ServerTls, with_self_signed};
 
 /// How long calls under way may take once the server stops.
 const DRAIN_GRACE: Duration = Duration::from_secs(5);
@@ -164,7 +165,8 @@ pub fn serve(config: Config) -> Result<(), Box<dyn Error>> {
     runtime.block_on(run(config))
 }
 
-async fn run(config: Config) -> Result<(), Box<dyn Error>> {
+async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
+    make_certificates(&mut config)?;
     let disk: Arc<dyn Disk> = Arc::new(OsDisk);
     let instruments = Instruments::register(&config)?;
     let client_tls = Arc::new(ClientTls::new(config.listen.peer_tls.clone()));
@@ -235,13 +237,14 @@ async fn serve_all(
     let metrics = instruments.metrics.clone();
     metrics.describe(identity.member, &config.gates, config.limits.quota_bytes);
     let settings = ConnectionSettings::of(&config.listen);
-    let http = handler(HttpParts {
+    let http_parts = Arc::new(HttpParts {
         member: Arc::new(LocalMember::new(handle.clone(), context.hub.clone(), metrics.clone())),
         health: instruments.health,
         registry: instruments.registry,
         config: config.http.clone(),
         arguments: std::env::args().collect(),
     });
+    let http = handler(http_parts.clone());
 
     let peer_services = Services {
         grpc: Some(
@@ -254,7 +257,7 @@ async fn serve_all(
             }
             .routes(),
         ),
-        http: Some(http.clone()),
+        http: Some(http),
         calls: None,
     };
     let (peer_thread, peer_serving) =
@@ -264,7 +267,7 @@ async fn serve_all(
 
     let services = client_services(
         context.clone(),
-        http,
+        http_parts,
         instruments.calls,
         !config.listen.client_http_urls.is_empty(),
     );
@@ -325,23 +328,29 @@ async fn replica_ended(handle: &Handle) -> String {
 
 fn client_services(
     context: ApiContext,
-    http: crate::listen::HttpHandler,
+    http: Arc<HttpParts>,
     calls: CallMetrics,
     // `--listen-client-http-urls`: then the client URLs speak gRPC only.
     split_http: bool,
 ) -> Arc<dyn Fn(usize) -> ServiceSet + Send + Sync> {
     Arc::new(move |_| {
         let context = ApiContext { handle: context.handle.for_this_thread(), ..context.clone() };
+        let routes = api::routes(&context);
+        let gateway = http.config.gateway.then(|| {
+            let calls = GrpcCalls::new(routes.clone(), Some(calls.clone()));
+            Gateway::new(calls, context.limits.message_bytes_max())
+        });
+        let client_http = handler_with(http.clone(), gateway);
         let clients = Services {
-            grpc: Some(api::routes(&context)),
-            http: (!split_http).then(|| http.clone()),
+            grpc: Some(routes),
+            http: (!split_http).then(|| client_http.clone()),
             calls: Some(calls.clone()),
         };
-        let only_http = Services { grpc: None, http: Some(http.clone()), calls: None };
+        let only_http = |handler| Services { grpc: None, http: Some(handler), calls: None };
         ServiceSet::from([
             (Purpose::Client, clients),
-            (Purpose::ClientHttp, only_http.clone()),
-            (Purpose::Metrics, only_http),
+            (Purpose::ClientHttp, only_http(client_http)),
+            (Purpose::Metrics, only_http(handler(http.clone()))),
         ])
     })
 }
@@ -411,6 +420,25 @@ fn limits(config: &Config) -> Limits {
 fn checkpoint_interval(config: &Config) -> Option<Duration> {
     const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(300);
     config.gates.enabled("LeaseCheckpoint").then_some(CHECKPOINT_INTERVAL)
+}
+
+/// What `--auto-tls` and `--peer-auto-tls` ask for. The pairs lie in the data directory and beside
+/// what the member has there, where etcd has them.
+fn make_certificates(config: &mut Config) -> Result<(), Box<dyn Error>> {
+    let fixtures = Path::new(&config.data_dir).join("fixtures");
+    let listen = &mut config.listen;
+    let years = listen.self_signed_years;
+    if listen.client_auto_tls && listen.client_tls.cert_file.is_empty() {
+        let urls: Vec<_> = listen.client_urls.iter().chain(&listen.client_http_urls).collect();
+        let tls = std::mem::take(&mut listen.client_tls);
+        listen.client_tls = with_self_signed(tls, &fixtures.join("client"), &urls, years)?;
+    }
+    if listen.peer_auto_tls && listen.peer_tls.cert_file.is_empty() {
+        let urls: Vec<_> = listen.peer_urls.iter().collect();
+        let tls = std::mem::take(&mut listen.peer_tls);
+        listen.peer_tls = with_self_signed(tls, &fixtures.join("peer"), &urls, years)?;
+    }
+    Ok(())
 }
 
 /// Binds every socket before anything on disk is touched, so that a second server on the same ports

@@ -100,6 +100,11 @@ pub struct ListenConfig {
     pub metrics_urls: Vec<Url>,
     pub client_tls: TlsConfig,
     pub peer_tls: TlsConfig,
+    /// Make certificates for clients, or for members, if none are given.
+    pub client_auto_tls: bool,
+    pub peer_auto_tls: bool,
+    /// How many years those are valid.
+    pub self_signed_years: u64,
     pub streams_max: u32,
     /// How often the server pings a silent connection; none to never do so.
     pub keepalive_interval: Option<Duration>,
@@ -124,6 +129,8 @@ pub struct TlsConfig {
     pub cipher_suites: Vec<String>,
     pub min_version: TlsVersion,
     pub max_version: TlsVersion,
+    /// The server made the certificate itself; members do not check each other's then.
+    pub is_self_signed: bool,
 }
 
 /// Versions of TLS that may be spoken.
@@ -355,6 +362,9 @@ fn listen_of(values: &Values<'_>) -> Result<ListenConfig, ConfigError> {
         metrics_urls: values.urls("listen-metrics-urls")?,
         client_tls: tls_of(values, "")?,
         peer_tls: tls_of(values, "peer-")?,
+        client_auto_tls: values.boolean("auto-tls")?,
+        peer_auto_tls: values.boolean("peer-auto-tls")?,
+        self_signed_years: values.unsigned("self-signed-cert-validity")?,
         streams_max: parse_uint32(&values.text("max-concurrent-streams")).map_err(value_error)?,
         keepalive_interval: values.duration("grpc-keepalive-interval")?,
         keepalive_timeout: values.duration("grpc-keepalive-timeout")?,
@@ -394,6 +404,7 @@ fn tls_of(values: &Values<'_>, prefix: &str) -> Result<TlsConfig, ConfigError> {
         cipher_suites: values.texts("cipher-suites"),
         min_version: version("tls-min-version", TlsVersion::Tls12)?,
         max_version: version("tls-max-version", TlsVersion::Tls13)?,
+        is_self_signed: false,
     })
 }
 

@@ -12,6 +12,7 @@ pub mod cli;
 pub mod config;
 mod dial;
 pub mod gates;
+mod gateway;
 pub mod identity;
 pub mod ids;
 mod leases;

@@ -12,10 +12,13 @@
 
 mod client;
 mod identity;
+mod revoked;
+mod self_signed;
 mod server;
 
 pub use client::ClientTls;
 pub use identity::{PeerIdentity, fingerprint};
+pub use self_signed::{SelfSignedError, with_self_signed};
 pub use server::ServerTls;
 
 use std::sync::Arc;
@@ -46,6 +49,8 @@ pub enum TlsError {
     UnsupportedCipherSuite { name: String },
     #[error("use {cert} with {key}: {source}")]
     Pair { cert: String, key: String, source: rustls::Error },
+    #[error("parse {path} as a list of revoked certificates: {reason}")]
+    Revocations { path: String, reason: String },
     #[error("use the CA certificates of {path}: {reason}")]
     Authority { path: String, reason: String },
 }
@@ -130,8 +135,11 @@ fn versions(config: &TlsConfig) -> Vec<&'static SupportedProtocolVersion> {
         .collect()
 }
 
-/// Go's names of the suites that rustls has under its own names; those of TLS 1.3 cannot be chosen
-/// in Go and are always there.
+/// Suites of TLS 1.3 may be named; in Go they cannot be chosen and are always there.
+const SUITES_OF_TLS13: [&str; 3] =
+    ["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"];
+
+/// Go's names of the suites of TLS 1.2 that rustls has.
 const SUITES: [(&str, rustls::CipherSuite); 6] = {
     use rustls::CipherSuite as S;
     [
@@ -156,7 +164,7 @@ fn provider(names: &[String]) -> Result<Arc<CryptoProvider>, TlsError> {
     if names.is_empty() {
         return Ok(Arc::new(provider));
     }
-    let mut chosen = Vec::new();
+    let (mut chosen, mut unsupported) = (Vec::new(), Vec::new());
     for name in names {
         let go_name = match name.as_str() {
             "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305" | "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305" => {
@@ -166,11 +174,19 @@ fn provider(names: &[String]) -> Result<Arc<CryptoProvider>, TlsError> {
         };
         match SUITES.iter().find(|(known, _)| *known == go_name) {
             Some((_, suite)) => chosen.push(*suite),
+            None if SUITES_OF_TLS13.contains(&go_name.as_str()) => {}
             None if name.starts_with("TLS_RSA_WITH_") || name.starts_with("TLS_ECDHE_") => {
-                return Err(TlsError::UnsupportedCipherSuite { name: name.clone() });
+                unsupported.push(name);
             }
             None => return Err(TlsError::UnknownCipherSuite { name: name.clone() }),
         }
+    }
+    // Lists are written for Go, which has old suites too; without those the others still serve.
+    if let Some(name) = unsupported.first().filter(|_| chosen.is_empty()) {
+        return Err(TlsError::UnsupportedCipherSuite { name: (*name).clone() });
+    }
+    if !unsupported.is_empty() {
+        tracing::debug!(?unsupported, "leaving out TLS cipher suites that are not supported");
     }
     provider
         .cipher_suites

@@ -8,9 +8,12 @@ mod auth;
 mod cluster;
 mod context;
 mod downgrade;
+mod election;
 mod encoded;
 mod kv;
 mod lease;
+mod local;
+mod lock;
 mod maintenance;
 mod status;
 mod watch;
@@ -22,11 +25,15 @@ use tonic::service::Routes;
 
 /// All services of the client listener.
 pub(crate) fn routes(context: &ApiContext) -> Routes {
-    Routes::new(kv::KvService::new(context.clone()))
+    let services = Routes::new(kv::KvService::new(context.clone()))
         .add_service(watch::WatchService::new(context.clone()))
         .add_service(lease::service(context.clone()))
         .add_service(cluster::service(context.clone()))
         .add_service(maintenance::service(context.clone()))
         .add_service(auth::service(context.clone()))
-        .add_service(maintenance::health())
+        .add_service(maintenance::health());
+    let recipes_use = services.clone();
+    services
+        .add_service(lock::service(context.clone(), recipes_use.clone()))
+        .add_service(election::service(context.clone(), recipes_use))
 }

@@ -107,7 +107,7 @@ fn a_configuration_file_leaves_nothing_of_flags_and_environment() {
 
 #[test]
 fn what_is_not_supported_is_refused_or_said_and_never_ignored() {
-    let refused = raw(&["--auto-tls"], &[]).check_supported().unwrap_err();
+    let refused = raw(&["--discovery-srv=example.org"], &[]).check_supported().unwrap_err();
     assert!(refused.to_string().contains("not supported yet"), "{refused}");
     assert_eq!(raw(&["--auto-tls=false", "--bcrypt-cost=10"], &[]).check_supported(), Ok(vec![]));
     let warnings = raw(&["--unsafe-no-fsync"], &[]).check_supported().unwrap();

@@ -47,6 +47,14 @@ impl Config {
             );
         }
         check_tls(&self.listen)?;
+        for (kind, auto, tls) in [
+            ("client", self.listen.client_auto_tls, &self.listen.client_tls),
+            ("peer", self.listen.peer_auto_tls, &self.listen.peer_tls),
+        ] {
+            if auto && !tls.cert_file.is_empty() {
+                self.warnings.push(format!("ignoring {kind} auto TLS since certs given"));
+            }
+        }
         if self.cluster.force_new_cluster {
             self.warnings.push("forcing a new cluster of this member alone".to_owned());
         }
@@ -78,7 +86,7 @@ fn check_tls(listen: &ListenConfig) -> Result<(), ConfigError> {
     check_tls_files("", &listen.client_tls)?;
     check_tls_files("peer-", &listen.peer_tls)?;
     let secure = |urls: &[Url]| urls.iter().find(|url| url.scheme().is_secure()).cloned();
-    if listen.client_tls.cert_file.is_empty() {
+    if listen.client_tls.cert_file.is_empty() && !listen.client_auto_tls {
         if let Some(url) = secure(&listen.client_urls).or(secure(&listen.client_http_urls)) {
             return refuse(format!(
                 "TLS key/cert (--cert-file, --key-file) must be provided for client url {url} with HTTPS scheme"
@@ -91,6 +99,7 @@ fn check_tls(listen: &ListenConfig) -> Result<(), ConfigError> {
         }
     }
     if listen.peer_tls.cert_file.is_empty()
+        && !listen.peer_auto_tls
         && let Some(url) = secure(&listen.peer_urls)
     {
         let address = url.as_str().split_once("://").map_or(url.as_str(), |(_, rest)| rest);

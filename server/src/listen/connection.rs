@@ -24,8 +24,8 @@ use super::coalesce::Coalescing;
 use super::dispatch::AnswerFuture;
 use super::{Purpose, Services};
 
-/// How long a TLS handshake may take (etcd 3.7.1 has the same limit).
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a TLS handshake may take; etcd has the same limit (`transport/listener_tls.go`).
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the head of an HTTP/1 request may take.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 const HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;

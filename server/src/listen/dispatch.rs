@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
@@ -16,7 +17,7 @@ use tower::Service;
 use crate::ops::calls::{Call, CallMetrics, Received};
 
 /// The future of an HTTP answer.
-pub type HttpFuture = Pin<Box<dyn Future<Output = Response<Full<Bytes>>> + Send>>;
+pub type HttpFuture = Pin<Box<dyn Future<Output = Response<HttpBody>> + Send>>;
 
 /// Answers requests that are not gRPC.
 pub type HttpHandler = Arc<dyn Fn(Request<Incoming>) -> HttpFuture + Send + Sync>;
@@ -40,12 +41,7 @@ impl Services {
                     "gRPC is not served on this URL\n",
                 )));
             };
-            let calls = self.calls.as_ref();
-            let call = calls.and_then(|calls| calls.start(request.uri().path(), request.headers()));
-            let received = call.as_ref().map(Call::received);
-            let request = request.map(|body| RequestBody { body, received });
-            let future = routes.clone().call(request);
-            return AnswerFuture::Grpc { future: Box::pin(future), call };
+            return grpc_answer(routes, self.calls.as_ref(), request);
         }
         match &self.http {
             Some(handler) => AnswerFuture::Http(handler(request)),
@@ -53,6 +49,101 @@ impl Services {
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "invalid gRPC request content-type \"\"\n",
             ))),
+        }
+    }
+}
+
+fn grpc_answer<B>(routes: &Routes, calls: Option<&CallMetrics>, request: Request<B>) -> AnswerFuture
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<tonic::codegen::StdError> + Send,
+{
+    let call = calls.and_then(|calls| calls.start(request.uri().path(), request.headers()));
+    let received = call.as_ref().map(Call::received);
+    let request = request.map(|body| RequestBody { body, received });
+    let future = routes.clone().call(request);
+    AnswerFuture::Grpc { future: Box::pin(future), call }
+}
+
+/// gRPC services that are called inside the process, and counted as if a connection had brought the
+/// call.
+#[derive(Clone)]
+pub struct GrpcCalls {
+    routes: Routes,
+    calls: Option<CallMetrics>,
+}
+
+impl GrpcCalls {
+    pub fn new(routes: Routes, calls: Option<CallMetrics>) -> Self {
+        Self { routes, calls }
+    }
+
+    /// The same services for calls that nobody made from outside.
+    pub(crate) fn uncounted(&self) -> Self {
+        Self { routes: self.routes.clone(), calls: None }
+    }
+}
+
+impl Service<Request<tonic::body::Body>> for GrpcCalls {
+    type Response = Response<AnswerBody>;
+    type Error = Infallible;
+    type Future = AnswerFuture;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<tonic::body::Body>) -> AnswerFuture {
+        grpc_answer(&self.routes, self.calls.as_ref(), request)
+    }
+}
+
+/// The body of an HTTP answer.
+pub enum HttpBody {
+    Full(Full<Bytes>),
+    /// Sent as it comes.
+    Stream(Pin<Box<dyn Stream<Item = Bytes> + Send>>),
+}
+
+impl HttpBody {
+    pub fn stream(chunks: impl Stream<Item = Bytes> + Send + 'static) -> Self {
+        Self::Stream(Box::pin(chunks))
+    }
+}
+
+impl<T: Into<Bytes>> From<T> for HttpBody {
+    fn from(bytes: T) -> Self {
+        Self::Full(Full::new(bytes.into()))
+    }
+}
+
+impl Body for HttpBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match self.get_mut() {
+            HttpBody::Full(body) => Pin::new(body).poll_frame(cx),
+            HttpBody::Stream(chunks) => {
+                chunks.poll_next_unpin(cx).map(|chunk| chunk.map(|chunk| Ok(Frame::data(chunk))))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            HttpBody::Full(body) => body.is_end_stream(),
+            HttpBody::Stream(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            HttpBody::Full(body) => body.size_hint(),
+            HttpBody::Stream(_) => SizeHint::default(),
         }
     }
 }
@@ -66,7 +157,7 @@ fn is_grpc(request: &Request<Incoming>) -> bool {
 }
 
 fn refusal(status: StatusCode, text: &'static str) -> Response<AnswerBody> {
-    let mut response = Response::new(AnswerBody::Http(Full::from(text)));
+    let mut response = Response::new(AnswerBody::Http(HttpBody::from(text)));
     *response.status_mut() = status;
     response
         .headers_mut()
@@ -74,9 +165,11 @@ fn refusal(status: StatusCode, text: &'static str) -> Response<AnswerBody> {
     response
 }
 
+type RoutesFuture = <Routes as Service<Request<tonic::body::Body>>>::Future;
+
 /// An answer under way.
-pub(super) enum AnswerFuture {
-    Grpc { future: Pin<Box<<Routes as Service<Request<RequestBody>>>::Future>>, call: Option<Call> },
+pub enum AnswerFuture {
+    Grpc { future: Pin<Box<RoutesFuture>>, call: Option<Call> },
     Http(HttpFuture),
     Ready(Option<Response<AnswerBody>>),
 }
@@ -106,19 +199,19 @@ impl Future for AnswerFuture {
 }
 
 /// A request's body, whose messages are counted as they are read.
-pub(super) struct RequestBody {
-    body: Incoming,
+struct RequestBody<B> {
+    body: B,
     received: Option<Received>,
 }
 
-impl Body for RequestBody {
+impl<B: Body<Data = Bytes> + Unpin> Body for RequestBody<B> {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = B::Error;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let this = self.get_mut();
         let frame = Pin::new(&mut this.body).poll_frame(cx);
         if let (Poll::Ready(Some(Ok(frame))), Some(received)) = (&frame, &mut this.received)
@@ -139,9 +232,9 @@ impl Body for RequestBody {
 }
 
 /// A body of either protocol.
-pub(super) enum AnswerBody {
+pub enum AnswerBody {
     Grpc { body: tonic::body::Body, call: Option<Call> },
-    Http(Full<Bytes>),
+    Http(HttpBody),
 }
 
 impl Body for AnswerBody {

@@ -1,9 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::Response;
-use http_body_util::Full;
 use proto::health::health_check_response::ServingStatus;
 use proto::health::health_client::HealthClient;
 use proto::health::health_server::{Health, HealthServer};
@@ -56,7 +54,7 @@ impl Health for Serving {
 fn services() -> ServiceSet {
     let http: HttpHandler = Arc::new(|request| {
         let text = format!("http {}", request.uri().path());
-        Box::pin(async move { Response::new(Full::new(Bytes::from(text))) })
+        Box::pin(async move { Response::new(HttpBody::from(text)) })
     });
     let services = Services {
         grpc: Some(Routes::new(HealthServer::new(Serving))),

@@ -1,7 +1,5 @@
 //! What HTTP serves beside gRPC: health, version, metrics, variables, and the rules of CORS and
 //! host names.
-//!
-//! The JSON gateway (`/v3/`) is not built yet and says so.
 
 use std::sync::Arc;
 
@@ -13,7 +11,8 @@ use hyper::body::Incoming;
 use prometheus::{Registry, TextEncoder};
 
 use crate::config::HttpConfig;
-use crate::listen::{ConnectionInfo, HttpHandler, Purpose};
+use crate::gateway::Gateway;
+use crate::listen::{ConnectionInfo, HttpBody, HttpHandler, Purpose};
 
 use super::health::{self, HealthMetrics, Vitals};
 
@@ -37,33 +36,50 @@ pub struct HttpParts {
 }
 
 /// The handler of all listeners that serve HTTP; it looks at the connection's purpose.
-pub fn handler(parts: HttpParts) -> HttpHandler {
-    let parts = Arc::new(parts);
+pub fn handler(parts: Arc<HttpParts>) -> HttpHandler {
+    handler_with(parts, None)
+}
+
+/// The same with the JSON gateway of one thread, which client listeners serve.
+pub(crate) fn handler_with(parts: Arc<HttpParts>, gateway: Option<Gateway>) -> HttpHandler {
     Arc::new(move |request| {
-        let parts = parts.clone();
-        Box::pin(async move { answer(&parts, request).await })
+        let (parts, gateway) = (parts.clone(), gateway.clone());
+        Box::pin(async move { answer(&parts, gateway.as_ref(), request).await })
     })
 }
 
-async fn answer(parts: &HttpParts, request: Request<Incoming>) -> Response<Full<Bytes>> {
+async fn answer(
+    parts: &HttpParts,
+    gateway: Option<&Gateway>,
+    request: Request<Incoming>,
+) -> Response<HttpBody> {
     let info = request.extensions().get::<ConnectionInfo>().cloned();
     let purpose = info.as_ref().map_or(Purpose::Client, |info| info.purpose);
     let secure = info.is_some_and(|info| info.secure);
     let from_clients = matches!(purpose, Purpose::Client | Purpose::ClientHttp);
     if from_clients && !secure && !host_is_welcome(parts, &request) {
-        return text(
-            StatusCode::MISDIRECTED_REQUEST,
-            "the Host header is not in --host-whitelist (see CVE-2018-5702)\n",
-        );
+        return host_refused(host_name(&request)).map(as_body);
     }
-    let mut response = match request.method() {
-        &Method::OPTIONS if from_clients => Response::new(Full::default()),
-        _ => route(parts, purpose, &request).await,
+    let origin = request.headers().get(header::ORIGIN).cloned();
+    let mut response = match (request.method(), gateway) {
+        (&Method::OPTIONS, _) if from_clients => Response::new(HttpBody::from("")),
+        (_, Some(gateway)) if is_gateway_path(request.uri().path()) => {
+            gateway.answer(request).await
+        }
+        _ => route(parts, purpose, &request).await.map(as_body),
     };
     if from_clients {
-        add_cors(parts, &request, &mut response);
+        add_cors(parts, origin, &mut response);
     }
     response
+}
+
+fn as_body(body: Full<Bytes>) -> HttpBody {
+    HttpBody::Full(body)
+}
+
+fn is_gateway_path(path: &str) -> bool {
+    path.starts_with("/v3/") || path.starts_with("/v3beta/")
 }
 
 async fn route(
@@ -73,7 +89,6 @@ async fn route(
 ) -> Response<Full<Bytes>> {
     let (path, query) = (request.uri().path(), request.uri().query().unwrap_or_default());
     let is_get = request.method() == Method::GET;
-    let serves_clients = matches!(purpose, Purpose::Client | Purpose::ClientHttp);
     match path {
         "/version" | "/debug/vars" if purpose == Purpose::Metrics => not_found(),
         "/version" if !is_get => method_not_allowed(),
@@ -82,12 +97,6 @@ async fn route(
         "/metrics" => metrics(parts),
         "/debug/vars" if !is_get => method_not_allowed(),
         "/debug/vars" => json(variables(parts)),
-        _ if path.starts_with("/v3/") || path.starts_with("/v3beta/") => {
-            match serves_clients && parts.config.gateway {
-                true => no_gateway(),
-                false => not_found(),
-            }
-        }
         _ if is_health(path) && !is_get => method_not_allowed(),
         _ => match health::answer(parts.member.as_ref(), &parts.health, path, query).await {
             Some(answer) => text(answer.status, answer.body),
@@ -140,14 +149,6 @@ fn metrics(parts: &HttpParts) -> Response<Full<Bytes>> {
     }
 }
 
-/// etcd's gateway answers in this form; its code 12 is gRPC's "unimplemented".
-fn no_gateway() -> Response<Full<Bytes>> {
-    let mut response =
-        json(r#"{"code":12,"message":"the JSON gateway is not supported yet; use gRPC"}"#.into());
-    *response.status_mut() = StatusCode::NOT_IMPLEMENTED;
-    response
-}
-
 fn not_found() -> Response<Full<Bytes>> {
     text(StatusCode::NOT_FOUND, "404 page not found\n")
 }
@@ -180,24 +181,44 @@ fn host_is_welcome(parts: &HttpParts, request: &Request<Incoming>) -> bool {
     if allowed.is_empty() || allowed.iter().any(|host| host == "*") {
         return true;
     }
+    let name = host_name(request);
+    allowed.iter().any(|allowed| allowed == name)
+}
+
+/// The host that a request names, without its port.
+fn host_name(request: &Request<Incoming>) -> &str {
     let header = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
     let authority = request.uri().authority().map(http::uri::Authority::as_str);
     let host = header.or(authority).unwrap_or_default();
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+    match host.rsplit_once(':') {
+        Some((name, _)) if name.starts_with('[') && name.ends_with(']') => &name[1..name.len() - 1],
+        Some((name, _)) if !name.contains(':') => name,
         _ => host,
-    };
-    allowed.iter().any(|allowed| allowed == name || allowed == host)
+    }
 }
 
-fn add_cors(parts: &HttpParts, request: &Request<Incoming>, response: &mut Response<Full<Bytes>>) {
+/// In etcd's words, which say what to do.
+fn host_refused(host: &str) -> Response<Full<Bytes>> {
+    tracing::warn!(host, "rejecting HTTP request to prevent DNS rebinding attacks");
+    let body = format!(
+        "\netcd received your request, but the Host header was unrecognized.\n\n\
+         To fix this, choose one of the following options:\n\
+         - Enable TLS, then any HTTPS request will be allowed.\n\
+         - Add the hostname you want to use to the whitelist in settings.\n  \
+           - e.g. etcd --host-whitelist {host:?}\n\n\
+         This requirement has been added to help prevent \"DNS Rebinding\" attacks \
+         (CVE-2018-5702).\n\n"
+    );
+    text(StatusCode::MISDIRECTED_REQUEST, body)
+}
+
+fn add_cors(parts: &HttpParts, origin: Option<HeaderValue>, response: &mut Response<HttpBody>) {
     let allowed = &parts.config.cors;
     let any = allowed.is_empty() || allowed.iter().any(|origin| origin == "*");
-    let origin = request.headers().get(header::ORIGIN);
     let granted = match (any, origin) {
         (true, _) => HeaderValue::from_static("*"),
         (false, Some(origin)) if allowed.iter().any(|a| a.as_bytes() == origin.as_bytes()) => {
-            origin.clone()
+            origin
         }
         _ => return,
     };

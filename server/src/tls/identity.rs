@@ -16,6 +16,8 @@ pub struct PeerIdentity {
     dns_names: Vec<String>,
     addresses: Vec<IpAddr>,
     certificate: CertificateDer<'static>,
+    /// Of all certificates that were shown.
+    serials: Vec<Vec<u8>>,
 }
 
 impl PeerIdentity {
@@ -41,7 +43,12 @@ impl PeerIdentity {
             }
         }
         drop(parsed);
-        Some(Self { common_name, dns_names, addresses, certificate })
+        let serials = chain.iter().filter_map(serial).collect();
+        Some(Self { common_name, dns_names, addresses, certificate, serials })
+    }
+
+    pub(super) fn serials(&self) -> &[Vec<u8>] {
+        &self.serials
     }
 
     /// Whether the certificate names this host.
@@ -76,6 +83,11 @@ impl PeerIdentity {
             self.dns_names, self.addresses
         ))
     }
+}
+
+fn serial(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    Some(parsed.tbs_certificate.serial.to_bytes_be())
 }
 
 fn address(bytes: &[u8]) -> Option<IpAddr> {

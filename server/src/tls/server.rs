@@ -8,7 +8,8 @@ use rustls::server::{NoClientAuth, WebPkiClientVerifier, danger::ClientCertVerif
 use crate::config::TlsConfig;
 
 use super::identity::PeerIdentity;
-use super::{Files, TlsError, certificates, private_key, provider, revocations, roots, versions};
+use super::revoked::Revoked;
+use super::{Files, TlsError, certificates, private_key, provider, roots, versions};
 
 /// Makes the configuration of each handshake.
 pub struct ServerTls {
@@ -20,6 +21,7 @@ pub struct ServerTls {
 struct Made {
     files: Files,
     server: Arc<ServerConfig>,
+    revoked: Arc<Revoked>,
     /// Files that could not be used, so that they are complained about once.
     refused: Option<Files>,
 }
@@ -31,8 +33,8 @@ impl ServerTls {
     /// When they cannot be used; the listener must not start then.
     pub fn new(config: TlsConfig) -> Result<Self, TlsError> {
         let files = read(&config)?;
-        let server = make(&config, &files)?;
-        Ok(Self { config, made: Mutex::new(Made { files, server, refused: None }) })
+        let (server, revoked) = make(&config, &files)?;
+        Ok(Self { config, made: Mutex::new(Made { files, server, revoked, refused: None }) })
     }
 
     /// The configuration for a connection that begins now.
@@ -52,9 +54,9 @@ impl ServerTls {
             made.refused = None;
         } else if made.refused.as_ref() != Some(&files) {
             match make(&self.config, &files) {
-                Ok(server) => {
+                Ok((server, revoked)) => {
                     tracing::info!(path = self.config.cert_file, "certificate files have changed");
-                    *made = Made { files, server, refused: None };
+                    *made = Made { files, server, revoked, refused: None };
                 }
                 Err(error) => {
                     tracing::error!(%error, "keeping the last good certificate");
@@ -68,6 +70,8 @@ impl ServerTls {
     /// Whether a client with this identity may stay: the rules that come after the signature.
     pub(crate) fn admits(&self, identity: Option<&PeerIdentity>) -> Result<(), String> {
         let Some(identity) = identity else { return Ok(()) };
+        let revoked = self.made.lock().unwrap_or_else(PoisonError::into_inner).revoked.clone();
+        revoked.check(identity)?;
         let config = &self.config;
         if !config.allowed_cns.is_empty() && !config.allowed_cns.contains(&identity.common_name) {
             return Err(format!(
@@ -95,24 +99,19 @@ fn read(config: &TlsConfig) -> Result<Files, TlsError> {
     Files::read(&config.cert_file, &config.key_file, &config.trusted_ca_file, &config.crl_file)
 }
 
-fn make(config: &TlsConfig, files: &Files) -> Result<Arc<ServerConfig>, TlsError> {
+fn make(config: &TlsConfig, files: &Files) -> Result<(Arc<ServerConfig>, Arc<Revoked>), TlsError> {
+    let revoked = Revoked::read(&config.crl_file, &files.revocations)?;
     let provider = provider(&config.cipher_suites)?;
     let verifier: Arc<dyn ClientCertVerifier> = if config.trusted_ca_file.is_empty() {
         Arc::new(NoClientAuth)
     } else {
-        let lists = revocations(&config.crl_file, &files.revocations)?;
         let roots = roots(&config.trusted_ca_file, &files.authority)?;
-        // etcd asks the list about the client's own certificate only, and a certificate of another
-        // issuer is not on it.
-        WebPkiClientVerifier::builder_with_provider(roots, provider.clone())
-            .with_crls(lists)
-            .only_check_end_entity_revocation()
-            .allow_unknown_revocation_status()
-            .build()
-            .map_err(|error| TlsError::Authority {
+        WebPkiClientVerifier::builder_with_provider(roots, provider.clone()).build().map_err(
+            |error| TlsError::Authority {
                 path: config.trusted_ca_file.clone(),
                 reason: error.to_string(),
-            })?
+            },
+        )?
     };
     let pair_error = |source| TlsError::Pair {
         cert: config.cert_file.clone(),
@@ -129,5 +128,5 @@ fn make(config: &TlsConfig, files: &Files) -> Result<Arc<ServerConfig>, TlsError
         )
         .map_err(pair_error)?;
     server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Arc::new(server))
+    Ok((Arc::new(server), Arc::new(revoked)))
 }

@@ -1,7 +1,8 @@
 use std::path::Path;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
+    IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -158,6 +159,67 @@ async fn names_in_certificates_are_held_to_the_rules() {
     assert!(identity.check_address("10.0.0.8".parse().unwrap()).await.is_err());
 }
 
+#[tokio::test]
+async fn revoked_certificates_are_refused_as_soon_as_the_list_says_so() {
+    let prepared = prepared();
+    let directory = prepared.directory.path();
+    let mut config = config(directory, "server");
+    config.crl_file = directory.join("list.crl").to_string_lossy().into_owned();
+    std::fs::write(&config.crl_file, list(&prepared.issuer, &[7])).unwrap();
+    let server = ServerTls::new(config.clone()).unwrap();
+    let client = ClientTls::new(super::tests::config(directory, "client"));
+    let identity = handshake(&server, &client).await.unwrap().unwrap();
+    assert_eq!(server.admits(Some(&identity)), Ok(()));
+    let serial = identity.serials()[0].clone();
+    let mut both = Vec::new();
+    both.extend_from_slice(&list_of(&prepared.issuer, &[vec![7], serial.clone()]));
+    std::fs::write(&config.crl_file, &both).unwrap();
+    server.current();
+    let refused = server.admits(Some(&identity)).unwrap_err();
+    assert_eq!(refused, format!("transport: certificate serial {} revoked", hex::encode(serial)));
+    // A list that cannot be read leaves the last good one in force.
+    std::fs::write(&config.crl_file, "nonsense").unwrap();
+    server.current();
+    assert!(server.admits(Some(&identity)).is_err());
+    assert!(matches!(ServerTls::new(config), Err(TlsError::Revocations { .. })));
+}
+
+fn list(issuer: &Issuer, serials: &[u8]) -> Vec<u8> {
+    let serials: Vec<Vec<u8>> = serials.iter().map(|serial| vec![*serial]).collect();
+    list_of(issuer, &serials)
+}
+
+fn list_of(issuer: &Issuer, serials: &[Vec<u8>]) -> Vec<u8> {
+    let revoked = |serial: &Vec<u8>| RevokedCertParams {
+        serial_number: SerialNumber::from_slice(serial),
+        revocation_time: date_time_ymd(2026, 1, 1),
+        reason_code: None,
+        invalidity_date: None,
+    };
+    let params = CertificateRevocationListParams {
+        this_update: date_time_ymd(2026, 1, 1),
+        next_update: date_time_ymd(2026, 1, 2),
+        crl_number: SerialNumber::from(1_u64),
+        issuing_distribution_point: None,
+        revoked_certs: serials.iter().map(revoked).collect(),
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    params.signed_by(issuer).unwrap().der().to_vec()
+}
+
+#[tokio::test]
+async fn members_with_certificates_of_their_own_making_trust_each_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let url: crate::urls::Url = "https://127.0.0.1:2380".parse().unwrap();
+    let rules = TlsConfig { max_version: TlsVersion::Tls13, ..TlsConfig::default() };
+    let one = with_self_signed(rules.clone(), &directory.path().join("1"), &[&url], 1).unwrap();
+    let two = with_self_signed(rules, &directory.path().join("2"), &[&url], 1).unwrap();
+    let server = ServerTls::new(one).unwrap();
+    assert_eq!(handshake(&server, &ClientTls::new(two.clone())).await, Ok(None));
+    let stranger = ClientTls::new(TlsConfig { is_self_signed: false, ..two });
+    assert!(handshake(&server, &stranger).await.is_err());
+}
+
 #[test]
 fn cipher_suites_go_by_the_names_of_go() {
     let suites =
@@ -169,5 +231,9 @@ fn cipher_suites_go_by_the_names_of_go() {
         suites(&["TLS_RSA_WITH_AES_128_CBC_SHA"]),
         Err(TlsError::UnsupportedCipherSuite { .. })
     ));
+    let mixed =
+        suites(&["TLS_RSA_WITH_AES_128_CBC_SHA", "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384"]);
+    assert_eq!(mixed.unwrap().cipher_suites.len(), 4);
+    assert_eq!(suites(&["TLS_AES_128_GCM_SHA256"]).unwrap().cipher_suites.len(), 3);
     assert!(matches!(suites(&["foo"]), Err(TlsError::UnknownCipherSuite { .. })));
 }

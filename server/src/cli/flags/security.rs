@@ -6,8 +6,6 @@ use super::{
     Kind,
 };
 
-const NO_AUTO_TLS: &str =
-    "generating certificates is not supported yet; give certificate and key files";
 const NO_AUTH: &str = "authentication is not supported yet";
 
 pub(super) const FLAGS: &[Flag] = &[
@@ -63,8 +61,7 @@ pub(super) const FLAGS: &[Flag] = &[
         Kind::Bool,
         "false",
         "Client TLS using generated certificates.",
-    )
-    .refused(NO_AUTO_TLS),
+    ),
     Flag::new(Security, "peer-cert-file", Kind::Text, "", "Path to the peer server TLS cert file."),
     Flag::new(Security, "peer-key-file", Kind::Text, "", "Path to the peer server TLS key file."),
     Flag::new(
@@ -115,16 +112,14 @@ pub(super) const FLAGS: &[Flag] = &[
         Kind::Bool,
         "false",
         "Peer TLS using generated certificates.",
-    )
-    .refused(NO_AUTO_TLS),
+    ),
     Flag::new(
         Security,
         "self-signed-cert-validity",
         Kind::Uint64,
         "1",
         "The validity period (in years) of generated certificates.",
-    )
-    .refused(NO_AUTO_TLS),
+    ),
     Flag::new(
         Security,
         "peer-crl-file",

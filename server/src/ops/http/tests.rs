@@ -4,10 +4,12 @@ use tables::AlarmKind;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 
 use super::*;
 use crate::listen::{
-    ConnectionSettings, Endpoint, ListenOptions, Listeners, RpcThread, ServiceSet, Services,
+    ConnectionSettings, Endpoint, GrpcCalls, ListenOptions, Listeners, RpcThread, ServiceSet,
+    Services,
 };
 use crate::ops::health::Check;
 
@@ -56,7 +58,7 @@ impl Drop for Server {
 
 fn serve(purpose: Purpose, cors: &str, hosts: &str) -> Server {
     let registry = Registry::new();
-    let http = handler(HttpParts {
+    let parts = Arc::new(HttpParts {
         member: Arc::new(Healthy),
         health: HealthMetrics::register(&registry).unwrap(),
         registry,
@@ -68,6 +70,10 @@ fn serve(purpose: Purpose, cors: &str, hosts: &str) -> Server {
         },
         arguments: vec!["etcd".to_owned()],
     });
+    // Without services every call is refused by gRPC, which tells that it got there.
+    let gateway = Gateway::new(GrpcCalls::new(Routes::default(), None), 1 << 20);
+    let gateway = (purpose == Purpose::Client).then_some(gateway);
+    let http = handler_with(parts, gateway);
     let services = Services { http: Some(http), ..Services::default() };
     let endpoint = Endpoint { url: "http://127.0.0.1:0".parse().unwrap(), purpose, tls: None };
     let listeners = Listeners::bind([endpoint], ListenOptions::default()).unwrap();
@@ -117,6 +123,12 @@ async fn a_client_url_answers_what_etcd_answers() {
     }
     let (head, body) = ask(&server, "POST /v3/kv/range", "host: x\r\n").await;
     assert!(head.starts_with("http/1.1 501") && body.contains("\"code\":12"), "{head} {body}");
+    let (head, body) = ask(&server, "GET /v3/kv/range", "host: x\r\n").await;
+    assert!(head.starts_with("http/1.1 501"), "{head} {body}");
+    assert_eq!(body, r#"{"code":12,"message":"Method Not Allowed"}"#);
+    let (head, body) = ask(&server, "POST /v3/kv/nothing", "host: x\r\n").await;
+    assert!(head.starts_with("http/1.1 404"), "{head} {body}");
+    assert_eq!(body, r#"{"code":5,"message":"Not Found"}"#);
     let (_, body) = ask(&server, "GET /debug/vars", "host: x\r\n").await;
     let variables: serde_json::Value = serde_json::from_str(&body).unwrap();
     assert_eq!(variables["raft.status"]["term"], 2);
@@ -150,6 +162,9 @@ async fn only_listed_origins_and_hosts_are_welcome() {
     let origin = "host: good.example\r\norigin: https://a.example\r\n";
     let (head, _) = ask(&server, "GET /version", origin).await;
     assert!(head.contains("access-control-allow-origin: https://a.example"), "{head}");
-    let (head, _) = ask(&server, "GET /version", "host: evil.example\r\n").await;
+    let (head, body) = ask(&server, "GET /version", "host: evil.example\r\n").await;
     assert!(head.starts_with("http/1.1 421"), "{head}");
+    assert!(body.contains("etcd --host-whitelist \"evil.example\"\n"), "{body}");
+    let (head, _) = ask(&server, "GET /version", "host: [good.example]:1\r\n").await;
+    assert!(head.starts_with("http/1.1 200"), "{head}");
 }
