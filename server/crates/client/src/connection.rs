@@ -13,7 +13,7 @@ use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::oneshot;
 use tokio_rustls::TlsConnector;
@@ -28,6 +28,8 @@ use crate::tls;
 const MIN_KEEPALIVE_TIME: Duration = Duration::from_secs(10);
 /// How long one attempt to connect may take, as in grpc-go.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+/// The longest page that [`http_get`] reads.
+const HTTP_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// How to reach the servers of a client.
 #[derive(Clone, Debug)]
@@ -139,6 +141,43 @@ impl Dialer {
             .await
             .map_err(|error| handshake(error.to_string()))?;
         Ok(Box::new(stream))
+    }
+}
+
+/// Fetches a page of a server that is no gRPC, such as its metrics, in the way its endpoint is
+/// reached. HTTP/1.0 is enough: the answer ends with the connection.
+pub async fn http_get(config: &Config, endpoint: &str, path: &str) -> Result<String, Error> {
+    let of_endpoint = Config { endpoints: vec![endpoint.to_owned()], ..config.clone() };
+    let mut dialer = Dialer::new(&of_endpoint)?;
+    if let Some((tls, _)) = &mut dialer.tls {
+        let mut plain = ClientConfig::clone(tls);
+        plain.alpn_protocols = vec![b"http/1.1".to_vec()];
+        *tls = Arc::new(plain);
+    }
+    let address = Address::parse(endpoint);
+    let failed = |reason: String| Error::Http { endpoint: endpoint.to_owned(), reason };
+    let fetch = async {
+        let mut stream = dialer.open(&address).await?;
+        let request = format!("GET {path} HTTP/1.0\r\nHost: {}\r\n\r\n", address.authority());
+        let mut answer = Vec::new();
+        let sent = stream.write_all(request.as_bytes()).await;
+        sent.map_err(|error| error.to_string())?;
+        let mut limited = stream.take(HTTP_BYTES_MAX);
+        match limited.read_to_end(&mut answer).await {
+            // Not every server ends TLS politely; what it sent is whole by its own account below.
+            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => Err(error.to_string()),
+            _ => Ok(answer),
+        }
+    };
+    let answer = tokio::time::timeout(CONNECT_TIMEOUT, fetch)
+        .await
+        .map_err(|_| failed("no answer".to_owned()))?
+        .map_err(failed)?;
+    let text = String::from_utf8_lossy(&answer).into_owned();
+    let status = text.lines().next().unwrap_or_default().to_owned();
+    match text.split_once("\r\n\r\n") {
+        Some((_, body)) if status.split(' ').nth(1) == Some("200") => Ok(body.to_owned()),
+        _ => Err(failed(format!("it answers {status:?}"))),
     }
 }
 

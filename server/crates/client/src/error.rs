@@ -42,6 +42,14 @@ pub enum Error {
         /// Largest response.
         receive: usize,
     },
+    /// A page could not be fetched.
+    #[error("fetch from {endpoint}: {reason}")]
+    Http {
+        /// The server.
+        endpoint: String,
+        /// What went wrong.
+        reason: String,
+    },
     /// The deadline of the call passed.
     #[error("context deadline exceeded")]
     DeadlineExceeded,

@@ -28,6 +28,7 @@ mod watch;
 
 pub use call::Client;
 pub use config::{Config, Credentials, TlsOptions};
+pub use connection::http_get;
 pub use error::Error;
 pub use keep_alive::KeepAlive;
 pub use range_end::prefix_range_end;

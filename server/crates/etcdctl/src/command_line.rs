@@ -36,9 +36,10 @@ pub(crate) struct Command {
     pub(crate) persistent: Vec<Flag>,
     pub(crate) children: Vec<Command>,
     pub(crate) run: Option<Run>,
-    /// A name that is kept free for a command of Go etcdctl that does not exist here yet: it counts
-    /// when names are matched, and says so when it is called.
-    pub(crate) reserved: bool,
+    /// Refuses arguments in cobra's words; the usage follows.
+    pub(crate) check: Option<fn(&[String]) -> Result<(), String>>,
+    /// Not listed, and only found by its whole name.
+    pub(crate) hidden: bool,
 }
 
 /// A command with everything that was given to it.
@@ -81,7 +82,8 @@ impl Command {
 
     fn child(&self, name: &str) -> Option<&Command> {
         let exact = self.children.iter().find(|child| child.name == name);
-        let mut begins = self.children.iter().filter(|child| child.name.starts_with(name));
+        let mut begins =
+            self.children.iter().filter(|child| !child.hidden && child.name.starts_with(name));
         exact.or_else(|| match (begins.next(), begins.next()) {
             (Some(only), None) => Some(only),
             _ => None,
@@ -92,7 +94,8 @@ impl Command {
     pub(crate) fn suggestions(&self, typed: &str) -> Vec<&'static str> {
         let typed = typed.to_lowercase();
         let alike = |name: &str| edit_distance(&typed, name) <= 2 || name.starts_with(&typed);
-        self.children.iter().map(|child| child.name).filter(|name| alike(name)).collect()
+        let shown = self.children.iter().filter(|child| !child.hidden);
+        shown.map(|child| child.name).filter(|name| alike(name)).collect()
     }
 }
 
@@ -111,6 +114,11 @@ impl Found<'_> {
     pub(crate) fn first_argument(&self) -> Option<&str> {
         let flags = known_flags(&self.path);
         positionals(&self.words, &flags).first().map(|&index| self.words[index].as_str())
+    }
+
+    /// The flags that the command knows, its own and those from above.
+    pub(crate) fn known_flags(&self) -> Vec<Flag> {
+        known_flags(&self.path)
     }
 
     /// Reads the flags of the command.

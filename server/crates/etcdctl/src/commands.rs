@@ -4,11 +4,13 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use crate::command_line::{Command, Found, Group, Invocation};
+use crate::completion::COMPLETE;
 use crate::exit::{self, Exit, Outcome};
 use crate::flags::{Flag, HELP};
 use crate::{
-    alarm, compaction, defrag, del, endpoint, get, global, help, lease, log, member, move_leader,
-    output, put, snapshot, txn, version, watch,
+    alarm, auth, check, compaction, completion, defrag, del, downgrade, elect, endpoint, get,
+    global, help, lease, lock, log, make_mirror, member, move_leader, output, put, role, snapshot,
+    txn, user, version, watch,
 };
 
 /// Runs a command line, which begins with the program's name.
@@ -35,16 +37,18 @@ fn dispatch(command_line: Vec<String>) -> Outcome {
     }
     let matches = match found.parse() {
         Ok(matches) => matches,
-        Err(reason) => {
-            let usage = format!("Error: {reason}\n{}\n", help::usage(&found));
-            let _ = std::io::stderr().write_all(usage.as_bytes());
-            return Err(Exit::silent(exit::ERROR));
-        }
+        Err(reason) => return Err(with_usage(&found, &reason)),
     };
     let command = found.command();
-    if command.reserved {
-        let name = found.full_name();
-        return Err(Exit::with(exit::ERROR, format!("`{name}` is not available in this version")));
+    if command.name == COMPLETE {
+        let lines = completion::complete(&root, &matches.arguments);
+        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        return output::write(text.as_bytes());
+    }
+    if !matches.is_true(HELP)
+        && let Some(Err(reason)) = command.check.map(|check| check(&matches.arguments))
+    {
+        return Err(with_usage(&found, &reason));
     }
     match command.run {
         Some(run) if !matches.is_true(HELP) => {
@@ -55,6 +59,13 @@ fn dispatch(command_line: Vec<String>) -> Outcome {
         _ if command.name == "help" => help_about(&root, &matches.arguments),
         _ => output::write(help::help(&found).as_bytes()),
     }
+}
+
+/// Tells what is wrong with a command line and how it should be.
+fn with_usage(found: &Found<'_>, reason: &str) -> Exit {
+    let usage = format!("Error: {reason}\n{}\n", help::usage(found));
+    let _ = std::io::stderr().write_all(usage.as_bytes());
+    Exit::silent(exit::ERROR)
 }
 
 /// One thread is enough: a command makes one request at a time, or waits.
@@ -100,7 +111,6 @@ fn help_about(root: &Command, topic: &[String]) -> Outcome {
 /// The whole tree, in the order in which Go etcdctl adds its commands, which is the order of
 /// suggestions.
 fn root() -> Command {
-    let reserved = |name| Command { name, reserved: true, ..Command::default() };
     Command {
         name: "etcdctl",
         short: "Talks to an etcd cluster over the v3 API.",
@@ -120,15 +130,16 @@ fn root() -> Command {
             lease::command(),
             member::command(),
             snapshot::command(),
-            reserved("make-mirror"),
-            reserved("lock"),
-            reserved("elect"),
-            reserved("auth"),
-            reserved("user"),
-            reserved("role"),
-            reserved("check"),
-            reserved("completion"),
-            reserved("downgrade"),
+            make_mirror::command(),
+            lock::command(),
+            elect::command(),
+            auth::command(),
+            user::command(),
+            role::command(),
+            check::command(),
+            completion::command(),
+            downgrade::command(),
+            Command { name: COMPLETE, hidden: true, ..Command::default() },
             options(),
             Command {
                 name: "help",

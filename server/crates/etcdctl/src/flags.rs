@@ -43,6 +43,18 @@ impl Flag {
         Flag { short: Some(short), ..self }
     }
 
+    /// The values that a shell offers.
+    pub(crate) fn values(&self) -> &'static [&'static str] {
+        match self.name {
+            "write-out" => &["fields", "json", "protobuf", "simple", "table"],
+            "load" => &["small", "medium", "large", "xLarge"],
+            "order" => &["ASCEND", "DESCEND"],
+            "sort-by" => &["CREATE", "KEY", "MODIFY", "VALUE", "VERSION"],
+            "consistency" => &["l", "s"],
+            _ => &[],
+        }
+    }
+
     fn check(&self, value: &str) -> Result<(), String> {
         match self.kind {
             Kind::Bool => go::parse_bool(value).map(drop),

@@ -1,18 +1,17 @@
 //! The flags that all commands share, the environment behind them, and the client made from them.
 
 use std::env;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write as _;
 use std::path::PathBuf;
 
 use client::{Client, Config, Credentials, TlsOptions};
-use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use tokio::time::Instant;
 
 use crate::command_line::Invocation;
 use crate::exit::{self, Exit, Outcome};
 use crate::flags::{Flag, Kind, Matches};
 use crate::output::{Format, Printer};
-use crate::{go, log};
+use crate::{go, log, terminal};
 
 /// The flags, with Go etcdctl's names and defaults.
 pub(crate) const FLAGS: [Flag; 21] = [
@@ -135,7 +134,7 @@ impl Session {
 }
 
 /// Makes a client; what is wrong with it decides the exit code.
-async fn connect(config: Config) -> Outcome<Client> {
+pub(crate) async fn connect(config: Config) -> Outcome<Client> {
     Client::connect(config).await.map_err(|error| match error {
         client::Error::File { .. } | client::Error::Tls(_) => Exit::bad_arguments(error),
         error => Exit::with(exit::BAD_CONNECTION, error),
@@ -241,36 +240,45 @@ fn tls(matches: &Matches) -> Outcome<Option<TlsOptions>> {
 }
 
 fn credentials(matches: &Matches) -> Outcome<Option<Credentials>> {
-    let (user, token) = (matches.text("user"), matches.text("auth-jwt-token"));
+    let token = matches.text("auth-jwt-token");
     if !token.is_empty() {
         return Ok(Some(Credentials::Token(token.to_owned())));
     }
+    password_credentials(matches.text("user"), matches.text("password"), "Password: ")
+}
+
+/// Name and password; the password can be part of the user, and is asked for if it is nowhere.
+fn password_credentials(user: &str, password: &str, prompt: &str) -> Outcome<Option<Credentials>> {
     if user.is_empty() {
         return Ok(None);
     }
-    let (username, password) = match (matches.text("password"), user.split_once(':')) {
+    let ask = || terminal::ask_password(prompt).map_err(|error| Exit::with(exit::ERROR, error));
+    let (username, password) = match (password, user.split_once(':')) {
         ("", Some((username, password))) => (username, password.to_owned()),
-        ("", None) => (user, ask_password()?),
+        ("", None) => (user, ask()?),
         (password, _) => (user, password.to_owned()),
     };
     Ok(Some(Credentials::Password { username: username.to_owned(), password }))
 }
 
-/// Asks on the terminal, without showing what is typed.
-fn ask_password() -> Outcome<String> {
-    let failed = |error: std::io::Error| Exit::with(exit::ERROR, error);
-    let mut terminal =
-        std::fs::File::options().read(true).write(true).open("/dev/tty").map_err(failed)?;
-    terminal.write_all(b"Password: ").map_err(failed)?;
-    let shown = tcgetattr(&terminal).map_err(|error| failed(error.into()))?;
-    let mut hidden = shown.clone();
-    hidden.local_modes.remove(LocalModes::ECHO);
-    tcsetattr(&terminal, OptionalActions::Flush, &hidden).map_err(|error| failed(error.into()))?;
-    let mut line = String::new();
-    let read = BufReader::new(&terminal).read_line(&mut line);
-    let restored = tcsetattr(&terminal, OptionalActions::Flush, &shown);
-    terminal.write_all(b"\n").map_err(failed)?;
-    read.map_err(failed)?;
-    restored.map_err(|error| failed(error.into()))?;
-    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
+/// The settings for the destination of a mirror: its own flags for who and how, ours for the rest.
+pub(crate) fn destination(session: &Session, endpoint: &str) -> Outcome<Config> {
+    let matches = session.matches();
+    let file = |name: &str| Some(matches.text(name)).filter(|it| !it.is_empty()).map(PathBuf::from);
+    let options = TlsOptions {
+        certificate_file: file("dest-cert"),
+        key_file: file("dest-key"),
+        ca_file: file("dest-cacert"),
+        ..TlsOptions::default()
+    };
+    let wanted = options.certificate_file.is_some()
+        || options.key_file.is_some()
+        || options.ca_file.is_some()
+        || !matches.is_true("dest-insecure-transport");
+    let (user, password) = (matches.text("dest-user"), matches.text("dest-password"));
+    Ok(Config {
+        tls: wanted.then_some(options),
+        credentials: password_credentials(user, password, "Destination Password: ")?,
+        ..session.config_of(endpoint)
+    })
 }

@@ -69,7 +69,7 @@ pub(crate) fn usage(found: &Found<'_>) -> String {
 
 fn children(command: &Command) -> String {
     let mut children: Vec<&Command> =
-        command.children.iter().filter(|child| !child.reserved).collect();
+        command.children.iter().filter(|child| !child.hidden).collect();
     children.sort_by_key(|child| child.name);
     let line = |child: &Command| format!("\n  {:NAME_WIDTH$} {}", child.name, child.short);
     if children.iter().all(|child| child.group.is_none()) {

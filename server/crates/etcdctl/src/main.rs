@@ -9,14 +9,20 @@
 //!
 //! Where we differ on purpose: what makes Go etcdctl panic (an unknown operator or a lease in a
 //! comparison of `txn`) is an error or works here; `ETCDCTL_COMMAND_TIMEOUT` counts for every
-//! command. Not here yet: the commands that [`commands`] lists as reserved, and discovery by DNS.
+//! command; `make-mirror --rev` keeps the prefix of keys, as it does without `--rev`.
 
 mod alarm;
+mod auth;
+mod check;
 mod command_line;
 mod commands;
 mod compaction;
+mod completion;
+mod concurrency;
 mod defrag;
 mod del;
+mod downgrade;
+mod elect;
 mod endpoint;
 mod exit;
 mod flags;
@@ -25,13 +31,18 @@ mod global;
 mod go;
 mod help;
 mod lease;
+mod lock;
 mod log;
+mod make_mirror;
 mod member;
 mod move_leader;
 mod output;
 mod put;
+mod role;
 mod snapshot;
+mod terminal;
 mod txn;
+mod user;
 mod version;
 mod watch;
 

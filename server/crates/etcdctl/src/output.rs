@@ -4,6 +4,7 @@
 //! on standard output. Which format supports which answer is Go etcdctl's choice: `table` only lists
 //! members and endpoints, `fields` and `protobuf` leave some out, which is exit code 4.
 
+pub(crate) mod auth;
 mod fields;
 pub(crate) mod json;
 mod json_messages;
@@ -86,6 +87,7 @@ pub(crate) enum Answer<'a> {
     HashKv(&'a [(String, HashKvResponse)]),
     MoveLeader(u64, u64, &'a MoveLeaderResponse),
     Alarm(&'a AlarmResponse),
+    Auth(auth::AuthAnswer<'a>),
 }
 
 /// How an endpoint is.
@@ -104,6 +106,7 @@ impl Printer {
     pub(crate) fn print(&self, answer: Answer<'_>) -> Outcome {
         let mut errors = Vec::new();
         let bytes = match self.format {
+            _ if let Answer::Auth(answer) = answer => auth::render(self.format, self.hex, answer),
             Format::Simple => Some(simple::render(self, answer, &mut errors)),
             Format::Fields => fields::render(self.hex, answer),
             Format::Json => Some(json_messages::render(self.hex, answer)),

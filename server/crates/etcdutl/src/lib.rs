@@ -6,6 +6,8 @@
 //! Keelson's server starts. [`print`](mod@print) writes what Go's `etcdutl` 3.7 writes, byte for byte,
 //! in each of its formats.
 
+pub mod data_dir;
+pub mod hash_kv;
 pub mod print;
 pub mod restore;
 pub mod schema;

@@ -1,12 +1,21 @@
-//! The `etcdutl` command line; its work is done in the library.
+//! The `etcdutl` program; its work is done in the library.
+
+mod command_line;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{CommandFactory, Parser};
+use command_line::{
+    Command, CommandLine, FileNames, HashKvArguments, MigrateArguments, RestoreArguments,
+    SnapshotCommand,
+};
 use disk::{Disk, OsDisk};
+use etcdutl::data_dir::{self, DataDir, DataDirError, TargetError};
+use etcdutl::hash_kv::{HashKvError, hash_kv};
 use etcdutl::print::{self, Format, FormatError};
 use etcdutl::restore::{self, Restore, RestoreError, Restored};
 use etcdutl::snapshot_file::{SnapshotError, SnapshotFile};
@@ -20,87 +29,6 @@ const API_VERSION: &str = "3.7";
 const EXIT_ERROR: u8 = 1;
 const EXIT_BAD_FEATURE: u8 = 4;
 const EXIT_BAD_ARGUMENTS: u8 = 128;
-
-/// An administrative command line tool for etcd3.
-#[derive(Parser)]
-#[command(name = "etcdutl", infer_subcommands = true, disable_help_subcommand = false)]
-struct CommandLine {
-    /// Set the output format (fields, json, protobuf, simple, table).
-    #[arg(short, long, global = true, default_value = "simple")]
-    write_out: String,
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Manages etcd node snapshots.
-    #[command(infer_subcommands = true)]
-    Snapshot {
-        #[command(subcommand)]
-        command: SnapshotCommand,
-    },
-    /// Prints the version of etcdutl.
-    Version,
-}
-
-#[derive(Subcommand)]
-enum SnapshotCommand {
-    /// Gets backend snapshot status of a given file.
-    Status(FileNames),
-    /// Restores an etcd member snapshot to an etcd directory.
-    Restore(RestoreArguments),
-}
-
-#[derive(Args)]
-struct FileNames {
-    /// The snapshot file: exactly one.
-    #[arg(value_name = "filename")]
-    files: Vec<String>,
-}
-
-#[derive(Args)]
-struct RestoreArguments {
-    #[command(flatten)]
-    names: FileNames,
-    /// Path to the output data directory; <name>.etcd if none is given.
-    #[arg(long, default_value = "", hide_default_value = true)]
-    data_dir: String,
-    /// Path to the WAL directory (use --data-dir if none given).
-    #[arg(long, default_value = "", hide_default_value = true)]
-    wal_dir: String,
-    /// Initial cluster configuration for restore bootstrap.
-    #[arg(long, default_value = "default=http://localhost:2380")]
-    initial_cluster: String,
-    /// Initial cluster token for the etcd cluster during restore bootstrap.
-    #[arg(long, default_value = "etcd-cluster")]
-    initial_cluster_token: String,
-    /// List of this member's peer URLs to advertise to the rest of the cluster.
-    #[arg(long, default_value = "http://localhost:2380")]
-    initial_advertise_peer_urls: String,
-    /// Human-readable name for this member.
-    #[arg(long, default_value = "default")]
-    name: String,
-    /// Ignore snapshot integrity hash value (required if copied from data directory).
-    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value_t = false,
-          default_missing_value = "true")]
-    skip_hash_check: bool,
-    /// Taken for compatibility and not used: files are read, not mapped.
-    #[arg(long, default_value_t = 0, hide_default_value = true)]
-    initial_memory_map_size: u64,
-    /// How much to increase the latest revision after restore.
-    #[arg(long, default_value_t = 0)]
-    bump_revision: u64,
-    /// Mark the latest revision after restore as the point of scheduled compaction (required if
-    /// --bump-revision > 0, disallowed otherwise).
-    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value_t = false,
-          default_missing_value = "true")]
-    mark_compacted: bool,
-    /// Restore without the users and roles of a snapshot that was taken with authentication enabled.
-    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value_t = false,
-          default_missing_value = "true")]
-    drop_auth: bool,
-}
 
 #[derive(Debug, thiserror::Error)]
 enum CommandError {
@@ -119,6 +47,27 @@ enum CommandError {
     Snapshot(#[from] SnapshotError),
     #[error(transparent)]
     Status(#[from] StatusError),
+    /// cobra's words for a flag that has to be there.
+    #[error("required flag(s) {0} not set")]
+    Required(String),
+    #[error("accepts 1 arg(s), received {0}")]
+    OneArgument(usize),
+    #[error("invalid argument {0:?} for \"etcdutl completion\"")]
+    Shell(String),
+    #[error("Failed to defragment etcd data[{path}] ({source})")]
+    Defrag { path: String, source: DataDirError },
+    #[error(transparent)]
+    HashKv(#[from] HashKvError),
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    #[error(
+        "cannot migrate to {0}.{1}: the format of this data directory is Keelson's own and has no \
+         versions of etcd. To go to another version, take `etcdctl snapshot save` from the running \
+         server and restore it with the etcdutl of that version"
+    )]
+    OtherVersion(u64, u64),
     #[error("write the answer: {0}")]
     Output(#[from] std::io::Error),
 }
@@ -126,11 +75,12 @@ enum CommandError {
 impl CommandError {
     fn exit_code(&self) -> u8 {
         match self {
-            Self::StatusArguments | Self::RestoreArguments | Self::MarkCompacted => {
-                EXIT_BAD_ARGUMENTS
-            }
+            Self::StatusArguments
+            | Self::RestoreArguments
+            | Self::MarkCompacted
+            | Self::Target(_) => EXIT_BAD_ARGUMENTS,
             Self::Format(_) => EXIT_BAD_FEATURE,
-            Self::Snapshot(_) | Self::Status(_) | Self::Restore(_) | Self::Output(_) => EXIT_ERROR,
+            _ => EXIT_ERROR,
         }
     }
 }
@@ -168,6 +118,10 @@ fn run(command_line: &CommandLine) -> Result<String, CommandError> {
         Command::Snapshot { command: SnapshotCommand::Restore(arguments) } => {
             snapshot_restore(arguments)
         }
+        Command::Defrag(arguments) => defrag(arguments.data_dir.as_deref(), command_line.timeout),
+        Command::Hashkv(arguments) => file_hash_kv(arguments, &command_line.write_out),
+        Command::Migrate(arguments) => migrate(arguments),
+        Command::Completion { shell } => completion(shell),
         Command::Version => {
             Ok(format!("etcdutl version: {ETCD_VERSION}\nAPI version: {API_VERSION}\n"))
         }
@@ -186,6 +140,71 @@ fn snapshot_status(names: &FileNames, write_out: &str) -> Result<String, Command
         other => other?,
     };
     Ok(print::status(&status(&file.bbolt()?)?, format))
+}
+
+fn defrag(data_dir: Option<&str>, timeout: Duration) -> Result<String, CommandError> {
+    let required = || CommandError::Required("\"data-dir\"".to_owned());
+    let path = data_dir.ok_or_else(required)?;
+    let patience = Some(timeout).filter(|timeout| !timeout.is_zero());
+    let done = DataDir::open(Arc::new(OsDisk::new()), Path::new(path), patience)
+        .and_then(|data_dir| data_dir.defragment());
+    let (before, after) =
+        done.map_err(|source| CommandError::Defrag { path: path.to_owned(), source })?;
+    let fields = serde_json::json!({
+        "path": path,
+        "current-db-size-bytes-diff": after.total as i64 - before.total as i64,
+        "current-db-size-bytes": after.total,
+        "current-db-size-in-use-bytes": after.in_use,
+    });
+    log("info", "finished defragmenting directory", Some(&fields));
+    Ok(String::new())
+}
+
+/// The checks come in Go's order: arguments, format, file, content.
+fn file_hash_kv(arguments: &HashKvArguments, write_out: &str) -> Result<String, CommandError> {
+    let [name] = &arguments.names.files[..] else {
+        return Err(CommandError::OneArgument(arguments.names.files.len()));
+    };
+    let format = write_out.parse::<Format>();
+    if format == Err(FormatError::Unknown) {
+        return Err(FormatError::Unknown.into());
+    }
+    let file = SnapshotFile::open(&OsDisk::new(), Path::new(name))?;
+    let answer = hash_kv(file.bbolt()?, arguments.rev)?;
+    Ok(print::hash_kv(&answer, format?))
+}
+
+fn migrate(arguments: &MigrateArguments) -> Result<String, CommandError> {
+    let (Some(path), Some(target)) = (&arguments.data_dir, &arguments.target_version) else {
+        let flags = [
+            ("\"data-dir\"", arguments.data_dir.is_none()),
+            ("\"target-version\"", arguments.target_version.is_none()),
+        ];
+        let missing: Vec<&str> =
+            flags.iter().filter(|(_, missing)| *missing).map(|(name, _)| *name).collect();
+        return Err(CommandError::Required(missing.join(", ")));
+    };
+    let target = data_dir::parse_target(target)?;
+    if !data_dir::is_current(&OsDisk::new(), Path::new(path), target)? {
+        return Err(CommandError::OtherVersion(target.0, target.1));
+    }
+    let fields = serde_json::json!({ "storage-version": format!("{}.{}", target.0, target.1) });
+    log("info", "storage version up-to-date", Some(&fields));
+    Ok(String::new())
+}
+
+fn completion(shells: &[String]) -> Result<String, CommandError> {
+    let [name] = shells else { return Err(CommandError::OneArgument(shells.len())) };
+    let shell = command_line::shell(name).ok_or_else(|| CommandError::Shell(name.clone()))?;
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut CommandLine::command(), "etcdutl", &mut script);
+    Ok(String::from_utf8_lossy(&script).into_owned())
+}
+
+/// A line on the standard error; if that is closed, nobody wants to know.
+fn log(level: &str, message: &str, fields: Option<&serde_json::Value>) {
+    let fields = fields.map(|fields| format!("\t{fields}")).unwrap_or_default();
+    let _ = writeln!(std::io::stderr(), "{level}\t{message}{fields}");
 }
 
 /// Nothing goes to the standard output, as in Go; what was done is logged.
@@ -224,12 +243,10 @@ fn log_restored(order: &Restore, restored: &Restored) {
         "revision": restored.revision.0,
         "compact-revision": restored.compact_revision.0,
     });
-    // If the standard error is closed, nobody wants to know.
     if restored.dropped_auth {
-        let _ = writeln!(
-            std::io::stderr(),
-            "warn\tusers and roles of the snapshot were not restored; the cluster is open to everyone"
-        );
+        let message = "users and roles of the snapshot were not restored; the cluster is open to \
+                       everyone";
+        log("warn", message, None);
     }
-    let _ = writeln!(std::io::stderr(), "info\trestored snapshot\t{fields}");
+    log("info", "restored snapshot", Some(&fields));
 }

@@ -1,8 +1,9 @@
 //! The output formats, as Go's `etcdutl` 3.7 prints them.
 
+use crate::hash_kv::HashKv;
 use crate::status::Status;
 
-/// The values of `--write-out` that can print a status.
+/// The values of `--write-out` that can print an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     Simple,
@@ -56,6 +57,30 @@ pub fn status(status: &Status, format: Format) -> String {
         Format::Fields => format!(
             "\"Hash\" : {}\n\"Revision\" : {}\n\"Keys\" : {}\n\"Size\" : {}\n\"Version\" : {}\n",
             status.hash, status.revision, status.total_key, status.total_size, status.version
+        ),
+        Format::Table => table(&columns),
+    }
+}
+
+/// The text of a hash, with its last line feed.
+pub fn hash_kv(found: &HashKv, format: Format) -> String {
+    let columns = [
+        ("HASH", found.hash.to_string()),
+        ("HASH REVISION", found.hash_revision.to_string()),
+        ("COMPACT REVISION", found.compact_revision.to_string()),
+    ];
+    match format {
+        Format::Simple => {
+            let values: Vec<&str> = columns.iter().map(|(_, value)| value.as_str()).collect();
+            values.join(", ") + "\n"
+        }
+        Format::Json => {
+            let json = serde_json::to_string(found).expect("numbers are always JSON");
+            json + "\n"
+        }
+        Format::Fields => format!(
+            "\"Hash\" : {}\n\"Hash revision\" : {}\n\"Compact revision\" : {}\n",
+            found.hash, found.hash_revision, found.compact_revision
         ),
         Format::Table => table(&columns),
     }

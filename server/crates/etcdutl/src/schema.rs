@@ -174,6 +174,15 @@ pub fn parse_revision_key(key: &[u8]) -> Result<(RecordRevision, bool), Fault> {
     Ok((RecordRevision { main, sub }, tombstone))
 }
 
+/// The key of a row of the `key` bucket that is no deletion; a deletion's follows directly behind it.
+pub fn revision_key(revision: RecordRevision) -> [u8; REVISION_BYTES] {
+    let mut key = [0; REVISION_BYTES];
+    key[..8].copy_from_slice(&revision.main.to_be_bytes());
+    key[8] = b'_';
+    key[9..].copy_from_slice(&revision.sub.to_be_bytes());
+    key
+}
+
 fn number(bytes: &[u8]) -> Result<u64, Fault> {
     let bytes = <[u8; 8]>::try_from(bytes).map_err(|_| Fault::NumberLength(bytes.len()))?;
     Ok(u64::from_be_bytes(bytes))

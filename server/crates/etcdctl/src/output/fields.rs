@@ -73,22 +73,24 @@ pub(super) fn render(hex: bool, answer: Answer<'_>) -> Option<Vec<u8>> {
         | Answer::MemberRemove(..)
         | Answer::MemberUpdate(..)
         | Answer::MemberPromote(..)
-        | Answer::MoveLeader(..) => return None,
+        | Answer::MoveLeader(..)
+        | Answer::Auth(_) => return None,
     }
     Some(lines.text.into_bytes())
 }
 
-struct Lines {
-    hex: bool,
-    text: String,
+/// Lines that are being written.
+pub(super) struct Lines {
+    pub(super) hex: bool,
+    pub(super) text: String,
 }
 
 impl Lines {
-    fn field(&mut self, name: &str, value: impl Display) {
+    pub(super) fn field(&mut self, name: &str, value: impl Display) {
         self.text.push_str(&format!("\"{name}\" : {value}\n"));
     }
 
-    fn quoted(&mut self, name: &str, value: &[u8]) {
+    pub(super) fn quoted(&mut self, name: &str, value: &[u8]) {
         self.field(name, go::quote(value));
     }
 
@@ -108,11 +110,11 @@ impl Lines {
         }
     }
 
-    fn end(&mut self) {
+    pub(super) fn end(&mut self) {
         self.text.push('\n');
     }
 
-    fn header(&mut self, header: &Option<ResponseHeader>) {
+    pub(super) fn header(&mut self, header: &Option<ResponseHeader>) {
         let header = header.unwrap_or_default();
         self.id("ClusterID", header.cluster_id);
         self.id("MemberID", header.member_id);

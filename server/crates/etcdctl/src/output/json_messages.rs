@@ -50,6 +50,7 @@ pub(super) fn render(hex: bool, answer: Answer<'_>) -> Vec<u8> {
             object.finish()
         }
         Answer::Health(_) | Answer::Status(_) | Answer::HashKv(_) => endpoints(answer),
+        Answer::Auth(_) => String::new(),
     };
     format!("{text}\n").into_bytes()
 }
@@ -67,7 +68,8 @@ fn header_fields(object: &mut Object, header: &ResponseHeader) {
     object.unless_zero("raft_term", header.raft_term);
 }
 
-fn with_header(found: &Option<ResponseHeader>) -> Object {
+/// An object that begins with a header.
+pub(super) fn with_header(found: &Option<ResponseHeader>) -> Object {
     let mut object = Object::new();
     object.message("header", found.as_ref(), header);
     object

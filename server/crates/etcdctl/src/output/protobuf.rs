@@ -37,6 +37,8 @@ pub(super) fn render(answer: Answer<'_>) -> Outcome<Option<Vec<u8>>> {
         Answer::MemberList(response) => response.encode_to_vec(),
         Answer::Alarm(response) => response.encode_to_vec(),
         Answer::MoveLeader(_, _, response) => response.encode_to_vec(),
-        Answer::Health(_) | Answer::Status(_) | Answer::HashKv(_) => return Ok(None),
+        Answer::Health(_) | Answer::Status(_) | Answer::HashKv(_) | Answer::Auth(_) => {
+            return Ok(None);
+        }
     }))
 }

@@ -1,0 +1,163 @@
+//! `lock`: holds a lock while a command runs, or until it is interrupted.
+//!
+//! The lock is a queue of keys below its name (see [`crate::concurrency`]). Its key's creation
+//! revision, `ETCD_LOCK_REV` or newer for the command, is the fencing token: whoever writes under
+//! the lock should compare with it, because a lease can be lost while its holder does not run.
+
+use std::os::unix::process::ExitStatusExt as _;
+use std::pin::pin;
+use std::process::Stdio;
+
+use proto::etcdserverpb::DeleteRangeRequest;
+use tokio::process::Command as Process;
+
+use crate::command_line::{Command, Group, Invocation};
+use crate::concurrency::{self, LeaseSession, get, interrupted, wait_for_turn};
+use crate::exit::{self, Exit, Outcome};
+use crate::flags::{Flag, Kind};
+use crate::global::Session;
+use crate::go;
+use crate::output::{Answer, Printer};
+
+pub(crate) fn command() -> Command {
+    Command {
+        name: "lock",
+        usage: "<lockname> [exec-command arg1 arg2 ...]",
+        short: "Holds a lock, also while a command runs",
+        long: "Acquires a lock and prints its key. The lock is given back when the command has \
+               ended, or on\nSIGINT and SIGTERM. The command finds the key in ETCD_LOCK_KEY and a \
+               revision to fence its writes\nwith in ETCD_LOCK_REV; its exit code becomes \
+               etcdctl's.",
+        group: Some(Group::Concurrency),
+        flags: vec![Flag::new(
+            "ttl",
+            Kind::Integer,
+            "10",
+            "seconds after which a lost holder's lock is free",
+        )],
+        run: Some(|invocation| Box::pin(lock(invocation))),
+        ..Command::default()
+    }
+}
+
+async fn lock(invocation: Invocation) -> Outcome {
+    let [name, execute @ ..] = invocation.arguments() else {
+        return Err(Exit::bad_arguments(
+            "lock takes a lock name argument and an optional command to execute",
+        ));
+    };
+    let session = Session::new(&invocation)?;
+    let client = session.client().await?;
+    let held = LeaseSession::begin(client, invocation.matches.integer("ttl")).await?;
+    let prefix = format!("{name}/");
+    let mut signals = pin!(concurrency::interruption()?);
+    let revision = tokio::select! {
+        revision = acquire(&held, &prefix) => revision?,
+        () = &mut signals => {
+            release(&held, &prefix).await?;
+            return Err(interrupted());
+        }
+    };
+    if execute.is_empty() {
+        return hold(held, &prefix, session.printer, signals).await;
+    }
+    let ended = run(&held, &prefix, revision, execute).await;
+    let released = release(&held, &prefix).await;
+    ended.and(released)
+}
+
+/// Waits for the lock; answers a revision at which it is held.
+async fn acquire(held: &LeaseSession, prefix: &str) -> Outcome<i64> {
+    let created = held.enqueue(prefix, "").await?;
+    let first = concurrency::first(&held.client, prefix).await?;
+    if first.kvs.first().is_none_or(|kv| kv.create_revision == created) {
+        return Ok(created);
+    }
+    if let Err(error) = wait_for_turn(&held.client, prefix, created - 1).await {
+        // What failed is more telling than that nothing can be released either.
+        let _ = release(held, prefix).await;
+        return Err(error.into());
+    }
+    // The lease may have been lost meanwhile.
+    let response = get(&held.client, held.key(prefix)).await?;
+    match response.kvs.is_empty() {
+        true => Err(Exit::with(exit::ERROR, "mutex: session is expired")),
+        false => Ok(response.header.map_or(created, |header| header.revision)),
+    }
+}
+
+async fn release(held: &LeaseSession, prefix: &str) -> Outcome {
+    let request = DeleteRangeRequest { key: held.key(prefix), ..DeleteRangeRequest::default() };
+    held.client.delete_range(request).await?;
+    Ok(())
+}
+
+/// Shows the lock and holds it until a signal.
+async fn hold(
+    mut held: LeaseSession,
+    prefix: &str,
+    printer: Printer,
+    signals: impl Future<Output = ()>,
+) -> Outcome {
+    let response = get(&held.client, held.key(prefix)).await?;
+    if response.kvs.is_empty() {
+        return Err(Exit::with(exit::ERROR, "lock lost on init"));
+    }
+    printer.print(Answer::Get(&response))?;
+    tokio::select! {
+        () = signals => release(&held, prefix).await,
+        () = held.expired() => Err(Exit::with(exit::ERROR, "session expired")),
+    }
+}
+
+/// Runs a command that holds the lock; its exit code becomes ours.
+async fn run(held: &LeaseSession, prefix: &str, revision: i64, execute: &[String]) -> Outcome {
+    let (program, arguments) = execute.split_first().ok_or_else(interrupted)?;
+    let key = String::from_utf8_lossy(&held.key(prefix)).into_owned();
+    let mut process = Process::new(program);
+    process
+        .args(arguments)
+        .stdin(Stdio::null())
+        .env("ETCD_LOCK_KEY", key)
+        .env("ETCD_LOCK_REV", revision.to_string());
+    let failed = |text: String| Exit::with(exit::ERROR, text);
+    let status = process.status().await.map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => failed(not_found(program)),
+        _ => failed(error.to_string()),
+    })?;
+    match status.code() {
+        Some(0) => Ok(()),
+        Some(code) => {
+            // An exit code is one byte.
+            let code = u8::try_from(code).unwrap_or(exit::ERROR);
+            Err(Exit::with(code, format!("exit status {code}")))
+        }
+        // Go's exit code -1.
+        None => Err(Exit::with(u8::MAX, signal_text(status.signal().unwrap_or(0)))),
+    }
+}
+
+/// Go's words for the signals that end programs.
+fn signal_text(number: i32) -> String {
+    let name = match number {
+        1 => "hangup",
+        2 => "interrupt",
+        3 => "quit",
+        6 => "aborted",
+        9 => "killed",
+        11 => "segmentation fault",
+        13 => "broken pipe",
+        15 => "terminated",
+        other => return format!("signal: signal {other}"),
+    };
+    format!("signal: {name}")
+}
+
+/// Go's words for a program that is not there.
+pub(crate) fn not_found(program: &str) -> String {
+    let quoted = go::quote(program.as_bytes());
+    match program.contains('/') {
+        true => format!("fork/exec {program}: no such file or directory"),
+        false => format!("exec: {quoted}: executable file not found in $PATH"),
+    }
+}
