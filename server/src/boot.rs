@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use disk::{Disk, OsDisk};
-use machine::{LeaseChange, Views};
+use machine::{AuthChange, LeaseChange, Views};
 use mvcc::RevisionEvents;
 use prometheus::Registry;
 use replica::{
@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use watch::{Hub, HubOptions};
 
 use crate::api::{self, ApiContext, Limits};
+use crate::auth::{Authentication, Passwords, SimpleTokens, TokenKind, Tokens};
 use crate::chores;
 use crate::config::{ClusterState, Config, Engine};
 use crate::dial::Dialer;
@@ -55,6 +56,8 @@ pub(crate) struct ServerFacts {
     /// Where files without a name may be written.
     pub(crate) scratch_directory: PathBuf,
     pub(crate) election_timeout: Duration,
+    /// Whether the common name of a client's certificate is a user's name.
+    pub(crate) client_cert_auth: bool,
 }
 
 /// The watch hub of the current state; a snapshot that replaces the state replaces the hub.
@@ -73,6 +76,7 @@ struct Events {
     hub: HubCell,
     options: HubOptions,
     leases: LeaseClock,
+    tokens: Arc<SimpleTokens>,
     metrics: Metrics,
     // A std mutex: held to keep a thread's handle.
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
@@ -89,6 +93,10 @@ impl EventSink for Events {
         self.leases.apply(changes);
     }
 
+    fn auth_changed(&self, changes: &[AuthChange]) {
+        self.tokens.apply(changes);
+    }
+
     fn reset(&self, views: &Views) {
         let (hub, task) = Hub::new(views.mvcc.clone(), self.options.clone());
         let old = self.hub.0.write().unwrap_or_else(PoisonError::into_inner).replace(hub);
@@ -97,6 +105,8 @@ impl EventSink for Events {
             old.stop();
         }
         self.leases.forget();
+        // What took back a token may be among what was not applied one by one.
+        self.tokens.forget();
         let thread = std::thread::Builder::new().name("watch".to_owned()).spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
             match runtime {
@@ -167,6 +177,10 @@ async fn run(config: Config) -> Result<(), Box<dyn Error>> {
     );
 
     let leases = LeaseClock::new(checkpoint_interval(&config));
+    let tokens = Arc::new(SimpleTokens::new(match config.auth.tokens {
+        TokenKind::Simple(lifetime) => lifetime,
+        TokenKind::Jwt(_) | TokenKind::None => Duration::ZERO,
+    }));
     let hub = HubCell::default();
     let events = Arc::new(Events {
         hub: hub.clone(),
@@ -176,6 +190,7 @@ async fn run(config: Config) -> Result<(), Box<dyn Error>> {
             ..HubOptions::default()
         },
         leases: leases.clone(),
+        tokens: Arc::clone(&tokens),
         metrics: instruments.metrics.clone(),
         threads: Mutex::default(),
     });
@@ -192,7 +207,12 @@ async fn run(config: Config) -> Result<(), Box<dyn Error>> {
         server: Arc::new(ServerFacts {
             scratch_directory: identity.directory.clone(),
             election_timeout: config.raft.election_timeout,
+            client_cert_auth: config.listen.client_tls.client_cert_auth,
         }),
+        authentication: Authentication {
+            tokens: Tokens::new(&config.auth.tokens, tokens),
+            passwords: Passwords::new(config.auth.bcrypt_cost),
+        },
     };
     let ended =
         serve_all(&config, &identity, &replica, context, instruments, clients, peers, &stop);

@@ -20,6 +20,7 @@ use proto::health::{
 use tonic::{Request, Response, Status};
 use types::MemberId;
 
+use super::access::Access;
 use super::context::{ApiContext, admitted};
 use super::kv::unexpected;
 use super::status::{ApiError, internal, range_error};
@@ -41,13 +42,23 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<AlarmRequest>,
     ) -> Result<Response<AlarmResponse>, Status> {
+        let credentials = self.context.credentials(&request);
         let request = admitted(&self.context, request, false)?;
+        let access = match request.action {
+            action if action == alarm_request::AlarmAction::Get as i32 => Access::AnyUser,
+            _ => Access::Admin,
+        };
+        let caller = self.context.caller(&credentials, access).await?;
         let known = AlarmType::try_from(request.alarm).is_ok()
             && alarm_request::AlarmAction::try_from(request.action).is_ok();
         if !known {
             return Err(Status::invalid_argument("etcdserver: unknown alarm or action"));
         }
-        match self.context.propose(CommandKind::Alarm, request.encode_to_vec().into()).await? {
+        match self
+            .context
+            .propose(CommandKind::Alarm, request.encode_to_vec().into(), &caller)
+            .await?
+        {
             Outcome::Alarm(mut response) => {
                 self.context.complete(&mut response.header);
                 Ok(Response::new(response))
@@ -60,7 +71,9 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<StatusRequest>,
     ) -> Result<Response<StatusResponse>, Status> {
+        let credentials = self.context.credentials(&request);
         admitted(&self.context, request, true)?;
+        self.context.caller(&credentials, Access::AnyUser).await?;
         let status = self.context.handle.status();
         let views = self.context.handle.views();
         let size = views.mvcc.store_size();
@@ -94,7 +107,9 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<DefragmentRequest>,
     ) -> Result<Response<DefragmentResponse>, Status> {
+        let credentials = self.context.credentials(&request);
         admitted(&self.context, request, false)?;
+        self.context.caller(&credentials, Access::Admin).await?;
         self.context.handle.save_image().await.map_err(ApiError::from)?;
         let views = self.context.handle.views();
         let done = tokio::task::spawn_blocking(move || views.mvcc.defragment()).await;
@@ -104,7 +119,9 @@ impl Maintenance for MaintenanceService {
     }
 
     async fn hash(&self, request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+        let credentials = self.context.credentials(&request);
         admitted(&self.context, request, false)?;
+        self.context.caller(&credentials, Access::Admin).await?;
         let views = self.context.handle.views();
         let revision = views.mvcc.revision();
         let hashed = tokio::task::spawn_blocking(move || snapshot_file::hash(&views)).await;
@@ -116,7 +133,9 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<HashKvRequest>,
     ) -> Result<Response<HashKvResponse>, Status> {
+        let credentials = self.context.credentials(&request);
         let request = admitted(&self.context, request, false)?;
+        self.context.caller(&credentials, Access::Admin).await?;
         let mvcc = self.context.handle.views().mvcc;
         let hashed = tokio::task::spawn_blocking(move || {
             let answer = mvcc.hash_kv(request.revision)?;
@@ -138,7 +157,9 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
+        let credentials = self.context.credentials(&request);
         admitted(&self.context, request, true)?;
+        self.context.caller(&credentials, Access::Admin).await?;
         let views = self.context.handle.views();
         let directory = self.context.server.scratch_directory.clone();
         let file = tokio::task::spawn_blocking(move || snapshot_file::write(&views, &directory));
@@ -152,7 +173,9 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<MoveLeaderRequest>,
     ) -> Result<Response<MoveLeaderResponse>, Status> {
+        let credentials = self.context.credentials(&request);
         let request = admitted(&self.context, request, false)?;
+        self.context.caller(&credentials, Access::Admin).await?;
         let handle = &self.context.handle;
         if !handle.leads() {
             return Err(ApiError::NotLeader.into());
@@ -175,7 +198,9 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<DowngradeRequest>,
     ) -> Result<Response<DowngradeResponse>, Status> {
+        let credentials = self.context.credentials(&request);
         admitted(&self.context, request, false)?;
+        self.context.caller(&credentials, Access::Admin).await?;
         Err(ApiError::NotCapable.into())
     }
 }

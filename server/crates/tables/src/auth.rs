@@ -254,8 +254,7 @@ impl Auth {
         password_hash: impl FnOnce() -> Result<Bytes, AuthRefusal>,
     ) -> Result<(), AuthRefusal> {
         let user = self.users.get_mut(name).ok_or(AuthRefusal::UserNotFound)?;
-        user.password_hash =
-            if user.has_no_password() { Bytes::new() } else { password_hash()? };
+        user.password_hash = if user.has_no_password() { Bytes::new() } else { password_hash()? };
         self.revision += 1;
         Ok(())
     }

@@ -33,7 +33,10 @@ impl Access {
             let granted = permissions().filter(|permission| allowed(permission.kind));
             Union::of(granted.map(|permission| &permission.range))
         };
-        Self { read: union(super::PermissionKind::reads), write: union(super::PermissionKind::writes) }
+        Self {
+            read: union(super::PermissionKind::reads),
+            write: union(super::PermissionKind::writes),
+        }
     }
 
     /// Whether every key of the range may be read.
@@ -140,7 +143,11 @@ mod tests {
             (&[("a", "c")], "d", "a", false),
         ];
         for (granted, key, end, allowed) in cases {
-            assert_eq!(union(granted).covers(&range(key, end)), *allowed, "{granted:?} {key} {end}");
+            assert_eq!(
+                union(granted).covers(&range(key, end)),
+                *allowed,
+                "{granted:?} {key} {end}"
+            );
         }
     }
 
@@ -158,7 +165,8 @@ mod tests {
 
     fn keys() -> Vec<String> {
         let letters = ["a", "b", "c"];
-        let two = letters.iter().flat_map(|one| letters.iter().map(move |two| format!("{one}{two}")));
+        let two =
+            letters.iter().flat_map(|one| letters.iter().map(move |two| format!("{one}{two}")));
         let mut all: Vec<String> = letters.iter().map(ToString::to_string).chain(two).collect();
         // Between each and its neighbours there are others.
         all.extend(all.clone().into_iter().map(|key| key + "\0"));

@@ -99,7 +99,10 @@ pub(super) mod tests {
 
     pub(crate) fn example() -> Auth {
         let range = |key: &'static str, end: &'static str| {
-            KeyRange::from_wire(Bytes::from_static(key.as_bytes()), Bytes::from_static(end.as_bytes()))
+            KeyRange::from_wire(
+                Bytes::from_static(key.as_bytes()),
+                Bytes::from_static(end.as_bytes()),
+            )
         };
         let permissions = [("a", ""), ("b", "\0"), ("c", "d")].map(|(key, end)| Permission {
             kind: PermissionKind::READ_WRITE,
@@ -115,10 +118,7 @@ pub(super) mod tests {
             ("bob".to_owned(), user("", Some(true), &[])),
             ("root".to_owned(), user("$2a$10$y", None, &["root"])),
         ];
-        let roles = [
-            ("reader".to_owned(), permissions.to_vec()),
-            ("root".to_owned(), Vec::new()),
-        ];
+        let roles = [("reader".to_owned(), permissions.to_vec()), ("root".to_owned(), Vec::new())];
         Auth::new(true, 12, users.into(), roles.into())
     }
 
