@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use disk::{Disk, OsDisk};
-use machine::{LeaseChange, Views};
+use machine::{AuthChange, LeaseChange, Views};
 use mvcc::RevisionEvents;
 use prometheus::Registry;
 use replica::{
@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use watch::{Hub, HubOptions};
 
 use crate::api::{self, ApiContext, Limits};
+use crate::auth::{Authentication, Passwords, SimpleTokens, TokenKind, Tokens};
 use crate::chores;
 use crate::config::{ClusterState, Config, Engine};
 use crate::dial::Dialer;
@@ -60,6 +61,8 @@ pub(crate) struct ServerFacts {
     pub(crate) election_timeout: Duration,
     pub(crate) metrics: Metrics,
     pub(crate) request_times: RequestTimes,
+    /// Whether the common name of a client's certificate is a user's name.
+    pub(crate) client_cert_auth: bool,
 }
 
 /// The watch hub, which is there once the replica has shown its state.
@@ -78,6 +81,7 @@ struct Events {
     hub: HubCell,
     options: HubOptions,
     leases: LeaseClock,
+    tokens: Arc<SimpleTokens>,
     metrics: Metrics,
     slow_apply: Duration,
     // A std mutex: held to keep a thread's handle.
@@ -99,8 +103,14 @@ impl EventSink for Events {
         self.metrics.observe(observation, self.slow_apply);
     }
 
+    fn auth_changed(&self, changes: &[AuthChange]) {
+        self.tokens.apply(changes);
+    }
+
     fn reset(&self, views: &Views) {
         self.leases.forget();
+        // What took back a token may be among what was not applied one by one.
+        self.tokens.forget();
         let mut known = self.hub.0.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(hub) = &*known {
             // Watches go on where they were, in the history of the new state.
@@ -182,6 +192,10 @@ async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
     );
 
     let leases = LeaseClock::new(checkpoint_interval(&config), &instruments.metrics);
+    let tokens = Arc::new(SimpleTokens::new(match config.auth.tokens {
+        TokenKind::Simple(lifetime) => lifetime,
+        TokenKind::Jwt(_) | TokenKind::None => Duration::ZERO,
+    }));
     let hub = HubCell::default();
     let events = Arc::new(Events {
         hub: hub.clone(),
@@ -191,6 +205,7 @@ async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
             ..HubOptions::default()
         },
         leases: leases.clone(),
+        tokens: Arc::clone(&tokens),
         metrics: instruments.metrics.clone(),
         slow_apply: config.warning_apply,
         threads: Mutex::default(),
@@ -210,7 +225,12 @@ async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
             election_timeout: config.raft.election_timeout,
             metrics: instruments.metrics.clone(),
             request_times: RequestTimes::new(&instruments.metrics),
+            client_cert_auth: config.listen.client_tls.client_cert_auth,
         }),
+        authentication: Authentication {
+            tokens: Tokens::new(&config.auth.tokens, tokens),
+            passwords: Passwords::new(config.auth.bcrypt_cost),
+        },
     };
     let ended =
         serve_all(&config, &identity, &replica, context, instruments, meters, clients, peers, &stop);

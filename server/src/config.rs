@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use types::{ClusterId, MemberId};
 
+use crate::auth::{self, TokenKind};
 use crate::cli::value::{
     parse_bool, parse_duration, parse_hex_id, parse_integer, parse_texts, parse_uint32, parse_urls,
 };
@@ -44,6 +45,7 @@ pub struct Config {
     pub log: LogConfig,
     pub http: HttpConfig,
     pub gates: FeatureGates,
+    pub auth: AuthConfig,
     /// How often a watch that wants it hears of progress.
     pub watch_progress_interval: Duration,
     /// How often the leader looks whether a downgrade is complete; zero for never.
@@ -141,6 +143,14 @@ pub enum TlsVersion {
     Tls13,
 }
 
+/// How callers are recognised.
+#[derive(Clone, Debug)]
+pub struct AuthConfig {
+    pub tokens: TokenKind,
+    /// What hashing a password costs: two to the power of this.
+    pub bcrypt_cost: u32,
+}
+
 /// How much a client may ask for.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -226,6 +236,7 @@ impl Config {
         let values = Values(&raw);
         let listen = listen_of(&values)?;
         let log = log_of(&values)?;
+        let auth = auth_of(&values, &mut warnings)?;
         let mut config = Config {
             name: values.text("name"),
             data_dir: values.text("data-dir"),
@@ -246,6 +257,7 @@ impl Config {
             log,
             http: http_of(&values)?,
             gates,
+            auth,
             watch_progress_interval: values
                 .duration("watch-progress-notify-interval")?
                 .unwrap_or(Duration::from_secs(600)),
@@ -419,6 +431,24 @@ fn limits_of(values: &Values<'_>) -> Result<Limits, ConfigError> {
             _ => u64::try_from(quota).ok(),
         },
     })
+}
+
+fn auth_of(values: &Values<'_>, warnings: &mut Vec<String>) -> Result<AuthConfig, ConfigError> {
+    let tokens = auth::parse_kind(
+        &values.text("auth-token"),
+        values.unsigned("auth-token-ttl")?,
+        &mut |warning| warnings.push(warning),
+    );
+    let tokens = tokens.map_err(|error| ConfigError(error.to_string()))?;
+    let cost = values.unsigned("bcrypt-cost")?;
+    let bcrypt_cost = auth::cost(cost).unwrap_or_else(|| {
+        warnings.push(format!(
+            "use default bcrypt cost instead of the invalid given cost: {cost} is not between 4 \
+             and 31"
+        ));
+        auth::COST_DEFAULT
+    });
+    Ok(AuthConfig { tokens, bcrypt_cost })
 }
 
 fn log_of(values: &Values<'_>) -> Result<LogConfig, ConfigError> {

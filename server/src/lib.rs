@@ -6,6 +6,7 @@
 //! (`api::status`). State beyond connections does not live here.
 
 mod api;
+pub mod auth;
 pub mod boot;
 pub mod chores;
 pub mod cli;

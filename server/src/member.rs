@@ -83,6 +83,7 @@ impl Member for LocalMember {
             cluster_version: self.cluster_version(),
             revision: views.mvcc.revision(),
             compact_revision: views.mvcc.compact_revision(),
+            auth_revision: views.auth().revision(),
             alarms: views.alarms(AlarmKind::NONE),
             members: views.members().iter().map(|member| member.id).collect(),
         });

@@ -13,6 +13,7 @@ use replica::MembershipChange;
 use tonic::{Request, Response, Status};
 use types::{MemberId, Revision};
 
+use super::access::Access;
 use super::context::{ApiContext, admitted};
 use super::status::ApiError;
 use crate::ids;
@@ -70,8 +71,10 @@ impl Cluster for ClusterService {
         &self,
         request: Request<MemberAddRequest>,
     ) -> Result<Response<MemberAddResponse>, Status> {
+        let credentials = self.context.credentials(&request);
         let request = admitted(&self.context, request, false)?;
         let peer_urls = normalize(&request.peer_ur_ls)?;
+        self.context.caller(&credentials, Access::Admin).await?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let id = ids::added_member_id(&peer_urls, now);
         let change =
@@ -85,7 +88,9 @@ impl Cluster for ClusterService {
         &self,
         request: Request<MemberRemoveRequest>,
     ) -> Result<Response<MemberRemoveResponse>, Status> {
+        let credentials = self.context.credentials(&request);
         let request = admitted(&self.context, request, false)?;
+        self.context.caller(&credentials, Access::Admin).await?;
         let members = self.change(MembershipChange::Remove { id: MemberId(request.id) }).await?;
         Ok(Response::new(MemberRemoveResponse { header: self.header(), members }))
     }
@@ -94,7 +99,9 @@ impl Cluster for ClusterService {
         &self,
         request: Request<MemberUpdateRequest>,
     ) -> Result<Response<MemberUpdateResponse>, Status> {
+        let credentials = self.context.credentials(&request);
         let request = admitted(&self.context, request, false)?;
+        self.context.caller(&credentials, Access::Admin).await?;
         let peer_urls = normalize(&request.peer_ur_ls)?;
         let members =
             self.change(MembershipChange::Update { id: MemberId(request.id), peer_urls }).await?;
@@ -105,10 +112,12 @@ impl Cluster for ClusterService {
         &self,
         request: Request<MemberListRequest>,
     ) -> Result<Response<MemberListResponse>, Status> {
+        let credentials = self.context.credentials(&request);
         let request = admitted(&self.context, request, false)?;
         if request.linearizable {
             self.context.linearize().await?;
         }
+        self.context.caller(&credentials, Access::AnyUser).await?;
         Ok(Response::new(MemberListResponse { header: self.header(), members: self.members() }))
     }
 
@@ -116,7 +125,9 @@ impl Cluster for ClusterService {
         &self,
         request: Request<MemberPromoteRequest>,
     ) -> Result<Response<MemberPromoteResponse>, Status> {
+        let credentials = self.context.credentials(&request);
         let request = admitted(&self.context, request, false)?;
+        self.context.caller(&credentials, Access::Admin).await?;
         let leads = self.context.handle.leads();
         let promoted = self.change(MembershipChange::Promote { id: MemberId(request.id) }).await;
         let metrics = &self.context.server.metrics;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use machine::{Caller, CommandKind, Outcome, Proposal, Refusal};
+use machine::{AuthRefusal, Caller, CommandKind, Outcome, Proposal, Refusal};
 use proto::etcdserverpb::ResponseHeader;
 use replica::{Handle, Unavailable};
 use tonic::metadata::MetadataMap;
@@ -11,6 +11,7 @@ use tonic::{Request, Status};
 use types::{ClusterId, MemberId, Revision};
 
 use super::status::ApiError;
+use crate::auth::Authentication;
 use crate::boot::{HubCell, ServerFacts};
 use crate::leases::LeaseClock;
 use crate::ops::observed::operation;
@@ -48,6 +49,7 @@ pub(crate) struct ApiContext {
     pub(crate) member_id: MemberId,
     pub(crate) limits: Limits,
     pub(crate) server: Arc<ServerFacts>,
+    pub(crate) authentication: Authentication,
 }
 
 impl ApiContext {
@@ -82,16 +84,17 @@ impl ApiContext {
         Ok(())
     }
 
-    /// Proposes a request and waits for what became of it.
+    /// Proposes a caller's request and waits for what became of it.
     pub(crate) async fn propose(
         &self,
         kind: CommandKind,
         body: bytes::Bytes,
+        caller: &Caller,
     ) -> Result<Outcome, Status> {
         if body.len() > self.limits.request_bytes_max {
             return Err(ApiError::RequestTooLarge.into());
         }
-        let proposal = Proposal { kind, body, caller: Caller::default() };
+        let proposal = Proposal { kind, body, caller: caller.clone() };
         let began = Instant::now();
         let answer = self.handle.propose(proposal).await;
         let success = answer.as_ref().is_ok_and(|outcome| !matches!(outcome, Outcome::Refused(_)));
@@ -129,7 +132,9 @@ impl ApiContext {
             member_id: self.member_id.0,
             alarm: AlarmType::Nospace as i32,
         };
-        self.propose(CommandKind::Alarm, request.encode_to_vec().into()).await.map(|_| ())
+        let body = request.encode_to_vec().into();
+        // On this member's own behalf.
+        self.propose(CommandKind::Alarm, body, &Caller::default()).await.map(|_| ())
     }
 }
 
@@ -168,6 +173,13 @@ pub(crate) fn refusal_status(refusal: Refusal) -> Status {
         // Only our own chores propose what can be refused like this.
         Refusal::StaleTerm { .. } => ApiError::LeaderChanged,
         Refusal::InvalidVersion => ApiError::WrongDowngradeVersionFormat,
+        // etcd has no table entry for it, so the wire says Unknown.
+        Refusal::Auth(AuthRefusal::NoPasswordUser) => {
+            return Status::unknown(
+                "auth: authentication failed, password was given for no password user",
+            );
+        }
+        Refusal::Auth(refusal) => refusal.into(),
     };
     error.into()
 }

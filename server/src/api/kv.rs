@@ -1,11 +1,12 @@
 //! `etcdserverpb.KV`.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::stream;
 use http_body::Body as HttpBody;
-use machine::{CommandKind, Outcome, ReadOnlyError, check};
+use machine::{CommandKind, Outcome, Permit, ReadOnlyError, check};
 use mvcc::{RangeAnswer, RangeQuery, SortOrder, SortTarget};
 use prost::Message;
 use proto::etcdserverpb::range_request::{SortOrder as WireOrder, SortTarget as WireTarget};
@@ -17,6 +18,7 @@ use tonic::server::NamedService;
 use tonic::{Request, Response, Status};
 use types::KeyRange;
 
+use super::access::{Access, Reading};
 use super::context::{ApiContext, admitted, refusal_status};
 use super::encoded::{self, Encoded, HttpAnswer, Raw, put_field};
 use super::status::{ApiError, internal, range_error};
@@ -131,14 +133,17 @@ fn range_response(header: &ResponseHeader, kvs: &[Bytes], more: bool, count: i64
 async fn prepare_read(
     context: &ApiContext,
     request: Request<Raw<RangeRequest>>,
-) -> Result<RangeRequest, Status> {
+) -> Result<(RangeRequest, Reading), Status> {
     let learner_may = request.get_ref().message.serializable;
+    let credentials = context.credentials(&request);
     let request = admitted(context, request, learner_may)?.message;
     check::range(&request).map_err(refusal_status)?;
     if !request.serializable {
         context.linearize().await?;
     }
-    Ok(request)
+    let range = KeyRange::from_wire(request.key.clone(), request.range_end.clone());
+    let reading = context.begin_read(&credentials, |permit| permit.read(&range)).await?;
+    Ok((request, reading))
 }
 
 async fn range(
@@ -155,8 +160,9 @@ async fn read_range(
     context: &ApiContext,
     request: Request<Raw<RangeRequest>>,
 ) -> Result<Response<Encoded>, Status> {
-    let request = prepare_read(context, request).await?;
-    let answer = context.handle.views().mvcc.range(&range_query(&request));
+    let (request, reading) = prepare_read(context, request).await?;
+    let answer = reading.views.mvcc.range(&range_query(&request));
+    reading.confirm()?;
     let RangeAnswer { kvs, more, count, revision } = answer.map_err(range_error)?;
     let response = range_response(&context.header(revision), &kvs, more, count);
     Ok(Response::new(Encoded(response)))
@@ -175,18 +181,23 @@ async fn range_stream(
     context: ApiContext,
     request: Request<Raw<RangeRequest>>,
 ) -> Result<Response<impl futures_util::Stream<Item = Result<Encoded, Status>> + Send>, Status> {
-    let request = prepare_read(&context, request).await?;
+    let (request, reading) = prepare_read(&context, request).await?;
     let query = range_query(&request);
     if !query.is_plain() {
         return Err(Status::unimplemented(
             "etcdserver: range stream does not support custom sort orders and revision filters",
         ));
     }
-    let cursor = context.handle.views().mvcc.range_stream(query).map_err(range_error)?;
+    let cursor = reading.views.mvcc.range_stream(query).map_err(range_error)?;
+    let reading = Arc::new(reading);
     let state = StreamState::Chunks { cursor: Box::new(cursor), keys: FIRST_CHUNK_KEYS };
     let chunks = stream::try_unfold(state, move |state| {
-        let context = context.clone();
-        async move { next_chunk(&context, state) }
+        let (context, reading) = (context.clone(), Arc::clone(&reading));
+        async move {
+            let chunk = next_chunk(&context, state)?;
+            reading.confirm()?;
+            Ok(chunk)
+        }
     });
     Ok(Response::new(chunks))
 }
@@ -230,10 +241,12 @@ async fn put(
     context: ApiContext,
     request: Request<Raw<PutRequest>>,
 ) -> Result<Response<Encoded>, Status> {
+    let credentials = context.credentials(&request);
     let request = admitted(&context, request, false)?;
     check::put(&request.message).map_err(refusal_status)?;
     context.check_quota(check::put_cost(&request.message)).await?;
-    match context.propose(CommandKind::Put, request.bytes).await? {
+    let caller = context.caller(&credentials, Access::Anybody).await?;
+    match context.propose(CommandKind::Put, request.bytes, &caller).await? {
         Outcome::Put(mut response) => {
             context.complete(&mut response.header);
             Ok(Response::new(Encoded::of(&response)))
@@ -246,9 +259,11 @@ async fn delete_range(
     context: ApiContext,
     request: Request<Raw<DeleteRangeRequest>>,
 ) -> Result<Response<Encoded>, Status> {
+    let credentials = context.credentials(&request);
     let request = admitted(&context, request, false)?;
     check::delete_range(&request.message).map_err(refusal_status)?;
-    match context.propose(CommandKind::DeleteRange, request.bytes).await? {
+    let caller = context.caller(&credentials, Access::Anybody).await?;
+    match context.propose(CommandKind::DeleteRange, request.bytes, &caller).await? {
         Outcome::DeleteRange(mut response) => {
             context.complete(&mut response.header);
             Ok(Response::new(Encoded::of(&response)))
@@ -261,20 +276,25 @@ async fn txn(
     context: ApiContext,
     request: Request<Raw<TxnRequest>>,
 ) -> Result<Response<Encoded>, Status> {
+    let credentials = context.credentials(&request);
     let request = admitted(&context, request, false)?;
     check::txn(&request.message, context.limits.txn_ops_max).map_err(refusal_status)?;
     let mut response = if check::is_read_only(&request.message) {
         if !check::is_serializable(&request.message) {
             context.linearize().await?;
         }
-        let views = context.handle.views();
-        machine::read_only(&views.mvcc, &request.message).map_err(|error| match error {
+        let judge = |permit: &Permit<'_>| permit.read_only_txn(&request.message);
+        let reading = context.begin_read(&credentials, judge).await?;
+        let answer = machine::read_only(&reading.views.mvcc, &request.message);
+        reading.confirm()?;
+        answer.map_err(|error| match error {
             ReadOnlyError::Refused(refusal) => refusal_status(refusal),
             other => internal(&other),
         })?
     } else {
         context.check_quota(check::txn_cost(&request.message)).await?;
-        match context.propose(CommandKind::Txn, request.bytes).await? {
+        let caller = context.caller(&credentials, Access::Anybody).await?;
+        match context.propose(CommandKind::Txn, request.bytes, &caller).await? {
             Outcome::Txn(response) => response,
             other => return Err(unexpected(&other)),
         }
@@ -287,8 +307,10 @@ async fn compact(
     context: ApiContext,
     request: Request<Raw<CompactionRequest>>,
 ) -> Result<Response<Encoded>, Status> {
+    let credentials = context.credentials(&request);
     let request = admitted(&context, request, false)?;
-    match context.propose(CommandKind::Compaction, request.bytes).await? {
+    let caller = context.caller(&credentials, Access::Admin).await?;
+    match context.propose(CommandKind::Compaction, request.bytes, &caller).await? {
         Outcome::Compaction(mut response) => {
             if request.message.physical {
                 wait_until_freed(&context, request.message.revision).await?;

@@ -2,8 +2,9 @@
 
 use std::pin::Pin;
 
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
-use machine::{CommandKind, Outcome, check};
+use machine::{Caller, CommandKind, Outcome, Permit, check};
 use prost::Message;
 use proto::etcdserverpb::lease_server::{Lease, LeaseServer};
 use proto::etcdserverpb::{
@@ -14,9 +15,11 @@ use proto::etcdserverpb::{
 use tonic::{Request, Response, Status, Streaming};
 use types::LeaseId;
 
+use super::access::{Access, auth_status};
 use super::context::{ApiContext, admitted, refusal_status};
 use super::kv::unexpected;
 use super::status::ApiError;
+use crate::auth::{Credentials, still_valid};
 
 /// The service of one RPC thread.
 pub(crate) struct LeaseService {
@@ -34,6 +37,7 @@ impl Lease for LeaseService {
         &self,
         request: Request<LeaseGrantRequest>,
     ) -> Result<Response<LeaseGrantResponse>, Status> {
+        let credentials = self.context.credentials(&request);
         let request = admitted(&self.context, request, false)?;
         // What is random or depends on this member's settings is chosen before proposing.
         let ttl_min = self.context.limits.lease_ttl_min;
@@ -42,8 +46,9 @@ impl Lease for LeaseService {
             request.id = i64::try_from(replica::runtime::random_u64() >> 1).unwrap_or(0);
         }
         self.context.check_quota(check::lease_grant_cost()).await?;
+        let caller = self.context.caller(&credentials, Access::AnyUser).await?;
         let body = request.encode_to_vec().into();
-        match self.context.propose(CommandKind::LeaseGrant, body).await? {
+        match self.context.propose(CommandKind::LeaseGrant, body, &caller).await? {
             Outcome::LeaseGrant(mut response) => {
                 self.context.complete(&mut response.header);
                 Ok(Response::new(response))
@@ -56,9 +61,11 @@ impl Lease for LeaseService {
         &self,
         request: Request<LeaseRevokeRequest>,
     ) -> Result<Response<LeaseRevokeResponse>, Status> {
+        let credentials = self.context.credentials(&request);
         let request = admitted(&self.context, request, false)?;
+        let caller = self.context.caller(&credentials, Access::AnyUser).await?;
         let body = request.encode_to_vec().into();
-        match self.context.propose(CommandKind::LeaseRevoke, body).await? {
+        match self.context.propose(CommandKind::LeaseRevoke, body, &caller).await? {
             Outcome::LeaseRevoke(mut response) => {
                 self.context.complete(&mut response.header);
                 Ok(Response::new(response))
@@ -74,14 +81,15 @@ impl Lease for LeaseService {
         &self,
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
+        let credentials = self.context.credentials(&request);
         let requests = admitted(&self.context, request, false)?;
-        let context = self.context.clone();
-        let answers = stream::unfold((requests, context), |(mut requests, context)| async move {
+        let state = (requests, self.context.clone(), credentials);
+        let answers = stream::unfold(state, |(mut requests, context, credentials)| async move {
             let answer = match requests.next().await? {
-                Ok(request) => keep_alive(&context, LeaseId(request.id)).await,
+                Ok(request) => keep_alive(&context, &credentials, LeaseId(request.id)).await,
                 Err(status) => Err(status),
             };
-            Some((answer, (requests, context)))
+            Some((answer, (requests, context, credentials)))
         });
         // After an error the stream ends, as a gRPC stream does.
         let mut failed = false;
@@ -97,9 +105,15 @@ impl Lease for LeaseService {
         &self,
         request: Request<LeaseTimeToLiveRequest>,
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
+        let credentials = self.context.credentials(&request);
         let request = admitted(&self.context, request, false)?;
         let id = LeaseId(request.id);
         let handle = &self.context.handle;
+        let caller = self.context.caller(&credentials, Access::AnyUser).await?;
+        if request.keys {
+            let attached = handle.views().lease_keys(id).unwrap_or_default();
+            may_read(&self.context, &caller, &attached)?;
+        }
         let state = if handle.leads() {
             self.context.linearize().await?;
             self.context.leases.states(handle, &[id], request.keys).pop()
@@ -108,6 +122,11 @@ impl Lease for LeaseService {
             asked.map_err(ApiError::from)?.pop()
         };
         let state = state.ok_or(ApiError::Timeout)?;
+        if request.keys {
+            // The leader may know of keys that this member did not know of yet (CVE-2023-32082).
+            may_read(&self.context, &caller, &state.keys)?;
+            still_valid(&caller, &handle.views()).map_err(auth_status)?;
+        }
         Ok(Response::new(LeaseTimeToLiveResponse {
             header: Some(self.context.header(handle.views().mvcc.revision())),
             id: request.id,
@@ -121,13 +140,20 @@ impl Lease for LeaseService {
         &self,
         request: Request<LeaseLeasesRequest>,
     ) -> Result<Response<LeaseLeasesResponse>, Status> {
+        let credentials = self.context.credentials(&request);
         admitted(&self.context, request, false)?;
+        let caller = self.context.caller(&credentials, Access::AnyUser).await?;
         let views = self.context.handle.views();
         let ids = self
             .context
             .leases
             .by_deadline()
             .unwrap_or_else(|| views.leases().into_iter().map(|(id, _, _)| id).collect());
+        if views.auth().is_enabled() {
+            let attached = ids.iter().filter_map(|id| views.lease_keys(*id)).flatten();
+            may_read(&self.context, &caller, &attached.collect::<Vec<_>>())?;
+            still_valid(&caller, &views).map_err(auth_status)?;
+        }
         Ok(Response::new(LeaseLeasesResponse {
             header: Some(self.context.header(views.mvcc.revision())),
             leases: ids.into_iter().map(|id| LeaseStatus { id: id.0 }).collect(),
@@ -135,10 +161,28 @@ impl Lease for LeaseService {
     }
 }
 
+/// Whether the caller may read all of these keys.
+fn may_read(context: &ApiContext, caller: &Caller, keys: &[Bytes]) -> Result<(), Status> {
+    let auth = context.handle.views().auth();
+    Permit::new(&auth, caller).read_keys(keys).map_err(auth_status)
+}
+
 /// Answers one keepalive. The header is filled before the renewal, as etcd does, so that its
 /// revision is never newer than the lease it speaks of.
-async fn keep_alive(context: &ApiContext, id: LeaseId) -> Result<LeaseKeepAliveResponse, Status> {
+async fn keep_alive(
+    context: &ApiContext,
+    credentials: &Credentials,
+    id: LeaseId,
+) -> Result<LeaseKeepAliveResponse, Status> {
     let header = context.header(context.handle.views().mvcc.revision());
+    let caller = context.caller(credentials, Access::AnyUser).await?;
+    let views = context.handle.views();
+    if views.auth().is_enabled() {
+        let attached = views.lease_keys(id).unwrap_or_default();
+        let auth = views.auth();
+        Permit::new(&auth, &caller).write_keys(&attached).map_err(auth_status)?;
+        still_valid(&caller, &views).map_err(auth_status)?;
+    }
     let renewed = context.leases.renew(&context.handle, &[id]).await.map_err(ApiError::from)?;
     let ttl = renewed.first().copied().unwrap_or(0);
     Ok(LeaseKeepAliveResponse { header: Some(header), id: id.0, ttl })

@@ -20,6 +20,7 @@ use proto::health::{
 use tonic::{Request, Response, Status};
 use types::MemberId;
 
+use super::access::Access;
 use super::context::{ApiContext, admitted};
 use super::downgrade;
 use super::kv::unexpected;
@@ -42,13 +43,23 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<AlarmRequest>,
     ) -> Result<Response<AlarmResponse>, Status> {
+        let credentials = self.context.credentials(&request);
         let request = admitted(&self.context, request, false)?;
+        let access = match request.action {
+            action if action == alarm_request::AlarmAction::Get as i32 => Access::AnyUser,
+            _ => Access::Admin,
+        };
+        let caller = self.context.caller(&credentials, access).await?;
         let known = AlarmType::try_from(request.alarm).is_ok()
             && alarm_request::AlarmAction::try_from(request.action).is_ok();
         if !known {
             return Err(Status::invalid_argument("etcdserver: unknown alarm or action"));
         }
-        match self.context.propose(CommandKind::Alarm, request.encode_to_vec().into()).await? {
+        match self
+            .context
+            .propose(CommandKind::Alarm, request.encode_to_vec().into(), &caller)
+            .await?
+        {
             Outcome::Alarm(mut response) => {
                 self.context.complete(&mut response.header);
                 Ok(Response::new(response))
@@ -61,7 +72,9 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<StatusRequest>,
     ) -> Result<Response<StatusResponse>, Status> {
+        let credentials = self.context.credentials(&request);
         admitted(&self.context, request, true)?;
+        self.context.caller(&credentials, Access::AnyUser).await?;
         let status = self.context.handle.status();
         let views = self.context.handle.views();
         let size = views.mvcc.store_size();
@@ -95,7 +108,9 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<DefragmentRequest>,
     ) -> Result<Response<DefragmentResponse>, Status> {
+        let credentials = self.context.credentials(&request);
         admitted(&self.context, request, false)?;
+        self.context.caller(&credentials, Access::Admin).await?;
         self.context.handle.save_image().await.map_err(ApiError::from)?;
         let views = self.context.handle.views();
         let done = tokio::task::spawn_blocking(move || views.mvcc.defragment()).await;
@@ -105,7 +120,9 @@ impl Maintenance for MaintenanceService {
     }
 
     async fn hash(&self, request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+        let credentials = self.context.credentials(&request);
         admitted(&self.context, request, false)?;
+        self.context.caller(&credentials, Access::Admin).await?;
         let views = self.context.handle.views();
         let revision = views.mvcc.revision();
         let timer = self.context.server.metrics.hash.start_timer();
@@ -119,7 +136,9 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<HashKvRequest>,
     ) -> Result<Response<HashKvResponse>, Status> {
+        let credentials = self.context.credentials(&request);
         let request = admitted(&self.context, request, false)?;
+        self.context.caller(&credentials, Access::Admin).await?;
         let mvcc = self.context.handle.views().mvcc;
         let timer = self.context.server.metrics.hash_rev.start_timer();
         let hashed = tokio::task::spawn_blocking(move || {
@@ -143,7 +162,9 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
+        let credentials = self.context.credentials(&request);
         admitted(&self.context, request, true)?;
+        self.context.caller(&credentials, Access::Admin).await?;
         let views = self.context.handle.views();
         let directory = self.context.server.scratch_directory.clone();
         let timer = self.context.server.metrics.backend_snapshot.start_timer();
@@ -159,7 +180,9 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<MoveLeaderRequest>,
     ) -> Result<Response<MoveLeaderResponse>, Status> {
+        let credentials = self.context.credentials(&request);
         let request = admitted(&self.context, request, false)?;
+        self.context.caller(&credentials, Access::Admin).await?;
         let handle = &self.context.handle;
         if !handle.leads() {
             return Err(ApiError::NotLeader.into());
@@ -182,7 +205,9 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<DowngradeRequest>,
     ) -> Result<Response<DowngradeResponse>, Status> {
+        let credentials = self.context.credentials(&request);
         let request = admitted(&self.context, request, false)?;
+        self.context.caller(&credentials, Access::Admin).await?;
         downgrade::downgrade(&self.context, &request).await.map(Response::new)
     }
 }

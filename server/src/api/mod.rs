@@ -4,6 +4,7 @@
 //! member may serve it, propose it or read, and encode the answer. What a request means is decided
 //! by `machine` when the log applies it; what an error is called is decided in [`status`].
 
+mod access;
 mod auth;
 mod cluster;
 mod context;

@@ -5,6 +5,7 @@
 //! because etcd maps them to the client-side values of its errors
 //! (`server/etcdserver/api/v3rpc/util.go`).
 
+use machine::AuthRefusal;
 use replica::{MembershipRefusal, Unavailable};
 use tonic::{Code, Status};
 
@@ -47,7 +48,23 @@ pub(crate) enum ApiError {
     Corrupt,
     BadLeaderTransferee,
     NotSupportedForLearner,
+    RootUserNotFound,
+    RootRoleNotGranted,
+    UserExists,
+    UserEmpty,
+    UserNotFound,
+    RoleExists,
+    RoleNotFound,
+    RoleEmpty,
+    AuthFailed,
+    PermissionNotGiven,
+    PermissionDenied,
+    RoleNotGranted,
+    PermissionNotGranted,
     AuthNotEnabled,
+    InvalidAuthToken,
+    InvalidAuthManagement,
+    AuthOldRevision,
     WrongDowngradeVersionFormat,
     InvalidDowngradeTargetVersion,
     ClusterVersionUnavailable,
@@ -125,9 +142,33 @@ impl ApiError {
             Self::Unhealthy => (unavailable, "etcdserver: unhealthy cluster"),
             Self::Corrupt => (DataLoss, "etcdserver: corrupt cluster"),
             Self::BadLeaderTransferee => (FailedPrecondition, "etcdserver: bad leader transferee"),
+            Self::RootUserNotFound => (FailedPrecondition, "etcdserver: root user does not exist"),
+            Self::RootRoleNotGranted => {
+                (FailedPrecondition, "etcdserver: root user does not have root role")
+            }
+            Self::UserExists => (FailedPrecondition, "etcdserver: user name already exists"),
+            Self::UserEmpty => (InvalidArgument, "etcdserver: user name is empty"),
+            Self::UserNotFound => (FailedPrecondition, "etcdserver: user name not found"),
+            Self::RoleExists => (FailedPrecondition, "etcdserver: role name already exists"),
+            Self::RoleNotFound => (FailedPrecondition, "etcdserver: role name not found"),
+            Self::RoleEmpty => (InvalidArgument, "etcdserver: role name is empty"),
+            Self::AuthFailed => {
+                (InvalidArgument, "etcdserver: authentication failed, invalid user ID or password")
+            }
+            Self::PermissionNotGiven => (InvalidArgument, "etcdserver: permission not given"),
+            Self::PermissionDenied => (Code::PermissionDenied, "etcdserver: permission denied"),
+            Self::RoleNotGranted => {
+                (FailedPrecondition, "etcdserver: role is not granted to the user")
+            }
+            Self::PermissionNotGranted => {
+                (FailedPrecondition, "etcdserver: permission is not granted to the role")
+            }
             Self::AuthNotEnabled => {
                 (FailedPrecondition, "etcdserver: authentication is not enabled")
             }
+            Self::InvalidAuthToken => (Code::Unauthenticated, "etcdserver: invalid auth token"),
+            Self::InvalidAuthManagement => (InvalidArgument, "etcdserver: invalid auth management"),
+            Self::AuthOldRevision => (InvalidArgument, "etcdserver: revision of auth store is old"),
             Self::NotSupportedForLearner => {
                 (FailedPrecondition, "etcdserver: rpc not supported for learner")
             }
@@ -155,6 +196,29 @@ impl From<ApiError> for Status {
     fn from(error: ApiError) -> Status {
         let (code, text) = error.code_and_text();
         Status::new(code, text)
+    }
+}
+
+impl From<AuthRefusal> for ApiError {
+    fn from(refusal: AuthRefusal) -> ApiError {
+        match refusal {
+            AuthRefusal::RootUserNotFound => ApiError::RootUserNotFound,
+            AuthRefusal::RootRoleNotGranted => ApiError::RootRoleNotGranted,
+            AuthRefusal::UserExists => ApiError::UserExists,
+            AuthRefusal::UserEmpty => ApiError::UserEmpty,
+            AuthRefusal::UserNotFound => ApiError::UserNotFound,
+            AuthRefusal::RoleExists => ApiError::RoleExists,
+            AuthRefusal::RoleNotFound => ApiError::RoleNotFound,
+            AuthRefusal::RoleEmpty => ApiError::RoleEmpty,
+            AuthRefusal::PermissionNotGiven => ApiError::PermissionNotGiven,
+            AuthRefusal::AuthenticationFailed | AuthRefusal::NoPasswordUser => ApiError::AuthFailed,
+            AuthRefusal::PermissionDenied => ApiError::PermissionDenied,
+            AuthRefusal::RoleNotGranted => ApiError::RoleNotGranted,
+            AuthRefusal::PermissionNotGranted => ApiError::PermissionNotGranted,
+            AuthRefusal::NotEnabled => ApiError::AuthNotEnabled,
+            AuthRefusal::OldRevision => ApiError::AuthOldRevision,
+            AuthRefusal::InvalidManagement => ApiError::InvalidAuthManagement,
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use http_body::Body as HttpBody;
 use proto::etcdserverpb::watch_create_request::FilterType;
@@ -13,11 +13,13 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::codegen::StdError;
 use tonic::server::NamedService;
 use tonic::{Request, Response, Status, Streaming};
+use types::KeyRange;
 use watch::{CreateWatch, StreamHandle, StreamOutput, WatchMessage};
 
 use super::context::ApiContext;
 use super::encoded::{self, Encoded, HttpAnswer, Raw};
 use super::status::ApiError;
+use crate::auth::Credentials;
 
 /// Encoded messages that wait for the connection; the hub's own bound stands behind it.
 const MESSAGES_WAITING_MAX: usize = 16;
@@ -77,12 +79,13 @@ async fn watch(
 ) -> Result<Response<Messages>, Status> {
     context.admit(request.metadata(), false)?;
     let wants_leader = super::context::wants_leader(request.metadata());
+    let credentials = context.credentials(&request);
     let (handle, output) = context.hub.get().open();
     let (messages, waiting) = mpsc::channel(MESSAGES_WAITING_MAX);
     let requests = request.into_inner();
     tokio::spawn(async move {
         let ended = tokio::select! {
-            ended = take_requests(&handle, requests) => ended.inspect_err(|_| {
+            ended = take_requests(&context, &credentials, &handle, requests) => ended.inspect_err(|_| {
                 let failures = &context.server.metrics.stream_failures;
                 failures.with_label_values(&["receive", "watch"]).inc();
             }),
@@ -102,12 +105,19 @@ async fn watch(
 /// Hands requests to the hub until the client closes its side; then the stream stays open for as
 /// long as the client listens.
 async fn take_requests(
+    context: &ApiContext,
+    credentials: &Credentials,
     handle: &StreamHandle,
     mut requests: Streaming<Raw<WatchRequest>>,
 ) -> Result<(), Status> {
     while let Some(request) = requests.next().await {
         match request?.message.request_union {
-            Some(RequestUnion::CreateRequest(create)) => handle.create(create_watch(create)).await,
+            Some(RequestUnion::CreateRequest(create)) => {
+                match judge(context, credentials, &create).await {
+                    Ok(()) => handle.create(create_watch(create)).await,
+                    Err(reason) => handle.refuse(reason).await,
+                }
+            }
             Some(RequestUnion::CancelRequest(cancel)) => handle.cancel(cancel.watch_id).await,
             Some(RequestUnion::ProgressRequest(_)) => handle.request_progress().await,
             None => {}
@@ -116,6 +126,30 @@ async fn take_requests(
     // etcd's receiving loop ends without an error then, and the stream goes on (`v3rpc/watch.go`):
     // clients that send one request and close their side still want its events.
     std::future::pending().await
+}
+
+/// Whether the caller may watch what it names, and if not, why. It is judged with the range as the
+/// client wrote it, by what the stream's credentials are worth now; a watch that was created goes on
+/// when they are worth less later, as in etcd.
+async fn judge(
+    context: &ApiContext,
+    credentials: &Credentials,
+    create: &WatchCreateRequest,
+) -> Result<(), String> {
+    // The hub refuses such a watch for another reason, which etcd finds first.
+    if create.start_revision < 0 {
+        return Ok(());
+    }
+    let key = match create.key.is_empty() {
+        true => Bytes::from_static(&[0]),
+        false => create.key.clone(),
+    };
+    let range = KeyRange::from_wire(key, create.range_end.clone());
+    let judged = context.begin_read(credentials, |permit| permit.read(&range)).await;
+    judged.map(drop).map_err(|status| {
+        // As Go prints a gRPC error.
+        format!("rpc error: code = {:?} desc = {}", status.code(), status.message())
+    })
 }
 
 fn create_watch(request: WatchCreateRequest) -> CreateWatch {

@@ -263,6 +263,7 @@ pub struct Sample {
     pub cluster_version: Option<String>,
     pub revision: Revision,
     pub compact_revision: Revision,
+    pub auth_revision: u64,
     pub alarms: Vec<Alarm>,
     /// All members, this one included.
     pub members: Vec<MemberId>,
@@ -331,6 +332,7 @@ impl Metrics {
         self.proposals_pending.set(approximate(sample.proposals_pending as u64));
         self.current_revision.set(signed(sample.revision.0));
         self.compact_revision.set(signed(sample.compact_revision.0));
+        self.auth_revision.set(approximate(sample.auth_revision));
         self.cluster_version.reset();
         if let Some(version) = &sample.cluster_version {
             self.cluster_version.with_label_values(&[version]).set(1.0);

@@ -1,18 +1,20 @@
 //! The applier: one entry under one write lock.
 //!
 //! The order of the gates before a command is etcd's (`apply/uber_applier.go`): CORRUPT refuses
-//! whatever changes keys or leases, then NOSPACE refuses what needs space, then authorisation has its
-//! place, then the command runs. Alarms, checkpoints and what members say about themselves pass all
+//! whatever changes keys or leases, then NOSPACE refuses what needs space, then the caller's permission
+//! is judged, then the command runs. Alarms, checkpoints and what members say about themselves pass all
 //! gates, else nobody could ever clear an alarm.
 
 use lease::Lessor;
 use mvcc::Writer;
-use tables::{AlarmKind, Tables};
-use types::Term;
+use tables::{AlarmKind, LogPosition, Tables};
+use types::{LeaseId, LogIndex, Term};
 
+use crate::auth::AuthChange;
 use crate::check;
-use crate::command::Command;
+use crate::command::{Caller, Command};
 use crate::outcome::{FollowUp, LeaseChange, Outcome, Refusal, Stop};
+use crate::permit::Permit;
 
 /// The state that one entry's commands work on.
 pub(crate) struct Applier<'a> {
@@ -21,8 +23,11 @@ pub(crate) struct Applier<'a> {
     pub(crate) tables: &'a mut Tables,
     /// The term of the entry.
     pub(crate) term: Term,
+    /// Its index.
+    pub(crate) index: LogIndex,
     pub(crate) lease_changes: Vec<LeaseChange>,
     pub(crate) follow_ups: Vec<FollowUp>,
+    pub(crate) auth_changes: Vec<AuthChange>,
 }
 
 impl<'a> Applier<'a> {
@@ -30,18 +35,59 @@ impl<'a> Applier<'a> {
         writer: Writer<'a>,
         leases: &'a mut Lessor,
         tables: &'a mut Tables,
-        term: Term,
+        position: LogPosition,
     ) -> Self {
-        Self { writer, leases, tables, term, lease_changes: Vec::new(), follow_ups: Vec::new() }
+        Self {
+            writer,
+            leases,
+            tables,
+            term: position.term,
+            index: position.index,
+            lease_changes: Vec::new(),
+            follow_ups: Vec::new(),
+            auth_changes: Vec::new(),
+        }
     }
 
     /// Does one command. `answer` says whether this member answers it; else values are not read just
     /// to be thrown away. The effect on the state is the same either way.
-    pub(crate) fn run(&mut self, command: Command, answer: bool) -> Result<Outcome, Stop> {
+    pub(crate) fn run(
+        &mut self,
+        command: Command,
+        caller: &Caller,
+        answer: bool,
+    ) -> Result<Outcome, Stop> {
         self.pass_alarms(&command)?;
-        // The check of the caller's permissions belongs here, once auth has its table: it compares
-        // `Caller::auth_revision` with the table's and asks it about the command's keys.
-        self.dispatch(command, answer)
+        self.authorize(&command, caller)?;
+        self.dispatch(command, caller, answer)
+    }
+
+    /// Judges the caller once more: what the edge saw may have changed since. What members do on
+    /// their own behalf names no caller and is not judged here.
+    fn authorize(&self, command: &Command, caller: &Caller) -> Result<(), Refusal> {
+        if !self.tables.auth.is_enabled() {
+            return Ok(());
+        }
+        let permit = Permit::new(&self.tables.auth, caller);
+        match command {
+            Command::Put(request) => permit.put(self.leases, request)?,
+            Command::DeleteRange(request) => permit.delete_range(request)?,
+            Command::Txn(request) => permit.txn(self.leases, request)?,
+            Command::LeaseRevoke(request) => permit.lease(self.leases, LeaseId(request.id))?,
+            // A grant harms nobody; the edge asks that somebody is there. Compactions and alarms are
+            // also made by members themselves, so the edge alone judges those of clients, as in etcd.
+            Command::LeaseGrant(_)
+            | Command::Compaction(_)
+            | Command::Alarm(_)
+            | Command::LeaseExpire(_)
+            | Command::LeaseCheckpoint(_)
+            | Command::MemberAttributes(_)
+            | Command::ClusterVersionSet(_)
+            | Command::DowngradeInfoSet(_) => {}
+            // Judged where it is done: some of them say more than yes or no.
+            Command::Auth(_) => {}
+        }
+        Ok(())
     }
 
     fn pass_alarms(&self, command: &Command) -> Result<(), Refusal> {
@@ -55,7 +101,12 @@ impl<'a> Applier<'a> {
         Ok(())
     }
 
-    fn dispatch(&mut self, command: Command, answer: bool) -> Result<Outcome, Stop> {
+    fn dispatch(
+        &mut self,
+        command: Command,
+        caller: &Caller,
+        answer: bool,
+    ) -> Result<Outcome, Stop> {
         Ok(match command {
             Command::Put(request) => Outcome::Put(self.put(&request, answer)?),
             Command::DeleteRange(request) => {
@@ -84,6 +135,7 @@ impl<'a> Applier<'a> {
                 self.set_downgrade(request);
                 Outcome::DowngradeInfoSet
             }
+            Command::Auth(command) => Outcome::Auth(self.auth_command(command, caller)?),
         })
     }
 }
@@ -102,7 +154,8 @@ fn touches_data(command: &Command) -> bool {
         | Command::Alarm(_)
         | Command::MemberAttributes(_)
         | Command::ClusterVersionSet(_)
-        | Command::DowngradeInfoSet(_) => false,
+        | Command::DowngradeInfoSet(_)
+        | Command::Auth(_) => false,
     }
 }
 

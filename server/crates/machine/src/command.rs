@@ -28,6 +28,8 @@ use proto::etcdserverpb as pb;
 use proto::membershippb;
 use types::{LeaseId, MemberId, Term};
 
+use crate::auth::AuthCommand;
+
 /// The format that this program writes and the only one that it reads.
 pub const BATCH_FORMAT: u8 = 1;
 
@@ -61,12 +63,47 @@ pub enum CommandKind {
     ClusterVersionSet = 17,
     /// `membershippb.DowngradeInfoSetRequest`
     DowngradeInfoSet = 18,
-    // 32 to 63 are reserved for the commands of auth.
+    // 32 to 63 are the commands of auth.
+    /// `etcdserverpb.AuthEnableRequest`
+    AuthEnable = 32,
+    /// `etcdserverpb.AuthDisableRequest`
+    AuthDisable = 33,
+    /// `etcdserverpb.AuthStatusRequest`
+    AuthStatus = 34,
+    /// `etcdserverpb.InternalAuthenticateRequest`, without the password; the caller's auth revision
+    /// is the one under which the password was compared
+    Authenticate = 35,
+    /// `etcdserverpb.AuthUserAddRequest`, with the hash and without the password
+    UserAdd = 36,
+    /// `etcdserverpb.AuthUserDeleteRequest`
+    UserDelete = 37,
+    /// `etcdserverpb.AuthUserChangePasswordRequest`, with the hash and without the password
+    UserChangePassword = 38,
+    /// `etcdserverpb.AuthUserGrantRoleRequest`
+    UserGrantRole = 39,
+    /// `etcdserverpb.AuthUserRevokeRoleRequest`
+    UserRevokeRole = 40,
+    /// `etcdserverpb.AuthUserGetRequest`
+    UserGet = 41,
+    /// `etcdserverpb.AuthUserListRequest`
+    UserList = 42,
+    /// `etcdserverpb.AuthRoleAddRequest`
+    RoleAdd = 43,
+    /// `etcdserverpb.AuthRoleDeleteRequest`
+    RoleDelete = 44,
+    /// `etcdserverpb.AuthRoleGetRequest`
+    RoleGet = 45,
+    /// `etcdserverpb.AuthRoleListRequest`
+    RoleList = 46,
+    /// `etcdserverpb.AuthRoleGrantPermissionRequest`
+    RoleGrantPermission = 47,
+    /// `etcdserverpb.AuthRoleRevokePermissionRequest`
+    RoleRevokePermission = 48,
 }
 
 impl CommandKind {
     /// Every kind there is.
-    pub const ALL: [CommandKind; 12] = [
+    pub const ALL: [CommandKind; 29] = [
         CommandKind::Put,
         CommandKind::DeleteRange,
         CommandKind::Txn,
@@ -79,6 +116,23 @@ impl CommandKind {
         CommandKind::MemberAttributes,
         CommandKind::ClusterVersionSet,
         CommandKind::DowngradeInfoSet,
+        CommandKind::AuthEnable,
+        CommandKind::AuthDisable,
+        CommandKind::AuthStatus,
+        CommandKind::Authenticate,
+        CommandKind::UserAdd,
+        CommandKind::UserDelete,
+        CommandKind::UserChangePassword,
+        CommandKind::UserGrantRole,
+        CommandKind::UserRevokeRole,
+        CommandKind::UserGet,
+        CommandKind::UserList,
+        CommandKind::RoleAdd,
+        CommandKind::RoleDelete,
+        CommandKind::RoleGet,
+        CommandKind::RoleList,
+        CommandKind::RoleGrantPermission,
+        CommandKind::RoleRevokePermission,
     ];
 
     fn from_number(number: u8) -> Option<Self> {
@@ -335,6 +389,7 @@ pub(crate) enum Command {
     MemberAttributes(membershippb::ClusterMemberAttrSetRequest),
     ClusterVersionSet(membershippb::ClusterVersionSetRequest),
     DowngradeInfoSet(membershippb::DowngradeInfoSetRequest),
+    Auth(AuthCommand),
 }
 
 impl Command {
@@ -344,6 +399,9 @@ impl Command {
             body: Bytes,
         ) -> Result<M, MalformedBody> {
             M::decode(body).map_err(|error| MalformedBody { kind, detail: error.to_string() })
+        }
+        if let Some(command) = AuthCommand::decode(kind, body.clone()) {
+            return command.map(Command::Auth);
         }
         Ok(match kind {
             CommandKind::Put => Command::Put(message(kind, body)?),
@@ -362,6 +420,10 @@ impl Command {
             CommandKind::MemberAttributes => Command::MemberAttributes(message(kind, body)?),
             CommandKind::ClusterVersionSet => Command::ClusterVersionSet(message(kind, body)?),
             CommandKind::DowngradeInfoSet => Command::DowngradeInfoSet(message(kind, body)?),
+            other => {
+                let detail = format!("{other:?} belongs to no room");
+                return Err(MalformedBody { kind, detail });
+            }
         })
     }
 }
@@ -407,11 +469,11 @@ mod tests {
     fn what_this_program_does_not_know_is_named_and_not_skipped() {
         let decode = |bytes: &[u8]| Batch::decode(&Bytes::copy_from_slice(bytes)).unwrap_err();
         assert_eq!(decode(&[2, 0, 0, 0, 0]), BatchError::Format { found: 2 });
-        assert_eq!(decode(&[1, 1, 0, 0, 0, 40]), BatchError::Kind { kind: 40 });
+        assert_eq!(decode(&[1, 1, 0, 0, 0, 99]), BatchError::Kind { kind: 99 });
         assert_eq!(decode(&[1, 1, 0, 0, 0, 1, 2]), BatchError::Flags { flags: 2 });
         assert_eq!(decode(&[1, 0, 0, 0, 0, 9]), BatchError::Trailing { bytes: 1 });
         assert_eq!(decode(&[]), BatchError::Short { proposal: 0, field: "format" });
-        let text = BatchError::Kind { kind: 40 }.to_string();
+        let text = BatchError::Kind { kind: 99 }.to_string();
         assert!(text.contains("command 40") && text.contains("format 1"), "{text}");
     }
 
@@ -437,8 +499,8 @@ mod tests {
     #[test]
     fn kinds_keep_their_numbers() {
         let numbers = CommandKind::ALL.map(|kind| kind as u8);
-        assert_eq!(numbers, [1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 18]);
-        assert!(numbers.iter().all(|number| !(32..64).contains(number)), "reserved for auth");
+        let expected: Vec<u8> = (1..=9).chain(16..=18).chain(32..=48).collect();
+        assert_eq!(numbers, *expected);
     }
 
     proptest! {

@@ -27,11 +27,11 @@
 //! - An entry is applied whole before any reader or waiter sees a part of it.
 //!
 //! # Deliberately absent
-//! Time, chance, files, tokio and gRPC. Authorisation is not built yet: every proposal carries its
-//! [`Caller`], the check belongs between the alarm gates and the command (see `apply.rs`), and the
-//! command numbers and the image section for it are reserved.
+//! Time, chance, files, tokio and gRPC. Passwords and their hashing: every proposal carries its
+//! [`Caller`], whom the edge has recognised; what the caller may do is judged here ([`Permit`]).
 
 mod apply;
+mod auth;
 pub mod check;
 mod cluster;
 mod command;
@@ -44,6 +44,7 @@ mod keys;
 mod leases;
 mod machine;
 mod outcome;
+mod permit;
 mod snapshot;
 mod txn;
 mod views;
@@ -51,6 +52,7 @@ mod views;
 #[cfg(test)]
 mod tests;
 
+pub use auth::{AuthAnswer, AuthBody, AuthChange, wire_permission};
 pub use command::{
     BATCH_FORMAT, Batch, BatchError, Caller, CommandKind, LeaseExpire, Proposal, Ticket,
 };
@@ -61,10 +63,12 @@ pub use image::{ImageJob, RestoreError, WriteError};
 pub use import::{ImportError, ImportedLease};
 pub use machine::{Answers, Compactor, Machine, SweepStep};
 pub use outcome::{Applied, Fatal, FollowUp, LeaseChange, Outcome, Refusal};
+pub use permit::Permit;
 pub use snapshot::SnapshotJob;
 pub use tables::{
-    Alarm, AlarmKind, ClusterVersion, Downgrade, LogPosition, MemberRecord, MembershipEntry,
-    MembershipNode, MembershipOutcome, Tables,
+    Access, Alarm, AlarmKind, Auth, AuthRefusal, ClusterVersion, Downgrade, LogPosition,
+    MemberRecord, MembershipEntry, MembershipNode, MembershipOutcome, Permission, PermissionKind,
+    ROOT, Tables, User,
 };
 pub use txn::{ReadOnlyError, read_only};
 pub use views::Views;

@@ -113,15 +113,20 @@ impl Machine {
         let index = position.index;
         let proposals = Batch::decode(payload).map_err(|source| Fatal::Batch { index, source })?;
         let State { leases, tables } = state;
-        let mut applier = Applier::new(self.store.writer(), leases, tables, position.term);
+        let mut applier = Applier::new(self.store.writer(), leases, tables, position);
+        let mut auth_hidden = false;
         let mut outcomes = Vec::with_capacity(proposals.len());
         let mut commands = Vec::with_capacity(proposals.len());
         for (ticket, proposal) in proposals {
             let kind = proposal.kind;
             let command = Command::decode(kind, proposal.body)
                 .map_err(|source| Fatal::Body { index, source })?;
+            if matches!(command, Command::Auth(_)) && !auth_hidden {
+                self.state.hide_auth();
+                auth_hidden = true;
+            }
             let answer = self.answers.include(ticket.origin);
-            let outcome = match applier.run(command, answer) {
+            let outcome = match applier.run(command, &proposal.caller, answer) {
                 Ok(outcome) => outcome,
                 Err(stop) => Outcome::Refused(stop.sort(index)?),
             };
@@ -130,9 +135,20 @@ impl Machine {
                 outcomes.push((ticket, outcome));
             }
         }
-        let Applier { writer, lease_changes, follow_ups, .. } = applier;
+        let Applier { writer, tables, lease_changes, follow_ups, auth_changes, .. } = applier;
         let events = writer.commit().map_err(|source| Fatal::Store { index, source })?;
-        Ok(Applied { outcomes, commands, events, lease_changes, follow_ups, ..nothing(position) })
+        if auth_hidden {
+            self.state.show_auth(&tables.auth);
+        }
+        Ok(Applied {
+            outcomes,
+            commands,
+            events,
+            lease_changes,
+            follow_ups,
+            auth_changes,
+            ..nothing(position)
+        })
     }
 
     /// The read side.
@@ -192,6 +208,7 @@ fn nothing(position: LogPosition) -> Applied {
         events: Vec::new(),
         lease_changes: Vec::new(),
         follow_ups: Vec::new(),
+        auth_changes: Vec::new(),
         membership: None,
     }
 }

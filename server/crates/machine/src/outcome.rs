@@ -3,9 +3,10 @@
 use mvcc::RevisionEvents;
 use proto::etcdserverpb as pb;
 use revlog::RevStoreError;
-use tables::{LogPosition, MembershipOutcome};
+use tables::{AuthRefusal, LogPosition, MembershipOutcome};
 use types::{LeaseId, LogIndex, Revision, Term};
 
+use crate::auth::{AuthAnswer, AuthChange};
 use crate::command::{BatchError, CommandKind, MalformedBody, Ticket};
 
 /// Everything that came of one entry.
@@ -23,6 +24,8 @@ pub struct Applied {
     pub lease_changes: Vec<LeaseChange>,
     /// What is to be done outside of apply.
     pub follow_ups: Vec<FollowUp>,
+    /// What the edge's tokens must follow, in order.
+    pub auth_changes: Vec<AuthChange>,
     /// What a membership entry changed.
     pub membership: Option<MembershipOutcome>,
 }
@@ -70,6 +73,7 @@ pub enum Outcome {
     MemberAttributes,
     ClusterVersionSet,
     DowngradeInfoSet,
+    Auth(AuthAnswer),
     /// The request was not done, for a reason that is the same on every member.
     Refused(Refusal),
 }
@@ -114,6 +118,9 @@ pub enum Refusal {
     MemberRemoved,
     #[error("not a version of the form major.minor.patch")]
     InvalidVersion,
+    /// The caller may not do it, or users and roles do not allow it.
+    #[error(transparent)]
+    Auth(#[from] AuthRefusal),
 }
 
 /// Why this member must stop: to go on would make its state differ from the others', or what is on
@@ -167,6 +174,12 @@ impl Stop {
 impl From<Refusal> for Stop {
     fn from(refusal: Refusal) -> Self {
         Stop::Refused(refusal)
+    }
+}
+
+impl From<AuthRefusal> for Stop {
+    fn from(refusal: AuthRefusal) -> Self {
+        Stop::Refused(refusal.into())
     }
 }
 

@@ -1,6 +1,7 @@
 //! Tests of the whole room: what etcd answers, and what members agree on.
 
 mod alarms;
+mod auth;
 mod cluster;
 mod keys;
 mod leases;

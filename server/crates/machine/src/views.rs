@@ -5,7 +5,7 @@ use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use bytes::Bytes;
 use lease::{Lease, Lessor};
 use mvcc::ReadView;
-use tables::{Alarm, AlarmKind, LogPosition, MemberRecord, Tables};
+use tables::{Alarm, AlarmKind, Auth, LogPosition, MemberRecord, Tables};
 use types::{LeaseId, LogIndex, MemberId};
 
 /// The replicated state beside the keys.
@@ -21,21 +21,45 @@ pub(crate) struct State {
 /// It is taken before the lock of the key index and never the other way round; readers take only one
 /// of the two at a time.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Shared(Arc<RwLock<State>>);
+pub(crate) struct Shared {
+    state: Arc<RwLock<State>>,
+    /// Users and roles once more, for the requests that are judged by them: those must not wait for
+    /// the applier. Nothing while an entry changes them, for then they must: its keys and its
+    /// permissions are to be seen both or not at all.
+    auth: Arc<RwLock<Option<Arc<Auth>>>>,
+}
 
 const UNPOISONED: &str = "a panic while applying ends the process";
 
 impl Shared {
     pub(crate) fn new(leases: Lessor, tables: Tables) -> Self {
-        Self(Arc::new(RwLock::new(State { leases, tables })))
+        let auth = Arc::new(RwLock::new(Some(Arc::clone(&tables.auth))));
+        Self { state: Arc::new(RwLock::new(State { leases, tables })), auth }
     }
 
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, State> {
-        self.0.read().expect(UNPOISONED)
+        self.state.read().expect(UNPOISONED)
     }
 
     pub(crate) fn write(&self) -> RwLockWriteGuard<'_, State> {
-        self.0.write().expect(UNPOISONED)
+        self.state.write().expect(UNPOISONED)
+    }
+}
+
+impl Shared {
+    /// To be called by the holder of the write lock before it changes users or roles.
+    pub(crate) fn hide_auth(&self) {
+        *self.auth.write().expect(UNPOISONED) = None;
+    }
+
+    /// To be called by the holder of the write lock once the whole entry can be read.
+    pub(crate) fn show_auth(&self, auth: &Arc<Auth>) {
+        *self.auth.write().expect(UNPOISONED) = Some(Arc::clone(auth));
+    }
+
+    fn auth(&self) -> Arc<Auth> {
+        let shown = self.auth.read().expect(UNPOISONED).clone();
+        shown.unwrap_or_else(|| Arc::clone(&self.read().tables.auth))
     }
 }
 
@@ -65,6 +89,12 @@ impl Views {
     /// A copy of all small tables at one moment.
     pub fn tables(&self) -> Tables {
         self.state.read().tables.clone()
+    }
+
+    /// Users and roles. A read that is judged by them is done in this order: the users and roles, the
+    /// keys, the users and roles again; if their revision differs it was judged by the wrong ones.
+    pub fn auth(&self) -> Arc<Auth> {
+        self.state.auth()
     }
 
     /// All members, in order of id.

@@ -128,6 +128,11 @@ impl Handle {
         }
     }
 
+    /// Returns once this member has applied the log up to `index`.
+    pub async fn applied(&self, index: LogIndex) {
+        self.shared.applied.reach(index).await;
+    }
+
     /// The state as far as this member has applied it.
     pub fn views(&self) -> Views {
         self.shared.current.views()

@@ -180,6 +180,7 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
         mailboxes: write_boxes.clone(),
         events: parts.events.clone(),
         applied: applied.clone(),
+        recovered: recovered.last.map_or(LogIndex(0), |id| id.index),
         current: current.clone(),
         applied_bytes: applied_bytes.clone(),
     };

@@ -9,13 +9,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use futures_util::{Stream, StreamExt};
-use machine::{Answers, Compactor, LeaseChange, Machine, Outcome, Views};
+use machine::{Answers, AuthChange, Compactor, LeaseChange, Machine, Outcome, Views};
 use mvcc::RevisionEvents;
 use openraft::OptionalSend;
 use openraft::entry::RaftEntry;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use tokio::time::Instant;
-use types::{MemberId, Term};
+use types::{LogIndex, MemberId, Term};
 
 use crate::codec;
 use crate::completion::Mailboxes;
@@ -34,6 +34,10 @@ pub trait EventSink: Send + Sync + 'static {
     fn publish(&self, events: Vec<RevisionEvents>);
     /// Leases that were granted, revoked or checkpointed. Must return at once.
     fn leases_changed(&self, changes: &[LeaseChange]);
+    /// Tokens that were given out or taken back. Must return at once. It is called before this member
+    /// counts the entry as applied, so that whoever waits for the entry finds its tokens. It hears
+    /// nothing of entries that were in the log when the process began: tokens end with the process.
+    fn auth_changed(&self, _changes: &[AuthChange]) {}
     /// The whole state was replaced, at start or by a snapshot; `views` show the new one.
     fn reset(&self, views: &Views);
     /// Something to count. Must return at once.
@@ -69,6 +73,9 @@ pub(crate) struct Audience {
     pub(crate) mailboxes: Arc<Mailboxes<Outcome>>,
     pub(crate) events: Arc<dyn EventSink>,
     pub(crate) applied: Arc<Watermark>,
+    /// The last entry that was in the log at the start. What it and those before it registered for a
+    /// while, another process answered for.
+    pub(crate) recovered: LogIndex,
     pub(crate) current: Arc<Current>,
     /// Bytes of entries applied since the start; images are written by it.
     pub(crate) applied_bytes: Arc<AtomicU64>,
@@ -113,6 +120,11 @@ impl StateMachine {
         self.applied = Some(id);
         let bytes = codec::entry_bytes(entry) as u64;
         self.audience.applied_bytes.fetch_add(bytes, Ordering::Relaxed);
+        for result in &results {
+            if index_of(&id) > self.audience.recovered && !result.auth_changes.is_empty() {
+                self.audience.events.auth_changed(&result.auth_changes);
+            }
+        }
         self.audience.applied.set(index_of(&id));
         for result in results {
             let commands = &result.commands;

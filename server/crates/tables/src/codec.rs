@@ -41,9 +41,13 @@ impl Encoder {
         self.u32(u32::try_from(value).expect("a table holds far fewer than 2^32 values"));
     }
 
-    pub(crate) fn text(&mut self, value: &str) {
+    pub(crate) fn bytes(&mut self, value: &[u8]) {
         self.count(value.len());
-        self.out.extend_from_slice(value.as_bytes());
+        self.out.extend_from_slice(value);
+    }
+
+    pub(crate) fn text(&mut self, value: &str) {
+        self.bytes(value.as_bytes());
     }
 
     pub(crate) fn texts(&mut self, values: &[String]) {
@@ -63,13 +67,14 @@ pub(crate) struct Decoder<'a> {
 }
 
 impl<'a> Decoder<'a> {
-    pub(crate) fn new(bytes: &'a [u8], known: u8) -> Result<Self, DecodeError> {
+    /// Begins to read; the answer also says in which version, which is `known` or an older one.
+    pub(crate) fn new(bytes: &'a [u8], known: u8) -> Result<(Self, u8), DecodeError> {
         let mut decoder = Self { rest: bytes };
         let [found] = decoder.array("version")?;
-        if found != known {
+        if found == 0 || found > known {
             return Err(DecodeError::Version { found, known });
         }
-        Ok(decoder)
+        Ok((decoder, found))
     }
 
     fn slice(&mut self, length: usize, field: &'static str) -> Result<&'a [u8], DecodeError> {
@@ -101,9 +106,13 @@ impl<'a> Decoder<'a> {
         Ok(u64::from_le_bytes(self.array(field)?))
     }
 
-    pub(crate) fn text(&mut self, field: &'static str) -> Result<String, DecodeError> {
+    pub(crate) fn bytes(&mut self, field: &'static str) -> Result<&'a [u8], DecodeError> {
         let length = self.u32(field)?;
-        let bytes = self.slice(length as usize, field)?;
+        self.slice(length as usize, field)
+    }
+
+    pub(crate) fn text(&mut self, field: &'static str) -> Result<String, DecodeError> {
+        let bytes = self.bytes(field)?;
         let text = std::str::from_utf8(bytes);
         let text = text.map_err(|_| DecodeError::Damaged { field, detail: "is not UTF-8" })?;
         Ok(text.to_owned())

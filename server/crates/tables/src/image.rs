@@ -3,7 +3,7 @@
 //! ```text
 //! +---------+----------------+----------------+-----------------------------------------+
 //! | version | cluster id u64 | applied        | position := present u8 [term u64,       |
-//! | u8 = 1  |                | position       |             index u64]                  |
+//! | u8 = 2  |                | position       |             index u64]                  |
 //! +---------+----------------+----------------+-----------------------------------------+
 //! | membership: position, voter sets (count u32, each a count u32 and ids u64 rising),    |
 //! |   members (count u32, each id u64, name, peer URLs, client URLs, learner u8,        |
@@ -14,10 +14,16 @@
 //! | cluster version: present u8 [major u32, minor u32, patch u32]                       |
 //! | downgrade target: present u8 [text]                                                 |
 //! +-------------------------------------------------------------------------------------+
+//! | auth: enabled u8, revision u64, users and roles (`image/auth.rs`); since version 2   |
+//! +-------------------------------------------------------------------------------------+
 //! ```
-//! A text is a length u32 and UTF-8; a list of texts is a count u32 and the texts.
+//! A text is a length u32 and UTF-8; a list of texts is a count u32 and the texts. Version 1 ends
+//! before auth: nothing was ever changed in it.
+
+mod auth;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use types::{ClusterId, LogIndex, MemberId, Term};
 
@@ -27,7 +33,10 @@ use crate::{
     Tables,
 };
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+
+/// The last version without auth.
+const VERSION_WITHOUT_AUTH: u8 = 1;
 
 impl Tables {
     /// The one encoding of this state.
@@ -51,12 +60,13 @@ impl Tables {
         if let Some(target) = &self.downgrade.target_version {
             out.text(target);
         }
+        auth::encode(&mut out, &self.auth);
         out.finish()
     }
 
     /// Reads what [`Tables::encode`] wrote.
     pub fn decode(bytes: &[u8]) -> Result<Tables, DecodeError> {
-        let mut input = Decoder::new(bytes, VERSION)?;
+        let (mut input, version) = Decoder::new(bytes, VERSION)?;
         let tables = Tables {
             cluster_id: ClusterId(input.u64("cluster id")?),
             applied: decode_position(&mut input, "applied position")?,
@@ -64,6 +74,10 @@ impl Tables {
             alarms: decode_alarms(&mut input)?,
             cluster_version: decode_version(&mut input)?,
             downgrade: decode_downgrade(&mut input)?,
+            auth: match version {
+                ..=VERSION_WITHOUT_AUTH => Arc::default(),
+                _ => Arc::new(auth::decode(&mut input)?),
+            },
         };
         input.finish()?;
         Ok(tables)
@@ -198,6 +212,7 @@ mod tests {
         tables.alarms.activate(Alarm { kind: AlarmKind::NO_SPACE, member: MemberId(3) });
         tables.cluster_version = Some("3.7.0".parse().unwrap());
         tables.downgrade.target_version = Some("3.6.0".to_owned());
+        tables.auth = Arc::new(auth::tests::example());
         tables
     }
 
@@ -211,14 +226,27 @@ mod tests {
 
     #[test]
     fn the_encoding_of_an_empty_cluster_is_as_drawn() {
-        let mut expected = vec![1];
+        let mut expected = vec![2];
         expected.extend(0xc1u64.to_le_bytes());
         expected.extend([0]); // nothing applied
         expected.extend([0]); // no membership entry
         expected.extend([0; 12]); // no voter sets, members, removed
         expected.extend([0; 4]); // no alarms
         expected.extend([0, 0]); // no version, no downgrade
+        expected.push(0); // auth is off
+        expected.extend(1u64.to_le_bytes()); // at its first revision
+        expected.extend([0; 8]); // no users, no roles
         assert_eq!(Tables::new(ClusterId(0xc1)).encode(), expected);
+    }
+
+    #[test]
+    fn tables_of_version_1_have_no_users() {
+        let mut tables = example();
+        tables.auth = Arc::default();
+        let mut old = tables.encode();
+        old.truncate(old.len() - 17);
+        old[0] = 1;
+        assert_eq!(Tables::decode(&old).unwrap(), tables);
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The small replicated state beside the keys: members, alarms, versions, and how far the log has
-//! been applied.
+//! The small replicated state beside the keys: members, alarms, versions, users and roles, and how far
+//! the log has been applied.
 //!
 //! Everything here changes only when a log entry is applied, and all of it fits in memory many times
 //! over, so it is plain ordered maps that an image copies whole. In: what the state machine decided.
@@ -12,22 +12,25 @@
 //!   openraft's own lesson that node ids are never reused).
 //! - The same state has exactly one encoding; decoding refuses everything else.
 //!
-//! Deliberately absent: users, roles and the auth revision. They get their own table and their own
-//! section of the image when auth is built; nothing here has to move for it. Leases are the room
-//! `lease`, because a lease has behaviour and these tables have none.
+//! Deliberately absent: leases. They are the room `lease`, because a lease has behaviour and these
+//! tables have none.
 
 mod alarm;
+mod auth;
 mod codec;
 mod image;
 mod membership;
 mod version;
 
 pub use alarm::{Alarm, AlarmKind, Alarms};
+pub use auth::{Access, Auth, AuthRefusal, Permission, PermissionKind, ROOT, User};
 pub use codec::DecodeError;
 pub use membership::{
     MemberRecord, Membership, MembershipEntry, MembershipNode, MembershipOutcome, MembershipRefusal,
 };
 pub use version::{ClusterVersion, Downgrade, VersionError};
+
+use std::sync::Arc;
 
 use types::{ClusterId, LogIndex, Term};
 
@@ -56,6 +59,8 @@ pub struct Tables {
     pub cluster_version: Option<ClusterVersion>,
     /// A downgrade that is under way.
     pub downgrade: Downgrade,
+    /// Users, roles and permissions. Shared with the requests that are being checked against them.
+    pub auth: Arc<Auth>,
 }
 
 impl Tables {

@@ -6,7 +6,6 @@ use super::{
     Kind,
 };
 
-const NO_AUTH: &str = "authentication is not supported yet";
 
 pub(super) const FLAGS: &[Flag] = &[
     Flag::new(Security, "cert-file", Kind::Text, "", "Path to the client server TLS cert file."),
@@ -175,22 +174,19 @@ pub(super) const FLAGS: &[Flag] = &[
         Kind::Text,
         "simple",
         "Specify a v3 authentication token type and its options ('simple' or 'jwt').",
-    )
-    .refused(NO_AUTH),
+    ),
     Flag::new(
         Auth,
         "bcrypt-cost",
         Kind::Uint64,
         "10",
         "Specify the cost / strength of the bcrypt algorithm for hashing auth passwords.",
-    )
-    .refused(NO_AUTH),
+    ),
     Flag::new(
         Auth,
         "auth-token-ttl",
         Kind::Uint64,
         "300",
         "Time (in seconds) of the auth-token-ttl.",
-    )
-    .refused(NO_AUTH),
+    ),
 ];

@@ -188,7 +188,7 @@ fn an_entry_from_a_newer_program_stops_the_member_with_a_reason() {
     let position = LogPosition { term: types::Term(1), index: LogIndex(1) };
     for (payload, reason) in [
         (&[2u8, 0, 0, 0, 0][..], "batch format 2, this program reads format 1"),
-        (&[1, 1, 0, 0, 0, 33][..], "command 33 in a batch of format 1"),
+        (&[1, 1, 0, 0, 0, 99][..], "command 99 in a batch of format 1"),
     ] {
         let payload = AppliedPayload::Batch(bytes::Bytes::copy_from_slice(payload));
         let mut member = Member::new();
