@@ -47,6 +47,8 @@ mod status;
 mod store;
 mod unavailable;
 mod watermark;
+#[cfg(test)]
+mod tests;
 
 pub use handle::{Handle, PeerHash};
 pub use inbound::Inbound;
