@@ -7,6 +7,7 @@
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -63,6 +64,8 @@ pub(crate) struct ServerFacts {
     pub(crate) request_times: RequestTimes,
     /// Whether the common name of a client's certificate is a user's name.
     pub(crate) client_cert_auth: bool,
+    /// Whether the disk is too full for writes that need space.
+    pub(crate) low_space: AtomicBool,
 }
 
 /// The watch hub, which is there once the replica has shown its state.
@@ -226,6 +229,7 @@ async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
             metrics: instruments.metrics.clone(),
             request_times: RequestTimes::new(&instruments.metrics),
             client_cert_auth: config.listen.client_tls.client_cert_auth,
+            low_space: AtomicBool::new(false),
         }),
         authentication: Authentication {
             tokens: Tokens::new(&config.auth.tokens, tokens),
@@ -296,6 +300,9 @@ async fn serve_all(
 
     let published = publish(config, identity, &handle, stop);
     let acceptor = async {
+        if config.gates.enabled("InitialCorruptCheck") {
+            chores::corruption::initial_check(&handle).await?;
+        }
         published.await?;
         let running = tokio::spawn(clients.run(threads.handles(), stop.clone()));
         for url in config.listen.client_urls.iter().chain(&config.listen.client_http_urls) {
@@ -408,6 +415,25 @@ fn start_chores(
         )),
         tokio::spawn(chores::leadership::follow(handle.clone(), metrics.clone(), stop.clone())),
     ];
+    let directories = [Some(context.server.scratch_directory.clone()), config.wal_dir.as_ref().map(PathBuf::from)];
+    chores.push(tokio::spawn(chores::space::watch(
+        handle.clone(),
+        Arc::new(OsDisk),
+        directories.into_iter().flatten().collect(),
+        context.server.clone(),
+        stop.clone(),
+    )));
+    if !config.corruption.periodic.is_zero() {
+        let interval = config.corruption.periodic;
+        let check =
+            chores::corruption::check_periodically(handle.clone(), interval, stop.clone());
+        chores.push(tokio::spawn(check));
+    }
+    if config.gates.enabled("CompactHashCheck") {
+        let interval = config.corruption.compactions;
+        let check = chores::corruption::check_compactions(handle.clone(), interval, stop.clone());
+        chores.push(tokio::spawn(check));
+    }
     if let Some(retention) = config.compaction.retention {
         chores.push(tokio::spawn(chores::compactor::run(handle.clone(), retention, stop.clone())));
     }

@@ -4,4 +4,6 @@
 pub mod attributes;
 pub mod cluster_version;
 pub mod compactor;
+pub mod corruption;
 pub mod leadership;
+pub(crate) mod space;

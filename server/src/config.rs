@@ -26,6 +26,8 @@ pub use compaction::{AutoCompaction, Retention};
 
 /// What gRPC may carry around a request (`server/embed`, `grpcOverheadBytes`).
 pub const GRPC_OVERHEAD_BYTES: usize = 512 * 1024;
+/// grpc-go's least time between pings when etcd sets none.
+const KEEPALIVE_MIN_TIME_UNSET: Duration = Duration::from_secs(300);
 /// The quota when none is given (`server/storage/quota.go`).
 pub const QUOTA_BYTES_DEFAULT: u64 = 2 * 1024 * 1024 * 1024;
 
@@ -48,12 +50,22 @@ pub struct Config {
     pub auth: AuthConfig,
     /// How often a watch that wants it hears of progress.
     pub watch_progress_interval: Duration,
+    pub corruption: CorruptionChecks,
     /// How often the leader looks whether a downgrade is complete; zero for never.
     pub downgrade_check: Duration,
     pub warning_apply: Duration,
     pub warning_unary: Duration,
     /// What to log as warnings once there is a log.
     pub warnings: Vec<String>,
+}
+
+/// How often the leader compares the members' data.
+#[derive(Clone, Copy, Debug)]
+pub struct CorruptionChecks {
+    /// The newest state; zero for never.
+    pub periodic: Duration,
+    /// The state at the last compaction, if feature gate CompactHashCheck is on.
+    pub compactions: Duration,
 }
 
 /// Which engine keeps the values.
@@ -111,6 +123,8 @@ pub struct ListenConfig {
     /// How often the server pings a silent connection; none to never do so.
     pub keepalive_interval: Option<Duration>,
     pub keepalive_timeout: Option<Duration>,
+    /// Clients must not ping more often than this.
+    pub keepalive_min_time: Duration,
     pub reuse_port: bool,
 }
 
@@ -261,6 +275,7 @@ impl Config {
             watch_progress_interval: values
                 .duration("watch-progress-notify-interval")?
                 .unwrap_or(Duration::from_secs(600)),
+            corruption: corruption_of(&values)?,
             downgrade_check: values.duration("downgrade-check-time")?.unwrap_or_default(),
             warning_apply: values.duration("warning-apply-duration")?.unwrap_or_default(),
             warning_unary: values
@@ -277,6 +292,15 @@ impl Config {
         }
         Ok(config)
     }
+}
+
+fn corruption_of(values: &Values<'_>) -> Result<CorruptionChecks, ConfigError> {
+    let periodic = values.duration("corrupt-check-time")?.unwrap_or_default();
+    let compactions = values.duration("compact-hash-check-time")?.unwrap_or_default();
+    if compactions.is_zero() {
+        return refuse("--compact-hash-check-time must be >0 (set to 0s)");
+    }
+    Ok(CorruptionChecks { periodic, compactions })
 }
 
 fn gates_of(raw: &RawConfig) -> Result<FeatureGates, ConfigError> {
@@ -380,6 +404,10 @@ fn listen_of(values: &Values<'_>) -> Result<ListenConfig, ConfigError> {
         streams_max: parse_uint32(&values.text("max-concurrent-streams")).map_err(value_error)?,
         keepalive_interval: values.duration("grpc-keepalive-interval")?,
         keepalive_timeout: values.duration("grpc-keepalive-timeout")?,
+        // Without the flag's rule grpc-go has one of its own.
+        keepalive_min_time: values
+            .duration("grpc-keepalive-min-time")?
+            .unwrap_or(KEEPALIVE_MIN_TIME_UNSET),
         reuse_port: values.boolean("socket-reuse-port")?,
     })
 }

@@ -25,18 +25,13 @@ const fn gate_no_effect(name: &'static str, beta: bool, why: &'static str) -> Ga
 }
 
 const GATES: [Gate; 9] = [
-    gate_refused("CompactHashCheck", "comparing the members' hashes is not supported yet"),
+    gate("CompactHashCheck", false),
     gate_no_effect(
         "FastLeaseKeepAlive",
         true,
         "a renewal waits for the leader's quorum and never for this member's applied index",
     ),
-    // kubeadm always asks for it, so refusing it would refuse Kubernetes.
-    gate_no_effect(
-        "InitialCorruptCheck",
-        false,
-        "what is on disk is checked against its digests at every start; the comparison with the other members' hashes is not supported yet",
-    ),
+    gate("InitialCorruptCheck", false),
     gate("LeaseCheckpoint", false),
     gate_no_effect(
         "LeaseCheckpointPersist",
@@ -183,7 +178,8 @@ mod tests {
         gates.set("SetMemberLocalAddr", true).unwrap();
         assert!(gates.check().unwrap_err().contains("not supported yet"));
         let mut gates = FeatureGates::default();
-        gates.set("InitialCorruptCheck", true).unwrap();
+        gates.set("LeaseCheckpoint", true).unwrap();
+        gates.set("LeaseCheckpointPersist", true).unwrap();
         assert_eq!(gates.check().unwrap().len(), 1);
     }
 }

@@ -14,15 +14,14 @@
 //! because unix sockets need it anyway.
 //!
 //! Invariants: connections and handshakes are bounded and timed; after the drain began no new
-//! connection is accepted and clients are told by GOAWAY (HTTP/1: `connection: close`).
-//!
-//! Deliberately absent: the enforcement of a least time between a client's pings
-//! (`--grpc-keepalive-min-time`): the HTTP/2 library answers pings and does not report them.
+//! connection is accepted and clients are told by GOAWAY (HTTP/1: `connection: close`); a client
+//! that pings too often is told to calm down and dropped.
 
 mod accept;
 mod coalesce;
 mod connection;
 mod dispatch;
+mod ping_police;
 mod threads;
 
 pub use accept::{BindError, Endpoint, ListenOptions, Listeners};

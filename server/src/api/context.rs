@@ -1,6 +1,7 @@
 //! What every handler needs, and the checks that services share.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use machine::{AuthRefusal, Caller, CommandKind, Outcome, Proposal, Refusal};
@@ -113,8 +114,22 @@ impl ApiContext {
 
     /// Whether `cost` more bytes fit; if not, the NOSPACE alarm is raised for this member.
     pub(crate) async fn check_quota(&self, cost: u64) -> Result<(), Status> {
+        if cost == 0 {
+            return Ok(());
+        }
+        if self.server.low_space.load(Ordering::Relaxed) {
+            return Err(ApiError::NoSpace.into());
+        }
+        // Apply refuses it for certain; here it is kept out of the log of a member without space.
+        // What this member knows may be old, so it is looked at again after a round with the leader.
+        if self.no_space_alarm() {
+            self.linearize().await?;
+            if self.no_space_alarm() {
+                return Err(ApiError::NoSpace.into());
+            }
+        }
         let Some(quota) = self.limits.quota_bytes else { return Ok(()) };
-        if cost == 0 || self.handle.views().mvcc.store_size().total + cost < quota {
+        if self.handle.views().mvcc.store_size().total + cost < quota {
             return Ok(());
         }
         // The refusal stands whether or not the alarm could be raised; the next write tries again.
@@ -122,6 +137,10 @@ impl ApiContext {
             tracing::warn!(%error, "the NOSPACE alarm could not be raised");
         }
         Err(ApiError::NoSpace.into())
+    }
+
+    fn no_space_alarm(&self) -> bool {
+        !self.handle.views().alarms(machine::AlarmKind::NO_SPACE).is_empty()
     }
 
     async fn raise_no_space(&self) -> Result<(), Status> {

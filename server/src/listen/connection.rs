@@ -2,12 +2,14 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::Request;
-use hyper::body::Incoming;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
@@ -21,7 +23,8 @@ use crate::config::ListenConfig;
 use crate::tls::{PeerIdentity, ServerTls};
 
 use super::coalesce::Coalescing;
-use super::dispatch::AnswerFuture;
+use super::dispatch::{AnswerBody, AnswerFuture};
+use super::ping_police::{CallUnderWay, Calls, PingPolice};
 use super::{Purpose, Services};
 
 /// How long a TLS handshake may take; etcd has the same limit (`transport/listener_tls.go`).
@@ -43,6 +46,8 @@ pub struct ConnectionSettings {
     pub streams_max: u32,
     pub keepalive_interval: Option<Duration>,
     pub keepalive_timeout: Option<Duration>,
+    /// Clients must not ping more often than this.
+    pub keepalive_min_time: Duration,
 }
 
 impl ConnectionSettings {
@@ -52,6 +57,7 @@ impl ConnectionSettings {
             streams_max: config.streams_max,
             keepalive_interval: config.keepalive_interval,
             keepalive_timeout: config.keepalive_timeout,
+            keepalive_min_time: config.keepalive_min_time,
         }
     }
 }
@@ -148,8 +154,12 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let builder = builder(settings);
-    let service = ConnectionService { services, info };
-    let connection = builder.serve_connection(TokioIo::new(Coalescing::new(stream)), service);
+    let calls = Arc::new(Calls::default());
+    // Members ping each other by rules of their own.
+    let min_time = (info.purpose == Purpose::Client).then_some(settings.keepalive_min_time);
+    let stream = PingPolice::new(Coalescing::new(stream), min_time, calls.clone());
+    let service = ConnectionService { services, info, calls };
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         biased;
@@ -185,15 +195,72 @@ fn builder(settings: &ConnectionSettings) -> Builder<TokioExecutor> {
 struct ConnectionService {
     services: Services,
     info: ConnectionInfo,
+    calls: Arc<Calls>,
 }
 
 impl Service<Request<Incoming>> for ConnectionService {
-    type Response = http::Response<super::dispatch::AnswerBody>;
+    type Response = http::Response<TrackedBody>;
     type Error = std::convert::Infallible;
-    type Future = AnswerFuture;
+    type Future = TrackedAnswer;
 
-    fn call(&self, mut request: Request<Incoming>) -> AnswerFuture {
+    fn call(&self, mut request: Request<Incoming>) -> TrackedAnswer {
         request.extensions_mut().insert(self.info.clone());
-        self.services.call(request)
+        let call = CallUnderWay::begin(&self.calls);
+        TrackedAnswer { answer: self.services.call(request), call: Some(call) }
+    }
+}
+
+/// An answer whose call counts as under way until its body is at its end.
+struct TrackedAnswer {
+    answer: AnswerFuture,
+    call: Option<CallUnderWay>,
+}
+
+impl Future for TrackedAnswer {
+    type Output = Result<http::Response<TrackedBody>, std::convert::Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        Pin::new(&mut this.answer).poll(cx).map(|answer| {
+            let call = this.call.take();
+            answer.map(|response| {
+                if let Some(call) = &call {
+                    call.sent();
+                }
+                response.map(|body| TrackedBody { body, call })
+            })
+        })
+    }
+}
+
+struct TrackedBody {
+    body: AnswerBody,
+    call: Option<CallUnderWay>,
+}
+
+impl Body for TrackedBody {
+    type Data = Bytes;
+    type Error = tonic::Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
+        let this = self.get_mut();
+        let frame = Pin::new(&mut this.body).poll_frame(cx);
+        match (&frame, &this.call) {
+            (Poll::Ready(Some(_)), Some(call)) => call.sent(),
+            (Poll::Ready(None), _) => this.call = None,
+            _ => {}
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

@@ -65,7 +65,12 @@ fn services() -> ServiceSet {
 }
 
 fn settings() -> ConnectionSettings {
-    ConnectionSettings { streams_max: 100, keepalive_interval: None, keepalive_timeout: None }
+    ConnectionSettings {
+        streams_max: 100,
+        keepalive_interval: None,
+        keepalive_timeout: None,
+        keepalive_min_time: Duration::from_secs(5),
+    }
 }
 
 struct Server {

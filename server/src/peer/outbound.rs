@@ -304,6 +304,14 @@ impl Peers for Outbound {
         call!(self, member, to, version, request)
     }
 
+    fn hash_kv(
+        &self,
+        to: Peer,
+        request: peerpb::HashKvRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::HashKvResponse>> {
+        call!(self, member, to, hash_kv, request)
+    }
+
     fn lease_time_to_live(
         &self,
         to: Peer,

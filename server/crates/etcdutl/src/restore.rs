@@ -18,9 +18,10 @@
 //! Invariant: whatever goes wrong, also power, `member/` is absent or whole. An error removes what
 //! was built; the remains of a crash are removed by the next restore into the same directory.
 //!
-//! Two things differ from Go's etcdutl, knowingly. With `--bump-revision` Go adds a row without key at
-//! the new revision, which no client can read but which HashKV covers; here the revision is part of
-//! the positions and there is no such row. And a snapshot of a cluster with authentication is refused
+//! With `--bump-revision` a row without key or value is added at the new revision, as Go does it: no
+//! client can read it, but HashKV covers it.
+//!
+//! One thing differs from Go's etcdutl, knowingly: a snapshot of a cluster with authentication is refused
 //! unless [`Restore::drop_auth`] says that its users may go: the server does not have them yet, and an
 //! open cluster must never come of a guarded one by surprise.
 
@@ -38,7 +39,8 @@ use machine::{
     MembershipEntry, MembershipNode, Tables,
 };
 use mvcc::StoreMeta;
-use revlog::{RevLog, RevLogOptions, RevStore, RevStoreError};
+use bytes::Bytes;
+use revlog::{Record, RevLog, RevLogOptions, RevStore, RevStoreError};
 use serde::Deserialize;
 use server::config::{ConfigError, InitialCluster};
 use server::ids::{Founding, FoundingMember};
@@ -163,6 +165,11 @@ pub fn restore(disk: &Arc<dyn Disk>, order: &Restore) -> Result<Restored, Restor
     let records: Arc<dyn RevStore> = Arc::new(records);
     let newest = source.fill(&*records)?;
     let meta = source.positions(newest, order.bump_revision)?;
+    if order.bump_revision > 0 {
+        let revision = RecordRevision::first_of(meta.compact_revision);
+        let key_value = Bytes::new();
+        records.append(&[Record { revision, tombstone: false, key_value }])?;
+    }
     let tables = source.tables(&founding)?;
     let leases = source.leases()?;
     let machine = Machine::import(Arc::clone(&records), meta, leases, tables)

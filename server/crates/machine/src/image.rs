@@ -40,10 +40,16 @@ pub enum WriteError {
     Store(#[from] RevStoreError),
 }
 
+/// Who writes an image wants to tell a full disk from a broken one.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 impl From<WriteError> for io::Error {
     fn from(error: WriteError) -> Self {
         match error {
             WriteError::Io(error) => error,
+            WriteError::Store(RevStoreError::Io { source, .. }) if is_full(&source) => source,
             other => io::Error::other(other),
         }
     }

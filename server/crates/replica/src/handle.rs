@@ -62,8 +62,22 @@ pub(crate) struct Shared {
     pub(crate) changing: Mutex<()>,
     pub(crate) rules: Rules,
     pub(crate) events: Arc<dyn EventSink>,
+    pub(crate) log: Arc<crate::log_store::Shared>,
     /// The last compaction whose dead versions have left the index; for metrics.
     pub(crate) swept: AtomicI64,
+}
+
+/// What another member answers to the question for its hash.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PeerHash {
+    /// Its hash.
+    Hash(peerpb::HashedKv),
+    /// It has compacted the revision.
+    Compacted,
+    /// It has not come to the revision yet.
+    FutureRevision,
+    /// It could not be asked.
+    NoAnswer(String),
 }
 
 /// A cheap copy of the way into a replica, for one thread.
@@ -201,6 +215,34 @@ impl Handle {
         futures_util::future::join_all(questions).await.into_iter().flatten().collect()
     }
 
+    /// The hash of every other member's data at a revision.
+    pub async fn hash_of_others(&self, revision: i64) -> Vec<(MemberId, PeerHash)> {
+        use peerpb::hash_kv_response::Result as Wire;
+        let others: Vec<MemberId> = {
+            let status = self.shared.status.borrow();
+            status.nodes.keys().copied().filter(|id| *id != self.shared.me).collect()
+        };
+        let questions = others.into_iter().map(|id| async move {
+            let no_answer = |error: &dyn std::fmt::Display| PeerHash::NoAnswer(error.to_string());
+            let Some(peer) = self.shared.peer(id) else { return (id, no_answer(&"removed")) };
+            let envelope = self.shared.sender.envelope(id);
+            let request = peerpb::HashKvRequest { envelope, revision };
+            let call = self.shared.sender.peers.hash_kv(peer, request);
+            let answer = match timeout(self.shared.rules.request_timeout, call).await {
+                Ok(Ok(response)) => match response.result {
+                    Some(Wire::Hash(hash)) => PeerHash::Hash(hash),
+                    Some(Wire::Compacted(_)) => PeerHash::Compacted,
+                    Some(Wire::FutureRevision(_)) => PeerHash::FutureRevision,
+                    None => no_answer(&"an answer without a result"),
+                },
+                Ok(Err(error)) => no_answer(&error),
+                Err(error) => no_answer(&error),
+            };
+            (id, answer)
+        });
+        futures_util::future::join_all(questions).await
+    }
+
     /// Asks the leader how long leases have to live.
     ///
     /// # Errors
@@ -225,6 +267,12 @@ impl Handle {
     /// Follows the status; the applied index in it lags, see [`Handle::status`].
     pub fn watch_status(&self) -> watch::Receiver<Status> {
         self.shared.status.clone()
+    }
+
+    /// Whether the disk had no room for the log's next segment: what needs space should be refused
+    /// while deletions still fit.
+    pub fn log_is_in_reserve(&self) -> bool {
+        self.shared.log.is_in_reserve()
     }
 
     /// Requests that were proposed here and are not applied yet.

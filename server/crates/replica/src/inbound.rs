@@ -186,7 +186,14 @@ impl Inbound {
         let _receiving = self.shared.receiving.lock().await;
         let file = self.shared.store.incoming_file();
         let began = tokio::time::Instant::now();
-        snapshot::receive(&self.shared.disk, file.path(), &mut chunks).await.map_err(stopped)?;
+        let received = snapshot::receive(&self.shared.disk, file.path(), &mut chunks);
+        let bytes = received.await.map_err(stopped)?;
+        // Installing it cannot be taken back half way, so the space must be there before.
+        let free = self.shared.disk.available_space(file.path()).map_err(stopped)?;
+        if free < bytes {
+            let wanted = bytes - free;
+            return Err(stopped(format!("{wanted} more bytes of disk are needed to install it")));
+        }
         self.shared.events.observe(Observation::SnapshotReceived(began.elapsed()));
         let received =
             snapshot::Snapshot { meta, snapshot: snapshot::SnapshotData::Received(file) };

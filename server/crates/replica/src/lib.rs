@@ -47,11 +47,13 @@ mod status;
 mod store;
 mod unavailable;
 mod watermark;
+#[cfg(test)]
+mod tests;
 
-pub use handle::Handle;
+pub use handle::{Handle, PeerHash};
 pub use inbound::Inbound;
 pub use initial_state::{initial_records_directory, write_initial_state};
-pub use limits::Rules;
+pub use limits::{Rules, SPACE_RESERVE_BYTES};
 pub use log_writer::LogWriterPlacement;
 pub use membership::{MembershipChange, MembershipRefusal};
 pub use metrics::LogMetrics;

@@ -36,5 +36,13 @@ pub(crate) const APPLY_LAG_MAX: u64 = 5000;
 /// Keys whose dead versions one step of the background half of a compaction drops.
 pub(crate) const SWEEP_KEYS: usize = 4096;
 
+/// Bytes of the disk that are kept for deletions, compactions and the images which free what those
+/// let go. Writes that need space are refused before it is touched (the edge asks for it), and the
+/// log makes no segment ahead of time out of it.
+pub const SPACE_RESERVE_BYTES: u64 = 64 << 20;
+
+/// How long the log and images wait before they try again on a full disk.
+pub(crate) const NO_SPACE_PAUSE: Duration = Duration::from_millis(500);
+
 const _: () = assert!(BATCH_BYTES_MAX < QUEUE_BYTES_MAX);
 const _: () = assert!(BATCH_REQUESTS_MAX < QUEUE_REQUESTS_MAX);

@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use openraft::OptionalSend;
@@ -59,6 +60,7 @@ pub(crate) struct Shared {
     // A std mutex: every critical section is a few pointer moves and none awaits.
     tail: Mutex<Tail>,
     segments: wal::Reader,
+    in_reserve: AtomicBool,
 }
 
 #[derive(Default)]
@@ -94,7 +96,8 @@ impl LogStore {
             flushed: recovered.last.map_or(LogIndex(0), |id| id.index),
             ..Tail::default()
         };
-        Self { shared: Arc::new(Shared { tail: Mutex::new(tail), segments }), queue }
+        let in_reserve = AtomicBool::new(false);
+        Self { shared: Arc::new(Shared { tail: Mutex::new(tail), segments, in_reserve }), queue }
     }
 
     pub(crate) fn shared(&self) -> Arc<Shared> {
@@ -109,6 +112,14 @@ impl LogStore {
 impl Shared {
     fn tail(&self) -> MutexGuard<'_, Tail> {
         self.tail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_in_reserve(&self, in_reserve: bool) {
+        self.in_reserve.store(in_reserve, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_in_reserve(&self) -> bool {
+        self.in_reserve.load(Ordering::Relaxed)
     }
 
     /// The log writer has made entries up to `index` durable.

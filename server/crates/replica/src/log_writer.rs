@@ -21,6 +21,7 @@ use types::LogIndex;
 use wal::Wal;
 
 use crate::codec;
+use crate::limits::NO_SPACE_PAUSE;
 use crate::log_store::{Shared, WriteOperation};
 use crate::metrics::LogMetrics;
 use crate::raft_types::{Entry, TypeConfig, index_of};
@@ -73,7 +74,8 @@ impl LogWriter {
     async fn run(mut self, mut delay: Option<Box<dyn FnMut() -> Duration + Send>>) {
         let mut group = Vec::with_capacity(GROUP_OPERATIONS_MAX);
         while self.next_group(&mut group).await {
-            let written = self.write_group(&mut group);
+            let written = self.write_group(&mut group).await;
+            self.shared.set_in_reserve(self.wal.space() == wal::Space::Reserve);
             // A planted bug (etcd#14370): told before it is durable.
             let written = match written {
                 Ok(completions) if cfg!(feature = "bug-ack-before-fsync") => {
@@ -111,6 +113,7 @@ impl LogWriter {
             // An error here is not lost: the next append meets it.
             left = self.wal.prepare().unwrap_or(false);
         }
+        self.shared.set_in_reserve(self.wal.space() == wal::Space::Reserve);
         let wait = self.operations.recv_many(group, GROUP_OPERATIONS_MAX);
         if let Ok(received) = tokio::time::timeout(IDLE, wait).await {
             return received > 0;
@@ -122,7 +125,7 @@ impl LogWriter {
     }
 
     /// Appends every operation of the group; what it returns must be completed after the flush.
-    fn write_group(
+    async fn write_group(
         &mut self,
         group: &mut Vec<WriteOperation>,
     ) -> Result<Vec<Completion>, (Vec<Completion>, io::Error)> {
@@ -134,22 +137,11 @@ impl LogWriter {
                     completions.extend(completion_of(operation));
                     continue;
                 }
-                (None, WriteOperation::Append { entries, flushed }) => {
-                    let last = entries.last().map(|entry| index_of(&entry.log_id()));
-                    completions.push(Completion::Entries(flushed, last));
-                    self.append(&entries)
+                (None, operation) => {
+                    let written = self.write_when_there_is_space(&operation).await;
+                    completions.extend(completion_of(operation));
+                    written
                 }
-                (None, WriteOperation::Vote { vote, done }) => {
-                    completions.push(Completion::Vote(done));
-                    self.wal.append(&[codec::vote_record(&vote)])
-                }
-                (None, WriteOperation::Committed(id)) => {
-                    self.wal.append(&[codec::committed_record(&id)])
-                }
-                (None, WriteOperation::TruncateAfter(id)) => {
-                    self.wal.truncate_after(id.as_ref().map(codec::wal_log_id))
-                }
-                (None, WriteOperation::Purge(id)) => self.wal.purge(codec::wal_log_id(&id)),
             };
             if let Err(error) = result {
                 failure = Some(io::Error::other(error.to_string()));
@@ -158,6 +150,36 @@ impl LogWriter {
         match failure {
             None => Ok(completions),
             Some(error) => Err((completions, error)),
+        }
+    }
+
+    /// A full disk is waited out: nothing of the operation is in the log, and what comes after it must
+    /// not overtake it. Whoever waits for an answer meanwhile times out.
+    async fn write_when_there_is_space(
+        &mut self,
+        operation: &WriteOperation,
+    ) -> Result<(), wal::WalError> {
+        loop {
+            match self.write(operation) {
+                Err(error @ wal::WalError::NoSpace { .. }) => {
+                    tracing::error!(%error, "the disk is full; the write-ahead log waits for space");
+                    self.shared.set_in_reserve(true);
+                    tokio::time::sleep(NO_SPACE_PAUSE).await;
+                }
+                written => return written,
+            }
+        }
+    }
+
+    fn write(&mut self, operation: &WriteOperation) -> Result<(), wal::WalError> {
+        match operation {
+            WriteOperation::Append { entries, .. } => self.append(entries),
+            WriteOperation::Vote { vote, .. } => self.wal.append(&[codec::vote_record(vote)]),
+            WriteOperation::Committed(id) => self.wal.append(&[codec::committed_record(id)]),
+            WriteOperation::TruncateAfter(id) => {
+                self.wal.truncate_after(id.as_ref().map(codec::wal_log_id))
+            }
+            WriteOperation::Purge(id) => self.wal.purge(codec::wal_log_id(id)),
         }
     }
 
@@ -211,7 +233,10 @@ impl LogWriter {
 
 fn completion_of(operation: WriteOperation) -> Option<Completion> {
     match operation {
-        WriteOperation::Append { flushed, .. } => Some(Completion::Entries(flushed, None)),
+        WriteOperation::Append { entries, flushed } => {
+            let last = entries.last().map(|entry| index_of(&entry.log_id()));
+            Some(Completion::Entries(flushed, last))
+        }
         WriteOperation::Vote { done, .. } => Some(Completion::Vote(done)),
         WriteOperation::Committed(_)
         | WriteOperation::TruncateAfter(_)

@@ -104,6 +104,13 @@ pub trait Peers: Send + Sync + 'static {
         request: peerpb::VersionRequest,
     ) -> BoxFuture<'static, PeerResult<peerpb::VersionResponse>>;
 
+    /// Asks a member for the hash of its data at a revision.
+    fn hash_kv(
+        &self,
+        to: Peer,
+        request: peerpb::HashKvRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::HashKvResponse>>;
+
     /// Asks the leader how long leases have to live.
     fn lease_time_to_live(
         &self,

@@ -157,11 +157,12 @@ fn report(written: io::Result<()>) {
 ///
 /// # Errors
 /// When the stream ends early, is malformed or does not match its digest; the file is removed then.
+/// The answer is the file's length.
 pub(crate) async fn receive(
     disk: &Arc<dyn Disk>,
     path: &Path,
     chunks: &mut (impl futures_util::Stream<Item = peerpb::SnapshotChunk> + Unpin),
-) -> io::Result<()> {
+) -> io::Result<u64> {
     let result = receive_into(disk, path, chunks).await;
     if result.is_err() && disk.exists(path)? {
         disk.remove_file(path)?;
@@ -173,7 +174,7 @@ async fn receive_into(
     disk: &Arc<dyn Disk>,
     path: &Path,
     chunks: &mut (impl futures_util::Stream<Item = peerpb::SnapshotChunk> + Unpin),
-) -> io::Result<()> {
+) -> io::Result<u64> {
     if disk.exists(path)? {
         disk.remove_file(path)?;
     }
@@ -191,7 +192,8 @@ async fn receive_into(
                 if trailer.digest.as_ref() != digest.finalize().as_slice() {
                     return Err(io::Error::other("the snapshot does not match its digest"));
                 }
-                return file.sync_data();
+                file.sync_data()?;
+                return Ok(offset);
             }
             Some(Part::Header(_) | Part::File(_)) | None => {
                 return Err(io::Error::other("an unexpected part in the snapshot stream"));

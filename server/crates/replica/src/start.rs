@@ -23,7 +23,7 @@ use crate::forced;
 use crate::handle::{Handle, Shared};
 use crate::images::Images;
 use crate::inbound::Inbound;
-use crate::limits::Rules;
+use crate::limits::{Rules, SPACE_RESERVE_BYTES};
 use crate::log_store::{LogStore, WRITE_QUEUE_LENGTH};
 use crate::log_writer::{LogWriter, LogWriterPlacement, WriterThread};
 use crate::metrics::LogMetrics;
@@ -160,8 +160,9 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
     disk.set_private(&parts.directory).map_err(StartError::Directory)?;
     let lock = disk.lock(&parts.directory).map_err(StartError::Directory)?;
     let identity = wal::Identity { cluster_id: parts.cluster, member_id: parts.member };
+    let options = wal::Options { space_kept: SPACE_RESERVE_BYTES, ..wal::Options::default() };
     let (mut wal, mut recovered) =
-        wal::Wal::open(disk.clone(), &parts.wal_directory, identity, wal::Options::default())?;
+        wal::Wal::open(disk.clone(), &parts.wal_directory, identity, options)?;
     let loaded = load_store(&parts)?;
     check_gap(&recovered, &loaded)?;
     if parts.force_new_cluster {
@@ -201,7 +202,8 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
         events: parts.events.clone(),
     };
     let config = raft_config(parts.timing, parts.images)?;
-    let networks = Networks { sender: sender.clone(), log: log.shared() };
+    let log_shared = log.shared();
+    let networks = Networks { sender: sender.clone(), log: log_shared.clone() };
     let raft = Raft::new(parts.member.0, config, networks, log, machine)
         .await
         .map_err(|fatal| StartError::Raft(fatal.to_string()))?;
@@ -237,6 +239,7 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
         changing: tokio::sync::Mutex::default(),
         rules: parts.rules,
         events: parts.events.clone(),
+        log: log_shared,
         swept: AtomicI64::new(-1),
     });
     spawn_loops(&shared, parts.images, parts.timing);

@@ -19,6 +19,7 @@ use types::{LogIndex, MemberId, Term};
 
 use crate::codec;
 use crate::completion::Mailboxes;
+use crate::limits::NO_SPACE_PAUSE;
 use crate::observation::Observation;
 use crate::raft_types::{
     Entry, LogId, SnapshotMeta, StoredMembership, TypeConfig, index_of, term_of,
@@ -235,9 +236,21 @@ impl RaftSnapshotBuilder<TypeConfig> for ImageBuilder {
         let Some(image) = self.image.take() else {
             return Err(io::Error::other("an image builder builds once"));
         };
-        let (store, meta) = (self.store.clone(), self.meta.clone());
+        let image = Arc::new(image);
         let began = Instant::now();
-        self.blocking.run(move || store.save(&meta, image)).await?;
+        loop {
+            let (store, meta, image) = (self.store.clone(), self.meta.clone(), image.clone());
+            match self.blocking.run(move || store.save(&meta, &image)).await {
+                Ok(()) => break,
+                // The image before is whole and the log still has everything since: only space is
+                // not freed meanwhile.
+                Err(error) if disk::is_no_space(&error) => {
+                    tracing::error!(%error, "the disk is full; the image waits for space");
+                    tokio::time::sleep(NO_SPACE_PAUSE).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
         self.events.observe(Observation::ImageSaved(began.elapsed()));
         tracing::info!(index = self.meta.last_log_id.map(|id| index_of(&id).0), "saved snapshot");
         Ok(Snapshot { meta: self.meta.clone(), snapshot: SnapshotData::Saved })

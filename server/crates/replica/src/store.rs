@@ -182,8 +182,8 @@ impl Store {
     }
 
     /// Makes an image durable, then frees what it allows to be freed.
-    pub(crate) fn save(&self, meta: &SnapshotMeta, image: ImageJob) -> io::Result<()> {
-        self.write_image(meta, &image)?;
+    pub(crate) fn save(&self, meta: &SnapshotMeta, image: &ImageJob) -> io::Result<()> {
+        self.write_image(meta, image)?;
         image.remove_garbage().map_err(|error| io::Error::other(error.to_string()))?;
         self.images.sweep()
     }
@@ -195,9 +195,7 @@ impl Store {
             codec::stored_membership_message(&meta.last_membership),
         );
         // The job flushes the records first, so that the image never refers to what could be lost.
-        self.images.write(&header, |out| {
-            image.write(out).map_err(|error| io::Error::other(error.to_string()))
-        })?;
+        self.images.write(&header, |out| Ok(image.write(out)?))?;
         self.note_compaction(image.positions().compact_revision);
         self.saved.set(optional_index(meta.last_log_id.as_ref()));
         Ok(())

@@ -12,12 +12,12 @@ use disk::{Disk, SimDisk};
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use machine::{CommandKind, LeaseChange, Outcome, Proposal, Views};
-use proto::etcdserverpb::PutRequest;
+use proto::etcdserverpb::{CompactionRequest, DeleteRangeRequest, PutRequest};
 use proto::peerpb;
 use replica::{
     AppendResponses, Blocking, Bootstrap, EventSink, ImagePolicy, Inbound, LogMetrics,
     LogWriterPlacement, MembershipChange, Node, Parts, Peer, PeerError, PeerResult, Peers, Replica,
-    Rules, Timing,
+    Rules, Timing, Unavailable,
 };
 use types::{ClusterId, MemberId};
 
@@ -102,6 +102,13 @@ impl Peers for Wires {
         _: peerpb::VersionRequest,
     ) -> BoxFuture<'static, PeerResult<peerpb::VersionResponse>> {
         Box::pin(async { Err(PeerError::Refused("no versions here".into())) })
+    }
+    fn hash_kv(
+        &self,
+        _: Peer,
+        _: peerpb::HashKvRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::HashKvResponse>> {
+        Box::pin(async { Err(PeerError::Refused("no hashes here".into())) })
     }
     fn lease_time_to_live(
         &self,
@@ -316,4 +323,80 @@ async fn restored_members_elect_a_leader_and_go_on_from_the_restored_state() {
             replica.shutdown().await;
         }
     }
+}
+
+fn delete(key: &str) -> Proposal {
+    let request =
+        DeleteRangeRequest { key: key.to_owned().into(), ..DeleteRangeRequest::default() };
+    Proposal::new(CommandKind::DeleteRange, &request)
+}
+
+/// Leaves this much of the disk free.
+fn leave_free(disk: &SimDisk, bytes: u64) {
+    disk.set_capacity(Some(u64::MAX / 2));
+    let used = u64::MAX / 2 - disk.available_space(Path::new("member")).unwrap();
+    disk.set_capacity(Some(used + bytes));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_disk_is_told_before_deletions_fail_and_then_waited_out() {
+    let disk = Arc::new(SimDisk::new(1));
+    let wires = Wires::default();
+    let replica = start(1, &disk, &wires, Bootstrap::New([node(1)].into())).await;
+    leader(&[&replica]).await;
+    let value = "x".repeat(64 << 10);
+    let mut written = Vec::new();
+    leave_free(&disk, replica::SPACE_RESERVE_BYTES + (6 << 20));
+    for number in 0.. {
+        if replica.handle().log_is_in_reserve() {
+            break;
+        }
+        assert!(number < 200, "the reserve is not told");
+        let key = format!("key-{number}");
+        replica.handle().propose(put(&key, &value)).await.unwrap();
+        written.push(key);
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+
+    // What frees space works, and images are written.
+    let gone = written.pop().unwrap();
+    let deleted = replica.handle().propose(delete(&gone)).await.unwrap();
+    assert!(matches!(deleted, Outcome::DeleteRange(_)), "{deleted:?}");
+    let revision = replica.handle().views().mvcc.revision().0;
+    let request = CompactionRequest { revision, physical: false };
+    let compacted =
+        replica.handle().propose(Proposal::new(CommandKind::Compaction, &request)).await.unwrap();
+    assert!(matches!(compacted, Outcome::Compaction(_)), "{compacted:?}");
+    replica.handle().save_image().await.unwrap();
+
+    // Whoever writes on nevertheless comes to a stop and not to an end.
+    leave_free(&disk, 0);
+    let mut stopped = false;
+    for number in 0..200 {
+        let key = format!("more-{number}");
+        match replica.handle().propose(put(&key, &value)).await {
+            Ok(_) => written.push(key),
+            Err(Unavailable::Timeout) => {
+                stopped = true;
+                break;
+            }
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    assert!(stopped, "a disk without space took everything");
+    assert_eq!(replica.handle().status().fatal, None);
+    disk.set_capacity(None);
+    replica.handle().propose(put("after", "space")).await.unwrap();
+    written.push("after".to_owned());
+    for key in &written {
+        assert!(get(&replica, key).is_some(), "{key} is lost");
+    }
+    replica.shutdown().await;
+    let replica = start(1, &disk, &wires, Bootstrap::Join).await;
+    leader(&[&replica]).await;
+    replica.handle().read_index().await.unwrap();
+    for key in &written {
+        assert!(get(&replica, key).is_some(), "{key} is lost by the restart");
+    }
+    assert!(get(&replica, &gone).is_none());
 }

@@ -502,6 +502,14 @@ impl Peers for NodePeers {
         Box::pin(async { Err(PeerError::Refused("versions belong to the edge".into())) })
     }
 
+    fn hash_kv(
+        &self,
+        _: Peer,
+        _: peerpb::HashKvRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::HashKvResponse>> {
+        Box::pin(async { Err(PeerError::Refused("the checkers compare states".into())) })
+    }
+
     fn lease_time_to_live(
         &self,
         _: Peer,

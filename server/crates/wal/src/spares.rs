@@ -52,10 +52,17 @@ pub(crate) struct Spares {
     filling: Option<Filling>,
     next_number: u64,
     space: Space,
+    /// Bytes of the disk to leave free.
+    space_kept: u64,
 }
 
 impl Spares {
-    pub(crate) fn new(disk: Arc<dyn Disk>, directory: &Path, next_number: u64) -> Self {
+    pub(crate) fn new(
+        disk: Arc<dyn Disk>,
+        directory: &Path,
+        next_number: u64,
+        space_kept: u64,
+    ) -> Self {
         Self {
             disk,
             directory: directory.to_path_buf(),
@@ -63,6 +70,7 @@ impl Spares {
             filling: None,
             next_number,
             space: Space::Ample,
+            space_kept,
         }
     }
 
@@ -96,6 +104,13 @@ impl Spares {
     pub(crate) fn fill_step(&mut self, length: u64) -> io::Result<()> {
         if !self.ready.is_empty() {
             return Ok(());
+        }
+        if self.filling.is_none() && self.space_kept > 0 {
+            let wanted = length.saturating_add(self.space_kept);
+            if self.disk.available_space(&self.directory)? < wanted {
+                self.space = Space::Reserve;
+                return Ok(());
+            }
         }
         match self.try_fill_step(length) {
             Ok(()) => Ok(()),

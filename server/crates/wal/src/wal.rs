@@ -28,11 +28,14 @@ pub struct Options {
     pub segment_bytes: u64,
     /// How many segments no longer needed are kept for reuse instead of being removed.
     pub spare_segments_max: usize,
+    /// Bytes of the disk that segments made ahead of time leave free. A segment that is needed at once
+    /// may take them.
+    pub space_kept: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { segment_bytes: 64 * 1024 * 1024, spare_segments_max: 3 }
+        Self { segment_bytes: 64 * 1024 * 1024, spare_segments_max: 3, space_kept: 0 }
     }
 }
 
@@ -304,6 +307,11 @@ impl Wal {
     /// The last entry, or the last purged one if there is none after it.
     pub fn last(&self) -> Option<LogId> {
         self.state.last
+    }
+
+    /// How much room the log can count on.
+    pub fn space(&self) -> Space {
+        self.spares.space()
     }
 
     /// The numbers for metrics.

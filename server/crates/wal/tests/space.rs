@@ -3,10 +3,13 @@
 
 mod model;
 
-use disk::{Fault, SimDisk};
+use std::path::Path;
+use std::sync::Arc;
+
+use disk::{Disk, Fault, SimDisk};
 use model::{Chance, Model, entry, log_id, observe, open, step};
-use types::LogIndex;
-use wal::{Discontinuity, Record, RecoverError, Space, WalError};
+use types::{ClusterId, LogIndex, MemberId};
+use wal::{Discontinuity, Identity, Options, Record, RecoverError, Space, Wal, WalError};
 
 #[test]
 fn the_reserve_is_announced_long_before_an_append_fails() {
@@ -238,5 +241,32 @@ fn the_rest_of_a_failed_append_never_follows_its_repeated_beginning() {
         disk.restart();
         let (wal, _) = open(&disk).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
         assert_eq!(wal.last(), Some(log_id(1, 1)), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_segment_made_ahead_of_time_leaves_free_what_the_owner_keeps() {
+    let disk = SimDisk::new(1);
+    let options = Options { space_kept: 40 * 1024, ..model::options() };
+    let identity = Identity { cluster_id: ClusterId(1), member_id: MemberId(2) };
+    let (mut wal, _) =
+        Wal::open(Arc::new(disk.clone()), Path::new("wal"), identity, options).unwrap();
+    disk.set_capacity(Some(60 * 1024));
+    let mut index = 0;
+    let mut append = |wal: &mut Wal| {
+        wal.append(&[Record::Entry(entry(1, index, 200))]).unwrap();
+        wal.sync().unwrap();
+        index += 1;
+        index
+    };
+    while wal.space() == Space::Ample {
+        append(&mut wal);
+    }
+    let free = disk.available_space(Path::new("wal")).unwrap();
+    assert!(free >= 28 * 1024, "only {free} bytes are left at the notice");
+    // The log itself goes on into what was kept.
+    let notice = append(&mut wal);
+    while disk.available_space(Path::new("wal")).unwrap() == free {
+        assert!(append(&mut wal) < notice + 60, "no segment is begun");
     }
 }

@@ -30,8 +30,7 @@ pub(super) const FLAGS: &[Flag] = &[
     Flag::new(Member, "max-txn-ops", Kind::Uint64, "128", "Maximum number of operations permitted in a transaction."),
     Flag::new(Member, "max-request-bytes", Kind::Uint64, "1572864", "Maximum client request size in bytes the server will accept."),
     Flag::new(Member, "max-concurrent-streams", Kind::Uint32, "4294967295", "Maximum concurrent streams that each client can open at a time."),
-    Flag::new(Member, "grpc-keepalive-min-time", Kind::Duration, "5s", "Minimum interval that a client should wait before pinging the server.")
-        .no_effect("pings of clients are answered at any rate; the HTTP/2 layer bounds what a flood can cost"),
+    Flag::new(Member, "grpc-keepalive-min-time", Kind::Duration, "5s", "Minimum interval that a client should wait before pinging the server."),
     Flag::new(Member, "grpc-keepalive-interval", Kind::Duration, "2h", "Frequency of server-to-client pings that check whether a connection is alive (0 to disable)."),
     Flag::new(Member, "grpc-keepalive-timeout", Kind::Duration, "20s", "Additional wait before a non-responsive connection is closed (0 to disable)."),
     Flag::new(Member, "socket-reuse-port", Kind::Bool, "false", "Set SO_REUSEPORT on listeners, which allows binding a port that is already in use."),

@@ -7,7 +7,6 @@ use super::{
 };
 
 const NO_TRACING: &str = "distributed tracing is not supported yet";
-const NO_CORRUPTION_CHECK: &str = "comparing the members' hashes is not supported yet";
 const NO_DEFRAGMENTATION: &str =
     "space is returned while the server runs; there is nothing to defragment";
 
@@ -32,8 +31,8 @@ pub(super) const FLAGS: &[Flag] = &[
     Flag::new(Tracing, "distributed-tracing-service-name", Kind::Text, "etcd", "Distributed tracing service name, must be same across all etcd instances.").refused(NO_TRACING),
     Flag::new(Tracing, "distributed-tracing-instance-id", Kind::Text, "", "Distributed tracing instance ID, must be unique per each etcd instance.").refused(NO_TRACING),
     Flag::new(Tracing, "distributed-tracing-sampling-rate", Kind::Int64, "0", "Number of samples to collect per million spans for distributed tracing.").refused(NO_TRACING),
-    Flag::new(Features, "corrupt-check-time", Kind::Duration, "0s", "Duration of time between cluster corruption check passes.").refused(NO_CORRUPTION_CHECK),
-    Flag::new(Features, "compact-hash-check-time", Kind::Duration, "1m", "Duration of time between leader checks followers compaction hashes.").refused(NO_CORRUPTION_CHECK),
+    Flag::new(Features, "corrupt-check-time", Kind::Duration, "0s", "Duration of time between cluster corruption check passes."),
+    Flag::new(Features, "compact-hash-check-time", Kind::Duration, "1m", "Duration of time between leader checks followers compaction hashes."),
     Flag::new(Features, "compaction-batch-limit", Kind::Int64, "0", "Sets the maximum revisions deleted in each compaction batch (0 means 1000).")
         .no_effect("compaction moves a watermark; what it frees is dropped in the background in small steps"),
     Flag::new(Features, "compaction-sleep-interval", Kind::Duration, "0s", "Sets the sleep interval between each compaction batch (0 means 10ms).")

@@ -11,8 +11,6 @@ const APPEND_BYTES: usize = 4 << 20;
 
 impl Source {
     /// Copies the rows and answers the place of the newest.
-    ///
-    /// The row without a key that Go's `--bump-revision` leaves counts as a place only.
     pub(super) fn fill(
         &self,
         records: &dyn RevStore,
@@ -23,9 +21,6 @@ impl Source {
             let row = row.map_err(self.content())?;
             self.check(&row, newest)?;
             newest = Some(row.revision);
-            if row.key_value.is_empty() && !row.tombstone {
-                continue;
-            }
             bytes += row.key_value.len();
             group.push(Record {
                 revision: row.revision,

@@ -38,6 +38,7 @@ unreachable_peers! {
     change_membership(peerpb::ChangeMembershipRequest) -> peerpb::ChangeMembershipResponse;
     lease_keep_alive(peerpb::LeaseKeepAliveRequest) -> peerpb::LeaseKeepAliveResponse;
     version(peerpb::VersionRequest) -> peerpb::VersionResponse;
+    hash_kv(peerpb::HashKvRequest) -> peerpb::HashKvResponse;
     lease_time_to_live(peerpb::LeaseTimeToLiveRequest) -> peerpb::LeaseTimeToLiveResponse;
 }
 

@@ -1,0 +1,106 @@
+//! A real disk that fills up: the server refuses what needs space, goes on serving everything else,
+//! and comes back when deletions and a compaction have made room.
+//!
+//! The disk is a small file system in memory that only the server's own mount namespace has.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails, also in its helpers")]
+
+mod calls;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use calls::{call, compact, put, read_all, status, until};
+use e2e::processes::{Cluster, Member, ServerOptions};
+use proto::etcdserverpb::alarm_request::AlarmAction;
+use proto::etcdserverpb::{
+    AlarmRequest, AlarmResponse, AlarmType, DeleteRangeRequest, DeleteRangeResponse,
+};
+
+const DISK_MEGABYTES: u32 = 160;
+
+/// A program that runs the server with its data directory on a disk of its own.
+fn on_small_disk(server: &Path, directory: &Path) -> PathBuf {
+    let user = match rustix::process::geteuid().is_root() {
+        true => "",
+        false => "--user --map-root-user",
+    };
+    let script = format!(
+        r#"#!/bin/sh
+for argument in "$@"; do
+    case "$argument" in --data-dir=*) DIRECTORY="${{argument#--data-dir=}}" ;; esac
+done
+mkdir -p "$DIRECTORY"
+export DIRECTORY
+exec unshare {user} --mount --propagation private sh -c '
+    mount -t tmpfs -o size={DISK_MEGABYTES}m tmpfs "$DIRECTORY" && exec "$0" "$@"
+' {server} "$@"
+"#,
+        server = server.display()
+    );
+    let program = directory.join("etcd-on-a-small-disk");
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    program
+}
+
+fn alarm(member: &Member, action: AlarmAction) -> AlarmResponse {
+    let request = AlarmRequest {
+        action: action as i32,
+        member_id: 0,
+        alarm: AlarmType::Nospace as i32,
+    };
+    call(member, "/etcdserverpb.Maintenance/Alarm", &request).unwrap()
+}
+
+#[test]
+fn a_full_disk_refuses_puts_and_nothing_else_until_there_is_room_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = e2e::peers::our_binary("server", "etcd").unwrap();
+    let flags = ["--snapshot-count=10", "--snapshot-catchup-entries=10"];
+    let options = ServerOptions {
+        flags: flags.map(str::to_owned).to_vec(),
+        ..ServerOptions::one(&on_small_disk(&server, directory.path()))
+    };
+    let cluster = Cluster::start(&options).unwrap();
+    let member = &cluster.members()[0];
+    let value = vec![b'x'; 512 << 10];
+    let mut written = Vec::new();
+    let refusal = loop {
+        let key = format!("key-{:04}", written.len());
+        match put(member, &key, &value) {
+            Ok(_) => written.push(key),
+            Err(error) => break format!("{error:#}"),
+        }
+        assert!(written.len() < 2 * DISK_MEGABYTES as usize, "the disk never fills");
+    };
+    assert!(refusal.contains("grpc-status Some(8)"), "not ResourceExhausted: {refusal}");
+    let id = status(member).unwrap().header.unwrap().member_id;
+    until("the alarm is raised", || {
+        alarm(member, AlarmAction::Get).alarms.iter().any(|alarm| alarm.member_id == id)
+    });
+    assert!(put(member, "another", &value).is_err());
+    let keys = |member| -> Vec<String> {
+        read_all(member).unwrap().into_iter().map(|(key, _)| key).collect()
+    };
+    assert_eq!(keys(member), written, "reads go on");
+
+    let request = DeleteRangeRequest {
+        key: "key-".into(),
+        range_end: "key.".into(),
+        ..DeleteRangeRequest::default()
+    };
+    let gone: DeleteRangeResponse =
+        call(member, "/etcdserverpb.KV/DeleteRange", &request).unwrap();
+    assert_eq!(gone.deleted as usize, written.len());
+    let revision = status(member).unwrap().header.unwrap().revision;
+    compact(member, revision).unwrap();
+    until("there is room again", || {
+        alarm(member, AlarmAction::Deactivate);
+        put(member, "after", b"value").is_ok()
+    });
+    assert_eq!(keys(member), ["after"]);
+    assert_eq!(member.log().matches("starting an etcd server").count(), 1, "it was never restarted");
+    assert!(!member.log().contains("the disk is full"), "the reserve was used up: {}", member.log());
+}

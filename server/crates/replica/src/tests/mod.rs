@@ -1,0 +1,118 @@
+//! openraft's own suite for log stores and state machines, on ours.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use disk::{Disk, SimDisk};
+use futures_util::{Stream, StreamExt};
+use openraft::OptionalSend;
+use openraft::entry::RaftEntry;
+use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use openraft::testing::log::{StoreBuilder, Suite};
+use tokio::sync::mpsc;
+use types::{ClusterId, MemberId};
+
+use crate::log_store::{LogStore, WRITE_QUEUE_LENGTH};
+use crate::log_writer::{LogWriter, LogWriterPlacement};
+use crate::metrics::LogMetrics;
+use crate::raft_types::{
+    CommittedLeaderId, LogId, Node, SnapshotMeta, StoredMembership, TypeConfig,
+};
+
+type Snapshot = openraft::storage::Snapshot<CommittedLeaderId, u64, Node, ()>;
+type StorageError = openraft::StorageError<TypeConfig>;
+
+/// A state machine that knows where it stands and nothing else. The suite applies entries with gaps
+/// between them, which ours refuses as a broken log.
+#[derive(Clone, Default)]
+struct Place {
+    applied: Option<LogId>,
+    membership: StoredMembership,
+    built: bool,
+}
+
+impl Place {
+    fn snapshot(&self) -> Snapshot {
+        let meta = SnapshotMeta {
+            last_log_id: self.applied,
+            last_membership: self.membership.clone(),
+        };
+        Snapshot { meta, snapshot: () }
+    }
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for Place {
+    type SnapshotData = ();
+
+    async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
+        Ok(self.snapshot())
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for Place {
+    type SnapshotData = ();
+    type SnapshotBuilder = Place;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        Ok((self.applied, self.membership.clone()))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
+    {
+        while let Some(item) = entries.next().await {
+            let (entry, responder) = item?;
+            self.applied = Some(entry.log_id());
+            if let Some(membership) = entry.get_membership() {
+                self.membership = StoredMembership::new(self.applied, membership);
+            }
+            if let Some(responder) = responder {
+                responder.send(());
+            }
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Place {
+        self.built = true;
+        self.clone()
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, (): ()) -> Result<(), io::Error> {
+        self.applied = meta.last_log_id;
+        self.membership = meta.last_membership.clone();
+        self.built = true;
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
+        Ok(self.built.then(|| self.snapshot()))
+    }
+}
+
+/// A new, empty log on a simulated disk, with its writer.
+struct EmptyLogs;
+
+impl StoreBuilder<TypeConfig, LogStore, Place> for EmptyLogs {
+    async fn build(&self) -> Result<((), LogStore, Place), StorageError> {
+        let disk: Arc<dyn Disk> = Arc::new(SimDisk::new(1));
+        let identity = wal::Identity { cluster_id: ClusterId(7), member_id: MemberId(1) };
+        let (wal, recovered) =
+            wal::Wal::open(disk, Path::new("wal"), identity, wal::Options::default()).unwrap();
+        let (operations, waiting) = mpsc::channel(WRITE_QUEUE_LENGTH);
+        let log = LogStore::new(&recovered, wal.reader(), operations);
+        let metrics = LogMetrics::register(&prometheus::Registry::new()).unwrap();
+        let writer = LogWriter { wal, shared: log.shared(), operations: waiting, metrics };
+        let flush = Box::new(|| Duration::from_micros(30));
+        writer.start(LogWriterPlacement::Task(flush)).unwrap();
+        Ok(((), log, Place::default()))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_log_store_passes_the_suite_of_openraft() {
+    Suite::test_all(EmptyLogs).await.unwrap();
+}
