@@ -38,10 +38,8 @@ impl LeaseSession {
         let ttl = match ttl {
             1.. => ttl,
             _ => {
-                let current = DEFAULT_TTL.to_string();
-                let fields = [("current-session-ttl", current.as_str())];
                 let message = "WithTTL(): TTL should be > 0, preserving current TTL";
-                log::line("warn", message, &fields);
+                log::warn_about(message, "current-session-ttl", DEFAULT_TTL);
                 DEFAULT_TTL
             }
         };

@@ -16,6 +16,8 @@ pub(crate) enum Kind {
     /// Separated by commas; every use adds to the list.
     List,
     Integer,
+    /// An integer that is not negative.
+    Unsigned,
     Duration,
 }
 
@@ -59,6 +61,7 @@ impl Flag {
         match self.kind {
             Kind::Bool => go::parse_bool(value).map(drop),
             Kind::Integer => go::parse_int(value, 0).map(drop),
+            Kind::Unsigned => go::parse_unsigned(value).map(drop),
             Kind::Duration => go::parse_duration(value).map(drop),
             Kind::Text | Kind::List => Ok(()),
         }

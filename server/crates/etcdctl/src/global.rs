@@ -185,7 +185,7 @@ fn show_settings(matches: &Matches, inherited: &[Flag]) {
             Kind::List => format!("[{}]", matches.text(flag.name)),
             Kind::Duration => go::duration(matches.duration(flag.name)),
             Kind::Bool => matches.is_true(flag.name).to_string(),
-            Kind::Integer => matches.integer(flag.name).to_string(),
+            Kind::Integer | Kind::Unsigned => matches.integer(flag.name).to_string(),
             Kind::Text => matches.text(flag.name).to_owned(),
         };
         let _ = writeln!(std::io::stderr(), "{}={value}", variable(flag.name));

@@ -124,6 +124,11 @@ pub(crate) fn parse_int(text: &str, radix: u32) -> Result<i64, String> {
     value.ok_or_else(|| fail("value out of range"))
 }
 
+/// `strconv.ParseUint(text, 0, 64)`.
+pub(crate) fn parse_unsigned(text: &str) -> Result<u64, String> {
+    magnitude(text, 0).map_err(|reason| number_error("ParseUint", text, reason))
+}
+
 /// `strconv.ParseUint(text, 16, 64)`.
 pub(crate) fn parse_hex(text: &str) -> Result<u64, String> {
     magnitude(text, 16).map_err(|reason| number_error("ParseUint", text, reason))

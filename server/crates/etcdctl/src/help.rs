@@ -32,7 +32,9 @@ pub(crate) fn usage(found: &Found<'_>) -> String {
     let mut text = String::from("Usage:");
     if command.run.is_some() {
         let space = if command.usage.is_empty() { "" } else { " " };
-        text.push_str(&format!("\n  {name}{space}{} [flags]", command.usage));
+        // What has to be one of a few words is shown as nothing but these.
+        let flags = if command.check.is_some() { "" } else { " [flags]" };
+        text.push_str(&format!("\n  {name}{space}{}{flags}", command.usage));
     }
     let parent = !command.children.is_empty();
     if parent {
@@ -104,6 +106,7 @@ pub(crate) fn flag_list(flags: &[Flag], help: Option<&str>) -> String {
             Kind::Text => " string",
             Kind::List => " strings",
             Kind::Integer => " int",
+            Kind::Unsigned => " uint",
             Kind::Duration => " duration",
         };
         format!("  {short}--{}{kind}", flag.name)

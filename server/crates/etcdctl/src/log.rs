@@ -15,14 +15,26 @@ use crate::output::json;
 
 /// Writes one line.
 pub(crate) fn line(level: &str, message: &str, fields: &[(&str, &str)]) {
-    let mut line = json::Object::new();
-    line.string("level", level);
-    line.string("ts", &timestamp());
-    line.string("msg", message);
+    let mut line = begin(level, message);
     for (name, value) in fields {
         line.string(name, value);
     }
     write(&line.finish());
+}
+
+/// Writes a warning about a number.
+pub(crate) fn warn_about(message: &str, name: &str, number: i64) {
+    let mut line = begin("warn", message);
+    line.number(name, number);
+    write(&line.finish());
+}
+
+fn begin(level: &str, message: &str) -> json::Object {
+    let mut line = json::Object::new();
+    line.string("level", level);
+    line.string("ts", &timestamp());
+    line.string("msg", message);
+    line
 }
 
 /// A subscriber that writes the client's warnings and errors.

@@ -45,7 +45,7 @@ pub(crate) fn command() -> Command {
                 "0",
                 "copy no state, only changes from this revision on",
             ),
-            Flag::new("max-txn-ops", Kind::Integer, "128", "most changes in one transaction"),
+            Flag::new("max-txn-ops", Kind::Unsigned, "128", "most changes in one transaction"),
             text("dest-prefix", "begins keys at the destination, instead of --prefix"),
             Flag::new("no-dest-prefix", Kind::Bool, "false", "drop --prefix at the destination"),
             text("dest-cert", "file with the client certificate for the destination"),

@@ -248,7 +248,10 @@ fn cancel_reason(response: &WatchResponse) -> String {
         "etcdserver: mvcc: required revision has been compacted".to_owned()
     } else if response.cancel_reason.is_empty() {
         "etcdserver: mvcc: required revision is a future revision".to_owned()
-    } else if response.cancel_reason.starts_with("etcdserver: ") {
+    } else if ["etcdserver: ", "rpc error: "]
+        .iter()
+        .any(|begin| response.cancel_reason.starts_with(begin))
+    {
         response.cancel_reason.clone()
     } else {
         format!("rpc error: code = FailedPrecondition desc = {}", response.cancel_reason)

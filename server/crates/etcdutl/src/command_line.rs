@@ -31,6 +31,8 @@ pub(crate) enum Command {
     Defrag(DefragArguments),
     /// Prints the KV history hash of a given file.
     Hashkv(HashKvArguments),
+    /// Makes a data directory from one that Go etcd has left.
+    Import(ImportArguments),
     /// Prints the version of etcdutl.
     Version,
     /// Generates a completion script.
@@ -58,10 +60,9 @@ pub(crate) struct FileNames {
     pub(crate) files: Vec<String>,
 }
 
+/// Which member of which cluster is made, and where.
 #[derive(Args)]
-pub(crate) struct RestoreArguments {
-    #[command(flatten)]
-    pub(crate) names: FileNames,
+pub(crate) struct IdentityArguments {
     /// Path to the output data directory; <name>.etcd if none is given.
     #[arg(long, default_value = "", hide_default_value = true)]
     pub(crate) data_dir: String,
@@ -80,6 +81,31 @@ pub(crate) struct RestoreArguments {
     /// Human-readable name for this member.
     #[arg(long, default_value = "default")]
     pub(crate) name: String,
+    /// Restore without the users and roles of a snapshot that was taken with authentication enabled.
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value_t = false,
+          default_missing_value = "true")]
+    pub(crate) drop_auth: bool,
+}
+
+/// What is made from a data directory of Go etcd.
+#[derive(Args)]
+pub(crate) struct ImportArguments {
+    /// Required. The data directory of a member of Go etcd, which must not be running.
+    #[arg(long)]
+    pub(crate) from: Option<String>,
+    /// Its WAL directory, if that is not in its data directory.
+    #[arg(long)]
+    pub(crate) from_wal_dir: Option<String>,
+    #[command(flatten)]
+    pub(crate) identity: IdentityArguments,
+}
+
+#[derive(Args)]
+pub(crate) struct RestoreArguments {
+    #[command(flatten)]
+    pub(crate) names: FileNames,
+    #[command(flatten)]
+    pub(crate) identity: IdentityArguments,
     /// Ignore snapshot integrity hash value (required if copied from data directory).
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value_t = false,
           default_missing_value = "true")]
@@ -95,10 +121,6 @@ pub(crate) struct RestoreArguments {
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value_t = false,
           default_missing_value = "true")]
     pub(crate) mark_compacted: bool,
-    /// Restore without the users and roles of a snapshot that was taken with authentication enabled.
-    #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value_t = false,
-          default_missing_value = "true")]
-    pub(crate) drop_auth: bool,
 }
 
 #[derive(Args)]

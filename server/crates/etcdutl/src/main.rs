@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
 use command_line::{
-    Command, CommandLine, FileNames, HashKvArguments, MigrateArguments, RestoreArguments,
-    SnapshotCommand,
+    Command, CommandLine, FileNames, HashKvArguments, IdentityArguments, ImportArguments,
+    MigrateArguments, RestoreArguments, SnapshotCommand,
 };
 use disk::{Disk, OsDisk};
 use etcdutl::data_dir::{self, DataDir, DataDirError, TargetError};
 use etcdutl::hash_kv::{HashKvError, hash_kv};
+use etcdutl::import::GoDataDir;
 use etcdutl::print::{self, Format, FormatError};
 use etcdutl::restore::{self, Restore, RestoreError, Restored};
 use etcdutl::snapshot_file::{SnapshotError, SnapshotFile};
@@ -120,6 +121,7 @@ fn run(command_line: &CommandLine) -> Result<String, CommandError> {
         }
         Command::Defrag(arguments) => defrag(arguments.data_dir.as_deref(), command_line.timeout),
         Command::Hashkv(arguments) => file_hash_kv(arguments, &command_line.write_out),
+        Command::Import(arguments) => import(arguments),
         Command::Migrate(arguments) => migrate(arguments),
         Command::Completion { shell } => completion(shell),
         Command::Version => {
@@ -213,25 +215,45 @@ fn snapshot_restore(arguments: &RestoreArguments) -> Result<String, CommandError
     if (arguments.bump_revision > 0) != arguments.mark_compacted {
         return Err(CommandError::MarkCompacted);
     }
-    let data_dir = match arguments.data_dir.as_str() {
-        "" => restore::default_data_dir(&arguments.name),
-        path => PathBuf::from(path),
-    };
     let order = Restore {
-        snapshot: PathBuf::from(snapshot),
-        name: arguments.name.clone(),
-        data_dir,
-        wal_dir: Some(&arguments.wal_dir).filter(|path| !path.is_empty()).map(PathBuf::from),
-        initial_cluster: arguments.initial_cluster.clone(),
-        initial_cluster_token: arguments.initial_cluster_token.clone(),
-        advertise_peer_urls: arguments.initial_advertise_peer_urls.clone(),
         skip_hash_check: arguments.skip_hash_check,
         bump_revision: arguments.bump_revision,
-        drop_auth: arguments.drop_auth,
+        ..order(PathBuf::from(snapshot), &arguments.identity)
     };
     let disk: Arc<dyn Disk> = Arc::new(OsDisk::new());
     log_restored(&order, &restore::restore(&disk, &order)?);
     Ok(String::new())
+}
+
+fn import(arguments: &ImportArguments) -> Result<String, CommandError> {
+    let required = || CommandError::Required("\"from\"".to_owned());
+    let from = arguments.from.as_deref().ok_or_else(required)?;
+    let wal_dir = arguments.from_wal_dir.as_deref().map(Path::new);
+    let from = GoDataDir::open(Path::new(from), wal_dir).map_err(RestoreError::from)?;
+    let order = order(from.backend(), &arguments.identity);
+    let disk: Arc<dyn Disk> = Arc::new(OsDisk::new());
+    log_restored(&order, &restore::import(&disk, &order, &from)?);
+    Ok(String::new())
+}
+
+/// What to make, of a file and as whom.
+fn order(snapshot: PathBuf, identity: &IdentityArguments) -> Restore {
+    let data_dir = match identity.data_dir.as_str() {
+        "" => restore::default_data_dir(&identity.name),
+        path => PathBuf::from(path),
+    };
+    Restore {
+        snapshot,
+        name: identity.name.clone(),
+        data_dir,
+        wal_dir: Some(&identity.wal_dir).filter(|path| !path.is_empty()).map(PathBuf::from),
+        initial_cluster: identity.initial_cluster.clone(),
+        initial_cluster_token: identity.initial_cluster_token.clone(),
+        advertise_peer_urls: identity.initial_advertise_peer_urls.clone(),
+        skip_hash_check: false,
+        bump_revision: 0,
+        drop_auth: identity.drop_auth,
+    }
 }
 
 fn log_restored(order: &Restore, restored: &Restored) {

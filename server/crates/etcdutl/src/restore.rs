@@ -35,8 +35,9 @@ use std::sync::Arc;
 use bbolt::{Bbolt, ReadError};
 use disk::Disk;
 use machine::{
-    Alarm, AlarmKind, ClusterVersion, Downgrade, ImportError, ImportedLease, LogPosition, Machine,
-    MembershipEntry, MembershipNode, Tables,
+    Alarm, AlarmKind, AppliedEntry, AppliedPayload, Batch, ClusterVersion, Downgrade, Fatal,
+    ImportError, ImportedLease, LogPosition, Machine, MembershipEntry, MembershipNode, Proposal,
+    Tables, Ticket,
 };
 use mvcc::StoreMeta;
 use bytes::Bytes;
@@ -47,6 +48,7 @@ use server::ids::{Founding, FoundingMember};
 use server::urls::{Url, UrlError};
 use types::{LogIndex, MemberId, RecordRevision, Revision, Term};
 
+use crate::import::{GoDataDir, ImportError as GoImportError};
 use crate::schema::{Backend, SchemaError};
 use crate::snapshot_file::{Content, SnapshotError, SnapshotFile};
 use staging::Staging;
@@ -127,6 +129,10 @@ pub enum RestoreError {
          Restore with --drop-auth if that is wanted"
     )]
     Auth { path: String, users: usize, roles: usize },
+    #[error(transparent)]
+    Import(#[from] GoImportError),
+    #[error("applying the requests of the log: {0}")]
+    Replay(#[from] Fatal),
     #[error("bumping revision {latest} by {amount} leaves no revisions to write at")]
     Bump { latest: i64, amount: u64 },
     #[error(transparent)]
@@ -152,9 +158,41 @@ pub struct Restored {
 /// In Go's order: the flags, the directories, the file, its content. The data directory is as it was.
 pub fn restore(disk: &Arc<dyn Disk>, order: &Restore) -> Result<Restored, RestoreError> {
     let founding = founding(order)?;
-    let own = founding.member(&order.name).expect("the check of the initial cluster found it").id;
     staging::check_directories(disk, order)?;
     let source = Source::open(&**disk, order)?;
+    build(disk, order, founding, source, Vec::new())
+}
+
+/// Restores from what a member of Go etcd has left: its backend instead of a snapshot, and the requests
+/// of its log that the backend lacks. The snapshot that `order` names does not count.
+///
+/// # Errors
+/// As [`restore`]; also if the log cannot be read.
+pub fn import(
+    disk: &Arc<dyn Disk>,
+    order: &Restore,
+    from: &GoDataDir,
+) -> Result<Restored, RestoreError> {
+    let founding = founding(order)?;
+    staging::check_directories(disk, order)?;
+    let order = Restore { snapshot: from.backend(), skip_hash_check: true, ..order.clone() };
+    let source = Source::open(&**disk, &order)?;
+    let meta = source.backend().meta().map_err(source.content())?;
+    let guarded = source.backend().auth().map_err(source.content())?.enabled;
+    let above = meta.consistent_index.unwrap_or(0);
+    let requests = from.requests_above(&**disk, above, guarded)?;
+    build(disk, &order, founding, source, requests)
+}
+
+/// Builds the directory and makes it the member's.
+fn build(
+    disk: &Arc<dyn Disk>,
+    order: &Restore,
+    founding: Founding,
+    source: Source,
+    requests: Vec<Proposal>,
+) -> Result<Restored, RestoreError> {
+    let own = founding.member(&order.name).expect("the check of the initial cluster found it").id;
     let mut staging = Staging::begin(Arc::clone(disk), &order.data_dir)?;
     let directory = staging.path().to_owned();
     let at = |source| RestoreError::Write { path: directory.display().to_string(), source };
@@ -172,8 +210,10 @@ pub fn restore(disk: &Arc<dyn Disk>, order: &Restore) -> Result<Restored, Restor
     }
     let tables = source.tables(&founding)?;
     let leases = source.leases()?;
-    let machine = Machine::import(Arc::clone(&records), meta, leases, tables)
+    let mut machine = Machine::import(Arc::clone(&records), meta, leases, tables)
         .map_err(|error| RestoreError::State { path: source.path.clone(), source: error })?;
+    replay(&mut machine, own, requests)?;
+    let meta = machine.positions();
     replica::write_initial_state(Arc::clone(disk), &directory, founding.cluster_id, own, &machine)
         .map_err(at)?;
     records.flush(machine.views().applied_index())?;
@@ -187,6 +227,22 @@ pub fn restore(disk: &Arc<dyn Disk>, order: &Restore) -> Result<Restored, Restor
         compact_revision: meta.compact_revision,
         dropped_auth: source.has_auth,
     })
+}
+
+/// Applies requests, each as an entry of the log that the state stands for. One that is refused was
+/// refused by the old cluster too.
+fn replay(
+    machine: &mut Machine,
+    own: MemberId,
+    requests: Vec<Proposal>,
+) -> Result<(), RestoreError> {
+    for (seq, request) in (1..).zip(requests) {
+        let index = LogIndex(machine.applied().map_or(0, |applied| applied.index.0) + 1);
+        let batch = Batch::encode(&[(Ticket { origin: own, seq }, request)]);
+        let position = LogPosition { term: FIRST_TERM, index };
+        machine.apply(&[AppliedEntry { position, payload: AppliedPayload::Batch(batch) }])?;
+    }
+    Ok(())
 }
 
 /// The new cluster, checked as etcd checks it.
