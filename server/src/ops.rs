@@ -6,6 +6,7 @@ pub mod http;
 pub mod logging;
 pub mod metrics;
 pub mod notify;
+mod profile;
 pub mod signals;
 
 /// Registers `process_*`: memory, CPU time and file descriptors of the process.
