@@ -33,10 +33,12 @@ pub struct ServerOptions {
     pub flags: Vec<String>,
     /// Whether clients are served over TLS, and with whose certificate.
     pub tls: Tls,
+    /// Members speak TLS to each other, with certificates that they make (`--peer-auto-tls`).
+    pub peer_auto_tls: bool,
 }
 
 /// How clients are served.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Tls {
     /// Without TLS.
     #[default]
@@ -45,6 +47,13 @@ pub enum Tls {
     Files,
     /// With a certificate that the server makes for itself (`--auto-tls`).
     Auto,
+    /// With a pair of the test's.
+    Given {
+        /// The certificate.
+        cert: PathBuf,
+        /// Its key.
+        key: PathBuf,
+    },
 }
 
 impl ServerOptions {
@@ -55,6 +64,7 @@ impl ServerOptions {
             members: 1,
             flags: Vec::new(),
             tls: Tls::Off,
+            peer_auto_tls: false,
         }
     }
 }
@@ -121,17 +131,22 @@ impl Cluster {
                 let name = format!("m{}", index + 1);
                 Member {
                     endpoint: format!("127.0.0.1:{}", ports[0]),
-                    peer_url: format!("http://127.0.0.1:{}", ports[1]),
+                    peer_url: format!(
+                        "{}://127.0.0.1:{}",
+                        if options.peer_auto_tls { "https" } else { "http" },
+                        ports[1]
+                    ),
                     health: format!("127.0.0.1:{}", ports[2]),
                     data_directory: directory.path().join(&name),
-                    certificate: match options.tls {
+                    certificate: match &options.tls {
                         Tls::Auto => directory.path().join(&name).join("fixtures/client/cert.pem"),
+                        Tls::Given { cert, .. } => cert.clone(),
                         Tls::Files | Tls::Off => directory.path().join("cert.pem"),
                     },
                     log: directory.path().join(format!("{name}.log")),
                     name,
                     command: Vec::new(),
-                    tls: options.tls,
+                    tls: options.tls.clone(),
                     child: None,
                 }
             })
@@ -226,8 +241,15 @@ impl Member {
             format!("--listen-metrics-urls=http://{}", self.health),
             "--initial-cluster-token=e2e".to_owned(),
         ];
-        match options.tls {
+        if options.peer_auto_tls {
+            command.push("--peer-auto-tls".to_owned());
+        }
+        match &options.tls {
             Tls::Off => {}
+            Tls::Given { cert, key } => {
+                command.push(format!("--cert-file={}", cert.display()));
+                command.push(format!("--key-file={}", key.display()));
+            }
             Tls::Auto => command.push("--auto-tls".to_owned()),
             Tls::Files => {
                 let key = self.certificate.with_file_name("key.pem");
