@@ -33,10 +33,12 @@ pub struct ServerOptions {
     pub flags: Vec<String>,
     /// Whether clients are served over TLS, and with whose certificate.
     pub tls: Tls,
+    /// Members speak TLS to each other, with certificates that they make (`--peer-auto-tls`).
+    pub peer_auto_tls: bool,
 }
 
 /// How clients are served.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Tls {
     /// Without TLS.
     #[default]
@@ -45,6 +47,13 @@ pub enum Tls {
     Files,
     /// With a certificate that the server makes for itself (`--auto-tls`).
     Auto,
+    /// With a pair of the test's.
+    Given {
+        /// The certificate.
+        cert: PathBuf,
+        /// Its key.
+        key: PathBuf,
+    },
 }
 
 impl ServerOptions {
@@ -55,6 +64,7 @@ impl ServerOptions {
             members: 1,
             flags: Vec::new(),
             tls: Tls::Off,
+            peer_auto_tls: false,
         }
     }
 }
@@ -117,7 +127,7 @@ impl Cluster {
         let mut members: Vec<Member> = ports
             .chunks_exact(3)
             .enumerate()
-            .map(|(index, ports)| Member::new(directory.path(), index, ports, options.tls))
+            .map(|(index, ports)| Member::new(directory.path(), index, ports, options))
             .collect();
         if options.tls == Tls::Files {
             make_certificate(directory.path())?;
@@ -147,7 +157,7 @@ impl Cluster {
     pub fn prepare_to_join(&mut self, options: &ServerOptions, of: &[usize]) -> Result<usize> {
         let ports = free_ports(3)?;
         let mut member =
-            Member::new(self.directory.path(), self.members.len(), &ports, options.tls);
+            Member::new(self.directory.path(), self.members.len(), &ports, options);
         let initial: Vec<String> = of
             .iter()
             .map(|index| &self.members[*index])
@@ -167,21 +177,23 @@ impl Cluster {
 }
 
 impl Member {
-    fn new(directory: &Path, index: usize, ports: &[u16], tls: Tls) -> Member {
+    fn new(directory: &Path, index: usize, ports: &[u16], options: &ServerOptions) -> Member {
         let name = format!("m{}", index + 1);
+        let peer_scheme = if options.peer_auto_tls { "https" } else { "http" };
         Member {
             endpoint: format!("127.0.0.1:{}", ports[0]),
-            peer_url: format!("http://127.0.0.1:{}", ports[1]),
+            peer_url: format!("{peer_scheme}://127.0.0.1:{}", ports[1]),
             health: format!("127.0.0.1:{}", ports[2]),
             data_directory: directory.join(&name),
-            certificate: match tls {
+            certificate: match &options.tls {
                 Tls::Auto => directory.join(&name).join("fixtures/client/cert.pem"),
+                Tls::Given { cert, .. } => cert.clone(),
                 Tls::Files | Tls::Off => directory.join("cert.pem"),
             },
             log: directory.join(format!("{name}.log")),
             name,
             command: Vec::new(),
-            tls,
+            tls: options.tls.clone(),
             child: None,
         }
     }
@@ -280,8 +292,15 @@ impl Member {
             format!("--listen-metrics-urls=http://{}", self.health),
             "--initial-cluster-token=e2e".to_owned(),
         ];
-        match options.tls {
+        if options.peer_auto_tls {
+            command.push("--peer-auto-tls".to_owned());
+        }
+        match &options.tls {
             Tls::Off => {}
+            Tls::Given { cert, key } => {
+                command.push(format!("--cert-file={}", cert.display()));
+                command.push(format!("--key-file={}", key.display()));
+            }
             Tls::Auto => command.push("--auto-tls".to_owned()),
             Tls::Files => {
                 let key = self.certificate.with_file_name("key.pem");

@@ -210,6 +210,8 @@ pub enum LogFormat {
 #[derive(Clone, Debug)]
 pub struct HttpConfig {
     pub gateway: bool,
+    /// `--enable-pprof`, or a log that tells everything: profiles, and the level of the log.
+    pub profiling: bool,
     /// Origins that may read answers; `*` alone means all.
     pub cors: Vec<String>,
     /// Hosts that plain HTTP requests may name; `*` or nothing means all.
@@ -525,6 +527,7 @@ fn log_of(values: &Values<'_>) -> Result<LogConfig, ConfigError> {
 fn http_of(values: &Values<'_>) -> Result<HttpConfig, ConfigError> {
     Ok(HttpConfig {
         gateway: values.boolean("enable-grpc-gateway")?,
+        profiling: values.boolean("enable-pprof")? || values.text("log-level") == "debug",
         cors: values.texts("cors"),
         host_whitelist: values.texts("host-whitelist"),
         extensive_metrics: match values.text("metrics").as_str() {

@@ -54,7 +54,8 @@ impl Runner {
             program: programs.etcd.clone(),
             members: server.members,
             flags: server.flags.clone(),
-            tls: server.tls,
+            tls: server.tls.clone(),
+            peer_auto_tls: false,
         };
         let cluster = Cluster::start(&options)?;
         let directory = tempfile::tempdir().context("create a directory for the script")?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use prometheus::{Registry, TextEncoder};
 
@@ -15,6 +15,7 @@ use crate::gateway::Gateway;
 use crate::listen::{ConnectionInfo, HttpBody, HttpHandler, Purpose};
 
 use super::health::{self, HealthMetrics, Vitals};
+use super::{logging, profile};
 
 /// What the handlers ask the member for.
 pub trait Member: Vitals {
@@ -63,6 +64,11 @@ async fn answer(
     let origin = request.headers().get(header::ORIGIN).cloned();
     let mut response = match (request.method(), gateway) {
         (&Method::OPTIONS, _) if from_clients => Response::new(HttpBody::from("")),
+        (_, _)
+            if from_clients && request.uri().path() == LOG_LEVEL_PATH && parts.config.profiling =>
+        {
+            log_level(request).await.map(as_body)
+        }
         (_, Some(gateway)) if is_gateway_path(request.uri().path()) => {
             gateway.answer(request).await
         }
@@ -97,6 +103,12 @@ async fn route(
         "/metrics" => metrics(parts),
         "/debug/vars" if !is_get => method_not_allowed(),
         "/debug/vars" => json(variables(parts)),
+        _ if path.starts_with(profile::PREFIX) && parts.config.profiling => {
+            match purpose == Purpose::Metrics {
+                true => not_found(),
+                false => profile::answer(&path[profile::PREFIX.len()..], query).await,
+            }
+        }
         _ if is_health(path) && !is_get => method_not_allowed(),
         _ => match health::answer(parts.member.as_ref(), &parts.health, path, query).await {
             Some(answer) => text(answer.status, answer.body),
@@ -104,6 +116,44 @@ async fn route(
         },
     }
 }
+
+/// Where etcd up to 3.4 changed the level of its log.
+const LOG_LEVEL_PATH: &str = "/config/local/log";
+
+/// `GET` tells the level of the log and `PUT` sets it, both as `{"Level":"DEBUG"}`.
+async fn log_level(request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let refused = |message: String| {
+        let mut response = json(serde_json::json!({ "message": message }).to_string());
+        *response.status_mut() = StatusCode::BAD_REQUEST;
+        response
+    };
+    if request.method() == Method::GET {
+        return json(format!("{{\"Level\":\"{}\"}}\n", logging::level()));
+    }
+    if request.method() != Method::PUT {
+        let mut response = method_not_allowed();
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, PUT"));
+        return response;
+    }
+    let body = http_body_util::Limited::new(request.into_body(), LOG_LEVEL_BYTES_MAX).collect();
+    let body = body.await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    let Ok(wanted) = serde_json::from_slice::<serde_json::Value>(&body) else {
+        return refused("Invalid json body".to_owned());
+    };
+    let name = wanted["Level"].as_str().unwrap_or_default();
+    match logging::set_level(name) {
+        Ok(()) => {
+            tracing::info!(level = name, "changed the log level");
+            let mut response = Response::new(Full::default());
+            *response.status_mut() = StatusCode::NO_CONTENT;
+            response
+        }
+        Err(error) => refused(error.to_string()),
+    }
+}
+
+/// A level is named in fewer bytes.
+const LOG_LEVEL_BYTES_MAX: usize = 1024;
 
 fn is_health(path: &str) -> bool {
     ["/health", "/livez", "/readyz"].iter().any(|prefix| {

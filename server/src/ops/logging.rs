@@ -12,9 +12,9 @@
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value};
@@ -24,6 +24,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Registry, reload};
 
 use crate::config::{LogConfig, LogFormat, LogLevel, LogOutput};
 
@@ -60,10 +61,13 @@ impl Logs {
             queue: queue.clone(),
             dropped: Arc::new(AtomicU64::new(0)),
         };
+        let (filter, level) = reload::Layer::new(filter(config.level));
         tracing_subscriber::registry()
-            .with(layer.with_filter(filter(config.level)))
+            .with(layer.with_filter(filter))
             .try_init()
             .map_err(io::Error::other)?;
+        // The process logs once, so this is the first time.
+        let _ = LEVEL.set(Mutex::new((config.level, level)));
         Ok(Self { queue })
     }
 
@@ -75,6 +79,53 @@ impl Logs {
             let _ = written.recv_timeout(FLUSH_TIMEOUT);
         }
     }
+}
+
+type FilterHandle = reload::Handle<Targets, Registry>;
+
+/// The level of the process's log, and how it is changed.
+// A std mutex: held while the level is changed, never across an await.
+static LEVEL: OnceLock<Mutex<(LogLevel, FilterHandle)>> = OnceLock::new();
+
+/// Why the level cannot be changed.
+#[derive(Debug, thiserror::Error)]
+pub enum LevelError {
+    #[error("Invalid log level {0}")]
+    Unknown(String),
+    #[error("this process has no log: {0}")]
+    NoLog(String),
+}
+
+/// The level in capitals, as etcd wrote it.
+pub(super) fn level() -> &'static str {
+    let level = LEVEL.get().map(|level| level.lock().unwrap_or_else(PoisonError::into_inner).0);
+    match level {
+        Some(LogLevel::Debug) => "DEBUG",
+        Some(LogLevel::Info) | None => "INFO",
+        Some(LogLevel::Warn) => "WARNING",
+        Some(LogLevel::Error) => "ERROR",
+    }
+}
+
+/// Changes the level of the log while the server runs.
+///
+/// # Errors
+/// When there is no such level.
+pub(super) fn set_level(name: &str) -> Result<(), LevelError> {
+    let wanted = match name.to_ascii_uppercase().as_str() {
+        "DEBUG" | "D" | "TRACE" | "T" => LogLevel::Debug,
+        "INFO" | "I" | "NOTICE" | "N" => LogLevel::Info,
+        "WARNING" | "WARN" | "W" => LogLevel::Warn,
+        "ERROR" | "E" | "CRITICAL" | "C" => LogLevel::Error,
+        _ => return Err(LevelError::Unknown(name.to_owned())),
+    };
+    let Some(level) = LEVEL.get() else {
+        return Err(LevelError::NoLog("it was not started".to_owned()));
+    };
+    let mut level = level.lock().unwrap_or_else(PoisonError::into_inner);
+    level.1.reload(filter(wanted)).map_err(|error| LevelError::NoLog(error.to_string()))?;
+    level.0 = wanted;
+    Ok(())
 }
 
 impl Drop for Logs {
@@ -287,8 +338,6 @@ fn timestamp(since_epoch: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
     use super::*;
 
     #[test]

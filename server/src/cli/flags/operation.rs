@@ -13,8 +13,7 @@ const NO_DEFRAGMENTATION: &str =
 pub(super) const FLAGS: &[Flag] = &[
     Flag::new(Hidden, "config-file", Kind::Text, "", "Path to the server configuration file."),
     Flag::new(Hidden, "version", Kind::Bool, "false", "Print the version and exit."),
-    Flag::new(Monitoring, "enable-pprof", Kind::Bool, "false", "Enable runtime profiling data via HTTP server. Address is at client URL + \"/debug/pprof/\"")
-        .refused("profiling over HTTP is not supported yet"),
+    Flag::new(Monitoring, "enable-pprof", Kind::Bool, "false", "Enable runtime profiling data via HTTP server. Address is at client URL + \"/debug/pprof/\""),
     Flag::new(Monitoring, "metrics", Kind::Text, "basic", "Set level of detail for exported metrics, specify 'extensive' to include server side grpc histogram metrics."),
     Flag::new(Monitoring, "listen-metrics-urls", Kind::Urls, "", "List of URLs to listen on for the /metrics and /health endpoints. For https, the client URL TLS info is used."),
     Flag::new(Logging, "logger", Kind::Text, "zap", "Currently only supports 'zap' for structured logging."),

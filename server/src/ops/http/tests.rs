@@ -64,6 +64,7 @@ fn serve(purpose: Purpose, cors: &str, hosts: &str) -> Server {
         registry,
         config: HttpConfig {
             gateway: true,
+            profiling: purpose == Purpose::Client,
             cors: vec![cors.to_owned()],
             host_whitelist: vec![hosts.to_owned()],
             extensive_metrics: false,
@@ -112,6 +113,9 @@ async fn a_client_url_answers_what_etcd_answers() {
         ("POST /health", "405", "Method Not Allowed\n"),
         ("GET /livez", "200", "ok\n"),
         ("GET /readyz/foo", "404", "404 page not found\n"),
+        ("GET /debug/pprof/nothing", "404", "Unknown profile\nnothing\n"),
+        ("PUT /config/local/log", "400", r#"{"message":"Invalid json body"}"#),
+        ("POST /config/local/log", "405", "Method Not Allowed\n"),
         ("GET /nothing", "404", "404 page not found\n"),
         (
             "GET /version",
@@ -151,6 +155,8 @@ async fn metrics_urls_serve_metrics_and_health_only() {
         ("GET /livez", "200"),
         ("GET /version", "404"),
         ("GET /debug/vars", "404"),
+        ("GET /debug/pprof/", "404"),
+        ("GET /config/local/log", "404"),
         ("POST /v3/kv/range", "404"),
     ] {
         let (head, _) = ask(&server, line, "host: x\r\n").await;

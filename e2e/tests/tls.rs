@@ -1,0 +1,209 @@
+//! TLS of real processes: certificates that servers make for themselves, lists of revoked ones, and
+//! the protocols that share a port.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use e2e::peers;
+use e2e::processes::{Cluster, Member, ServerOptions, Tls, http_get};
+use rcgen::{
+    CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, IsCa, KeyIdMethod,
+    KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
+};
+
+fn ours() -> PathBuf {
+    peers::our_binary("server", "etcd").expect("build our etcd")
+}
+
+fn go_etcdctl() -> PathBuf {
+    peers::etcd_binaries().expect("build Go etcdctl").etcdctl
+}
+
+fn etcdctl(member: &Member, flags: &[String], arguments: &[&str]) -> Output {
+    Command::new(go_etcdctl())
+        .arg(format!("--endpoints={}", member.client_url()))
+        .arg("--command-timeout=3s")
+        .args(flags)
+        .args(arguments)
+        .output()
+        .expect("run etcdctl")
+}
+
+fn flag(name: &str, path: &Path) -> String {
+    format!("--{name}={}", path.display())
+}
+
+#[test]
+fn members_that_make_their_own_certificates_form_a_cluster() {
+    let mut options = ServerOptions::one(&ours());
+    options.members = 3;
+    options.tls = Tls::Auto;
+    options.peer_auto_tls = true;
+    let mut cluster = Cluster::start(&options).expect("start three members");
+    let fixtures = cluster.members()[0].data_directory.join("fixtures");
+    let certificate = fs::read(fixtures.join("peer/cert.pem")).expect("a certificate for members");
+    let trust = flag("cacert", &cluster.members()[0].certificate);
+    let written = etcdctl(&cluster.members()[0], &[trust.clone()], &["put", "a", "1"]);
+    assert!(written.status.success(), "{written:?}");
+    cluster.member_mut(0).restart().expect("start the first member again");
+    let read = etcdctl(&cluster.members()[0], &[trust], &["get", "a"]);
+    assert_eq!(String::from_utf8_lossy(&read.stdout), "a\n1\n", "{read:?}");
+    let kept = fs::read(fixtures.join("peer/cert.pem")).expect("a certificate for members");
+    assert_eq!(kept, certificate, "clients and members keep trusting what they trusted");
+}
+
+/// A CA with a server's pair and two clients'.
+struct Authority {
+    directory: tempfile::TempDir,
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+        params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = KeyPair::generate().expect("a key");
+        let issuer = CertifiedIssuer::self_signed(params, key).expect("a CA");
+        fs::write(directory.path().join("ca.pem"), issuer.pem()).expect("write the CA");
+        let authority = Self { directory, issuer };
+        for (serial, name) in [(1, "server"), (2, "alice"), (3, "bob")] {
+            authority.issue(serial, name);
+        }
+        authority.revoke(&[]);
+        authority
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn issue(&self, serial: u64, name: &str) {
+        let hosts = vec!["127.0.0.1".to_owned(), format!("{name}.example")];
+        let mut params = CertificateParams::new(hosts).expect("parameters");
+        params.serial_number = Some(SerialNumber::from(serial));
+        params.distinguished_name.push(DnType::CommonName, name);
+        let key = KeyPair::generate().expect("a key");
+        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
+        fs::write(self.path(&format!("{name}.pem")), certificate.pem()).expect("write it");
+        fs::write(self.path(&format!("{name}.key")), key.serialize_pem()).expect("write its key");
+    }
+
+    fn revoke(&self, serials: &[u64]) {
+        let revoked = |serial: &u64| RevokedCertParams {
+            serial_number: SerialNumber::from(*serial),
+            revocation_time: date_time_ymd(2026, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2026, 1, 1),
+            next_update: date_time_ymd(2036, 1, 1),
+            crl_number: SerialNumber::from(1_u64),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = list.signed_by(&self.issuer).expect("sign a list");
+        fs::write(self.path("revoked.crl"), list.der()).expect("write the list");
+    }
+
+    fn client(&self, name: &str) -> Vec<String> {
+        vec![
+            flag("cacert", &self.path("ca.pem")),
+            flag("cert", &self.path(&format!("{name}.pem"))),
+            flag("key", &self.path(&format!("{name}.key"))),
+        ]
+    }
+}
+
+/// The same for Go etcd and for ours, so that the expectation is no invention.
+#[test]
+fn revoked_clients_are_refused_without_a_restart() {
+    let go = peers::etcd_binaries().expect("build Go etcd").etcd;
+    for program in [go, ours()] {
+        let authority = Authority::new();
+        let mut options = ServerOptions::one(&program);
+        options.tls =
+            Tls::Given { cert: authority.path("server.pem"), key: authority.path("server.key") };
+        options.flags = vec![
+            "--client-cert-auth".to_owned(),
+            flag("trusted-ca-file", &authority.path("ca.pem")),
+            flag("client-crl-file", &authority.path("revoked.crl")),
+        ];
+        let cluster = Cluster::start(&options).expect("start a server");
+        let member = &cluster.members()[0];
+        let is_served =
+            |name| etcdctl(member, &authority.client(name), &["get", "a"]).status.success();
+        assert!(is_served("alice") && is_served("bob"), "{}", member.log());
+        let anonymous = [flag("cacert", &authority.path("ca.pem"))];
+        assert!(!etcdctl(member, &anonymous, &["get", "a"]).status.success());
+        authority.revoke(&[3]);
+        assert!(is_served("alice"), "{}", member.log());
+        assert!(!is_served("bob"), "{}", member.log());
+        assert!(member.log().contains("revoked"), "{}", member.log());
+    }
+}
+
+#[test]
+fn only_clients_with_an_allowed_host_name_are_served() {
+    let authority = Authority::new();
+    let mut options = ServerOptions::one(&ours());
+    options.tls =
+        Tls::Given { cert: authority.path("server.pem"), key: authority.path("server.key") };
+    options.flags = vec![
+        flag("trusted-ca-file", &authority.path("ca.pem")),
+        "--client-cert-allowed-hostname=alice.example".to_owned(),
+        "--tls-min-version=TLS1.2".to_owned(),
+        "--tls-max-version=TLS1.2".to_owned(),
+        "--cipher-suites=TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,TLS_RSA_WITH_AES_128_CBC_SHA"
+            .to_owned(),
+    ];
+    let cluster = Cluster::start(&options).expect("start a server");
+    let member = &cluster.members()[0];
+    let is_served = |name| etcdctl(member, &authority.client(name), &["get", "a"]).status.success();
+    assert!(is_served("alice"), "{}", member.log());
+    assert!(!is_served("bob"), "{}", member.log());
+}
+
+#[test]
+fn the_gateway_is_served_over_tls_by_both_versions_of_http() {
+    if Command::new("curl").arg("--version").output().is_err() {
+        panic!("this test asks with curl; install it");
+    }
+    let mut options = ServerOptions::one(&ours());
+    options.tls = Tls::Auto;
+    let cluster = Cluster::start(&options).expect("start a server");
+    let member = &cluster.members()[0];
+    for version in ["--http1.1", "--http2"] {
+        let answer = Command::new("curl")
+            .args(["--silent", "--show-error", "--max-time", "10", version, "--cacert"])
+            .arg(&member.certificate)
+            .arg(format!("{}/v3/kv/put", member.client_url()))
+            .args(["--data", r#"{"key":"Zm9v","value":"YmFy"}"#])
+            .output()
+            .expect("run curl");
+        let body = String::from_utf8_lossy(&answer.stdout);
+        assert!(body.contains("\"revision\":"), "{version}: {answer:?}");
+    }
+}
+
+#[test]
+fn go_reads_the_profiles_of_our_server() {
+    let mut options = ServerOptions::one(&ours());
+    options.flags = vec!["--enable-pprof".to_owned()];
+    let cluster = Cluster::start(&options).expect("start a server");
+    let member = &cluster.members()[0];
+    let shown = Command::new("go")
+        .args(["tool", "pprof", "-raw", "-symbolize=none"])
+        .arg(format!("{}/debug/pprof/profile?seconds=1", member.client_url()))
+        .env("PPROF_TMPDIR", member.data_directory.join("pprof"))
+        .output()
+        .expect("run go tool pprof");
+    let text = String::from_utf8_lossy(&shown.stdout);
+    assert!(text.contains("cpu/nanoseconds"), "{shown:?}");
+    let threads = http_get(&member.endpoint, "/debug/pprof/threads").expect("ask for threads");
+    assert!(threads.contains("rpc-0"), "{threads}");
+}
