@@ -96,7 +96,7 @@ struct RestoreArguments {
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value_t = false,
           default_missing_value = "true")]
     mark_compacted: bool,
-    /// Restore without the users and roles of a snapshot that was taken with authentication enabled.
+    /// Restore without the users and roles of the snapshot; the cluster is then open to everyone.
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value_t = false,
           default_missing_value = "true")]
     drop_auth: bool,
