@@ -4,6 +4,7 @@
 use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message;
+use prost_types::FileDescriptorSet;
 
 const FILES: [&str; 11] = [
     "authpb/auth.proto",
@@ -29,11 +30,37 @@ fn main() -> Result<(), Box<dyn Error>> {
         .encode_file_descriptor_set();
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("descriptors.bin"), &descriptors)?;
+    let set = FileDescriptorSet::decode(descriptors.as_slice())?;
+    fs::write(out.join("rpcs.rs"), rpcs(&set))?;
 
     // Values can be megabytes and pass through several rooms: `Bytes` lets them share one buffer.
-    tonic_prost_build::configure()
-        .bytes(".")
-        .emit_rerun_if_changed(false)
-        .compile_fds(Message::decode(descriptors.as_slice())?)?;
+    tonic_prost_build::configure().bytes(".").emit_rerun_if_changed(false).compile_fds(set)?;
     Ok(())
+}
+
+/// An enum of all methods of etcd's own services, so that a table with a row for each can be checked
+/// by the compiler.
+fn rpcs(set: &FileDescriptorSet) -> String {
+    let mut variants = Vec::new();
+    for file in set.file.iter().filter(|file| file.package() == "etcdserverpb") {
+        for service in &file.service {
+            for method in &service.method {
+                let path = format!("/etcdserverpb.{}/{}", service.name(), method.name());
+                variants.push((format!("{}{}", service.name(), method.name()), path));
+            }
+        }
+    }
+    let names = |line: fn(&(String, String)) -> String| {
+        variants.iter().map(line).collect::<Vec<_>>().join("\n")
+    };
+    format!(
+        "/// A method of `etcdserverpb`.\n\
+         #[derive(Clone, Copy, Debug, PartialEq, Eq)]\npub enum Rpc {{\n{}\n}}\n\
+         impl Rpc {{\n/// All of them.\npub const ALL: &[Rpc] = &[\n{}\n];\n\
+         /// The path of the method, as gRPC names it.\n\
+         pub fn path(self) -> &'static str {{\nmatch self {{\n{}\n}}\n}}\n}}\n",
+        names(|(name, path)| format!("/// `{path}`\n{name},")),
+        names(|(name, _)| format!("Rpc::{name},")),
+        names(|(name, path)| format!("Rpc::{name} => {path:?},")),
+    )
 }

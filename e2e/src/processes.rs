@@ -103,11 +103,19 @@ impl Cluster {
         Cluster::start_below(options, &std::env::temp_dir())
     }
 
+    /// The same after every member's data directory was filled by `prepare`.
+    pub fn start_prepared(
+        options: &ServerOptions,
+        prepare: &dyn Fn(&Member) -> Result<()>,
+    ) -> Result<Cluster> {
+        Cluster::try_start(options, &std::env::temp_dir(), prepare)
+    }
+
     /// The same with the data below a directory, for who cares on which disk it lies.
     pub fn start_below(options: &ServerOptions, parent: &Path) -> Result<Cluster> {
         let mut attempt = 1;
         loop {
-            match Cluster::try_start(options, parent) {
+            match Cluster::try_start(options, parent, &|_| Ok(())) {
                 // Between choosing a port and binding it another process can take it.
                 Err(error)
                     if attempt < PORT_ATTEMPTS
@@ -120,7 +128,11 @@ impl Cluster {
         }
     }
 
-    fn try_start(options: &ServerOptions, parent: &Path) -> Result<Cluster> {
+    fn try_start(
+        options: &ServerOptions,
+        parent: &Path,
+        prepare: &dyn Fn(&Member) -> Result<()>,
+    ) -> Result<Cluster> {
         let directory =
             tempfile::tempdir_in(parent).context("create a directory for the cluster")?;
         let ports = free_ports(options.members * 3)?;
@@ -139,6 +151,7 @@ impl Cluster {
             .join(",");
         for member in &mut members {
             member.command = member.command_line(options, &initial_cluster);
+            prepare(member)?;
             member.spawn()?;
         }
         for member in &mut members {
@@ -212,6 +225,11 @@ impl Member {
     /// The process id while it runs.
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
+    }
+
+    /// What `/metrics` shows.
+    pub fn metrics(&self) -> Result<String> {
+        http_get(&self.health, "/metrics")
     }
 
     /// What the process has logged.

@@ -12,6 +12,12 @@
 /// with custom options: what gRPC reflection serves and what the wire test compares.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
+/// The methods of etcd's own services as values.
+pub mod rpc {
+    #![allow(clippy::enum_variant_names, reason = "services and methods have the names they have")]
+    include!(concat!(env!("OUT_DIR"), "/rpcs.rs"));
+}
+
 macro_rules! package {
     ($(#[$doc:meta])* $module:ident = $package:literal) => {
         $(#[$doc])*

@@ -16,9 +16,10 @@ use std::path::Path;
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
-use machine::Views;
+use machine::{Auth, Views};
 use mvcc::StoreMeta;
 use prost::Message;
+use proto::authpb;
 use proto::etcdserverpb::{AlarmMember, SnapshotResponse};
 use revlog::Record;
 use sha2::{Digest, Sha256};
@@ -122,12 +123,7 @@ fn write_buckets(views: &Views, bucket: &mut Bucket<'_>) -> Result<(), SnapshotF
         keys.sort();
         keys.iter().try_for_each(|key| put(key, b""))
     })?;
-    bucket(b"auth", &mut |put| {
-        put(b"authEnabled", &[0])?;
-        put(b"authRevision", &1u64.to_be_bytes())
-    })?;
-    bucket(b"authRoles", &mut |_| Ok(()))?;
-    bucket(b"authUsers", &mut |_| Ok(()))?;
+    put_auth(&tables.auth, bucket)?;
     bucket(b"cluster", &mut |put| {
         let cluster_version = tables.cluster_version.map(|version| version.to_string());
         put(b"clusterVersion", cluster_version.as_deref().unwrap_or(version::CLUSTER).as_bytes())?;
@@ -155,6 +151,33 @@ fn write_buckets(views: &Views, bucket: &mut Bucket<'_>) -> Result<(), SnapshotF
     put_membership(&tables, bucket)?;
     let compacted = positions.map_or(Revision(-1), |positions| positions.compact_revision);
     bucket(b"meta", &mut |put| put_meta(compacted, &tables, put))
+}
+
+fn put_auth(auth: &Auth, bucket: &mut Bucket<'_>) -> Result<(), SnapshotFileError> {
+    bucket(b"auth", &mut |put| {
+        put(b"authEnabled", &[u8::from(auth.is_enabled())])?;
+        put(b"authRevision", &auth.revision().to_be_bytes())
+    })?;
+    bucket(b"authRoles", &mut |put| {
+        auth.roles().try_for_each(|(name, permissions)| {
+            let name = Bytes::copy_from_slice(name.as_bytes());
+            let key_permission = permissions.iter().map(machine::wire_permission).collect();
+            let role = authpb::Role { name: name.clone(), key_permission };
+            put(&name, &role.encode_to_vec())
+        })
+    })?;
+    bucket(b"authUsers", &mut |put| {
+        auth.users().try_for_each(|(name, user)| {
+            let name = Bytes::copy_from_slice(name.as_bytes());
+            let record = authpb::User {
+                name: name.clone(),
+                password: user.password_hash.clone(),
+                roles: user.roles.clone(),
+                options: user.no_password.map(|no_password| authpb::UserAddOptions { no_password }),
+            };
+            put(&name, &record.encode_to_vec())
+        })
+    })
 }
 
 fn put_records(views: &Views, put: &mut Put<'_>) -> Result<StoreMeta, SnapshotFileError> {

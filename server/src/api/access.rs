@@ -2,7 +2,8 @@
 //!
 //! What a method demands is etcd's choice: some ask for an administrator, some for anybody who is
 //! known, some for nothing because the keys they name are judged one by one, at apply or where they
-//! are read. Each handler asks; the matrix of `e2e/tests/auth_matrix.rs` has a row for every method
+//! are read. Each handler asks; the matrix in
+//! `e2e/tests/differential_auth` has a row for every method
 //! and fails for one that forgot to (CVE-2026-33413).
 
 use machine::{AuthRefusal, Caller, Permit, Refusal, Views};

@@ -7,7 +7,10 @@ use machine::{
     MembershipEntry, MembershipNode, Proposal, Ticket,
 };
 use mvcc::memory::MemoryRevs;
-use proto::etcdserverpb::{CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, PutRequest};
+use proto::etcdserverpb::{
+    AuthEnableRequest, AuthRoleAddRequest, AuthRoleGrantPermissionRequest, AuthUserAddRequest,
+    AuthUserGrantRoleRequest, CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, PutRequest,
+};
 use types::{ClusterId, LogIndex, MemberId, Term};
 
 use super::*;
@@ -43,6 +46,21 @@ impl Fixture {
         let ticket = Ticket { origin: MemberId(0xabc), seq: 1 };
         let batch = Batch::encode(&[(ticket, Proposal::new(kind, request))]);
         self.entry(AppliedPayload::Batch(batch));
+    }
+
+    /// Turns auth on, with `root` and a role.
+    fn guard(&mut self) {
+        let (name, hashed_password) = ("root".to_owned(), "aGFzaA==".to_owned());
+        let user = AuthUserAddRequest { name, hashed_password, ..Default::default() };
+        self.propose(CommandKind::UserAdd, &user);
+        let (user, role) = ("root".to_owned(), "root".to_owned());
+        self.propose(CommandKind::UserGrantRole, &AuthUserGrantRoleRequest { user, role });
+        self.propose(CommandKind::RoleAdd, &AuthRoleAddRequest { name: "r".to_owned() });
+        let (key, range_end) = ("a".into(), Bytes::from_static(&[0]));
+        let perm = Some(authpb::Permission { perm_type: 2, key, range_end });
+        let grant = AuthRoleGrantPermissionRequest { name: "r".to_owned(), perm };
+        self.propose(CommandKind::RoleGrantPermission, &grant);
+        self.propose(CommandKind::AuthEnable, &AuthEnableRequest {});
     }
 
     fn put(&mut self, key: &str, value: &str, lease: i64) {
@@ -96,7 +114,8 @@ async fn the_pieces_are_in_order_and_the_digest_comes_last() {
 
 #[tokio::test]
 async fn the_file_holds_what_etcd_keeps_in_its_buckets() {
-    let fixture = filled();
+    let mut fixture = filled();
+    fixture.guard();
     let views = fixture.machine.views();
     let (bytes, _) = received(&views).await;
     let file = bbolt::Bbolt::open(bytes.as_slice()).unwrap();
@@ -125,6 +144,14 @@ async fn the_file_holds_what_etcd_keeps_in_its_buckets() {
     let get = |bucket: &str, key: &[u8]| {
         file.bucket(bucket.as_bytes()).unwrap().unwrap().get(key).unwrap()
     };
+    assert_eq!(get("auth", b"authEnabled").unwrap(), [1][..]);
+    let revision = views.auth().revision();
+    assert_eq!(get("auth", b"authRevision").unwrap(), revision.to_be_bytes()[..]);
+    let root = authpb::User::decode(get("authUsers", b"root").unwrap()).unwrap();
+    assert_eq!((&root.name[..], &root.password[..]), (&b"root"[..], &b"hash"[..]));
+    assert_eq!((root.roles, root.options), (vec!["root".to_owned()], Some(Default::default())));
+    let role = authpb::Role::decode(get("authRoles", b"r").unwrap()).unwrap();
+    assert_eq!(role.key_permission[0].range_end, b"\0"[..]);
     let member: serde_json::Value =
         serde_json::from_slice(&get("members", b"abc").unwrap()).unwrap();
     assert_eq!(member["id"], 0xabc);

@@ -1,6 +1,6 @@
 //! `snapshot restore`: a data directory from a snapshot.
 //!
-//! Keys with their revisions, leases and alarms come from the snapshot; members and identities are
+//! Keys with their revisions, leases, alarms, users and roles come from the snapshot; members and identities are
 //! those of the cluster that the flags describe, with the ids that etcd computes. Every member of the
 //! new cluster is restored from the same file.
 //!
@@ -21,9 +21,8 @@
 //! With `--bump-revision` a row without key or value is added at the new revision, as Go does it: no
 //! client can read it, but HashKV covers it.
 //!
-//! One thing differs from Go's etcdutl, knowingly: a snapshot of a cluster with authentication is refused
-//! unless [`Restore::drop_auth`] says that its users may go: the server does not have them yet, and an
-//! open cluster must never come of a guarded one by surprise.
+//! [`Restore::drop_auth`] is ours: users and roles come back unless it says that they may go, as when
+//! nobody knows the password of `root` any more.
 
 mod fill;
 mod staging;
@@ -35,7 +34,7 @@ use std::sync::Arc;
 use bbolt::{Bbolt, ReadError};
 use disk::Disk;
 use machine::{
-    Alarm, AlarmKind, AppliedEntry, AppliedPayload, Batch, ClusterVersion, Downgrade, Fatal,
+    Alarm, AlarmKind, AppliedEntry, AppliedPayload, Auth, Batch, ClusterVersion, Downgrade, Fatal,
     ImportError, ImportedLease, LogPosition, Machine, MembershipEntry, MembershipNode, Proposal,
     Tables, Ticket,
 };
@@ -123,12 +122,6 @@ pub enum RestoreError {
          etcdutl of that version"
     )]
     TooNew { path: String, found: ClusterVersion },
-    #[error(
-        "snapshot {path} was taken with authentication enabled ({users} users, {roles} roles), which \
-         this server cannot keep: the restored cluster would be open to everyone who reaches it. \
-         Restore with --drop-auth if that is wanted"
-    )]
-    Auth { path: String, users: usize, roles: usize },
     #[error(transparent)]
     Import(#[from] GoImportError),
     #[error("applying the requests of the log: {0}")]
@@ -225,7 +218,7 @@ fn build(
         member: own,
         revision: meta.revision,
         compact_revision: meta.compact_revision,
-        dropped_auth: source.has_auth,
+        dropped_auth: source.drops_auth()?,
     })
 }
 
@@ -260,7 +253,7 @@ fn founding(order: &Restore) -> Result<Founding, RestoreError> {
 struct Source {
     path: String,
     file: Bbolt<Content>,
-    has_auth: bool,
+    drop_auth: bool,
 }
 
 #[derive(Deserialize)]
@@ -290,9 +283,8 @@ impl Source {
         if file.bucket(b"meta").map_err(damaged)?.is_none() {
             return Err(RestoreError::NoBackend { path });
         }
-        let mut source = Self { path, file, has_auth: false };
+        let source = Self { path, file, drop_auth: order.drop_auth };
         source.check_version()?;
-        source.check_auth(order.drop_auth)?;
         Ok(source)
     }
 
@@ -315,14 +307,19 @@ impl Source {
         }
     }
 
-    fn check_auth(&mut self, drop_auth: bool) -> Result<(), RestoreError> {
+    /// Whether there are users or roles that are not wanted.
+    fn drops_auth(&self) -> Result<bool, RestoreError> {
         let auth = self.backend().auth().map_err(self.content())?;
-        if auth.enabled && !drop_auth {
-            let (users, roles) = (auth.users.len(), auth.roles.len());
-            return Err(RestoreError::Auth { path: self.path.clone(), users, roles });
+        let any = auth.enabled || !auth.users.is_empty() || !auth.roles.is_empty();
+        Ok(any && self.drop_auth)
+    }
+
+    /// Users and roles, unless they are not wanted.
+    fn auth(&self) -> Result<Auth, RestoreError> {
+        if self.drop_auth {
+            return Ok(Auth::default());
         }
-        self.has_auth = auth.enabled || !auth.users.is_empty() || !auth.roles.is_empty();
-        Ok(())
+        self.backend().auth().and_then(crate::schema::Auth::table).map_err(self.content())
     }
 
     /// Where the store stands. A bump counts from the newest row, as in Go, and makes everything
@@ -359,7 +356,7 @@ impl Source {
         Ok(rows.into_iter().map(lease).collect())
     }
 
-    /// Alarms and versions of the snapshot, members of the new cluster. It stands where a log of one
+    /// Alarms, users and versions of the snapshot, members of the new cluster. It stands where a log of one
     /// entry per member would have led, as etcd writes it.
     fn tables(&self, founding: &Founding) -> Result<Tables, RestoreError> {
         let mut tables = Tables::new(founding.cluster_id);
@@ -385,6 +382,7 @@ impl Source {
             tables.alarms.activate(Alarm { kind, member });
         }
         self.versions(&mut tables)?;
+        tables.auth = Arc::new(self.auth()?);
         Ok(tables)
     }
 

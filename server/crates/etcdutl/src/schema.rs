@@ -18,13 +18,16 @@
 //! Files of every server since 3.4 are read: a bucket or key that is absent was not known to the
 //! server that wrote the file, and gives nothing.
 
+use std::collections::BTreeMap;
+
 use bbolt::{Bbolt, ReadAt, ReadError};
 use bytes::Bytes;
+use machine::{Permission, PermissionKind, User};
 use prost::Message;
 use proto::authpb;
 use proto::etcdserverpb::AlarmMember;
 use serde::Deserialize;
-use types::{LeaseId, MemberId, RecordRevision, Revision};
+use types::{KeyRange, LeaseId, MemberId, RecordRevision, Revision};
 
 const REVISION_BYTES: usize = 17;
 const TOMBSTONE_MARK: u8 = b't';
@@ -110,6 +113,32 @@ pub struct Auth {
     pub revision: u64,
     pub users: Vec<authpb::User>,
     pub roles: Vec<authpb::Role>,
+}
+
+impl Auth {
+    /// The same as the server keeps it.
+    pub fn table(self) -> Result<machine::Auth, SchemaError> {
+        let mut users = BTreeMap::new();
+        for user in self.users {
+            let name = text(&user.name).map_err(at("authUsers", &user.name))?;
+            let user = User {
+                password_hash: user.password,
+                roles: user.roles,
+                no_password: user.options.map(|options| options.no_password),
+            };
+            users.insert(name, user);
+        }
+        let mut roles = BTreeMap::new();
+        for role in self.roles {
+            let name = text(&role.name).map_err(at("authRoles", &role.name))?;
+            let permission = |permission: authpb::Permission| Permission {
+                kind: PermissionKind(permission.perm_type),
+                range: KeyRange::from_wire(permission.key, permission.range_end),
+            };
+            roles.insert(name, role.key_permission.into_iter().map(permission).collect());
+        }
+        Ok(machine::Auth::new(self.enabled, self.revision, users, roles))
+    }
 }
 
 /// One member.

@@ -194,14 +194,22 @@ fn mistakes_get_gos_words_and_leave_nothing_behind() {
     assert!(stderr(&output).contains("users and roles of the snapshot were not restored"));
 }
 
-#[test]
-fn a_guarded_cluster_does_not_become_an_open_one_by_surprise() {
+#[tokio::test]
+async fn a_guarded_cluster_does_not_become_an_open_one_by_surprise() {
     let root = tempfile::tempdir().unwrap();
     let data_dir = root.path().join("data");
     let guarded = Restore { drop_auth: false, ..order(&data_dir) };
-    let error = restore(&disk(), &guarded).unwrap_err();
-    assert!(matches!(error, RestoreError::Auth { users: 2, roles: 1, .. }), "{error}");
-    assert!(!data_dir.exists());
+    let restored = restore(&disk(), &guarded).unwrap();
+    assert!(!restored.dropped_auth);
+    let replica = alone::start(&data_dir, &restored).await;
+    let auth = replica.handle().views().auth();
+    assert!(auth.is_enabled());
+    let users: Vec<&str> = auth.users().map(|(name, _)| name).collect();
+    assert_eq!(users, ["root", "u1"]);
+    assert!(auth.user("u1").unwrap().password_hash.starts_with(b"$2a$"));
+    assert_eq!(auth.user("u1").unwrap().roles, ["r1"]);
+    assert!(!auth.role("r1").unwrap().is_empty());
+    replica.shutdown().await;
 }
 
 /// Without a digest to find it at once, damage is found where it matters or, inside of a value, not

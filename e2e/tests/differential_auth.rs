@@ -1,0 +1,226 @@
+//! Authentication and authorization: ours beside Go etcd's.
+//!
+//! The matrix asks every method in the name of everybody; `proto::rpc::Rpc` has a value for every
+//! method, so a new method without a row does not compile. Users and roles then travel between the
+//! two servers in snapshots, and tokens in both directions.
+
+#[path = "differential_auth/calls.rs"]
+mod calls;
+#[path = "differential_auth/matrix.rs"]
+mod matrix;
+#[path = "differential_auth/certificates.rs"]
+mod certificates;
+
+use std::path::Path;
+use std::process::Command;
+
+use calls::Server;
+use e2e::peers;
+use e2e::processes::{Cluster, Member, ServerOptions};
+use proto::etcdserverpb as pb;
+use proto::rpc::Rpc;
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
+fn our_etcd() -> std::path::PathBuf {
+    peers::our_binary("server", "etcd").expect("build our etcd")
+}
+
+fn start(program: &Path, flags: &[String]) -> Cluster {
+    let options = ServerOptions { flags: flags.to_vec(), ..ServerOptions::one(program) };
+    Cluster::start(&options).expect("start a server")
+}
+
+#[test]
+fn cve_2026_33413_every_method_asks_who_is_calling() {
+    let go = peers::etcd_binaries().expect("build Go etcd");
+    let mut outcomes = Vec::new();
+    for program in [our_etcd(), go.etcd] {
+        let cluster = start(&program, &["--bcrypt-cost=4".to_owned()]);
+        outcomes.push(runtime().block_on(matrix::run(&cluster)));
+    }
+    let [ours, go] = &outcomes[..] else { unreachable!("two servers ran") };
+    let mut wrong = String::new();
+    for (cell, go) in ours.iter().zip(go) {
+        assert_eq!(cell.name, go.name);
+        if !cell.is_as_wanted() {
+            wrong.push_str(&format!("{}: {:?}\n", cell.name, cell.answer));
+        }
+        if !go.is_as_wanted() {
+            wrong.push_str(&format!("{}: Go etcd: {:?}\n", go.name, go.answer));
+        }
+        if cell.answer.refusal() != go.answer.refusal() {
+            wrong
+                .push_str(&format!("{}: {:?}, Go etcd: {:?}\n", cell.name, cell.answer, go.answer));
+        }
+    }
+    assert!(wrong.is_empty(), "\n{wrong}");
+    println!("{} cells, equal on both servers", ours.len());
+}
+
+/// Users, roles and a key, with auth on.
+async fn fill(server: &Server) {
+    matrix::add_users(server).await;
+    server
+        .done(
+            Rpc::KVPut,
+            &pb::PutRequest { key: "k".into(), value: "v".into(), ..Default::default() },
+        )
+        .await;
+    server.done(Rpc::AuthAuthEnable, &pb::AuthEnableRequest {}).await;
+}
+
+/// What a restored server says of them.
+async fn check_filled(server: &Server) {
+    let root = server.log_in("root").await;
+    let exact = server.log_in("exact").await;
+    let get = pb::RangeRequest { key: "k".into(), ..Default::default() };
+    let answer: pb::RangeResponse = server.ask(Rpc::KVRange, &get, Some(&exact)).await;
+    assert_eq!(answer.kvs[0].value, "v");
+    let users: pb::AuthUserListResponse =
+        server.ask(Rpc::AuthUserList, &pb::AuthUserListRequest {}, Some(&root)).await;
+    assert_eq!(users.users, ["exact", "from", "none", "prefix", "root", "victim"]);
+    let role = pb::AuthRoleGetRequest { role: "prefix".to_owned() };
+    let role: pb::AuthRoleGetResponse = server.ask(Rpc::AuthRoleGet, &role, Some(&root)).await;
+    assert_eq!((&role.perm[0].key[..], &role.perm[0].range_end[..]), (&b"k"[..], &b"l"[..]));
+    let refused = server.call(Rpc::KVRange, &get, None).await;
+    assert_eq!(
+        refused.refusal().map(|(_, text)| text),
+        Some("etcdserver: user name is empty".into())
+    );
+}
+
+#[test]
+fn users_travel_in_snapshots_between_our_etcd_and_gos() {
+    let go = peers::etcd_binaries().expect("build Go etcd");
+    let our_etcdutl = peers::our_binary("etcdutl", "etcdutl").expect("build our etcdutl");
+    let directions =
+        [(our_etcd(), &go.etcdutl, go.etcd.clone()), (go.etcd.clone(), &our_etcdutl, our_etcd())];
+    for (from, etcdutl, to) in directions {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("snapshot.db");
+        let first = start(&from, &["--bcrypt-cost=4".to_owned()]);
+        runtime().block_on(async {
+            let server = Server::connect(&first).await;
+            fill(&server).await;
+            let root = server.log_in("root").await;
+            server.save_snapshot(&root, &file).await;
+        });
+        drop(first);
+        let options = ServerOptions::one(&to);
+        let restore = |member: &Member| -> anyhow::Result<()> {
+            let status = Command::new(etcdutl)
+                .args(["snapshot", "restore", "--initial-cluster-token=e2e"])
+                .arg(&file)
+                .arg("--data-dir")
+                .arg(&member.data_directory)
+                .arg(format!("--name={}", member.name))
+                .arg(format!("--initial-cluster={}={}", member.name, member.peer_url))
+                .arg(format!("--initial-advertise-peer-urls={}", member.peer_url))
+                .output()
+                .expect("run etcdutl");
+            anyhow::ensure!(status.status.success(), "{status:?}");
+            Ok(())
+        };
+        let second = Cluster::start_prepared(&options, &restore).expect("start from the snapshot");
+        runtime().block_on(async { check_filled(&Server::connect(&second).await).await });
+    }
+}
+
+#[test]
+fn json_web_tokens_of_either_server_are_believed_by_the_other() {
+    let go = peers::etcd_binaries().expect("build Go etcd");
+    let keys = concat!(env!("CARGO_MANIFEST_DIR"), "/../server/src/auth/jwt/testdata");
+    for (method, private, public) in [
+        ("RS256", "rsa", "rsa_public"),
+        ("PS512", "rsa_pkcs1", "rsa_public"),
+        ("ES256", "p256_sec1", "p256_public"),
+        ("ES384", "p384", "p384_public"),
+        ("ES512", "p521_sec1", "p521_public"),
+        ("EdDSA", "ed25519", "ed25519_public"),
+        ("HS384", "p256", "p256_public"),
+    ] {
+        let flags = [
+            format!(
+                "--auth-token=jwt,sign-method={method},priv-key={keys}/{private}.pem,\
+                 pub-key={keys}/{public}.pem,ttl=10m"
+            ),
+            "--bcrypt-cost=4".to_owned(),
+        ];
+        let clusters = [start(&our_etcd(), &flags), start(&go.etcd, &flags)];
+        runtime().block_on(async {
+            let servers =
+                [Server::connect(&clusters[0]).await, Server::connect(&clusters[1]).await];
+            for server in &servers {
+                fill(server).await;
+            }
+            for (giver, taker) in [(0, 1), (1, 0), (0, 0)] {
+                let token = servers[giver].log_in("exact").await;
+                let get = pb::RangeRequest { key: "k".into(), ..Default::default() };
+                let answer: pb::RangeResponse =
+                    servers[taker].ask(Rpc::KVRange, &get, Some(&token)).await;
+                assert_eq!(answer.kvs[0].value, "v", "{method}");
+            }
+            // A change of users makes the token old, on both.
+            for server in &servers {
+                let token = server.log_in("exact").await;
+                let root = server.log_in("root").await;
+                let add = pb::AuthRoleAddRequest { name: "more".to_owned() };
+                let _: pb::AuthRoleAddResponse =
+                    server.ask(Rpc::AuthRoleAdd, &add, Some(&root)).await;
+                let get = pb::RangeRequest { key: "k".into(), ..Default::default() };
+                let old = server.call(Rpc::KVRange, &get, Some(&token)).await;
+                let text = "etcdserver: revision of auth store is old".to_owned();
+                assert_eq!(old.refusal().map(|(_, text)| text), Some(text), "{method}");
+            }
+        });
+    }
+}
+
+/// Trail of Bits 2020 no. 12 and CVE-2021-28235: no password in any file, log or metric.
+#[test]
+fn cve_2021_28235_no_password_is_found_in_files_logs_or_metrics() {
+    let secret = "correct-horse-battery";
+    let cluster =
+        start(&our_etcd(), &["--bcrypt-cost=4".to_owned(), "--log-level=debug".to_owned()]);
+    let text = runtime().block_on(async {
+        let server = Server::connect(&cluster).await;
+        let add = pb::AuthUserAddRequest {
+            name: "u".to_owned(),
+            password: secret.to_owned(),
+            ..Default::default()
+        };
+        server.done(Rpc::AuthUserAdd, &add).await;
+        let change = pb::AuthUserChangePasswordRequest {
+            name: "u".to_owned(),
+            password: secret.to_owned(),
+            ..Default::default()
+        };
+        server.done(Rpc::AuthUserChangePassword, &change).await;
+        fill(&server).await;
+        let right = pb::AuthenticateRequest { name: "u".to_owned(), password: secret.to_owned() };
+        let _: pb::AuthenticateResponse = server.ask(Rpc::AuthAuthenticate, &right, None).await;
+        let wrong = pb::AuthenticateRequest { name: "x".to_owned(), password: secret.to_owned() };
+        let refused = server.call(Rpc::AuthAuthenticate, &wrong, None).await;
+        assert!(refused.refusal().is_some());
+        cluster.members()[0].metrics()
+    });
+    assert!(!text.expect("read the metrics").contains(secret));
+    assert!(!cluster.members()[0].log().contains(secret));
+    let mut files = vec![cluster.members()[0].data_directory.clone()];
+    let mut seen = 0;
+    while let Some(path) = files.pop() {
+        if path.is_dir() {
+            let entries = std::fs::read_dir(&path).expect("list a directory");
+            files.extend(entries.map(|entry| entry.expect("an entry").path()));
+            continue;
+        }
+        seen += 1;
+        let bytes = std::fs::read(&path).expect("read a file");
+        let found = bytes.windows(secret.len()).any(|window| window == secret.as_bytes());
+        assert!(!found, "{}", path.display());
+    }
+    assert!(seen > 1, "the log and the image were looked at");
+}

@@ -1,0 +1,111 @@
+//! Users by the common name of their certificate.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use e2e::peers;
+use e2e::processes::{Cluster, ServerOptions, Tls};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+
+/// An authority and what it has signed, as files.
+struct Authority {
+    directory: tempfile::TempDir,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut parameters = CertificateParams::default();
+        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        parameters.distinguished_name.push(DnType::CommonName, "authority");
+        let key = KeyPair::generate().expect("a key");
+        let certificate = parameters.self_signed(&key).expect("a certificate");
+        fs::write(directory.path().join("ca.pem"), certificate.pem()).expect("write it");
+        Self { directory, issuer: Issuer::new(parameters, key) }
+    }
+
+    /// Makes `<file>.pem` and `<file>.key` for this name.
+    fn sign(&self, file: &str, common_name: &str) {
+        let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
+        let mut parameters = CertificateParams::new(names).expect("names");
+        if !common_name.is_empty() {
+            parameters.distinguished_name.push(DnType::CommonName, common_name);
+        } else {
+            parameters.distinguished_name = rcgen::DistinguishedName::new();
+        }
+        let key = KeyPair::generate().expect("a key");
+        let certificate = parameters.signed_by(&key, &self.issuer).expect("a certificate");
+        fs::write(self.path(&format!("{file}.pem")), certificate.pem()).expect("write it");
+        fs::write(self.path(&format!("{file}.key")), key.serialize_pem()).expect("write it");
+    }
+
+    fn path(&self, file: &str) -> PathBuf {
+        self.directory.path().join(file)
+    }
+}
+
+/// What `etcdctl` prints and says with this certificate; the last line of what it says.
+fn etcdctl(
+    program: &Path,
+    cluster: &Cluster,
+    authority: &Authority,
+    who: &str,
+    arguments: &[&str],
+) -> String {
+    let output = Command::new(program)
+        .arg(format!("--endpoints={}", cluster.members()[0].client_url()))
+        .arg(format!("--cacert={}", authority.path("ca.pem").display()))
+        .arg(format!("--cert={}", authority.path(&format!("{who}.pem")).display()))
+        .arg(format!("--key={}", authority.path(&format!("{who}.key")).display()))
+        .args(arguments)
+        .output()
+        .expect("run etcdctl");
+    let said = String::from_utf8_lossy(&output.stderr);
+    let last = said.lines().last().unwrap_or_default();
+    format!("{}{last}", String::from_utf8_lossy(&output.stdout)).trim().to_owned()
+}
+
+#[test]
+fn a_certificate_makes_one_the_user_it_names_and_a_password_goes_first() {
+    let go = peers::etcd_binaries().expect("build Go etcd");
+    let authority = Authority::new();
+    for (file, name) in [("server", "server"), ("root", "root"), ("u", "u"), ("x", "x"), ("none", "")]
+    {
+        authority.sign(file, name);
+    }
+    let mut flags = vec!["--client-cert-auth".to_owned(), "--bcrypt-cost=4".to_owned()];
+    for (flag, file) in
+        [("cert-file", "server.pem"), ("key-file", "server.key"), ("trusted-ca-file", "ca.pem")]
+    {
+        flags.push(format!("--{flag}={}", authority.path(file).display()));
+    }
+    let steps: &[(&str, &[&str], &str)] = &[
+        ("x", &["user", "add", "root:pw"], "User root created"),
+        ("x", &["user", "grant-role", "root", "root"], "Role root is granted to user root"),
+        ("x", &["user", "add", "u", "--no-password"], "User u created"),
+        ("x", &["role", "add", "r"], "Role r created"),
+        ("x", &["role", "grant-permission", "r", "readwrite", "k"], "Role r updated"),
+        ("x", &["user", "grant-role", "u", "r"], "Role r is granted to user u"),
+        ("x", &["auth", "enable", "--user=root:pw"], "Authentication Enabled"),
+        ("u", &["put", "k", "v"], "OK"),
+        ("u", &["get", "k"], "k\nv"),
+        ("u", &["put", "j", "v"], "Error: etcdserver: permission denied"),
+        ("u", &["put", "j", "v", "--user=root:pw"], "OK"),
+        ("root", &["put", "j", "w"], "OK"),
+        ("root", &["user", "list"], "root\nu"),
+        ("x", &["get", "k"], "Error: etcdserver: permission denied"),
+        ("none", &["get", "k"], "Error: etcdserver: permission denied"),
+        ("none", &["user", "list"], "Error: etcdserver: user name is empty"),
+    ];
+    for program in [peers::our_binary("server", "etcd").expect("build our etcd"), go.etcd] {
+        let options =
+            ServerOptions { flags: flags.clone(), tls: Tls::Files, ..ServerOptions::one(&program) };
+        let cluster = Cluster::start(&options).expect("start a server");
+        for (who, arguments, expected) in steps {
+            let said = etcdctl(&go.etcdctl, &cluster, &authority, who, arguments);
+            assert_eq!(said, *expected, "{} as {who}: {arguments:?}", program.display());
+        }
+    }
+}
