@@ -24,6 +24,8 @@ use crate::workspace::{PROGRAMS, Profile, Workspace};
 
 const REPOSITORY: &str = "docker.io/keelson/keelson";
 const USER: u32 = 65532;
+/// Where Debian has its bundle, and where TLS libraries look for one.
+const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -125,6 +127,10 @@ fn write_root(programs: &[PathBuf], root: &Path) -> Result<()> {
         ("etc/nsswitch.conf", "hosts: files dns\n".to_owned()),
     ] {
         fs::write(root.join(file), text).with_context(|| file.to_owned())?;
+    }
+    // Public authorities, for object stores: those that this machine trusts.
+    if Path::new(AUTHORITIES).exists() {
+        copy(Path::new(AUTHORITIES), &root.join(AUTHORITIES.trim_start_matches('/')))?;
     }
     for program in programs {
         let name = program.file_name().context("a program has a name")?;
