@@ -51,6 +51,9 @@ use crate::tls::{ClientTls, ServerTls, with_self_signed};
 
 /// How long calls under way may take once the server stops.
 const DRAIN_GRACE: Duration = Duration::from_secs(5);
+/// The same for peers. Their streams of entries never end by themselves, so it is always waited for;
+/// what they wait for is answered long before, or is answered by the next leader.
+const PEER_DRAIN_GRACE: Duration = Duration::from_millis(500);
 
 /// Write an image after this many bytes of entries, however few entries they are.
 const IMAGE_BYTES: u64 = 256 << 20;
@@ -286,7 +289,7 @@ async fn serve_all(
     };
     let (peer_thread, peer_serving) =
         RpcThread::pair(ServiceSet::from([(Purpose::Peer, peer_services)]), settings.clone());
-    let peer_traffic = tokio::spawn(peer_serving.run(stop.clone(), DRAIN_GRACE));
+    let peer_traffic = tokio::spawn(peer_serving.run(stop.clone(), PEER_DRAIN_GRACE));
     let peer_acceptor = tokio::spawn(peers.run(vec![peer_thread], stop.clone()));
 
     let services = client_services(
@@ -319,6 +322,9 @@ async fn serve_all(
     let ended = tokio::select! {
         signal = signals::terminated() => {
             tracing::info!(signal = signal?, "received signal; shutting down");
+            // While everything still runs: the next leader is heard of through our peer listener,
+            // and clients that are connected here do not notice.
+            replica.hand_over_leadership().await;
             Ok(())
         }
         result = acceptor => result,

@@ -19,9 +19,18 @@ const GATEWAY: NodeNumber = NodeNumber(1);
 fn a_node_may_hang_lose_its_network_or_its_power_while_clients_write() -> Result<()> {
     let cluster = kubernetes()?;
     let namespace = Namespace::restricted(&cluster, "nodes")?;
-    // A dead node does not cost a member at once: first it has to come back.
-    let patient = json!({"recovery": {"nodeLossForSeconds": 600}});
-    let etcd = Etcd::create(&namespace, "main", 3, &patient)?;
+    // A dead node does not cost a member at once: first it has to come back. And each node has one
+    // member; without a rule of its own a cluster only prefers that.
+    let spread = json!([{
+        "maxSkew": 1, "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "DoNotSchedule", "nodeTaintsPolicy": "Honor",
+        "labelSelector": {"matchLabels": {"etcd.keelson.dev/component": "server"}},
+    }]);
+    let change = json!({
+        "recovery": {"nodeLossForSeconds": 600},
+        "podTemplate": {"topologySpreadConstraints": spread},
+    });
+    let etcd = Etcd::create(&namespace, "main", 3, &change)?;
     let before = etcd.member_names()?;
     let writer = Writer::start(&etcd)?;
 

@@ -86,6 +86,9 @@ fn open_s3(s3: &S3Store, credentials: &Credentials) -> Result<impl ObjectStore, 
             options = options.with_root_certificate(certificate);
         }
     }
+    // Without TLS no authority is needed, and a CA that is named is the one to trust: neither
+    // depends on what the image knows of public authorities.
+    options = options.with_no_system_certificates(plain || s3.ca_secret_ref.is_some());
     let mut builder = AmazonS3Builder::new()
         .with_bucket_name(&s3.bucket)
         .with_region(&s3.region)

@@ -143,6 +143,9 @@ pub enum StartError {
     Raft(String),
 }
 
+/// So many election timeouts are given to the next leader when this one is about to stop.
+const HAND_OVER_ELECTIONS: u32 = 3;
+
 /// A running replica.
 pub struct Replica {
     handle: Handle,
@@ -428,10 +431,9 @@ impl Replica {
         Inbound { shared: self.handle.shared.clone() }
     }
 
-    /// Stops: hands leadership over if this member leads and another can, then ends everything. A
-    /// request that still waits is answered with [`Unavailable::Stopped`].
+    /// Stops: ends everything. A request that still waits is answered with
+    /// [`Unavailable::Stopped`]. A leader should hand over first.
     pub async fn shutdown(mut self) {
-        self.hand_over_leadership().await;
         let shared = self.handle.shared.clone();
         shared.queue.close();
         shared.reads.close();
@@ -444,15 +446,22 @@ impl Replica {
         self.writer.join();
     }
 
-    async fn hand_over_leadership(&self) {
-        let status = self.handle.status();
-        if !status.is_leader() {
+    /// Hands leadership over if this member leads and another can. Call it while the member still
+    /// hears its peers, because that is how it learns that another leads. Tries for a few election
+    /// timeouts: when all members are told to stop at once nobody takes over.
+    pub async fn hand_over_leadership(&self) {
+        if !self.handle.status().is_leader() {
             return;
         }
         let Some(target) = self.most_caught_up_voter() else { return };
-        if let Err(error) = self.handle.move_leader(target).await {
-            tracing::warn!(%error, %target, "leadership was not handed over before stopping");
-        }
+        let patience = self.handle.shared.sender.patience * HAND_OVER_ELECTIONS;
+        let moved = tokio::time::timeout(patience, self.handle.move_leader(target)).await;
+        let error = match moved {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("it did not take over within {patience:?}"),
+        };
+        tracing::warn!(%error, %target, "leadership was not handed over before stopping");
     }
 
     fn most_caught_up_voter(&self) -> Option<MemberId> {

@@ -321,7 +321,11 @@ impl Cluster {
         life.disk.clear_faults();
         // Others still reach it while it hands over its leadership.
         self.network.connect(&life, replica.inbound());
-        let stopped = self.while_powered(&life, STOP_MAX, replica.shutdown()).await;
+        let in_order = async {
+            replica.hand_over_leadership().await;
+            replica.shutdown().await;
+        };
+        let stopped = self.while_powered(&life, STOP_MAX, in_order).await;
         self.trace.note(format_args!("stopped member {}: {}", id.0, stopped.is_some()));
         self.network.disconnect(id);
         drop(sink);
