@@ -275,6 +275,13 @@ impl Member {
         }
     }
 
+    /// Lets the next start be one of another program, with the same flags on the same data.
+    pub fn set_program(&mut self, program: &Path) {
+        if let Some(first) = self.command.first_mut() {
+            *first = program.display().to_string();
+        }
+    }
+
     /// Asks the process to end and waits for it.
     pub fn stop(&mut self) -> Result<Option<ExitStatus>> {
         let Some(mut child) = self.child.take() else { return Ok(None) };

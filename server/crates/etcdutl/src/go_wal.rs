@@ -79,7 +79,7 @@ struct HardState {
 /// What the log holds beyond a state.
 #[derive(Debug, Default)]
 pub struct Tail {
-    /// Entries above the index that was asked for, by index, also those not known to be committed.
+    /// Entries above the index that was asked for, by index, committed or not.
     pub entries: BTreeMap<u64, Entry>,
     /// The highest index that this member knew to be committed.
     pub commit: u64,

@@ -2,13 +2,14 @@
 //!
 //! What a member of Go etcd knows is its backend and, after a crash, the entries of its log that had
 //! not reached the backend: it commits to the backend ten times a second, and only the log is synced
-//! before a client is answered. So the backend is read like a snapshot, and then every entry that is
-//! committed and above the backend's consistent index is applied by our own applier, which answers
-//! requests as etcd does, so revisions come out the same.
+//! before a client is answered. So the backend is read like a snapshot, and then every entry of the log
+//! above the backend's consistent index is applied by our own applier, which answers requests as etcd
+//! does, so revisions come out the same.
 //!
-//! An entry is known to be committed from the log's own record of it. The newest ones of a member
-//! that crashed may be committed without its log saying so; they are then on its peers and not here.
-//! So the member to import is one that was stopped, or else the last leader.
+//! That includes entries of which the log does not say that they are committed: the answer to a client
+//! can be out before it does. It is what this member would commit if it were elected with its log. Of
+//! several members the one to import is therefore one that was stopped last, or the last leader: what
+//! only others have is lost.
 //!
 //! Members and ids are those of the new cluster, as in [`crate::restore`], and each member of it is
 //! imported from the same directory. Changes of the old cluster's members are passed over.
@@ -100,9 +101,6 @@ impl GoDataDir {
         let mut guarded = has_auth;
         let mut expected = consistent_index + 1;
         for (index, entry) in tail.entries {
-            if index > tail.commit {
-                break;
-            }
             if index != expected {
                 let path = self.path.clone();
                 return Err(ImportError::Gap { path, consistent_index, first: index });

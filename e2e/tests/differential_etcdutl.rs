@@ -1,0 +1,379 @@
+//! Our `etcdutl` and Go's on the same files: the same status and hashes, and servers that begin with
+//! the same state, whoever restored it and whichever version of etcd the file comes from.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use bbolt::Writer;
+use e2e::peers::{self, EtcdBinaries};
+use e2e::processes::{Cluster, Member, ServerOptions};
+use prost::Message;
+use proto::etcdserverpb::AlarmMember;
+use proto::mvccpb::KeyValue;
+use serde_json::Value;
+
+/// How long a member may take to answer after its start; each try waits for itself.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+struct Tools {
+    go: EtcdBinaries,
+    etcd: PathBuf,
+    etcdutl: PathBuf,
+}
+
+impl Tools {
+    fn build() -> Tools {
+        Tools {
+            go: peers::etcd_binaries().unwrap(),
+            etcd: peers::our_binary("server", "etcd").unwrap(),
+            etcdutl: peers::our_binary("etcdutl", "etcdutl").unwrap(),
+        }
+    }
+
+    /// Go etcdctl's output.
+    fn etcdctl(&self, member: &Member, arguments: &[&str], input: &str) -> Result<String> {
+        let mut child = Command::new(&self.go.etcdctl)
+            .env_clear()
+            .env("ETCDCTL_ENDPOINTS", &member.endpoint)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("run etcdctl")?;
+        child.stdin.take().context("it has an input")?.write_all(input.as_bytes())?;
+        let output = child.wait_with_output()?;
+        ensure!(output.status.success(), "etcdctl {arguments:?} failed");
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// What clients see of a member's state.
+    fn state(&self, member: &Member) -> Result<State> {
+        let mut hash: Value = serde_json::from_str(&self.etcdctl(
+            member,
+            &["endpoint", "hashkv", "-w", "json"],
+            "",
+        )?)?;
+        let mut hash = hash[0]["HashKV"].take();
+        let all: Value = serde_json::from_str(&self.etcdctl(
+            member,
+            &["get", "", "--prefix", "-w", "json"],
+            "",
+        )?)?;
+        hash["header"] = Value::Null;
+        Ok(State {
+            hash: hash.to_string(),
+            revision: all["header"]["revision"].as_i64().context("a revision")?,
+            keys: all["kvs"].to_string(),
+            leases: self.etcdctl(member, &["lease", "list"], "")?,
+            alarms: self.etcdctl(member, &["alarm", "list"], "")?,
+        })
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct State {
+    hash: String,
+    revision: i64,
+    keys: String,
+    leases: String,
+    alarms: String,
+}
+
+fn run(program: &Path, arguments: &[&str], file: &Path) -> Output {
+    Command::new(program).args(arguments).arg(file).output().unwrap()
+}
+
+/// Both programs say the same on the same file.
+fn compare(tools: &Tools, arguments: &[&str], file: &Path) {
+    let go = run(&tools.go.etcdutl, arguments, file);
+    let ours = run(&tools.etcdutl, arguments, file);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert_eq!(text(&ours.stdout), text(&go.stdout), "{arguments:?} {}", file.display());
+    assert_eq!(text(&ours.stderr), text(&go.stderr), "{arguments:?} {}", file.display());
+    assert_eq!(ours.status.code(), go.status.code(), "{arguments:?} {}", file.display());
+}
+
+fn compare_all(tools: &Tools, file: &Path) {
+    for format in ["simple", "json", "fields", "table", "protobuf", "other"] {
+        compare(tools, &["snapshot", "status", "-w", format], file);
+        for revision in ["0", "1", "9", "12", "1000"] {
+            compare(tools, &["hashkv", "--rev", revision, "-w", format], file);
+        }
+    }
+}
+
+/// The flags that make a directory the member's.
+fn identity(member: &Member) -> Vec<String> {
+    vec![
+        format!("--data-dir={}", member.data_directory.display()),
+        format!("--name={}", member.name),
+        format!("--initial-cluster={}={}", member.name, member.peer_url),
+        format!("--initial-advertise-peer-urls={}", member.peer_url),
+        "--initial-cluster-token=e2e".to_owned(),
+    ]
+}
+
+fn write_history(tools: &Tools, member: &Member) -> Result<()> {
+    let ctl = |arguments: &[&str]| tools.etcdctl(member, arguments, "");
+    for number in 0..8 {
+        ctl(&["put", &format!("k{}", number % 3), &number.to_string()])?;
+    }
+    let lease = ctl(&["lease", "grant", "3600"])?;
+    let lease = lease.split(' ').nth(1).context("a lease id")?;
+    ctl(&["put", "leased", "x", "--lease", lease])?;
+    ctl(&["compaction", "8"])?;
+    ctl(&["del", "k0"])?;
+    tools.etcdctl(member, &["txn"], "\nput t1 1\nput t2 2\ndel k1\n\n\n\n")?;
+    ctl(&["lease", "grant", "1800"])?;
+    ctl(&["put", "last", "z"])?;
+    Ok(())
+}
+
+#[test]
+fn status_and_hashes_of_a_file_are_those_of_go_etcdutl() {
+    let tools = Tools::build();
+    let mut cluster = Cluster::start(&ServerOptions::one(&tools.go.etcd)).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let snapshot = directory.path().join("snapshot.db");
+    let member = cluster.member_mut(0);
+    write_history(&tools, member).unwrap();
+    tools.etcdctl(member, &["snapshot", "save", snapshot.to_str().unwrap()], "").unwrap();
+    compare_all(&tools, &snapshot);
+    member.stop().unwrap();
+    let cold = directory.path().join("cold.db");
+    fs::copy(member.data_directory.join("member/snap/db"), &cold).unwrap();
+    compare_all(&tools, &cold);
+    // Missing files and bad arguments; cobra's usage, which follows its errors, is not ours.
+    compare(&tools, &["snapshot", "status"], &directory.path().join("none"));
+    compare(&tools, &["hashkv"], &directory.path().join("none"));
+    let missing = member.data_directory.with_file_name("none");
+    compare(&tools, &["migrate", "--target-version", "3.4", "--data-dir"], &missing);
+    compare(&tools, &["migrate", "--target-version", "3", "--data-dir"], &missing);
+}
+
+/// All that a member has answered is there after a crash, also what was in its log alone.
+#[test]
+fn an_import_holds_what_a_killed_member_of_go_etcd_had_answered() {
+    let tools = Tools::build();
+    let mut cluster = Cluster::start(&ServerOptions::one(&tools.go.etcd)).unwrap();
+    let member = cluster.member_mut(0);
+    write_history(&tools, member).unwrap();
+    let before = tools.state(member).unwrap();
+    let old = member.data_directory.with_extension("go");
+    let from = format!("--from={}", member.data_directory.display());
+    let busy = Command::new(&tools.etcdutl).args(["import", &from]).output().unwrap();
+    assert_eq!(busy.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&busy.stderr).contains("in use by a running server"));
+    member.kill().unwrap();
+    fs::rename(&member.data_directory, &old).unwrap();
+    let from = format!("--from={}", old.display());
+    let import = |arguments: &[String]| {
+        let output =
+            Command::new(&tools.etcdutl).args(["import", &from]).args(arguments).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, stderr) = import(&identity(member));
+    assert_eq!(code, Some(0), "{stderr}");
+    member.set_program(&tools.etcd);
+    member.launch().unwrap();
+    member.wait_until_healthy().unwrap();
+    assert_eq!(tools.state(member).unwrap(), before);
+    // A second time there is a directory in the way; and a damaged log leaves none.
+    member.stop().unwrap();
+    let (code, stderr) = import(&identity(member));
+    assert_eq!(code, Some(1));
+    assert!(stderr.contains("not empty"), "{stderr}");
+    fs::remove_dir_all(&member.data_directory).unwrap();
+    let wal = old.join("member/wal/0000000000000000-0000000000000000.wal");
+    let mut bytes = fs::read(&wal).unwrap();
+    bytes[200] ^= 0xff;
+    fs::write(&wal, bytes).unwrap();
+    let (code, stderr) = import(&identity(member));
+    assert_eq!(code, Some(1));
+    assert!(stderr.contains("is damaged at byte"), "{stderr}");
+    assert!(!member.data_directory.exists());
+}
+
+/// What a backend of some version of etcd looks like.
+struct Shape {
+    name: &'static str,
+    storage_version: Option<&'static str>,
+    has_term: bool,
+    scheduled: u64,
+    finished: u64,
+    alarm: bool,
+}
+
+const SHAPES: [Shape; 5] = [
+    Shape {
+        name: "3.4",
+        storage_version: None,
+        has_term: false,
+        scheduled: 0,
+        finished: 0,
+        alarm: false,
+    },
+    Shape {
+        name: "3.5",
+        storage_version: None,
+        has_term: true,
+        scheduled: 9,
+        finished: 9,
+        alarm: false,
+    },
+    Shape {
+        name: "3.6",
+        storage_version: Some("3.6.0"),
+        has_term: true,
+        scheduled: 9,
+        finished: 4,
+        alarm: false,
+    },
+    Shape {
+        name: "3.7",
+        storage_version: Some("3.7.0"),
+        has_term: true,
+        scheduled: 13,
+        finished: 0,
+        alarm: false,
+    },
+    Shape {
+        name: "alarm",
+        storage_version: Some("3.7.0"),
+        has_term: true,
+        scheduled: 0,
+        finished: 0,
+        alarm: true,
+    },
+];
+
+fn revision_key(main: u64, tombstone: bool) -> Vec<u8> {
+    let mut key = main.to_be_bytes().to_vec();
+    key.push(b'_');
+    key.extend_from_slice(&0u64.to_be_bytes());
+    key.extend(tombstone.then_some(b't'));
+    key
+}
+
+/// Twenty changes of three keys, some deletions; every key's versions and revisions as etcd counts.
+fn write_backend(path: &Path, shape: &Shape) -> Result<()> {
+    let mut writer = Writer::new(File::create(path)?)?;
+    writer.bucket(b"alarm")?;
+    if shape.alarm {
+        writer.put(&AlarmMember { member_id: 7, alarm: 1 }.encode_to_vec(), b"")?;
+    }
+    for bucket in ["auth", "authRoles", "authUsers", "cluster"] {
+        writer.bucket(bucket.as_bytes())?;
+    }
+    writer.put(b"clusterVersion", b"3.4.0")?;
+    writer.bucket(b"key")?;
+    let mut keys = [(0, 0); 3];
+    for revision in 2..22u64 {
+        let number = (revision % 3) as usize;
+        let key = format!("k{number}").into_bytes();
+        let (created, version) = &mut keys[number];
+        if revision % 7 == 0 {
+            *version = 0;
+            let gone = KeyValue { key: key.into(), ..KeyValue::default() };
+            writer.put(&revision_key(revision, true), &gone.encode_to_vec())?;
+            continue;
+        }
+        if *version == 0 {
+            *created = revision as i64;
+        }
+        *version += 1;
+        let kv = KeyValue {
+            key: key.into(),
+            create_revision: *created,
+            mod_revision: revision as i64,
+            version: *version,
+            value: revision.to_string().into(),
+            lease: 0,
+        };
+        writer.put(&revision_key(revision, false), &kv.encode_to_vec())?;
+    }
+    for bucket in ["lease", "members", "members_removed", "meta"] {
+        writer.bucket(bucket.as_bytes())?;
+    }
+    writer.put(b"consistent_index", &30u64.to_be_bytes())?;
+    if shape.finished > 0 {
+        writer.put(b"finishedCompactRev", &revision_key(shape.finished, false))?;
+    }
+    if shape.scheduled > 0 {
+        writer.put(b"scheduledCompactRev", &revision_key(shape.scheduled, false))?;
+    }
+    if let Some(version) = shape.storage_version {
+        writer.put(b"storageVersion", version.as_bytes())?;
+    }
+    if shape.has_term {
+        writer.put(b"term", &2u64.to_be_bytes())?;
+    }
+    writer.finish()?.flush()?;
+    Ok(())
+}
+
+/// Restores with one tool, serves with its server, and tells what clients see.
+fn restored(
+    tools: &Tools,
+    member: &mut Member,
+    (etcdutl, etcd): (&Path, &Path),
+    file: &Path,
+    more: &[&str],
+) -> Result<State> {
+    member.stop()?;
+    fs::remove_dir_all(&member.data_directory)?;
+    let output = Command::new(etcdutl)
+        .args(["snapshot", "restore", "--skip-hash-check"])
+        .arg(file)
+        .args(identity(member))
+        .args(more)
+        .output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    member.set_program(etcd);
+    member.launch()?;
+    // With an alarm a member is never healthy, so that it answers has to do.
+    let begin = Instant::now();
+    loop {
+        match tools.state(member) {
+            Err(_) if begin.elapsed() < ANSWER_TIMEOUT => {}
+            answer => return answer,
+        }
+    }
+}
+
+#[test]
+fn files_of_every_version_give_the_state_that_go_etcd_gives() {
+    let tools = Tools::build();
+    let directory = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(&ServerOptions::one(&tools.go.etcd)).unwrap();
+    let member = cluster.member_mut(0);
+    let ours = (tools.etcdutl.as_path(), tools.etcd.as_path());
+    let gos = (tools.go.etcdutl.as_path(), tools.go.etcd.as_path());
+    for shape in &SHAPES {
+        let file = directory.path().join(shape.name);
+        write_backend(&file, shape).unwrap();
+        let expected = restored(&tools, member, gos, &file, &[]).unwrap();
+        assert_eq!(restored(&tools, member, ours, &file, &[]).unwrap(), expected, "{}", shape.name);
+        assert_eq!(expected.alarms.contains("NOSPACE"), shape.alarm);
+    }
+    // A bumped revision, and a file that begins at one. The row without a key that Go's tool leaves
+    // is hashed there, so the hashes differ.
+    let file = directory.path().join("3.7");
+    let bump = ["--bump-revision=1000", "--mark-compacted"];
+    let expected =
+        State { hash: String::new(), ..restored(&tools, member, gos, &file, &bump).unwrap() };
+    assert_eq!(expected.revision, 1021);
+    let bumped = directory.path().join("bumped");
+    member.stop().unwrap();
+    fs::copy(member.data_directory.join("member/snap/db"), &bumped).unwrap();
+    for (file, more) in [(&file, &bump[..]), (&bumped, &[])] {
+        let found = restored(&tools, member, ours, file, more).unwrap();
+        assert_eq!(State { hash: String::new(), ..found }, expected);
+    }
+}
