@@ -214,8 +214,17 @@ async fn run(config: Config) -> Result<(), Box<dyn Error>> {
             low_space: AtomicBool::new(false),
         }),
     };
-    let ended =
-        serve_all(&config, &identity, &replica, context, instruments, meters, clients, peers, &stop);
+    let ended = serve_all(
+        &config,
+        &identity,
+        &replica,
+        context,
+        instruments,
+        meters,
+        clients,
+        peers,
+        &stop,
+    );
     let ended = ended.await;
     stop.cancel();
     replica.shutdown().await;
@@ -386,7 +395,10 @@ fn start_chores(
         )),
         tokio::spawn(chores::leadership::follow(handle.clone(), metrics.clone(), stop.clone())),
     ];
-    let directories = [Some(context.server.scratch_directory.clone()), config.wal_dir.as_ref().map(PathBuf::from)];
+    let directories = [
+        Some(context.server.scratch_directory.clone()),
+        config.wal_dir.as_ref().map(PathBuf::from),
+    ];
     chores.push(tokio::spawn(chores::space::watch(
         handle.clone(),
         Arc::new(OsDisk),
@@ -396,8 +408,7 @@ fn start_chores(
     )));
     if !config.corruption.periodic.is_zero() {
         let interval = config.corruption.periodic;
-        let check =
-            chores::corruption::check_periodically(handle.clone(), interval, stop.clone());
+        let check = chores::corruption::check_periodically(handle.clone(), interval, stop.clone());
         chores.push(tokio::spawn(check));
     }
     if config.gates.enabled("CompactHashCheck") {

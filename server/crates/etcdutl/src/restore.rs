@@ -33,13 +33,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bbolt::{Bbolt, ReadError};
+use bytes::Bytes;
 use disk::Disk;
 use machine::{
     Alarm, AlarmKind, ClusterVersion, Downgrade, ImportError, ImportedLease, LogPosition, Machine,
     MembershipEntry, MembershipNode, Tables,
 };
 use mvcc::StoreMeta;
-use bytes::Bytes;
 use revlog::{Record, RevLog, RevLogOptions, RevStore, RevStoreError};
 use serde::Deserialize;
 use server::config::{ConfigError, InitialCluster};

@@ -45,10 +45,10 @@ mod start;
 mod state_machine;
 mod status;
 mod store;
-mod unavailable;
-mod watermark;
 #[cfg(test)]
 mod tests;
+mod unavailable;
+mod watermark;
 
 pub use handle::{Handle, PeerHash};
 pub use inbound::Inbound;
