@@ -11,6 +11,7 @@ pub mod chores;
 pub mod cli;
 pub mod config;
 mod dial;
+mod engine;
 pub mod gates;
 pub mod identity;
 pub mod ids;

@@ -251,7 +251,8 @@ fn judge(me: MemberId, own: &HashAnswer, peers: &[(MemberId, PeerHash)]) -> Verd
     if by_hash.len() == 1 {
         return if answered == peers.len() { Verdict::Equal } else { Verdict::Incomplete };
     }
-    let quorum = (peers.len() + 1) / 2 + 1;
+    let members = peers.len() + 1;
+    let quorum = members / 2 + 1;
     if !by_hash.values().any(|members| members.len() >= quorum) {
         tracing::error!(
             "Detected compaction hash mismatch but cannot identify the corrupted members, so \

@@ -129,7 +129,7 @@ impl Spares {
         let free = self.disk.available_space(&self.directory)?;
         let room = free.saturating_sub(self.space_kept);
         let least = wanted.min(FIRST_SEGMENT_BYTES);
-        let halves = std::iter::successors(Some(wanted), |length| Some(length / 2 & !4095));
+        let halves = std::iter::successors(Some(wanted), |length| Some((length / 2) & !4095));
         Ok(halves.take_while(|length| *length >= least).find(|length| *length <= room))
     }
 

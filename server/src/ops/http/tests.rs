@@ -76,7 +76,7 @@ fn serve(purpose: Purpose, cors: &str, hosts: &str) -> Server {
         streams_max: 10,
         keepalive_interval: None,
         keepalive_timeout: None,
-        keepalive_min_time: Duration::from_secs(5),
+        keepalive_min_time: std::time::Duration::from_secs(5),
     };
     let stop = CancellationToken::new();
     let (thread, serving) = RpcThread::pair(ServiceSet::from([(purpose, services)]), settings);
