@@ -190,8 +190,10 @@ fn a_directory_of_another_cluster_or_member_is_refused() {
         let (ended, log) = one.member_mut(0).launch_until_end().unwrap();
         assert!(!ended.success());
         assert!(log.contains(&format!("{}/", place.display())), "no file is named: {log}");
-        let owner =
-            format!("belongs to member {:x} of cluster {:x}", foreign.member_id, foreign.cluster_id);
+        let owner = format!(
+            "belongs to member {:x} of cluster {:x}",
+            foreign.member_id, foreign.cluster_id
+        );
         assert!(log.contains(&owner), "{log}");
         fs::remove_dir_all(&place).unwrap();
         fs::rename(&kept, &place).unwrap();

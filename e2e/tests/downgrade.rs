@@ -72,11 +72,8 @@ fn the_status_names_the_alarms() {
     let id = status(member).unwrap().header.unwrap().member_id;
     assert_eq!(status(member).unwrap().errors, Vec::<String>::new());
     let change = |action: AlarmAction| -> AlarmResponse {
-        let request = AlarmRequest {
-            action: action as i32,
-            member_id: id,
-            alarm: AlarmType::Nospace as i32,
-        };
+        let request =
+            AlarmRequest { action: action as i32, member_id: id, alarm: AlarmType::Nospace as i32 };
         calls::call(member, "/etcdserverpb.Maintenance/Alarm", &request).unwrap()
     };
     change(AlarmAction::Activate);

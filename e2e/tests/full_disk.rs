@@ -45,12 +45,9 @@ exec unshare {user} --mount --propagation private sh -c '
     program
 }
 
-fn alarm(member: &Member, action: AlarmAction) -> AlarmResponse {
-    let request = AlarmRequest {
-        action: action as i32,
-        member_id: 0,
-        alarm: AlarmType::Nospace as i32,
-    };
+fn alarm(member: &Member, action: AlarmAction, id: u64) -> AlarmResponse {
+    let request =
+        AlarmRequest { action: action as i32, member_id: id, alarm: AlarmType::Nospace as i32 };
     call(member, "/etcdserverpb.Maintenance/Alarm", &request).unwrap()
 }
 
@@ -78,7 +75,7 @@ fn a_full_disk_refuses_puts_and_nothing_else_until_there_is_room_again() {
     assert!(refusal.contains("grpc-status Some(8)"), "not ResourceExhausted: {refusal}");
     let id = status(member).unwrap().header.unwrap().member_id;
     until("the alarm is raised", || {
-        alarm(member, AlarmAction::Get).alarms.iter().any(|alarm| alarm.member_id == id)
+        alarm(member, AlarmAction::Get, 0).alarms.iter().any(|alarm| alarm.member_id == id)
     });
     assert!(put(member, "another", &value).is_err());
     let keys = |member| -> Vec<String> {
@@ -91,16 +88,23 @@ fn a_full_disk_refuses_puts_and_nothing_else_until_there_is_room_again() {
         range_end: "key.".into(),
         ..DeleteRangeRequest::default()
     };
-    let gone: DeleteRangeResponse =
-        call(member, "/etcdserverpb.KV/DeleteRange", &request).unwrap();
+    let gone: DeleteRangeResponse = call(member, "/etcdserverpb.KV/DeleteRange", &request).unwrap();
     assert_eq!(gone.deleted as usize, written.len());
     let revision = status(member).unwrap().header.unwrap().revision;
     compact(member, revision).unwrap();
     until("there is room again", || {
-        alarm(member, AlarmAction::Deactivate);
+        alarm(member, AlarmAction::Deactivate, id);
         put(member, "after", b"value").is_ok()
     });
     assert_eq!(keys(member), ["after"]);
-    assert_eq!(member.log().matches("starting an etcd server").count(), 1, "it was never restarted");
-    assert!(!member.log().contains("the disk is full"), "the reserve was used up: {}", member.log());
+    assert_eq!(
+        member.log().matches("starting an etcd server").count(),
+        1,
+        "it was never restarted"
+    );
+    assert!(
+        !member.log().contains("the disk is full"),
+        "the reserve was used up: {}",
+        member.log()
+    );
 }

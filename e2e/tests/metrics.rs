@@ -7,8 +7,8 @@ mod calls;
 use calls::{Watch, compact, hash_kv, metric, metrics, put, read_all, status, until};
 use e2e::processes::{Cluster, Member, ServerOptions};
 use proto::etcdserverpb::{
-    DeleteRangeRequest, DeleteRangeResponse, LeaseGrantRequest, LeaseGrantResponse, MoveLeaderRequest,
-    MoveLeaderResponse,
+    DeleteRangeRequest, DeleteRangeResponse, LeaseGrantRequest, LeaseGrantResponse,
+    MoveLeaderRequest, MoveLeaderResponse,
 };
 
 /// Does a little of everything on a member.

@@ -6,7 +6,7 @@
 //! name published. Stop is the same list backwards.
 
 use std::error::Error;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -20,7 +20,6 @@ use replica::{
     Blocking, Bootstrap, EventSink, Handle, ImagePolicy, LogMetrics, LogWriterPlacement, Node,
     Observation, Parts, Replica, Rules, Timing,
 };
-use revlog::{RevLog, RevLogOptions, RevStore, RevStoreError, SledOptions, SledStore};
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 use watch::{Hub, HubOptions};
@@ -28,8 +27,9 @@ use watch::{Hub, HubOptions};
 use crate::api::{self, ApiContext, Limits};
 use crate::auth::{Authentication, Passwords, SimpleTokens, TokenKind, Tokens};
 use crate::chores;
-use crate::config::{ClusterState, Config, Engine};
+use crate::config::{ClusterState, Config};
 use crate::dial::Dialer;
+use crate::engine;
 use crate::gateway::Gateway;
 use crate::identity::Identity;
 use crate::leases::{self, LeaseClock};
@@ -42,7 +42,6 @@ use crate::ops::calls::CallMetrics;
 use crate::ops::health::HealthMetrics;
 use crate::ops::http::{HttpParts, handler, handler_with};
 use crate::ops::metrics::{Metrics, RequestTimes};
-use crate::ops::observed::MeasuredStore;
 use crate::ops::{notify, register_process, signals};
 use crate::peer::inbound::PeerService;
 use crate::peer::meters::PeerMeters;
@@ -239,8 +238,17 @@ async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
             passwords: Passwords::new(config.auth.bcrypt_cost),
         },
     };
-    let ended =
-        serve_all(&config, &identity, &replica, context, instruments, meters, clients, peers, &stop);
+    let ended = serve_all(
+        &config,
+        &identity,
+        &replica,
+        context,
+        instruments,
+        meters,
+        clients,
+        peers,
+        &stop,
+    );
     let ended = ended.await;
     stop.cancel();
     replica.shutdown().await;
@@ -308,14 +316,7 @@ async fn serve_all(
         }
         published.await?;
         let running = tokio::spawn(clients.run(threads.handles(), stop.clone()));
-        for url in config.listen.client_urls.iter().chain(&config.listen.client_http_urls) {
-            let address = url.as_str().split_once("://").map_or(url.as_str(), |(_, rest)| rest);
-            tracing::info!(address, "ready to serve client requests");
-            tracing::info!(address, "serving client traffic");
-        }
-        if let Err(error) = notify::ready() {
-            tracing::warn!(%error, "the service manager was not told that the server is ready");
-        }
+        announce(config);
         running.await??;
         Ok::<(), Box<dyn Error>>(())
     };
@@ -340,6 +341,18 @@ async fn serve_all(
     let _ = peer_traffic.await;
     tokio::task::spawn_blocking(move || threads.join()).await?;
     ended
+}
+
+/// Says that clients are served, to people and to the service manager.
+fn announce(config: &Config) {
+    for url in config.listen.client_urls.iter().chain(&config.listen.client_http_urls) {
+        let address = url.as_str().split_once("://").map_or(url.as_str(), |(_, rest)| rest);
+        tracing::info!(address, "ready to serve client requests");
+        tracing::info!(address, "serving client traffic");
+    }
+    if let Err(error) = notify::ready() {
+        tracing::warn!(%error, "the service manager was not told that the server is ready");
+    }
 }
 
 /// One RPC thread per core: each serves its connections alone.
@@ -421,7 +434,10 @@ fn start_chores(
         )),
         tokio::spawn(chores::leadership::follow(handle.clone(), metrics.clone(), stop.clone())),
     ];
-    let directories = [Some(context.server.scratch_directory.clone()), config.wal_dir.as_ref().map(PathBuf::from)];
+    let directories = [
+        Some(context.server.scratch_directory.clone()),
+        config.wal_dir.as_ref().map(PathBuf::from),
+    ];
     chores.push(tokio::spawn(chores::space::watch(
         handle.clone(),
         Arc::new(OsDisk),
@@ -431,8 +447,7 @@ fn start_chores(
     )));
     if !config.corruption.periodic.is_zero() {
         let interval = config.corruption.periodic;
-        let check =
-            chores::corruption::check_periodically(handle.clone(), interval, stop.clone());
+        let check = chores::corruption::check_periodically(handle.clone(), interval, stop.clone());
         chores.push(tokio::spawn(check));
     }
     if config.gates.enabled("CompactHashCheck") {
@@ -541,7 +556,7 @@ fn parts(
         member: identity.member,
         directory: identity.directory.clone(),
         wal_directory,
-        open_engine: open_engine(config.engine, disk.clone(), instruments.metrics.clone()),
+        open_engine: engine::opener(config.engine, disk.clone(), instruments.metrics.clone()),
         disk,
         peers: outbound,
         events,
@@ -580,44 +595,4 @@ fn bootstrap(config: &Config, identity: &Identity) -> Bootstrap {
             .map(|member| (member.id, Node { peer_urls: member.peer_urls, voter_intent: true }))
             .collect(),
     )
-}
-
-fn open_engine(engine: Engine, disk: Arc<dyn Disk>, metrics: Metrics) -> replica::OpenEngine {
-    let measured = move |engine: Arc<dyn RevStore>| {
-        Arc::new(MeasuredStore::new(engine, metrics.clone())) as Arc<dyn RevStore>
-    };
-    match engine {
-        Engine::Revlog => Arc::new(move |path: &Path| {
-            refuse_other_engine(&*disk, path, "db", "sled")?;
-            let log = RevLog::open(disk.clone(), path, RevLogOptions::default())?;
-            Ok(measured(Arc::new(log)))
-        }),
-        Engine::Sled => Arc::new(move |path: &Path| {
-            refuse_other_engine(&*disk, path, "manifest", "revlog")?;
-            let store = SledStore::open(path, SledOptions::default())?;
-            Ok(measured(Arc::new(store)))
-        }),
-    }
-}
-
-/// One engine would take the other's directory for an empty one.
-fn refuse_other_engine(
-    disk: &dyn Disk,
-    path: &Path,
-    file: &str,
-    other: &'static str,
-) -> Result<(), RevStoreError> {
-    let file = path.join(file);
-    match disk.exists(&file) {
-        Ok(false) => Ok(()),
-        Ok(true) => Err(RevStoreError::Engine {
-            engine: other,
-            detail: format!(
-                "{} belongs to the engine {other}; start with --backend-engine={other}, or clear \
-                 this member's data directory and add it again as a new member",
-                file.display()
-            ),
-        }),
-        Err(error) => Err(RevStoreError::Engine { engine: other, detail: error.to_string() }),
-    }
 }

@@ -12,6 +12,7 @@ pub mod chores;
 pub mod cli;
 pub mod config;
 mod dial;
+mod engine;
 pub mod gates;
 mod gateway;
 pub mod identity;

@@ -12,10 +12,12 @@ use e2e::bench::swarm::call_once;
 use e2e::processes::Member;
 use prost::Message;
 use proto::etcdserverpb::{
-    CompactionRequest, CompactionResponse, HashKvRequest, HashKvResponse, MemberAddRequest, MemberAddResponse, MemberListRequest,
-    MemberListResponse, PutRequest, PutResponse, RangeRequest, RangeResponse, StatusResponse,
+    CompactionRequest, CompactionResponse, HashKvRequest, HashKvResponse, MemberAddRequest,
+    MemberAddResponse, MemberListRequest, MemberListResponse, PutRequest, PutResponse,
+    RangeRequest, RangeResponse, StatusResponse,
 };
 
+#[allow(unused_imports, reason = "each test takes what it needs")]
 pub(crate) use watch::Watch;
 
 const LIMIT: Duration = Duration::from_secs(20);

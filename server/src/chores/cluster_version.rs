@@ -68,9 +68,8 @@ pub fn is_downgraded(
     members: &[MemberId],
     versions: &BTreeMap<MemberId, ClusterVersion>,
 ) -> bool {
-    let runs = |version: &ClusterVersion| {
-        (version.major, version.minor) == (target.major, target.minor)
-    };
+    let runs =
+        |version: &ClusterVersion| (version.major, version.minor) == (target.major, target.minor);
     members.iter().all(|member| versions.get(member).is_some_and(runs))
 }
 

@@ -132,7 +132,8 @@ fn odd_one(
     after: &HashAnswer,
     peers: &[(MemberId, PeerHash)],
 ) -> Option<MemberId> {
-    let same_place = (before.revision, before.compact_revision) == (after.revision, after.compact_revision);
+    let same_place =
+        (before.revision, before.compact_revision) == (after.revision, after.compact_revision);
     if same_place && before.hash != after.hash {
         tracing::warn!("hash-1" = before.hash, "hash-2" = after.hash, "found hash mismatch");
         return Some(me);
@@ -143,7 +144,8 @@ fn odd_one(
             "revision from follower must be less than or equal to leader's"
         } else if theirs.compact_revision > after.compact_revision.0 {
             "compact revision from follower must be less than or equal to leader's"
-        } else if theirs.compact_revision == before.compact_revision.0 && theirs.hash != before.hash {
+        } else if theirs.compact_revision == before.compact_revision.0 && theirs.hash != before.hash
+        {
             "same compact revision then hashes must match"
         } else {
             continue;
@@ -249,7 +251,8 @@ fn judge(me: MemberId, own: &HashAnswer, peers: &[(MemberId, PeerHash)]) -> Verd
     if by_hash.len() == 1 {
         return if answered == peers.len() { Verdict::Equal } else { Verdict::Incomplete };
     }
-    let quorum = (peers.len() + 1) / 2 + 1;
+    let members = peers.len() + 1;
+    let quorum = members / 2 + 1;
     if !by_hash.values().any(|members| members.len() >= quorum) {
         tracing::error!(
             "Detected compaction hash mismatch but cannot identify the corrupted members, so \

@@ -32,6 +32,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bbolt::{Bbolt, ReadError};
+use bytes::Bytes;
 use disk::Disk;
 use machine::{
     Alarm, AlarmKind, AppliedEntry, AppliedPayload, Auth, Batch, ClusterVersion, Downgrade, Fatal,
@@ -39,7 +40,6 @@ use machine::{
     Tables, Ticket,
 };
 use mvcc::StoreMeta;
-use bytes::Bytes;
 use revlog::{Record, RevLog, RevLogOptions, RevStore, RevStoreError};
 use serde::Deserialize;
 use server::config::{ConfigError, InitialCluster};

@@ -18,7 +18,7 @@ use openraft::{ChangeMembers, Raft};
 use proto::peerpb;
 use tokio::sync::{Mutex, oneshot, watch};
 use tokio::time::{Instant, timeout, timeout_at};
-use types::{ClusterId, LeaseId, LogIndex, MemberId, Term};
+use types::{ClusterId, LogIndex, MemberId, Term};
 
 use crate::completion::{Mailbox, Mailboxes};
 use crate::inbound::{membership_change_message, read_index_answer, refusal_from_message};
@@ -65,19 +65,6 @@ pub(crate) struct Shared {
     pub(crate) log: Arc<crate::log_store::Shared>,
     /// The last compaction whose dead versions have left the index; for metrics.
     pub(crate) swept: AtomicI64,
-}
-
-/// What another member answers to the question for its hash.
-#[derive(Clone, Debug, PartialEq)]
-pub enum PeerHash {
-    /// Its hash.
-    Hash(peerpb::HashedKv),
-    /// It has compacted the revision.
-    Compacted,
-    /// It has not come to the revision yet.
-    FutureRevision,
-    /// It could not be asked.
-    NoAnswer(String),
 }
 
 /// A cheap copy of the way into a replica, for one thread.
@@ -178,90 +165,6 @@ impl Handle {
     /// Whether this member is a learner.
     pub fn is_learner(&self) -> bool {
         self.shared.status.borrow().is_learner
-    }
-
-    /// Has the leader renew leases; one TTL per id, 0 for a lease that is gone.
-    ///
-    /// # Errors
-    /// When no leader answered in time.
-    pub async fn renew_at_leader(&self, ids: &[LeaseId]) -> Result<Vec<i64>, Unavailable> {
-        use peerpb::lease_keep_alive_response::Result as Wire;
-        let (envelope, peer) = self.shared.leader_peer()?;
-        let request =
-            peerpb::LeaseKeepAliveRequest { envelope, ids: ids.iter().map(|id| id.0).collect() };
-        let call = self.shared.sender.peers.lease_keep_alive(peer, request);
-        match self.shared.ask(call).await?.result {
-            Some(Wire::Renewals(renewals)) => Ok(renewals.ttls),
-            Some(Wire::NotLeader(_)) => Err(Unavailable::LeaderChanged),
-            None => Err(Unavailable::Timeout),
-        }
-    }
-
-    /// The etcd version that each other member reports; who does not answer is left out.
-    pub async fn versions_of_others(&self) -> Vec<(MemberId, String)> {
-        let others: Vec<MemberId> = {
-            let status = self.shared.status.borrow();
-            status.nodes.keys().copied().filter(|id| *id != self.shared.me).collect()
-        };
-        let questions = others.into_iter().map(|id| async move {
-            let peer = self.shared.peer(id)?;
-            let request = peerpb::VersionRequest { envelope: self.shared.sender.envelope(id) };
-            let call = self.shared.sender.peers.version(peer, request);
-            match timeout(self.shared.sender.patience, call).await {
-                Ok(Ok(answer)) => Some((id, answer.etcd_version)),
-                Ok(Err(_)) | Err(_) => None,
-            }
-        });
-        futures_util::future::join_all(questions).await.into_iter().flatten().collect()
-    }
-
-    /// The hash of every other member's data at a revision.
-    pub async fn hash_of_others(&self, revision: i64) -> Vec<(MemberId, PeerHash)> {
-        use peerpb::hash_kv_response::Result as Wire;
-        let others: Vec<MemberId> = {
-            let status = self.shared.status.borrow();
-            status.nodes.keys().copied().filter(|id| *id != self.shared.me).collect()
-        };
-        let questions = others.into_iter().map(|id| async move {
-            let no_answer = |error: &dyn std::fmt::Display| PeerHash::NoAnswer(error.to_string());
-            let Some(peer) = self.shared.peer(id) else { return (id, no_answer(&"removed")) };
-            let envelope = self.shared.sender.envelope(id);
-            let request = peerpb::HashKvRequest { envelope, revision };
-            let call = self.shared.sender.peers.hash_kv(peer, request);
-            let answer = match timeout(self.shared.rules.request_timeout, call).await {
-                Ok(Ok(response)) => match response.result {
-                    Some(Wire::Hash(hash)) => PeerHash::Hash(hash),
-                    Some(Wire::Compacted(_)) => PeerHash::Compacted,
-                    Some(Wire::FutureRevision(_)) => PeerHash::FutureRevision,
-                    None => no_answer(&"an answer without a result"),
-                },
-                Ok(Err(error)) => no_answer(&error),
-                Err(error) => no_answer(&error),
-            };
-            (id, answer)
-        });
-        futures_util::future::join_all(questions).await
-    }
-
-    /// Asks the leader how long leases have to live.
-    ///
-    /// # Errors
-    /// When no leader answered in time.
-    pub async fn leases_at_leader(
-        &self,
-        ids: &[LeaseId],
-        keys: bool,
-    ) -> Result<Vec<peerpb::LeaseState>, Unavailable> {
-        use peerpb::lease_time_to_live_response::Result as Wire;
-        let (envelope, peer) = self.shared.leader_peer()?;
-        let ids = ids.iter().map(|id| id.0).collect();
-        let request = peerpb::LeaseTimeToLiveRequest { envelope, ids, keys };
-        let call = self.shared.sender.peers.lease_time_to_live(peer, request);
-        match self.shared.ask(call).await?.result {
-            Some(Wire::Leases(states)) => Ok(states.leases),
-            Some(Wire::NotLeader(_)) => Err(Unavailable::LeaderChanged),
-            None => Err(Unavailable::Timeout),
-        }
     }
 
     /// Follows the status; the applied index in it lags, see [`Handle::status`].
@@ -377,18 +280,18 @@ impl Shared {
         }
     }
 
-    fn peer(&self, id: MemberId) -> Option<Peer> {
+    pub(crate) fn peer(&self, id: MemberId) -> Option<Peer> {
         let status = self.status.borrow();
         status.nodes.get(&id).map(|node| Peer { id, urls: node.peer_urls.clone() })
     }
 
-    fn leader_peer(&self) -> Result<(Option<peerpb::Envelope>, Peer), Unavailable> {
+    pub(crate) fn leader_peer(&self) -> Result<(Option<peerpb::Envelope>, Peer), Unavailable> {
         let leader = self.status.borrow().leader.ok_or(Unavailable::NoLeader)?;
         let peer = self.peer(leader).ok_or(Unavailable::NoLeader)?;
         Ok((self.sender.envelope(leader), peer))
     }
 
-    async fn ask<T>(
+    pub(crate) async fn ask<T>(
         &self,
         call: BoxFuture<'static, Result<T, PeerError>>,
     ) -> Result<T, Unavailable> {

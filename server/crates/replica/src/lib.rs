@@ -37,6 +37,7 @@ mod network;
 mod observation;
 mod peers;
 mod proposals;
+mod questions;
 mod raft_types;
 mod reads;
 pub mod runtime;
@@ -47,10 +48,8 @@ mod status;
 mod store;
 mod unavailable;
 mod watermark;
-#[cfg(test)]
-mod tests;
 
-pub use handle::{Handle, PeerHash};
+pub use handle::Handle;
 pub use inbound::Inbound;
 pub use initial_state::{initial_records_directory, write_initial_state};
 pub use limits::{Rules, SPACE_RESERVE_BYTES};
@@ -60,6 +59,7 @@ pub use metrics::LogMetrics;
 pub use network::PROTOCOL_VERSION;
 pub use observation::Observation;
 pub use peers::{AppendResponses, Peer, PeerError, PeerResult, Peers};
+pub use questions::PeerHash;
 pub use raft_types::Node;
 pub use snapshot::Blocking;
 pub use start::{Bootstrap, ImagePolicy, Parts, Replica, StartError, Timing, start};
@@ -67,3 +67,6 @@ pub use state_machine::EventSink;
 pub use status::Status;
 pub use store::{OpenEngine, StoreError};
 pub use unavailable::Unavailable;
+
+#[cfg(test)]
+mod tests;

@@ -158,20 +158,8 @@ pub struct Replica {
 /// # Errors
 /// When the directory is unusable, damaged or belongs to another member; nothing was changed then.
 pub async fn start(parts: Parts) -> Result<Replica, StartError> {
-    let disk = parts.disk.clone();
-    disk.create_dir_all(&parts.directory).map_err(StartError::Directory)?;
-    disk.set_private(&parts.directory).map_err(StartError::Directory)?;
-    let lock = disk.lock(&parts.directory).map_err(StartError::Directory)?;
-    let identity = wal::Identity { cluster_id: parts.cluster, member_id: parts.member };
-    let options = wal::Options { space_kept: SPACE_RESERVE_BYTES, ..wal::Options::default() };
-    let (mut wal, mut recovered) =
-        wal::Wal::open(disk.clone(), &parts.wal_directory, identity, options)?;
-    let loaded = load_store(&parts)?;
-    check_gap(&recovered, &loaded)?;
-    if parts.force_new_cluster {
-        forced::leave_the_others(&mut wal, &mut recovered, &loaded, parts.member)?;
-    }
-
+    let (lock, wal, recovered, loaded) = recover(&parts)?;
+    let patience = parts.timing.election_timeout;
     let (log, writer) = open_log(wal, &recovered, parts.log_writer, parts.metrics.clone())?;
     let applied = Arc::new(Watermark::default());
     applied.set(optional_index(loaded.applied.as_ref()));
@@ -201,7 +189,7 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
         cluster: parts.cluster,
         me: parts.member,
         peers: parts.peers.clone(),
-        patience: parts.timing.election_timeout,
+        patience,
         events: parts.events.clone(),
     };
     let config = raft_config(parts.timing, parts.images)?;
@@ -212,17 +200,7 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
         .map_err(|fatal| StartError::Raft(fatal.to_string()))?;
     bootstrap(&raft, &parts.bootstrap).await?;
 
-    let belonging = Belonging::new({
-        let views = current.views();
-        views.member(parts.member).is_some() || views.is_removed(parts.member)
-    });
-    let status = follow_status(
-        &raft,
-        parts.member,
-        parts.cluster,
-        parts.timing.election_timeout,
-        belonging,
-    );
+    let status = follow_status(&raft, &current.views(), parts.member, parts.cluster, patience);
     let shared = Arc::new(Shared {
         me: parts.member,
         cluster: parts.cluster,
@@ -237,7 +215,7 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
         read_boxes: Arc::new(Mailboxes::new()),
         sender,
         store,
-        disk,
+        disk: parts.disk.clone(),
         receiving: tokio::sync::Mutex::default(),
         changing: tokio::sync::Mutex::default(),
         rules: parts.rules,
@@ -247,6 +225,24 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
     });
     spawn_loops(&shared, parts.images, parts.timing);
     Ok(Replica { handle: Handle::new(shared), writer, _lock: lock })
+}
+
+/// What the directory holds, locked: the log, and the state of the newest image.
+fn recover(parts: &Parts) -> Result<(disk::DirLock, wal::Wal, wal::Recovered, Loaded), StartError> {
+    let disk = parts.disk.clone();
+    disk.create_dir_all(&parts.directory).map_err(StartError::Directory)?;
+    disk.set_private(&parts.directory).map_err(StartError::Directory)?;
+    let lock = disk.lock(&parts.directory).map_err(StartError::Directory)?;
+    let identity = wal::Identity { cluster_id: parts.cluster, member_id: parts.member };
+    let options = wal::Options { space_kept: SPACE_RESERVE_BYTES, ..wal::Options::default() };
+    let (mut wal, mut recovered) =
+        wal::Wal::open(disk.clone(), &parts.wal_directory, identity, options)?;
+    let loaded = load_store(parts)?;
+    check_gap(&recovered, &loaded)?;
+    if parts.force_new_cluster {
+        forced::leave_the_others(&mut wal, &mut recovered, &loaded, parts.member)?;
+    }
+    Ok((lock, wal, recovered, loaded))
 }
 
 /// The log as openraft sees it, and the thread behind it.
@@ -334,11 +330,13 @@ async fn bootstrap(
 /// Translates openraft's metrics for everyone above.
 fn follow_status(
     raft: &Raft<TypeConfig, StateMachine>,
+    applied: &Views,
     member: MemberId,
     cluster: ClusterId,
     election_timeout: Duration,
-    mut belonging: Belonging,
 ) -> watch::Receiver<Status> {
+    let mut belonging =
+        Belonging::new(applied.member(member).is_some() || applied.is_removed(member));
     let mut metrics = raft.metrics();
     let mut translate = move |metrics: &openraft::RaftMetrics<TypeConfig>| {
         let membership = metrics.membership_config.membership();

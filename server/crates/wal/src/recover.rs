@@ -74,7 +74,8 @@ impl Wal {
             disk.sync_dir(seen).map_err(io_error(seen))?;
         }
         let listing = Listing::read(&*disk, directory)?;
-        let mut spares = Spares::new(Arc::clone(&disk), directory, listing.next_spare(), options.space_kept);
+        let mut spares =
+            Spares::new(Arc::clone(&disk), directory, listing.next_spare(), options.space_kept);
         let scan = if listing.segments.is_empty() {
             if listing.has_format {
                 return Err(RecoverError::Missing { file: segment_path(directory, 1) });

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use disk::{Disk, File, OpenMode, is_no_space};
 
-use crate::limits::ZERO_FILL_BYTES;
+use crate::limits::{FIRST_SEGMENT_BYTES, ZERO_FILL_BYTES};
 use crate::segment::{spare_path, unfinished_spare_path};
 
 /// How much room the log can count on.
@@ -105,13 +105,10 @@ impl Spares {
         if !self.ready.is_empty() {
             return Ok(());
         }
-        if self.filling.is_none() && self.space_kept > 0 {
-            let wanted = length.saturating_add(self.space_kept);
-            if self.disk.available_space(&self.directory)? < wanted {
-                self.space = Space::Reserve;
-                return Ok(());
-            }
-        }
+        let Some(length) = self.affordable(length)? else {
+            self.space = Space::Reserve;
+            return Ok(());
+        };
         match self.try_fill_step(length) {
             Ok(()) => Ok(()),
             Err(error) if is_no_space(&error) => {
@@ -121,6 +118,19 @@ impl Spares {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// The length for a new spare: as wanted, or halved until what is to be kept stays free. None when
+    /// even a small one would not leave it.
+    fn affordable(&self, wanted: u64) -> io::Result<Option<u64>> {
+        if self.filling.is_some() || self.space_kept == 0 {
+            return Ok(Some(wanted));
+        }
+        let free = self.disk.available_space(&self.directory)?;
+        let room = free.saturating_sub(self.space_kept);
+        let least = wanted.min(FIRST_SEGMENT_BYTES);
+        let halves = std::iter::successors(Some(wanted), |length| Some((length / 2) & !4095));
+        Ok(halves.take_while(|length| *length >= least).find(|length| *length <= room))
     }
 
     /// The bytes of the spare in the making.

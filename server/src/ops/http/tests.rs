@@ -79,13 +79,12 @@ fn serve(purpose: Purpose, cors: &str, hosts: &str) -> Server {
     let endpoint = Endpoint { url: "http://127.0.0.1:0".parse().unwrap(), purpose, tls: None };
     let listeners = Listeners::bind([endpoint], ListenOptions::default()).unwrap();
     let address = listeners.addresses()[0];
-    let settings =
-        ConnectionSettings {
-            streams_max: 10,
-            keepalive_interval: None,
-            keepalive_timeout: None,
-            keepalive_min_time: Duration::from_secs(5),
-        };
+    let settings = ConnectionSettings {
+        streams_max: 10,
+        keepalive_interval: None,
+        keepalive_timeout: None,
+        keepalive_min_time: std::time::Duration::from_secs(5),
+    };
     let stop = CancellationToken::new();
     let (thread, serving) = RpcThread::pair(ServiceSet::from([(purpose, services)]), settings);
     tokio::spawn(serving.run(stop.clone(), std::time::Duration::ZERO));

@@ -35,10 +35,8 @@ struct Place {
 
 impl Place {
     fn snapshot(&self) -> Snapshot {
-        let meta = SnapshotMeta {
-            last_log_id: self.applied,
-            last_membership: self.membership.clone(),
-        };
+        let meta =
+            SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() };
         Snapshot { meta, snapshot: () }
     }
 }
