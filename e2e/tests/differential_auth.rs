@@ -179,6 +179,34 @@ fn json_web_tokens_of_either_server_are_believed_by_the_other() {
     }
 }
 
+/// The keys of a lease are shown only to who may read all of them.
+#[test]
+fn cve_2023_32082_a_lease_does_not_tell_the_keys_of_others() {
+    let cluster = start(&our_etcd(), &["--bcrypt-cost=4".to_owned()]);
+    runtime().block_on(async {
+        let server = Server::connect(&cluster).await;
+        server.done(Rpc::LeaseLeaseGrant, &pb::LeaseGrantRequest { id: 7, ttl: 1000 }).await;
+        for key in ["k", "secret"] {
+            let put = pb::PutRequest { key: key.into(), lease: 7, ..Default::default() };
+            server.done(Rpc::KVPut, &put).await;
+        }
+        fill(&server).await;
+        // `fill` has put `k` without the lease; only `secret` hangs on it.
+        let ask = |keys| pb::LeaseTimeToLiveRequest { id: 7, keys };
+        let (exact, root) = (server.log_in("exact").await, server.log_in("root").await);
+        let refused = server.call(Rpc::LeaseLeaseTimeToLive, &ask(true), Some(&exact)).await;
+        let text = "etcdserver: permission denied".to_owned();
+        assert_eq!(refused.refusal().map(|(_, text)| text), Some(text));
+        let without: pb::LeaseTimeToLiveResponse =
+            server.ask(Rpc::LeaseLeaseTimeToLive, &ask(false), Some(&exact)).await;
+        assert!(without.keys.is_empty() && without.granted_ttl == 1000);
+        let all: pb::LeaseTimeToLiveResponse =
+            server.ask(Rpc::LeaseLeaseTimeToLive, &ask(true), Some(&root)).await;
+        assert_eq!(all.keys, ["secret"]);
+    });
+}
+
+/// Also PR#13946: a server that starts with auth on knows at once what its users may do.
 #[test]
 fn tokens_end_with_the_process_and_with_their_time() {
     let go = peers::etcd_binaries().expect("build Go etcd");
