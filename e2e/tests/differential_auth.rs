@@ -6,15 +6,15 @@
 
 #[path = "differential_auth/calls.rs"]
 mod calls;
-#[path = "differential_auth/matrix.rs"]
-mod matrix;
 #[path = "differential_auth/certificates.rs"]
 mod certificates;
+#[path = "differential_auth/matrix.rs"]
+mod matrix;
 
 use std::path::Path;
 use std::process::Command;
 
-use calls::Server;
+use calls::{Answer, Server};
 use e2e::peers;
 use e2e::processes::{Cluster, Member, ServerOptions};
 use proto::etcdserverpb as pb;
@@ -179,6 +179,63 @@ fn json_web_tokens_of_either_server_are_believed_by_the_other() {
     }
 }
 
+/// The keys of a lease are shown only to who may read all of them.
+#[test]
+fn cve_2023_32082_a_lease_does_not_tell_the_keys_of_others() {
+    let cluster = start(&our_etcd(), &["--bcrypt-cost=4".to_owned()]);
+    runtime().block_on(async {
+        let server = Server::connect(&cluster).await;
+        server.done(Rpc::LeaseLeaseGrant, &pb::LeaseGrantRequest { id: 7, ttl: 1000 }).await;
+        for key in ["k", "secret"] {
+            let put = pb::PutRequest { key: key.into(), lease: 7, ..Default::default() };
+            server.done(Rpc::KVPut, &put).await;
+        }
+        fill(&server).await;
+        // `fill` has put `k` without the lease; only `secret` hangs on it.
+        let ask = |keys| pb::LeaseTimeToLiveRequest { id: 7, keys };
+        let (exact, root) = (server.log_in("exact").await, server.log_in("root").await);
+        let refused = server.call(Rpc::LeaseLeaseTimeToLive, &ask(true), Some(&exact)).await;
+        let text = "etcdserver: permission denied".to_owned();
+        assert_eq!(refused.refusal().map(|(_, text)| text), Some(text));
+        let without: pb::LeaseTimeToLiveResponse =
+            server.ask(Rpc::LeaseLeaseTimeToLive, &ask(false), Some(&exact)).await;
+        assert!(without.keys.is_empty() && without.granted_ttl == 1000);
+        let all: pb::LeaseTimeToLiveResponse =
+            server.ask(Rpc::LeaseLeaseTimeToLive, &ask(true), Some(&root)).await;
+        assert_eq!(all.keys, ["secret"]);
+    });
+}
+
+/// Also PR#13946: a server that starts with auth on knows at once what its users may do.
+#[test]
+fn tokens_end_with_the_process_and_with_their_time() {
+    let go = peers::etcd_binaries().expect("build Go etcd");
+    for program in [our_etcd(), go.etcd] {
+        let flags = ["--bcrypt-cost=4".to_owned(), "--auth-token-ttl=2".to_owned()];
+        let mut cluster = start(&program, &flags);
+        let get = pb::RangeRequest { key: "k".into(), ..Default::default() };
+        let invalid = Some("etcdserver: invalid auth token".to_owned());
+        let token = runtime().block_on(async {
+            let server = Server::connect(&cluster).await;
+            fill(&server).await;
+            let token = server.log_in("exact").await;
+            let _: pb::RangeResponse = server.ask(Rpc::KVRange, &get, Some(&token)).await;
+            // Each use makes it live on, so it is let alone for longer than it lives.
+            tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+            let over = server.call(Rpc::KVRange, &get, Some(&token)).await;
+            assert_eq!(over.refusal().map(|(_, text)| text), invalid, "{}", program.display());
+            server.log_in("exact").await
+        });
+        cluster.member_mut(0).restart().expect("start it again");
+        runtime().block_on(async {
+            let server = Server::connect(&cluster).await;
+            let gone = server.call(Rpc::KVRange, &get, Some(&token)).await;
+            assert_eq!(gone.refusal().map(|(_, text)| text), invalid, "{}", program.display());
+            check_filled(&server).await;
+        });
+    }
+}
+
 /// Trail of Bits 2020 no. 12 and CVE-2021-28235: no password in any file, log or metric.
 #[test]
 fn cve_2021_28235_no_password_is_found_in_files_logs_or_metrics() {
@@ -204,7 +261,7 @@ fn cve_2021_28235_no_password_is_found_in_files_logs_or_metrics() {
         let _: pb::AuthenticateResponse = server.ask(Rpc::AuthAuthenticate, &right, None).await;
         let wrong = pb::AuthenticateRequest { name: "x".to_owned(), password: secret.to_owned() };
         let refused = server.call(Rpc::AuthAuthenticate, &wrong, None).await;
-        assert!(refused.refusal().is_some());
+        assert!(matches!(refused, Answer::Error(..)), "{refused:?}");
         cluster.members()[0].metrics()
     });
     assert!(!text.expect("read the metrics").contains(secret));

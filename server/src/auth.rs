@@ -80,8 +80,7 @@ impl Tokens {
             Self::Simple(_) => {
                 SimpleTokens::random_prefix().ok_or(AuthRefusal::AuthenticationFailed)
             }
-            Self::Jwt(_) => Ok(String::new()),
-            Self::None => Ok(String::new()),
+            Self::Jwt(_) | Self::None => Ok(String::new()),
         }
     }
 }
@@ -146,11 +145,13 @@ pub(crate) fn user_with_password(
 }
 
 /// Whether what was read under a caller's permissions may be shown: not if they have changed while
-/// it was read.
+/// it was read, nor if auth was off before and is on now. (etcd shows it in the latter case.)
 pub(crate) fn still_valid(caller: &Caller, views: &Views) -> Result<(), AuthRefusal> {
+    let auth = views.auth();
     match caller.auth_revision {
+        0 if auth.is_enabled() => Err(AuthRefusal::UserEmpty),
         0 => Ok(()),
-        revision if revision == views.auth().revision() => Ok(()),
+        revision if revision == auth.revision() => Ok(()),
         _ => Err(AuthRefusal::OldRevision),
     }
 }

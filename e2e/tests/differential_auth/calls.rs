@@ -55,7 +55,7 @@ impl Decoder for BytesCodec {
 
 /// What a call came to.
 #[derive(Clone, Debug)]
-pub enum Answer {
+pub(crate) enum Answer {
     Message(Bytes),
     Error(Code, String),
 }
@@ -92,7 +92,7 @@ impl Answer {
     }
 
     /// How auth refused, if it did. Whatever else a call came to, it passed auth.
-    pub fn refusal(&self) -> Option<(Code, String)> {
+    pub(crate) fn refusal(&self) -> Option<(Code, String)> {
         match self {
             Self::Error(code, text) if REFUSALS.contains(&text.as_str()) => {
                 Some((*code, text.clone()))
@@ -103,16 +103,16 @@ impl Answer {
 }
 
 /// A connection to a server.
-pub struct Server {
+pub(crate) struct Server {
     channel: Channel,
-    pub peer_url: String,
+    pub(crate) peer_url: String,
 }
 
 /// How long one call may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 impl Server {
-    pub async fn connect(cluster: &Cluster) -> Self {
+    pub(crate) async fn connect(cluster: &Cluster) -> Self {
         let member = &cluster.members()[0];
         let endpoint = Channel::from_shared(format!("http://{}", member.endpoint));
         let channel = endpoint.expect("an address").connect().await.expect("connect");
@@ -137,7 +137,12 @@ impl Server {
     }
 
     /// Sends one message and takes the first of the answer, whatever kind of method it is.
-    pub async fn call(&self, rpc: Rpc, request: &impl Message, token: Option<&str>) -> Answer {
+    pub(crate) async fn call(
+        &self,
+        rpc: Rpc,
+        request: &impl Message,
+        token: Option<&str>,
+    ) -> Answer {
         let called = async {
             let mut answers = self.stream(rpc, request, token).await?;
             let first = answers.next().await;
@@ -148,7 +153,7 @@ impl Server {
     }
 
     /// A call that must succeed.
-    pub async fn ask<R: Message + Default>(
+    pub(crate) async fn ask<R: Message + Default>(
         &self,
         rpc: Rpc,
         request: &impl Message,
@@ -161,20 +166,20 @@ impl Server {
     }
 
     /// A call in nobody's name that must succeed.
-    pub async fn done(&self, rpc: Rpc, request: &impl Message) {
+    pub(crate) async fn done(&self, rpc: Rpc, request: &impl Message) {
         let answer = self.call(rpc, request, None).await;
         assert!(matches!(answer, Answer::Message(_)), "{rpc:?}: {answer:?}");
     }
 
     /// A token of this user, whose password is its name.
-    pub async fn log_in(&self, user: &str) -> String {
+    pub(crate) async fn log_in(&self, user: &str) -> String {
         let request = pb::AuthenticateRequest { name: user.to_owned(), password: user.to_owned() };
         let answer: pb::AuthenticateResponse =
             self.ask(Rpc::AuthAuthenticate, &request, None).await;
         answer.token
     }
 
-    pub async fn save_snapshot(&self, token: &str, file: &Path) {
+    pub(crate) async fn save_snapshot(&self, token: &str, file: &Path) {
         let request = pb::SnapshotRequest {};
         let mut pieces =
             self.stream(Rpc::MaintenanceSnapshot, &request, Some(token)).await.expect("a snapshot");

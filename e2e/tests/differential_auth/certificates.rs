@@ -63,7 +63,8 @@ fn etcdctl(
         .output()
         .expect("run etcdctl");
     let said = String::from_utf8_lossy(&output.stderr);
-    let last = said.lines().last().unwrap_or_default();
+    // Lines of its log are JSON.
+    let last = said.lines().rfind(|line| !line.starts_with('{')).unwrap_or_default();
     format!("{}{last}", String::from_utf8_lossy(&output.stdout)).trim().to_owned()
 }
 
@@ -71,7 +72,8 @@ fn etcdctl(
 fn a_certificate_makes_one_the_user_it_names_and_a_password_goes_first() {
     let go = peers::etcd_binaries().expect("build Go etcd");
     let authority = Authority::new();
-    for (file, name) in [("server", "server"), ("root", "root"), ("u", "u"), ("x", "x"), ("none", "")]
+    for (file, name) in
+        [("server", "server"), ("root", "root"), ("u", "u"), ("x", "x"), ("none", "")]
     {
         authority.sign(file, name);
     }

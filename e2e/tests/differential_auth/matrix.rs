@@ -71,14 +71,14 @@ impl Want {
 }
 
 /// One cell and what a server made of it.
-pub struct Cell {
-    pub name: String,
-    pub answer: Answer,
+pub(crate) struct Cell {
+    pub(crate) name: String,
+    pub(crate) answer: Answer,
     wanted: Option<(Code, &'static str)>,
 }
 
 impl Cell {
-    pub fn is_as_wanted(&self) -> bool {
+    pub(crate) fn is_as_wanted(&self) -> bool {
         let refusal = self.answer.refusal();
         refusal == self.wanted.map(|(code, text)| (code, text.to_owned()))
     }
@@ -100,7 +100,7 @@ fn only(request: impl Message, want: Want) -> Vec<Probe> {
 }
 
 /// Users whose password is their name, each with a role of that name.
-pub async fn add_users(server: &Server) {
+pub(crate) async fn add_users(server: &Server) {
     for user in ["none", "exact", "prefix", "from", "root", "victim"] {
         let (name, password) = (user.to_owned(), user.to_owned());
         let add = pb::AuthUserAddRequest { name, password, ..Default::default() };
@@ -131,17 +131,23 @@ const LEASE_ON_K: i64 = 11;
 const LEASE_ON_J: i64 = 12;
 const LEASE_ON_NOTHING: i64 = 13;
 
-/// Runs all cells on a new server.
-pub async fn run(cluster: &Cluster) -> Vec<Cell> {
-    let server = Server::connect(cluster).await;
-    add_users(&server).await;
+/// Makes the leases and hangs the keys on them, whatever the rows before have done to them.
+async fn prepare(server: &Server, root: Option<&str>) {
     for (id, key) in [(LEASE_ON_K, "k"), (LEASE_ON_J, "j"), (LEASE_ON_NOTHING, "")] {
-        server.done(Rpc::LeaseLeaseGrant, &pb::LeaseGrantRequest { id, ttl: 10_000 }).await;
+        // It may be there already.
+        server.call(Rpc::LeaseLeaseGrant, &pb::LeaseGrantRequest { id, ttl: 10_000 }, root).await;
         if !key.is_empty() {
             let put = pb::PutRequest { key: key.into(), lease: id, ..Default::default() };
-            server.done(Rpc::KVPut, &put).await;
+            let _: pb::PutResponse = server.ask(Rpc::KVPut, &put, root).await;
         }
     }
+}
+
+/// Runs all cells on a new server.
+pub(crate) async fn run(cluster: &Cluster) -> Vec<Cell> {
+    let server = Server::connect(cluster).await;
+    add_users(&server).await;
+    prepare(&server, None).await;
     server.done(Rpc::AuthAuthEnable, &pb::AuthEnableRequest {}).await;
     let mut tokens = vec![None, Some("not.a.token".to_owned())];
     for user in &WHO[2..] {
@@ -157,6 +163,7 @@ pub async fn run(cluster: &Cluster) -> Vec<Cell> {
     let mut cells = Vec::new();
     for rpc in rpcs {
         for probe in probes(rpc, &server.peer_url) {
+            prepare(&server, tokens.last().and_then(Option::as_deref)).await;
             for (who, token) in WHO.iter().zip(&tokens) {
                 let request = Raw(probe.request.clone());
                 let answer = server.call(rpc, &request, token.as_deref()).await;

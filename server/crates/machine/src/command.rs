@@ -474,7 +474,7 @@ mod tests {
         assert_eq!(decode(&[1, 0, 0, 0, 0, 9]), BatchError::Trailing { bytes: 1 });
         assert_eq!(decode(&[]), BatchError::Short { proposal: 0, field: "format" });
         let text = BatchError::Kind { kind: 99 }.to_string();
-        assert!(text.contains("command 40") && text.contains("format 1"), "{text}");
+        assert!(text.contains("command 99") && text.contains("format 1"), "{text}");
     }
 
     #[test]

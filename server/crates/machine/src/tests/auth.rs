@@ -85,7 +85,7 @@ fn requests_are_judged_again_when_they_are_applied() {
         let revision = member.revision();
         let header = Some(pb::ResponseHeader { revision, ..Default::default() });
         let put = pb::response_op::Response::ResponsePut(pb::PutResponse {
-            header: header.clone(),
+            header,
             prev_kv: None,
         });
         let responses = vec![pb::ResponseOp { response: Some(put) }];
