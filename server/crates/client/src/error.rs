@@ -50,6 +50,9 @@ pub enum Error {
         /// What went wrong.
         reason: String,
     },
+    /// Servers could not be found by DNS.
+    #[error("{0}")]
+    Discovery(String),
     /// The deadline of the call passed.
     #[error("context deadline exceeded")]
     DeadlineExceeded,

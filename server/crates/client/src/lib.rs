@@ -13,12 +13,15 @@
 //! - An expired token is fetched again and the call repeated.
 //! - A [`WatchStream`] resumes after the last revision it delivered: none lost, none twice.
 //!
-//! Deliberately absent: concurrency recipes, caching, namespaces, and endpoint discovery by DNS.
+//! - [`discover_endpoints`] finds servers by DNS.
+//!
+//! Deliberately absent: concurrency recipes, caching and namespaces.
 
 mod call;
 mod config;
 mod connection;
 mod der;
+mod discovery;
 mod error;
 mod keep_alive;
 mod pool;
@@ -29,6 +32,7 @@ mod watch;
 pub use call::Client;
 pub use config::{Config, Credentials, TlsOptions};
 pub use connection::http_get;
+pub use discovery::discover_endpoints;
 pub use error::Error;
 pub use keep_alive::KeepAlive;
 pub use range_end::prefix_range_end;

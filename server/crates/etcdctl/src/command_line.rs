@@ -11,6 +11,9 @@ use crate::flags::{Flag, HELP, Kind, Matches};
 /// What a command does.
 pub(crate) type Run = fn(Invocation) -> Pin<Box<dyn Future<Output = Outcome>>>;
 
+/// Looks at the arguments of a command before it runs.
+pub(crate) type Check = fn(&[String]) -> Result<(), String>;
+
 /// Under which heading the help lists a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Group {
@@ -37,7 +40,7 @@ pub(crate) struct Command {
     pub(crate) children: Vec<Command>,
     pub(crate) run: Option<Run>,
     /// Refuses arguments in cobra's words; the usage follows.
-    pub(crate) check: Option<fn(&[String]) -> Result<(), String>>,
+    pub(crate) check: Option<Check>,
     /// Not listed, and only found by its whole name.
     pub(crate) hidden: bool,
 }

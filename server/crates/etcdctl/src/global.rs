@@ -101,9 +101,9 @@ impl Session {
         &self.matches
     }
 
-    /// The servers as given, one by one.
+    /// The servers, one by one.
     pub(crate) fn endpoints(&self) -> Vec<String> {
-        self.matches.list("endpoints")
+        self.config.endpoints.clone()
     }
 
     /// A client of all endpoints.
@@ -193,17 +193,9 @@ fn show_settings(matches: &Matches, inherited: &[Flag]) {
 }
 
 fn config(matches: &Matches) -> Outcome<Config> {
-    if !matches.text("discovery-srv").is_empty() {
-        let message = "--discovery-srv is not available in this version: use --endpoints";
-        return Err(Exit::with(exit::ERROR, message));
-    }
     let limit = |name| usize::try_from(matches.integer(name)).ok().filter(|&limit| limit > 0);
     Ok(Config {
-        endpoints: matches
-            .list("endpoints")
-            .iter()
-            .map(|endpoint| endpoint.trim().to_owned())
-            .collect(),
+        endpoints: endpoints(matches)?,
         dial_timeout: Some(matches.duration("dial-timeout")).filter(|timeout| !timeout.is_zero()),
         keepalive_time: Some(matches.duration("keepalive-time")).filter(|time| !time.is_zero()),
         keepalive_timeout: Some(matches.duration("keepalive-timeout")),
@@ -212,6 +204,33 @@ fn config(matches: &Matches) -> Outcome<Config> {
         max_request_bytes: limit("max-request-bytes"),
         max_response_bytes: limit("max-recv-bytes"),
     })
+}
+
+/// The servers: those that DNS names for `--discovery-srv`, or else `--endpoints`.
+fn endpoints(matches: &Matches) -> Outcome<Vec<String>> {
+    let domain = matches.text("discovery-srv");
+    let mut found = Vec::new();
+    if !domain.is_empty() {
+        let service_name = matches.text("discovery-srv-name");
+        found = client::discover_endpoints(domain, service_name)
+            .map_err(|error| Exit::with(exit::ERROR, error))?;
+        if !matches.is_true("insecure-discovery") {
+            found.retain(|endpoint| {
+                let secure = !endpoint.starts_with("http://");
+                if !secure {
+                    let endpoint = go::quote(endpoint.as_bytes());
+                    let text = format!("ignoring discovered insecure endpoint {endpoint}\n");
+                    let _ = std::io::stderr().write_all(text.as_bytes());
+                }
+                secure
+            });
+        }
+    }
+    if found.is_empty() {
+        let given = matches.list("endpoints");
+        found = given.iter().map(|endpoint| endpoint.trim().to_owned()).collect();
+    }
+    Ok(found)
 }
 
 fn tls(matches: &Matches) -> Outcome<Option<TlsOptions>> {
@@ -228,7 +247,10 @@ fn tls(matches: &Matches) -> Outcome<Option<TlsOptions>> {
         certificate_file: file("cert")?,
         key_file: file("key")?,
         ca_file: file("cacert")?,
-        server_name: None,
+        // Who does not trust what DNS says only talks to servers of the domain.
+        server_name: Some(matches.text("discovery-srv"))
+            .filter(|domain| !domain.is_empty() && !matches.is_true("insecure-discovery"))
+            .map(str::to_owned),
         insecure_skip_verify: matches.is_true("insecure-skip-tls-verify"),
     };
     let wanted = options.certificate_file.is_some()

@@ -21,78 +21,50 @@ const INTERACTIVE: Flag = Flag::new(
     "ask for the password twice; if false, read it from standard input",
 );
 
+const ADD_FLAGS: [Flag; 3] = [
+    INTERACTIVE,
+    Flag::new("new-user-password", Kind::Text, "", "the password"),
+    Flag::new(
+        "no-password",
+        Kind::Bool,
+        "false",
+        "a user without password, known by the common name of a certificate",
+    ),
+];
+
+const DETAIL: Flag = Flag::new("detail", Kind::Bool, "false", "also list what the roles permit");
+
 pub(crate) fn command() -> Command {
+    let leaf = |name, usage, short, flags: &[Flag], run| Command {
+        name,
+        usage,
+        short,
+        flags: flags.to_vec(),
+        run: Some(run),
+        ..Command::default()
+    };
+    let (name, both) = ("<user name>", "<user name> <role name>");
+    let new = "<user name or user:password> [options]";
+    let name_and_options = "<user name> [options]";
     Command {
         name: "user",
         usage: "<subcommand>",
         short: "Manages users",
         group: Some(Group::Authentication),
         children: vec![
-            Command {
-                name: "add",
-                usage: "<user name or user:password> [options]",
-                short: "Adds a user",
-                flags: vec![
-                    INTERACTIVE,
-                    Flag::new("new-user-password", Kind::Text, "", "the password"),
-                    Flag::new(
-                        "no-password",
-                        Kind::Bool,
-                        "false",
-                        "a user without password, known by the common name of a certificate",
-                    ),
-                ],
-                run: Some(|it| Box::pin(add(it))),
-                ..Command::default()
-            },
-            Command {
-                name: "delete",
-                usage: "<user name>",
-                short: "Deletes a user",
-                run: Some(|it| Box::pin(delete(it))),
-                ..Command::default()
-            },
-            Command {
-                name: "get",
-                usage: "<user name> [options]",
-                short: "Tells the roles of a user",
-                flags: vec![Flag::new(
-                    "detail",
-                    Kind::Bool,
-                    "false",
-                    "also list what the roles permit",
-                )],
-                run: Some(|it| Box::pin(get(it))),
-                ..Command::default()
-            },
-            Command {
-                name: "list",
-                short: "Lists all users",
-                run: Some(|it| Box::pin(list(it))),
-                ..Command::default()
-            },
-            Command {
-                name: "passwd",
-                usage: "<user name> [options]",
-                short: "Changes the password of a user",
-                flags: vec![INTERACTIVE],
-                run: Some(|it| Box::pin(change_password(it))),
-                ..Command::default()
-            },
-            Command {
-                name: "grant-role",
-                usage: "<user name> <role name>",
-                short: "Gives a role to a user",
-                run: Some(|it| Box::pin(grant_role(it))),
-                ..Command::default()
-            },
-            Command {
-                name: "revoke-role",
-                usage: "<user name> <role name>",
-                short: "Takes a role from a user",
-                run: Some(|it| Box::pin(revoke_role(it))),
-                ..Command::default()
-            },
+            leaf("add", new, "Adds a user", &ADD_FLAGS, |it| Box::pin(add(it))),
+            leaf("delete", name, "Deletes a user", &[], |it| Box::pin(delete(it))),
+            leaf("get", name_and_options, "Tells the roles of a user", &[DETAIL], |it| {
+                Box::pin(get(it))
+            }),
+            leaf("list", "", "Lists all users", &[], |it| Box::pin(list(it))),
+            leaf("passwd", name_and_options, "Changes a password", &[INTERACTIVE], |it| {
+                Box::pin(change_password(it))
+            }),
+            leaf("grant-role", both, "Gives a role to a user", &[], |it| Box::pin(grant_role(it))),
+            leaf("revoke-role", both, "Takes a role from a user", &[], |it| {
+                Box::pin(revoke_role(it))
+            }),
         ],
         ..Command::default()
     }

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::error::{ContextKind, ErrorKind};
 use clap::{CommandFactory, Parser};
 use command_line::{
     Command, CommandLine, FileNames, HashKvArguments, IdentityArguments, ImportArguments,
@@ -89,11 +90,7 @@ impl CommandError {
 fn main() -> ExitCode {
     let command_line = match CommandLine::try_parse() {
         Ok(command_line) => command_line,
-        Err(error) => {
-            // Help goes to the standard output and is no error; nothing can be done if it is closed.
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { EXIT_ERROR } else { 0 });
-        }
+        Err(error) => return refuse(&error),
     };
     match run(&command_line) {
         Ok(answer) => match std::io::stdout().write_all(answer.as_bytes()) {
@@ -102,6 +99,32 @@ fn main() -> ExitCode {
         },
         Err(error) => fail(&error),
     }
+}
+
+/// Shows help, which is no error, or what is wrong with a command line, in cobra's words where it has
+/// some. Nothing can be done if nobody reads it.
+fn refuse(error: &clap::Error) -> ExitCode {
+    let given = |kind| error.get(kind).map(ToString::to_string).unwrap_or_default();
+    let mut out = std::io::stdout();
+    let mut err = std::io::stderr();
+    let _ = match error.kind() {
+        ErrorKind::DisplayHelp
+        | ErrorKind::DisplayVersion
+        | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = write!(out, "{}", error.render());
+            return ExitCode::SUCCESS;
+        }
+        ErrorKind::InvalidSubcommand => {
+            let name = given(ContextKind::InvalidSubcommand);
+            let usage = "Run 'etcdutl --help' for usage.";
+            writeln!(err, "Error: unknown command {name:?} for \"etcdutl\"\n{usage}")
+        }
+        ErrorKind::UnknownArgument if given(ContextKind::InvalidArg).starts_with("--") => {
+            writeln!(err, "Error: unknown flag: {}", given(ContextKind::InvalidArg))
+        }
+        _ => write!(err, "{}", error.render()),
+    };
+    ExitCode::from(EXIT_ERROR)
 }
 
 fn fail(error: &CommandError) -> ExitCode {

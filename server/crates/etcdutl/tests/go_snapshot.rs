@@ -133,3 +133,62 @@ fn the_digest_is_checked_and_every_damage_is_found_by_it() {
     assert!(matches!(without.verify_digest().unwrap_err(), SnapshotError::NoDigest));
     without.bbolt().unwrap().check().unwrap();
 }
+
+#[test]
+fn a_file_is_hashed_as_go_etcdutl_hashed_it() {
+    let path = fixture();
+    let path = path.to_str().unwrap();
+    let cases = [
+        (vec!["hashkv", path], 0, "1620088295, 48, 10\n", ""),
+        (vec!["hashkv", path, "--rev", "30"], 0, "317546257, 30, 10\n", ""),
+        (
+            vec!["hashkv", path, "-w=json"],
+            0,
+            "{\"hash\":1620088295,\"hashRevision\":48,\"compactRevision\":10}\n",
+            "",
+        ),
+        (
+            vec!["hashkv", path, "--rev", "5"],
+            1,
+            "",
+            "Error: mvcc: required revision has been compacted\n",
+        ),
+        (
+            vec!["hashkv", path, "--rev", "49"],
+            1,
+            "",
+            "Error: mvcc: required revision is a future revision\n",
+        ),
+    ];
+    for (arguments, code, stdout, stderr) in cases {
+        let output = etcdutl(&arguments);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}");
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), stdout, "{arguments:?}");
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), stderr, "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_command_line_that_makes_no_sense_gets_cobras_words() {
+    let cases = [
+        (vec!["x"], 1, "Error: unknown command \"x\" for \"etcdutl\"\n"),
+        (vec!["version", "--x"], 1, "Error: unknown flag: --x\n"),
+        (vec!["defrag"], 1, "Error: required flag(s) \"data-dir\" not set\n"),
+        (vec!["migrate"], 1, "Error: required flag(s) \"data-dir\", \"target-version\" not set\n"),
+        (
+            vec!["completion", "tcsh"],
+            1,
+            "Error: invalid argument \"tcsh\" for \"etcdutl completion\"\n",
+        ),
+    ];
+    for (arguments, code, begin) in cases {
+        let output = etcdutl(&arguments);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}");
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(stderr.starts_with(begin), "{arguments:?}: {stderr}");
+    }
+    for arguments in [&[][..], &["snapshot"], &["help"], &["snapshot", "status", "--help"]] {
+        let output = etcdutl(arguments);
+        assert!(output.status.success() && !output.stdout.is_empty(), "{arguments:?}");
+    }
+}

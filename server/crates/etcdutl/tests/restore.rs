@@ -266,3 +266,36 @@ fn the_remains_of_a_crash_and_an_empty_directory_are_no_obstacle() {
     let error = restore(&disk(), &order(&data_dir)).unwrap_err();
     assert!(matches!(error, RestoreError::DataDir(_)), "{error}");
 }
+
+/// The commands that work on a directory of ours, and what they say about one that is not.
+#[test]
+fn a_restored_directory_can_be_defragmented_and_needs_no_migration() {
+    let root = tempfile::tempdir().unwrap();
+    let data_dir = root.path().join("data");
+    restore(&disk(), &order(&data_dir)).unwrap();
+    let path = data_dir.to_str().unwrap();
+    let run = |arguments: &[&str]| {
+        let output = etcdutl(arguments);
+        (output.status.code().unwrap(), stderr(&output))
+    };
+    let (code, text) = run(&["defrag", "--data-dir", path]);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("finished defragmenting"), "{text}");
+    let (code, text) = run(&["migrate", "--data-dir", path, "--target-version", "3.7"]);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("storage version up-to-date"), "{text}");
+    let (code, text) = run(&["migrate", "--data-dir", path, "--target-version", "3.6", "--force"]);
+    assert_eq!(code, 1);
+    assert!(text.contains("cannot migrate to 3.6"), "{text}");
+    let lock = disk().lock(&data_dir.join("member")).unwrap();
+    let (code, text) = run(&["defrag", "--data-dir", path, "--timeout", "100ms"]);
+    assert_eq!(code, 1);
+    assert!(text.contains("is locked by another process"), "{text}");
+    drop(lock);
+    let gos = root.path().join("go");
+    fs::create_dir_all(gos.join("member/snap")).unwrap();
+    fs::write(gos.join("member/snap/db"), "").unwrap();
+    let (code, text) = run(&["defrag", "--data-dir", gos.to_str().unwrap()]);
+    assert_eq!(code, 1);
+    assert!(text.contains("is a data directory of Go etcd"), "{text}");
+}

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use disk::Disk;
-use machine::Outcome;
+use machine::{Outcome, Views};
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{InitializeError, RaftError};
 use openraft::{Config, Raft, ServerState, SnapshotPolicy};
