@@ -260,11 +260,7 @@ async fn serve_all(
     let acceptor = async {
         published.await?;
         let running = tokio::spawn(clients.run(threads.handles(), stop.clone()));
-        for url in config.listen.client_urls.iter().chain(&config.listen.client_http_urls) {
-            let address = url.as_str().split_once("://").map_or(url.as_str(), |(_, rest)| rest);
-            tracing::info!(address, "ready to serve client requests");
-            tracing::info!(address, "serving client traffic");
-        }
+        say_ready(config);
         if let Err(error) = notify::ready() {
             tracing::warn!(%error, "the service manager was not told that the server is ready");
         }
@@ -289,6 +285,15 @@ async fn serve_all(
     let _ = peer_traffic.await;
     tokio::task::spawn_blocking(move || threads.join()).await?;
     ended
+}
+
+/// In the words that tools wait for.
+fn say_ready(config: &Config) {
+    for url in config.listen.client_urls.iter().chain(&config.listen.client_http_urls) {
+        let address = url.as_str().split_once("://").map_or(url.as_str(), |(_, rest)| rest);
+        tracing::info!(address, "ready to serve client requests");
+        tracing::info!(address, "serving client traffic");
+    }
 }
 
 /// One RPC thread per core: each serves its connections alone.
