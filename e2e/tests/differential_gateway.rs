@@ -197,6 +197,7 @@ fn bad_requests_are_refused_alike() {
             "{\"limit\":{}}",
             "{\"limit\":[1]}",
             "{\"limit\":\" 1\"}",
+            " \n {\"limit\":1.5}",
             "{\n  \"key\": \"Zg==\",\n  \"rangeEnd\": 7\n}",
             "{\"sort_order\":\"FOO\"}",
             "{\"sort_order\":true}",

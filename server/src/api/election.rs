@@ -257,7 +257,7 @@ async fn follow(
             if event.r#type() == DELETE {
                 return Ok(true);
             }
-            let leader = LeaderResponse { header: response.header.clone(), kv: event.kv };
+            let leader = LeaderResponse { header: response.header, kv: event.kv };
             if leaders.send(Ok(leader)).await.is_err() {
                 return Ok(false);
             }

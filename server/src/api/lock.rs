@@ -43,7 +43,7 @@ impl Lock for LockService {
         let prefix = directory(&request.name);
         let key = candidate_key(&prefix, lease);
         let entered = calls.txn(enter(&prefix, &key, lease)).await?;
-        let mut header = entered.header.clone();
+        let mut header = entered.header;
         let own = own_creation(&entered);
         let oldest = range_of(entered.responses.get(1)).first();
         if oldest.is_some_and(|oldest| oldest.create_revision != own) {

@@ -18,6 +18,8 @@ const DEPTH_MAX: usize = 100;
 /// # Errors
 /// Go's text.
 pub(super) fn encode_message(json: &[u8], message: usize) -> Result<Vec<u8>, String> {
+    // Go counts lines and columns from where the value begins.
+    let json = json.trim_ascii_start();
     let mut out = Vec::with_capacity(json.len());
     let mut parser = Parser { json, at: 0 };
     parser.message(message, &mut out, 0).map_err(|error| format!("proto: {error}"))?;
@@ -392,6 +394,7 @@ fn decode_base64(text: &str) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use prost::Message;
     use proto::etcdserverpb::compare::TargetUnion;
     use proto::etcdserverpb::request_op::Request;
@@ -460,7 +463,7 @@ mod tests {
         let cases = [
             ("[]", "proto: syntax error (line 1:1): unexpected token ["),
             ("null", "proto: syntax error (line 1:1): unexpected token null"),
-            (" \"a\"", "proto: syntax error (line 1:2): unexpected token \"a\""),
+            (" \n\"a\"", "proto: syntax error (line 1:1): unexpected token \"a\""),
             (
                 r#"{"key":"Z*9v"}"#,
                 r#"proto: (line 1:8): invalid value for bytes field key: "Z*9v""#,
@@ -496,6 +499,75 @@ mod tests {
             "proto: (line 1:22): error parsing \"cancel_request\", oneof \
              etcdserverpb.WatchRequest.request_union is already set"
         );
+    }
+
+    /// Texts that are nearly JSON more often than not.
+    fn nearly_json() -> impl Strategy<Value = Vec<u8>> {
+        let parts: [&[u8]; 32] = [
+            b"{",
+            b"}",
+            b"[",
+            b"]",
+            b",",
+            b":",
+            b" ",
+            b"\n",
+            b"\"",
+            b"\\",
+            b"\\u",
+            b"\\ud83d\\ude00",
+            b"\\ud800",
+            b"12",
+            b"-",
+            b"0",
+            b".5",
+            b"e+3",
+            b"true",
+            b"null",
+            b"\xff",
+            b"\xc3\xa4",
+            b"\"key\":",
+            b"\"YQ==\"",
+            b"\"limit\":\"7\"",
+            b"\"success\":[",
+            b"\"compare\":[{",
+            b"\"request_txn\":{",
+            b"\"target\":\"MOD\"",
+            b"\"create_request\":{",
+            b"\"filters\":[",
+            b"\"progress_request\":{}",
+        ];
+        let part = proptest::sample::select(parts.to_vec());
+        proptest::collection::vec(part, 0..40).prop_map(|parts| parts.concat())
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_body_holds_is_a_message_or_an_error(
+            bodies in proptest::collection::vec(nearly_json(), 1..4)
+        ) {
+            let mut values = super::super::syntax::Values::default();
+            for body in bodies {
+                values.extend(&body);
+                while let Ok(Some(json)) = values.next() {
+                    for path in ["/etcdserverpb.KV/Txn", "/etcdserverpb.Watch/Watch"] {
+                        let request = SCHEMA.methods[path].request;
+                        if let Ok(bytes) = encode_message(&json, request) {
+                            let mut text = String::new();
+                            let html = super::super::encode::Html::Plain;
+                            let shown = super::super::encode::decode_message(&bytes, request, html, &mut text);
+                            prop_assert!(shown.is_ok());
+                            prop_assert!(serde_json::from_str::<serde_json::Value>(&text).is_ok());
+                            // What is shown means what was meant.
+                            prop_assert_eq!(
+                                TxnRequest::decode(encode_message(text.as_bytes(), request).unwrap().as_slice()).ok(),
+                                TxnRequest::decode(bytes.as_slice()).ok()
+                            );
+                        }
+                    }
+                }
+            }
+        }
     }
 
     #[test]
