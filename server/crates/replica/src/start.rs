@@ -194,13 +194,8 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
         let views = current.views();
         views.member(parts.member).is_some() || views.is_removed(parts.member)
     });
-    let status = follow_status(
-        &raft,
-        parts.member,
-        parts.cluster,
-        parts.timing.election_timeout,
-        belonging,
-    );
+    let status =
+        follow_status(&raft, parts.member, parts.cluster, parts.timing.election_timeout, belonging);
     let shared = Arc::new(Shared {
         me: parts.member,
         cluster: parts.cluster,
