@@ -160,8 +160,14 @@ impl Cluster {
     pub fn load_image(&self, tarball: &Path) -> Result<()> {
         let name = tarball.file_name().with_context(|| tarball.display().to_string())?;
         let copy = self.layout.join("images").join(name);
-        fs::copy(tarball, &copy)
-            .with_context(|| format!("copy {} to {}", tarball.display(), copy.display()))?;
+        if copy.exists() {
+            fs::remove_file(&copy).with_context(|| format!("replace {}", copy.display()))?;
+        }
+        // A link where it can be one: images are large.
+        if fs::hard_link(tarball, &copy).is_err() {
+            fs::copy(tarball, &copy)
+                .with_context(|| format!("copy {} to {}", tarball.display(), copy.display()))?;
+        }
         for node in &self.nodes {
             let Some(init) = node::init_process(&self.cgroups, *node) else { continue };
             Program::new("nsenter")

@@ -43,7 +43,8 @@ impl Kind {
     }
 
     fn value(self, object: &Value) -> String {
-        let value = if self.kind == "Event" { &object["message"] } else { &object["data"]["value"] };
+        let value =
+            if self.kind == "Event" { &object["message"] } else { &object["data"]["value"] };
         value.as_str().unwrap_or_default().to_owned()
     }
 
@@ -88,7 +89,10 @@ fn watch(access: &Access, path: &str) -> Result<Vec<Value>> {
 
 fn names(list: &Value) -> Vec<String> {
     let items = list["items"].as_array().map(Vec::as_slice).unwrap_or_default();
-    items.iter().map(|item| item["metadata"]["name"].as_str().unwrap_or_default().to_owned()).collect()
+    items
+        .iter()
+        .map(|item| item["metadata"]["name"].as_str().unwrap_or_default().to_owned())
+        .collect()
 }
 
 fn revision(object: &Value) -> Result<i64> {
@@ -252,7 +256,10 @@ fn what_was_compacted_is_refused_as_expired_and_the_rest_goes_on() -> Result<()>
         }
     };
     expired("the next page", raw(access, &format!("{path}?limit={PAGE}&continue={next}")))?;
-    expired("a list of then", raw(access, &format!("{path}?resourceVersion={at}&resourceVersionMatch=Exact")))?;
+    expired(
+        "a list of then",
+        raw(access, &format!("{path}?resourceVersion={at}&resourceVersionMatch=Exact")),
+    )?;
     let events = watch(access, &format!("{path}?watch=1&resourceVersion={at}&timeoutSeconds=3"));
     match events {
         // As an event of the watch, or as the answer to it.
@@ -265,7 +272,8 @@ fn what_was_compacted_is_refused_as_expired_and_the_rest_goes_on() -> Result<()>
 
     let all = ours(names(&list(access, &path)?));
     ensure!(all.len() == OBJECTS - 1, "{all:?}");
-    let from_now = watch(access, &format!("{path}?watch=1&resourceVersion={now}&timeoutSeconds=1"))?;
+    let from_now =
+        watch(access, &format!("{path}?watch=1&resourceVersion={now}&timeoutSeconds=1"))?;
     ensure!(from_now.iter().all(|event| event["type"] != "ERROR"), "{from_now:?}");
     create(&namespace, &EVENTS.object("o-500", namespace.name(), "after"))
 }

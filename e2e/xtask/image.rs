@@ -77,7 +77,13 @@ pub(crate) fn assemble_next(
 ) -> Result<Built> {
     workspace.build_programs_with(progress, profile, &["--features", "server/next-version"])?;
     let programs = PROGRAMS.map(|(_, name)| workspace.program(profile, name));
-    assemble_of(progress, &programs, &workspace.state().join("image-next"))
+    let directory = workspace.state().join("image-next");
+    let built = assemble_of(progress, &programs, &directory)?;
+    // Only the tarball is used, and disks of test machines are small.
+    for part in ["rootfs", "oci"] {
+        fs::remove_dir_all(directory.join(part)).with_context(|| part.to_owned())?;
+    }
+    Ok(built)
 }
 
 fn assemble_of(progress: &Progress, programs: &[PathBuf], directory: &Path) -> Result<Built> {

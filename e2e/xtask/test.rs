@@ -303,10 +303,11 @@ impl Tests<'_> {
         let store =
             self.options.store.clone().unwrap_or_else(|| workspace.program(profile, "etcd"));
         let line = KUBERNETES_TESTS.iter().flat_map(|name| ["--test", *name]);
-        let line: Vec<&str> = ["test", "--package", "e2e", "--features", "cluster", "--no-fail-fast"]
-            .into_iter()
-            .chain(line)
-            .collect();
+        let line: Vec<&str> =
+            ["test", "--package", "e2e", "--features", "cluster", "--no-fail-fast"]
+                .into_iter()
+                .chain(line)
+                .collect();
         // Compiled before the cluster runs, which would only be in the way.
         let compile: Vec<&str> = line.iter().copied().chain(["--no-run"]).collect();
         let (what, log) = ("compile the cluster tests", workspace.log("kubernetes-compile"));

@@ -65,10 +65,13 @@ pub(crate) fn up(workspace: &Workspace, progress: &Progress, options: &Options) 
     let cluster = start_cluster(workspace, progress, store, Lifetime::Detached)?;
     progress.working("load the image into the nodes", || cluster.load_image(&image.tarball))?;
     if let Some(next) = next {
-        progress
-            .working("load the next version into the nodes", || cluster.load_image(&next.tarball))?;
+        progress.working("load the next version into the nodes", || {
+            cluster.load_image(&next.tarball)
+        })?;
         println!("\nTry next:\n  export KEELSON_STATE={}", workspace.state().display());
-        println!("  cargo test -p e2e --features cluster --test kubernetes_operator -- --test-threads=1");
+        println!(
+            "  cargo test -p e2e --features cluster --test kubernetes_operator -- --test-threads=1"
+        );
         return Ok(());
     }
     Operator { workspace, progress, access: cluster.access() }.install(&image.name)?;

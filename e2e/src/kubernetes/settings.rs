@@ -76,7 +76,7 @@ syncFrequency: 2s
 maxPods: 110
 nodeStatusUpdateFrequency: 1s
 nodeLeaseDurationSeconds: 4
-evictionHard: {{memory.available: "100Mi", nodefs.available: "1%", imagefs.available: "1%", nodefs.inodesFree: "1%"}}
+evictionHard: {{memory.available: "100Mi", nodefs.available: "100Mi", imagefs.available: "100Mi", nodefs.inodesFree: "1%"}}
 imageGCHighThresholdPercent: 100
 "#,
         authority = layout.pki("ca.crt").display(),

@@ -17,7 +17,8 @@ const NEXT_RUN: Duration = Duration::from_secs(120);
 fn scheduled_backups_are_pruned_and_a_new_cluster_is_equal_to_the_old_one() -> Result<()> {
     let cluster = kubernetes()?;
     let namespace = Namespace::restricted(&cluster, "backup")?;
-    let etcd = Etcd::create(&namespace, "main", 3, &json!({"backup": {"store": store("nightly")}}))?;
+    let etcd =
+        Etcd::create(&namespace, "main", 3, &json!({"backup": {"store": store("nightly")}}))?;
     namespace.apply(&credentials().to_string())?;
     let caller = etcd.caller()?;
     for number in 0..200 {

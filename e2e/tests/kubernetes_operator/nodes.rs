@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use e2e::kubernetes::{Namespace, NodeNumber, wait};
+use e2e::kubernetes::{Cluster, Namespace, NodeNumber, wait};
 use serde_json::json;
 
 use crate::product::{Etcd, STEP, kubernetes};
@@ -32,6 +32,7 @@ fn a_node_may_hang_lose_its_network_or_its_power_while_clients_write() -> Result
     });
     let etcd = Etcd::create(&namespace, "main", 3, &change)?;
     let before = etcd.member_names()?;
+    let repair = Repair(&cluster);
     let writer = Writer::start(&etcd)?;
 
     // The leader's node hangs: another one leads, and when it goes on, it follows.
@@ -74,10 +75,28 @@ fn a_node_may_hang_lose_its_network_or_its_power_while_clients_write() -> Result
         if gone && now.len() == 3 { Ok(()) } else { Err(anyhow!("the members are {now:?}")) }
     })?;
     etcd.wait_until_settled(3)?;
-    cluster.power_on(node)?;
-    cluster.wait_for_node(node, "True", STEP)?;
+    drop(repair);
     writer.finish(&etcd)?;
     etcd.hash().map(drop)
+}
+
+/// Whatever becomes of the test, the nodes are whole afterwards.
+struct Repair<'a>(&'a Cluster);
+
+impl Drop for Repair<'_> {
+    fn drop(&mut self) {
+        for node in self.0.nodes() {
+            // What is not broken cannot be repaired, and that is all right.
+            let _ = self.0.thaw(*node);
+            let _ = self.0.heal(*node);
+            let _ = self.0.power_on(*node);
+        }
+        for node in self.0.nodes() {
+            if let Err(error) = self.0.wait_for_node(*node, "True", STEP) {
+                eprintln!("{node}: {error:#}");
+            }
+        }
+    }
 }
 
 /// A node with a member and without the gateway; with the leader, if that is possible.

@@ -160,8 +160,9 @@ impl<'a> Etcd<'a> {
 
     /// The members' objects.
     pub(crate) fn members(&self) -> Result<Vec<Value>> {
-        let list =
-            self.namespace.get(&format!("etcdmembers -l etcd.keelson.dev/cluster={}", self.name))?;
+        let list = self
+            .namespace
+            .get(&format!("etcdmembers -l etcd.keelson.dev/cluster={}", self.name))?;
         Ok(list["items"].as_array().cloned().unwrap_or_default())
     }
 

@@ -50,7 +50,9 @@ fn a_new_version_rolls_through_without_a_lost_write_and_a_bad_image_stops() -> R
     })?;
 
     // An image that does not exist stops at the first member; the others serve.
-    etcd.patch(&json!({"version": NEXT_VERSION, "image": {"tag": "missing", "pullPolicy": "Never"}}))?;
+    etcd.patch(
+        &json!({"version": NEXT_VERSION, "image": {"tag": "missing", "pullPolicy": "Never"}}),
+    )?;
     let broken = wait::until("one member cannot start", STEP, || {
         let pods = namespace.get("pods -l etcd.keelson.dev/component=server")?;
         let pods = pods["items"].as_array().cloned().unwrap_or_default();

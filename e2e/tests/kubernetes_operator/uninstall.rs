@@ -36,7 +36,11 @@ fn uninstalling_leaves_nothing_behind() -> Result<()> {
     // The chart keeps the kinds, because with them go all clusters: who wants that says so.
     let kinds = || -> Result<Vec<String>> {
         let all = access.kubectl(["get", "customresourcedefinitions", "-o", "name"]).run()?;
-        Ok(all.lines().filter(|kind| kind.ends_with(".etcd.keelson.dev")).map(str::to_owned).collect())
+        Ok(all
+            .lines()
+            .filter(|kind| kind.ends_with(".etcd.keelson.dev"))
+            .map(str::to_owned)
+            .collect())
     };
     ensure!(kinds()?.len() == 4, "the chart took the kinds with it: {:?}", kinds()?);
     for kind in kinds()? {

@@ -5,7 +5,7 @@
 //! in vain, or one that repeating does not cure.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -37,6 +37,8 @@ pub(crate) struct Writer {
 struct Shared {
     stop: AtomicBool,
     acknowledged: AtomicU64,
+    /// Why the writer has given up.
+    failure: Mutex<Option<String>>,
 }
 
 /// What the writer has seen.
@@ -57,7 +59,11 @@ impl Writer {
         let name = format!("{}-client.{}.svc", etcd.name, etcd.namespace.name());
         let certificates = etcd.certificates()?;
         let connect = move || Caller::new(&address, &name, certificates.clone());
-        let thread = std::thread::spawn(move || write(&seen, connect));
+        let thread = std::thread::spawn(move || {
+            write(&seen, connect).inspect_err(|error| {
+                *seen.failure.lock().expect("nobody panics with it") = Some(format!("{error:#}"));
+            })
+        });
         let writer = Self { thread: Some(thread), shared };
         writer.wait_for_more()?;
         Ok(writer)
@@ -67,11 +73,17 @@ impl Writer {
     pub(crate) fn wait_for_more(&self) -> Result<()> {
         let before = self.shared.acknowledged.load(Ordering::Acquire);
         wait::until("writes go on", CURED + CALL, || {
-            let ended = self.thread.as_ref().is_none_or(JoinHandle::is_finished);
+            let failure = self.shared.failure.lock().expect("nobody panics with it").clone();
             let now = self.shared.acknowledged.load(Ordering::Acquire);
-            if ended || now > before + 1 { Ok(ended) } else { Err(anyhow!("none since {before}")) }
+            if failure.is_some() || now > before + 1 {
+                return Ok(failure);
+            }
+            Err(anyhow!("none since {before}"))
         })
-        .and_then(|ended| if ended { bail!("the writer has ended") } else { Ok(()) })
+        .and_then(|failure| match failure {
+            Some(failure) => bail!("the writer has given up: {failure}"),
+            None => Ok(()),
+        })
     }
 
     /// Ends the writing, and checks that everything acknowledged is there: by a linearizable read,

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::core::v1::{
-        Capabilities, Container, ContainerPort, EnvVar, HTTPGetAction, KeyToPath, LocalObjectReference,
-        PersistentVolumeClaimVolumeSource, Pod, PodSecurityContext, PodSpec, Probe, SeccompProfile,
-        SecretVolumeSource, SecurityContext, TopologySpreadConstraint, Volume, VolumeMount,
+        Capabilities, Container, ContainerPort, EnvVar, HTTPGetAction, KeyToPath,
+        LocalObjectReference, PersistentVolumeClaimVolumeSource, Pod, PodSecurityContext, PodSpec,
+        Probe, SeccompProfile, SecretVolumeSource, SecurityContext, TopologySpreadConstraint,
+        Volume, VolumeMount,
     },
     apimachinery::pkg::{
         apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference},

@@ -73,7 +73,8 @@ impl Dialer {
     pub(crate) async fn dial(&self, endpoint: &str) -> Result<Channel, String> {
         let address = Address::parse(endpoint);
         let scheme = if self.tls.is_some() { "https" } else { "http" };
-        let invalid = |error: &dyn std::fmt::Display| format!("invalid endpoint {endpoint:?}: {error}");
+        let invalid =
+            |error: &dyn std::fmt::Display| format!("invalid endpoint {endpoint:?}: {error}");
         let origin: Uri = format!("{scheme}://{}", address.authority())
             .parse()
             .map_err(|error: http::uri::InvalidUri| invalid(&error))?;
