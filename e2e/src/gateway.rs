@@ -75,6 +75,7 @@ const HEADERS: [&str; 4] =
 pub struct Asking {
     stream: TcpStream,
     lines: Option<usize>,
+    bytes: Vec<u8>,
 }
 
 impl Asking {
@@ -96,38 +97,48 @@ impl Asking {
             head.push_str("connection: close\r\n");
         }
         write!(stream, "{head}\r\n{}", ask.body).context("send a request")?;
-        Ok(Asking { stream, lines: ask.lines })
+        Ok(Asking { stream, lines: ask.lines, bytes: Vec::new() })
+    }
+
+    /// Waits until so many lines of the body are there.
+    pub fn wait_for_lines(&mut self, lines: usize) -> Result<()> {
+        self.read(Some(lines))
     }
 
     /// Waits for the answer.
     pub fn answer(mut self) -> Result<Answer> {
-        let mut bytes = Vec::new();
+        self.read(self.lines)?;
+        parse(&String::from_utf8_lossy(&self.bytes))
+    }
+
+    /// Reads until so many lines of the body are there, or to the end.
+    fn read(&mut self, lines: Option<usize>) -> Result<()> {
         let mut chunk = [0; 16 * 1024];
         loop {
-            let text = String::from_utf8_lossy(&bytes);
+            let text = String::from_utf8_lossy(&self.bytes);
             if let Some((_, body)) = text.split_once("\r\n\r\n")
-                && let Some(lines) = self.lines
+                && let Some(lines) = lines
                 && dechunked(body).lines().filter(|line| line.ends_with('}')).count() >= lines
             {
-                break;
+                return Ok(());
             }
             let read = match self.stream.read(&mut chunk) {
                 // A server that does not read the body may hang up before all of it was sent.
                 Err(error)
-                    if error.kind() == std::io::ErrorKind::ConnectionReset && !bytes.is_empty() =>
+                    if error.kind() == std::io::ErrorKind::ConnectionReset
+                        && !self.bytes.is_empty() =>
                 {
                     0
                 }
                 read => read.with_context(|| {
-                    format!("read the answer after {:?}", String::from_utf8_lossy(&bytes))
+                    format!("read the answer after {:?}", String::from_utf8_lossy(&self.bytes))
                 })?,
             };
             if read == 0 {
-                break;
+                return Ok(());
             }
-            bytes.extend_from_slice(&chunk[..read]);
+            self.bytes.extend_from_slice(&chunk[..read]);
         }
-        parse(&String::from_utf8_lossy(&bytes))
     }
 }
 

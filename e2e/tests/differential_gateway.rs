@@ -167,6 +167,7 @@ fn good_requests_are_answered_alike() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one table of requests")]
 fn bad_requests_are_refused_alike() {
     compare(&["--max-request-bytes=10000"], |talk| {
         for body in [
@@ -296,10 +297,9 @@ fn streams_are_lines_of_json_alike() {
         talk.ask(&Ask::stream("watch", history, 2));
         let live =
             Ask::stream("watch", r#"{"create_request":{"key":"Yw==","filters":["NOPUT"]}}"#, 2);
-        let asking = talk.send(&live);
+        let mut asking = talk.send(&live);
+        asking.wait_for_lines(1).expect("the watch is created");
         talk.post("kv/put", r#"{"key":"Yw==","value":"MQ=="}"#);
-        // The watch begins where it was created, before or after the put; the deletion is after both.
-        std::thread::sleep(Duration::from_millis(300));
         talk.post("kv/deleterange", r#"{"key":"Yw=="}"#);
         let answer = asking.answer().expect("the watch answers");
         let events = answer.body.lines().nth(1).unwrap_or_default().to_owned();
@@ -380,10 +380,9 @@ fn elections_are_held_alike() {
             Ask::post("election/campaign", &body)
         };
         let observe = Ask::stream("election/observe", r#"{"name":"bXk="}"#, 4);
-        let observing = talk.send(&observe);
+        let mut observing = talk.send(&observe);
         talk.ask(&campaign("11", "YQ=="));
-        // The observer has seen the first leader before there is a second value.
-        std::thread::sleep(Duration::from_millis(300));
+        observing.wait_for_lines(1).expect("the first leader is seen");
         talk.ask(&campaign("11", "Yg=="));
         talk.post("election/leader", r#"{"name":"bXk="}"#);
         let second = campaign("12", "Yw==");
@@ -403,7 +402,7 @@ fn elections_are_held_alike() {
             "election/proclaim",
             &format!(r#"{{"leader":{},"value":"ZA=="}}"#, leader(11, 3)),
         );
-        std::thread::sleep(Duration::from_millis(300));
+        observing.wait_for_lines(3).expect("what it proclaims is seen");
         talk.post("election/resign", &format!(r#"{{"leader":{}}}"#, leader(11, 2)));
         talk.finish(&second, waiting);
         talk.finish(&observe, observing);

@@ -44,7 +44,7 @@ fn members_that_make_their_own_certificates_form_a_cluster() {
     let fixtures = cluster.members()[0].data_directory.join("fixtures");
     let certificate = fs::read(fixtures.join("peer/cert.pem")).expect("a certificate for members");
     let trust = flag("cacert", &cluster.members()[0].certificate);
-    let written = etcdctl(&cluster.members()[0], &[trust.clone()], &["put", "a", "1"]);
+    let written = etcdctl(&cluster.members()[0], std::slice::from_ref(&trust), &["put", "a", "1"]);
     assert!(written.status.success(), "{written:?}");
     cluster.member_mut(0).restart().expect("start the first member again");
     let read = etcdctl(&cluster.members()[0], &[trust], &["get", "a"]);
