@@ -169,8 +169,7 @@ impl Cluster {
     /// by its peer URL, then launch it. Answers its place among the members.
     pub fn prepare_to_join(&mut self, options: &ServerOptions, of: &[usize]) -> Result<usize> {
         let ports = free_ports(3)?;
-        let mut member =
-            Member::new(self.directory.path(), self.members.len(), &ports, options);
+        let mut member = Member::new(self.directory.path(), self.members.len(), &ports, options);
         let initial: Vec<String> = of
             .iter()
             .map(|index| &self.members[*index])

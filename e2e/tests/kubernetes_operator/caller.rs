@@ -107,7 +107,11 @@ impl Caller {
     }
 
     pub(crate) fn status(&self) -> Result<StatusResponse> {
-        Ok(self.call(CALL, async move |client| client.status(StatusRequest {}).await)?)
+        self.status_within(CALL)
+    }
+
+    pub(crate) fn status_within(&self, limit: Duration) -> Result<StatusResponse> {
+        Ok(self.call(limit, async move |client| client.status(StatusRequest {}).await)?)
     }
 
     pub(crate) fn hash_kv(&self, revision: i64) -> Result<u32> {

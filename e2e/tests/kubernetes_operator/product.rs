@@ -114,7 +114,7 @@ impl<'a> Etcd<'a> {
                 && status["learners"] == 0
                 && ready["reason"] == "Healthy";
             if settled {
-                return Ok(());
+                return self.ask_all(voters);
             }
             Err(anyhow!(
                 "voters {}, ready {}, operation {}, blocked by {}, Ready is {}: {}",
@@ -127,6 +127,24 @@ impl<'a> Etcd<'a> {
             ))
         })
         .with_context(|| self.story())
+    }
+
+    /// The status may be older than what happened to the operator's own node: the members
+    /// themselves know.
+    fn ask_all(&self, voters: usize) -> Result<()> {
+        let line = format!("pods -l etcd.keelson.dev/cluster={}", self.name);
+        let pods = self.namespace.get(&format!("{line},etcd.keelson.dev/component=server"))?;
+        let pods = pods["items"].as_array().cloned().unwrap_or_default();
+        ensure!(pods.len() == voters, "there are {} Pods", pods.len());
+        for pod in &pods {
+            let name = text(&pod["metadata"]["name"]);
+            ensure!(pod["metadata"]["deletionTimestamp"].is_null(), "{name} is going");
+            ensure!(condition(&pod["status"], "Ready")["status"] == "True", "{name} is not ready");
+            let caller = self.caller_of_now(&name)?;
+            let status = caller.status_within(Duration::from_secs(3))?;
+            ensure!(status.leader != 0 && status.errors.is_empty(), "{name}: {:?}", status.errors);
+        }
+        Ok(())
     }
 
     /// Waits for something in the status.
@@ -185,10 +203,20 @@ impl<'a> Etcd<'a> {
 
     /// A client of one member.
     pub(crate) fn caller_of(&self, member: &str) -> Result<Caller> {
-        let pod = self.namespace.get(&format!("pod {member}"))?;
-        let address = text(&pod["status"]["podIP"]);
-        let host = format!("{member}.{}-peers.{}.svc", self.name, self.namespace.name());
+        let (address, host) = self.place_of(member)?;
         Caller::connected(&address, &host, self.certificates()?)
+    }
+
+    /// The same without waiting for a connection.
+    fn caller_of_now(&self, member: &str) -> Result<Caller> {
+        let (address, host) = self.place_of(member)?;
+        Caller::new(&address, &host, self.certificates()?)
+    }
+
+    fn place_of(&self, member: &str) -> Result<(String, String)> {
+        let pod = self.namespace.get(&format!("pod {member}"))?;
+        let host = format!("{member}.{}-peers.{}.svc", self.name, self.namespace.name());
+        Ok((text(&pod["status"]["podIP"]), host))
     }
 
     /// The Secret that the operator makes for clients, as files.

@@ -4,7 +4,7 @@
 //! version, after which members of the older version may join, and ends the downgrade once every
 //! member runs it (`chores::cluster_version`).
 
-use machine::{ClusterVersion, CommandKind, Outcome};
+use machine::{Caller, ClusterVersion, CommandKind, Outcome};
 use prost::Message;
 use proto::etcdserverpb::downgrade_request::DowngradeAction;
 use proto::etcdserverpb::{DowngradeRequest, DowngradeResponse};
@@ -20,6 +20,7 @@ use crate::chores::cluster_version::is_valid_downgrade;
 pub(super) async fn downgrade(
     context: &ApiContext,
     request: &DowngradeRequest,
+    caller: &Caller,
 ) -> Result<DowngradeResponse, Status> {
     match DowngradeAction::try_from(request.action) {
         Ok(DowngradeAction::Validate) => {
@@ -29,11 +30,11 @@ pub(super) async fn downgrade(
             let target = validate(context, &request.version).await.inspect_err(|refusal| {
                 tracing::warn!(error = refusal.message(), "reject downgrade request");
             })?;
-            set(context, true, &target.to_string()).await?;
+            set(context, caller, true, &target.to_string()).await?;
         }
         Ok(DowngradeAction::Cancel) => {
             // As etcd 3.7 does it: that there was nothing to cancel is logged and not an error.
-            if let Err(refusal) = cancel(context).await {
+            if let Err(refusal) = cancel(context, caller).await {
                 tracing::warn!(error = refusal.message(), "failed to cancel downgrade");
             }
         }
@@ -64,17 +65,23 @@ async fn validate(context: &ApiContext, target: &str) -> Result<ClusterVersion, 
     Ok(target)
 }
 
-async fn cancel(context: &ApiContext) -> Result<(), Status> {
+async fn cancel(context: &ApiContext, caller: &Caller) -> Result<(), Status> {
     context.linearize().await?;
     if context.handle.views().tables().downgrade.target_version.is_none() {
         return Err(ApiError::NoInflightDowngrade.into());
     }
-    set(context, false, "").await
+    set(context, caller, false, "").await
 }
 
-async fn set(context: &ApiContext, enabled: bool, version: &str) -> Result<(), Status> {
+async fn set(
+    context: &ApiContext,
+    caller: &Caller,
+    enabled: bool,
+    version: &str,
+) -> Result<(), Status> {
     let request = DowngradeInfoSetRequest { enabled, ver: version.to_owned() };
-    match context.propose(CommandKind::DowngradeInfoSet, request.encode_to_vec().into()).await? {
+    let body = request.encode_to_vec().into();
+    match context.propose(CommandKind::DowngradeInfoSet, body, caller).await? {
         Outcome::DowngradeInfoSet => Ok(()),
         other => Err(unexpected(&other)),
     }

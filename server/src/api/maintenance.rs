@@ -207,8 +207,8 @@ impl Maintenance for MaintenanceService {
     ) -> Result<Response<DowngradeResponse>, Status> {
         let credentials = self.context.credentials(&request);
         let request = admitted(&self.context, request, false)?;
-        self.context.caller(&credentials, Access::Admin).await?;
-        downgrade::downgrade(&self.context, &request).await.map(Response::new)
+        let caller = self.context.caller(&credentials, Access::Admin).await?;
+        downgrade::downgrade(&self.context, &request, &caller).await.map(Response::new)
     }
 }
 

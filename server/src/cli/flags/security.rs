@@ -6,7 +6,6 @@ use super::{
     Kind,
 };
 
-
 pub(super) const FLAGS: &[Flag] = &[
     Flag::new(Security, "cert-file", Kind::Text, "", "Path to the client server TLS cert file."),
     Flag::new(Security, "key-file", Kind::Text, "", "Path to the client server TLS key file."),

@@ -84,10 +84,7 @@ fn requests_are_judged_again_when_they_are_applied() {
     assert_eq!(member.as_user("root", CommandKind::Txn, &request(&[], &[write("x")], &[])), {
         let revision = member.revision();
         let header = Some(pb::ResponseHeader { revision, ..Default::default() });
-        let put = pb::response_op::Response::ResponsePut(pb::PutResponse {
-            header,
-            prev_kv: None,
-        });
+        let put = pb::response_op::Response::ResponsePut(pb::PutResponse { header, prev_kv: None });
         let responses = vec![pb::ResponseOp { response: Some(put) }];
         Outcome::Txn(pb::TxnResponse { header, succeeded: true, responses })
     });
