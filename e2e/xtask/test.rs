@@ -60,14 +60,8 @@ enum Group {
     Kubernetes,
 }
 
-<<<<<<< HEAD
 /// How many seeds of the simulator a test run tries.
 const SEEDS: &str = "300";
-=======
-/// Groups that run only when they are named, until they have passed as a whole on our own programs:
-/// of `kubernetes` everything has passed test by test, but for a node's power-off and the uninstall.
-const NAMED_ONLY: [Group; 2] = [Group::Chaos, Group::Kubernetes];
->>>>>>> kubernetes
 
 /// What the steps have come to.
 #[derive(Default)]

@@ -197,10 +197,7 @@ async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
     );
 
     let leases = LeaseClock::new(checkpoint_interval(&config), &instruments.metrics);
-    let tokens = Arc::new(SimpleTokens::new(match config.auth.tokens {
-        TokenKind::Simple(lifetime) => lifetime,
-        TokenKind::Jwt(_) | TokenKind::None => Duration::ZERO,
-    }));
+    let tokens = Arc::new(simple_tokens(&config));
     let hub = HubCell::default();
     let events = Arc::new(Events {
         hub: hub.clone(),
@@ -353,6 +350,14 @@ fn announce(config: &Config) {
     if let Err(error) = notify::ready() {
         tracing::warn!(%error, "the service manager was not told that the server is ready");
     }
+}
+
+/// The tokens of this member, which only one of the kinds of token needs.
+fn simple_tokens(config: &Config) -> SimpleTokens {
+    SimpleTokens::new(match config.auth.tokens {
+        TokenKind::Simple(lifetime) => lifetime,
+        TokenKind::Jwt(_) | TokenKind::None => Duration::ZERO,
+    })
 }
 
 /// One RPC thread per core: each serves its connections alone.
