@@ -135,13 +135,13 @@ impl Shared {
     }
 
     fn read(&self, from: u64, until: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
-        let (tail_first, mut entries, mut bytes) = {
+        let (tail_first, purged, mut entries, mut bytes) = {
             let tail = self.tail();
             let first = tail.first_in_memory();
             if from >= first {
                 return Ok(tail.slice(from, until, bytes_max));
             }
-            (first, Vec::new(), 0)
+            (first, tail.purged.is_some(), Vec::new(), 0)
         };
         let stored = self
             .segments
@@ -151,7 +151,9 @@ impl Shared {
             bytes += record.payload.len();
             entries.push(codec::entry_from_wal(record)?);
         }
-        let next = entries.last().map_or(from, |entry: &Entry| entry.log_id().index() + 1);
+        // A log that was never purged and holds nothing so far back begins in the tail.
+        let begin = if purged { from } else { tail_first };
+        let next = entries.last().map_or(begin, |entry: &Entry| entry.log_id().index() + 1);
         if next >= tail_first && bytes < bytes_max && next < until {
             entries.extend(self.tail().slice(next, until, bytes_max - bytes));
         }
@@ -333,7 +335,14 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
-        self.shared.tail().truncate_after(last_log_id);
+        {
+            let mut tail = self.shared.tail();
+            // Nothing lies behind the end, and a log on disk cannot be cut there.
+            if optional_index(last_log_id.as_ref()) > optional_index(tail.last.as_ref()) {
+                return Ok(());
+            }
+            tail.truncate_after(last_log_id);
+        }
         self.enqueue(WriteOperation::TruncateAfter(last_log_id)).await
     }
 
