@@ -121,7 +121,7 @@ fn json(part: &str) -> Result<Value, TokenError> {
 fn whole_number(value: &Value) -> Option<u64> {
     value.as_u64().or_else(|| {
         let number = value.as_f64()?;
-        (number >= 0.0 && number < 9_007_199_254_740_992.0).then_some(number as u64)
+        (0.0..9_007_199_254_740_992.0).contains(&number).then_some(number as u64)
     })
 }
 
