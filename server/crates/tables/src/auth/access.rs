@@ -122,7 +122,9 @@ mod tests {
 
     #[test]
     fn a_request_may_span_permissions_that_overlap_or_touch() {
-        let cases: &[(&[(&str, &str)], &str, &str, bool)] = &[
+        /// What is granted, what is asked for, and whether that is allowed.
+        type Case<'a> = (&'a [(&'a str, &'a str)], &'a str, &'a str, bool);
+        let cases: &[Case<'_>] = &[
             (&[], "a", "", false),
             (&[("a", "")], "a", "", true),
             (&[("a", "")], "b", "", false),
