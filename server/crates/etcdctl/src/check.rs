@@ -81,8 +81,8 @@ fn size(session: &Session) -> Outcome<usize> {
         .ok_or_else(|| Exit::with(exit::BAD_FEATURE, format!("unknown load option {name}")))
 }
 
-/// Refuses a prefix that is in use.
-async fn check_empty(client: &Client, prefix: &str) -> Outcome {
+/// Refuses a prefix that is in use. The two checks quote the command that empties it differently.
+async fn check_empty(client: &Client, prefix: &str, quote: &str) -> Outcome {
     let request = RangeRequest {
         key: Bytes::copy_from_slice(prefix.as_bytes()),
         range_end: prefix_range_end(prefix.as_bytes()),
@@ -93,8 +93,8 @@ async fn check_empty(client: &Client, prefix: &str) -> Outcome {
         return Ok(());
     }
     let quoted = go::quote(prefix.as_bytes());
-    let message =
-        format!("prefix {quoted} has keys. Delete with 'etcdctl del --prefix {prefix}' first");
+    let delete = format!("{quote}etcdctl del --prefix {prefix}{quote}");
+    let message = format!("prefix {quoted} has keys. Delete with {delete} first");
     Err(Exit::with(exit::INVALID_INPUT, message))
 }
 
@@ -103,7 +103,7 @@ async fn perf(invocation: Invocation) -> Outcome {
     let (limit, clients) = [(150, 50), (1000, 200), (8000, 500), (15000, 1000)][size(&session)?];
     let prefix = session.matches().text("prefix").to_owned();
     let client = session.client().await?;
-    check_empty(&client, &prefix).await?;
+    check_empty(&client, &prefix, "'").await?;
     let load = Load {
         prefix: prefix.clone(),
         key_bytes: 256,
@@ -157,7 +157,7 @@ async fn datascale(invocation: Invocation) -> Outcome {
     let (puts, clients) = loads[size(&session)?];
     let prefix = session.matches().text("prefix").to_owned();
     let client = session.client().await?;
-    check_empty(&client, &prefix).await?;
+    check_empty(&client, &prefix, "").await?;
     let before = memory(&session, "before").await?;
     output::write(
         format!(

@@ -110,7 +110,7 @@ fn help_about(root: &Command, topic: &[String]) -> Outcome {
 
 /// The whole tree, in the order in which Go etcdctl adds its commands, which is the order of
 /// suggestions.
-fn root() -> Command {
+pub(crate) fn root() -> Command {
     Command {
         name: "etcdctl",
         short: "Talks to an etcd cluster over the v3 API.",

@@ -134,3 +134,35 @@ pub(crate) fn complete(root: &Command, words: &[String]) -> Vec<String> {
         .map(|child| line(child.name, child.short))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::root;
+
+    fn offered(line: &str) -> Vec<String> {
+        let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+        let lines = complete(&root(), &words);
+        lines.iter().map(|it| it.split('\t').next().unwrap_or_default().to_owned()).collect()
+    }
+
+    #[test]
+    fn commands_flags_and_values_are_offered_where_they_can_stand() {
+        for (line, words) in [
+            ("us", &["user"][..]),
+            ("user gr", &["grant-role"]),
+            ("--hex user pa", &["passwd"]),
+            ("-w js", &["json"]),
+            ("get --write-out t", &["table"]),
+            ("get a --prin", &["--print-value-only"]),
+            ("check perf --load s", &["small"]),
+            ("endpoint health --clu", &["--cluster"]),
+            ("get a b", &[]),
+            ("__", &[]),
+        ] {
+            assert_eq!(offered(line), words, "{line}");
+        }
+        assert!(offered("").iter().any(|word| word == "make-mirror"));
+        assert!(!offered("").iter().any(|word| word == COMPLETE));
+    }
+}

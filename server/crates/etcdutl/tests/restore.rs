@@ -249,6 +249,25 @@ fn a_damaged_file_gives_a_named_error_and_no_directory() {
 }
 
 #[test]
+fn a_truncated_file_gives_a_named_error_and_no_directory() {
+    let root = tempfile::tempdir().unwrap();
+    let bytes = fs::read(fixture()).unwrap();
+    let cut = root.path().join("cut");
+    let data_dir = root.path().join("data");
+    let last = bytes.len() - 33;
+    for length in (0..last).step_by(5_003).chain([1, 31, 32, 512, 544, 4_096, 8_192, 8_224, last]) {
+        fs::write(&cut, &bytes[..length]).unwrap();
+        for skip_hash_check in [false, true] {
+            let order = Restore { snapshot: cut.clone(), skip_hash_check, ..order(&data_dir) };
+            let error = restore(&disk(), &order).unwrap_err().to_string();
+            let named = ["sha256", "missing hash", "damaged"].iter().any(|it| error.contains(it));
+            assert!(named, "{length} bytes: {error}");
+            assert!(!data_dir.exists(), "{length} bytes: {error}");
+        }
+    }
+}
+
+#[test]
 fn the_remains_of_a_crash_and_an_empty_directory_are_no_obstacle() {
     let root = tempfile::tempdir().unwrap();
     let data_dir = root.path().join("data");
