@@ -24,7 +24,7 @@ use types::LeaseId;
 use crate::listen::ConnectionInfo;
 
 /// Metadata that says who calls.
-const CREDENTIALS: [&str; 2] = ["token", "authorization"];
+const CREDENTIALS: [&str; 3] = ["token", "authorization", "grpcgateway-accept"];
 
 /// The time to live of a lease that is made for a caller without one.
 const SESSION_TTL_SECONDS: i64 = 60;
