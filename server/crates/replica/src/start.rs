@@ -190,12 +190,8 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
         .map_err(|fatal| StartError::Raft(fatal.to_string()))?;
     bootstrap(&raft, &parts.bootstrap).await?;
 
-    let belonging = Belonging::new({
-        let views = current.views();
-        views.member(parts.member).is_some() || views.is_removed(parts.member)
-    });
-    let status =
-        follow_status(&raft, parts.member, parts.cluster, parts.timing.election_timeout, belonging);
+    let belonging = belonging(&current, parts.member);
+    let status = follow_status(&raft, parts.member, parts.cluster, parts.timing, belonging);
     let shared = Arc::new(Shared {
         me: parts.member,
         cluster: parts.cluster,
@@ -301,14 +297,21 @@ async fn bootstrap(
     Ok(())
 }
 
+/// Whether the applied state knows this member, or knows that it was removed.
+fn belonging(current: &Current, member: MemberId) -> Belonging {
+    let views = current.views();
+    Belonging::new(views.member(member).is_some() || views.is_removed(member))
+}
+
 /// Translates openraft's metrics for everyone above.
 fn follow_status(
     raft: &Raft<TypeConfig, StateMachine>,
     member: MemberId,
     cluster: ClusterId,
-    election_timeout: Duration,
+    timing: Timing,
     mut belonging: Belonging,
 ) -> watch::Receiver<Status> {
+    let election_timeout = timing.election_timeout;
     let mut metrics = raft.metrics();
     let mut translate = move |metrics: &openraft::RaftMetrics<TypeConfig>| {
         let membership = metrics.membership_config.membership();
