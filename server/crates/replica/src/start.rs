@@ -200,7 +200,12 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
         .map_err(|fatal| StartError::Raft(fatal.to_string()))?;
     bootstrap(&raft, &parts.bootstrap).await?;
 
+<<<<<<< HEAD
     let status = follow_status(&raft, &current.views(), parts.member, parts.cluster, patience);
+=======
+    let belonging = belonging(&current, parts.member);
+    let status = follow_status(&raft, parts.member, parts.cluster, parts.timing, belonging);
+>>>>>>> kubernetes
     let shared = Arc::new(Shared {
         me: parts.member,
         cluster: parts.cluster,
@@ -327,16 +332,29 @@ async fn bootstrap(
     Ok(())
 }
 
+/// Whether the applied state knows this member, or knows that it was removed.
+fn belonging(current: &Current, member: MemberId) -> Belonging {
+    let views = current.views();
+    Belonging::new(views.member(member).is_some() || views.is_removed(member))
+}
+
 /// Translates openraft's metrics for everyone above.
 fn follow_status(
     raft: &Raft<TypeConfig, StateMachine>,
     applied: &Views,
     member: MemberId,
     cluster: ClusterId,
+<<<<<<< HEAD
     election_timeout: Duration,
 ) -> watch::Receiver<Status> {
     let mut belonging =
         Belonging::new(applied.member(member).is_some() || applied.is_removed(member));
+=======
+    timing: Timing,
+    mut belonging: Belonging,
+) -> watch::Receiver<Status> {
+    let election_timeout = timing.election_timeout;
+>>>>>>> kubernetes
     let mut metrics = raft.metrics();
     let mut translate = move |metrics: &openraft::RaftMetrics<TypeConfig>| {
         let membership = metrics.membership_config.membership();
