@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use disk::Disk;
-use machine::{Outcome, Views};
+use machine::Outcome;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{InitializeError, RaftError};
 use openraft::{Config, Raft, ServerState, SnapshotPolicy};
@@ -200,12 +200,8 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
         .map_err(|fatal| StartError::Raft(fatal.to_string()))?;
     bootstrap(&raft, &parts.bootstrap).await?;
 
-<<<<<<< HEAD
-    let status = follow_status(&raft, &current.views(), parts.member, parts.cluster, patience);
-=======
     let belonging = belonging(&current, parts.member);
     let status = follow_status(&raft, parts.member, parts.cluster, parts.timing, belonging);
->>>>>>> kubernetes
     let shared = Arc::new(Shared {
         me: parts.member,
         cluster: parts.cluster,
@@ -341,20 +337,12 @@ fn belonging(current: &Current, member: MemberId) -> Belonging {
 /// Translates openraft's metrics for everyone above.
 fn follow_status(
     raft: &Raft<TypeConfig, StateMachine>,
-    applied: &Views,
     member: MemberId,
     cluster: ClusterId,
-<<<<<<< HEAD
-    election_timeout: Duration,
-) -> watch::Receiver<Status> {
-    let mut belonging =
-        Belonging::new(applied.member(member).is_some() || applied.is_removed(member));
-=======
     timing: Timing,
     mut belonging: Belonging,
 ) -> watch::Receiver<Status> {
     let election_timeout = timing.election_timeout;
->>>>>>> kubernetes
     let mut metrics = raft.metrics();
     let mut translate = move |metrics: &openraft::RaftMetrics<TypeConfig>| {
         let membership = metrics.membership_config.membership();
