@@ -7,22 +7,20 @@
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use disk::{Disk, OsDisk};
-use machine::{AuthChange, LeaseChange, Views};
-use mvcc::RevisionEvents;
 use prometheus::Registry;
 use replica::{
-    Blocking, Bootstrap, EventSink, Handle, ImagePolicy, LogMetrics, LogWriterPlacement, Node,
-    Observation, Parts, Replica, Rules, Timing,
+    Blocking, Bootstrap, Handle, ImagePolicy, LogMetrics, LogWriterPlacement, Node, Parts, Replica,
+    Rules, Timing,
 };
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
-use watch::{Hub, HubOptions};
+use watch::HubOptions;
 
 use crate::api::{self, ApiContext, Limits};
 use crate::auth::{Authentication, Passwords, SimpleTokens, TokenKind, Tokens};
@@ -30,6 +28,7 @@ use crate::chores;
 use crate::config::{ClusterState, Config};
 use crate::dial::Dialer;
 use crate::engine;
+use crate::events::{Events, HubCell};
 use crate::gateway::Gateway;
 use crate::identity::Identity;
 use crate::leases::{self, LeaseClock};
@@ -68,78 +67,6 @@ pub(crate) struct ServerFacts {
     pub(crate) client_cert_auth: bool,
     /// Whether the disk is too full for writes that need space.
     pub(crate) low_space: AtomicBool,
-}
-
-/// The watch hub, which is there once the replica has shown its state.
-#[derive(Clone, Default)]
-pub(crate) struct HubCell(Arc<RwLock<Option<Hub>>>);
-
-impl HubCell {
-    pub(crate) fn get(&self) -> Hub {
-        let hub = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
-        hub.expect("the replica shows its state before any client is served")
-    }
-}
-
-/// What apply tells the edge.
-struct Events {
-    hub: HubCell,
-    options: HubOptions,
-    leases: LeaseClock,
-    tokens: Arc<SimpleTokens>,
-    metrics: Metrics,
-    slow_apply: Duration,
-    // A std mutex: held to keep a thread's handle.
-    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
-}
-
-impl EventSink for Events {
-    fn publish(&self, events: Vec<RevisionEvents>) {
-        self.metrics.published(&events);
-        self.hub.get().publish(events);
-    }
-
-    fn leases_changed(&self, changes: &[LeaseChange]) {
-        self.metrics.leases_changed(changes);
-        self.leases.apply(changes);
-    }
-
-    fn observe(&self, observation: Observation<'_>) {
-        self.metrics.observe(observation, self.slow_apply);
-    }
-
-    fn auth_changed(&self, changes: &[AuthChange]) {
-        self.tokens.apply(changes);
-    }
-
-    fn reset(&self, views: &Views) {
-        self.leases.forget();
-        // What took back a token may be among what was not applied one by one.
-        self.tokens.forget();
-        let mut known = self.hub.0.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(hub) = &*known {
-            // Watches go on where they were, in the history of the new state.
-            return hub.reset(views.mvcc.clone());
-        }
-        let (hub, task) = Hub::new(views.mvcc.clone(), self.options.clone());
-        *known = Some(hub);
-        drop(known);
-        let thread = std::thread::Builder::new().name("watch".to_owned()).spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
-            match runtime {
-                Ok(runtime) => {
-                    if let Err(error) = runtime.block_on(task.run()) {
-                        tracing::error!(%error, "the watch hub cannot read the store");
-                    }
-                }
-                Err(error) => tracing::error!(%error, "the watch hub has no runtime"),
-            }
-        });
-        match thread {
-            Ok(thread) => self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread),
-            Err(error) => tracing::error!(%error, "the watch hub has no thread"),
-        }
-    }
 }
 
 /// Everything that registers metrics.
@@ -210,7 +137,6 @@ async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
         tokens: Arc::clone(&tokens),
         metrics: instruments.metrics.clone(),
         slow_apply: config.warning_apply,
-        threads: Mutex::default(),
     });
     let parts = parts(&config, disk, &identity, outbound, events, &instruments);
     let replica = replica::start(parts).await?;

@@ -13,6 +13,7 @@ pub mod cli;
 pub mod config;
 mod dial;
 mod engine;
+mod events;
 pub mod gates;
 mod gateway;
 pub mod identity;

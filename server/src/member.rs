@@ -8,7 +8,7 @@ use tonic::Status;
 use types::MemberId;
 
 use crate::api::ApiError;
-use crate::boot::HubCell;
+use crate::events::HubCell;
 use crate::ops::health::{Check, Vitals};
 use crate::ops::http::Member;
 use crate::ops::metrics::{Metrics, Sample};

@@ -13,7 +13,8 @@ use types::{ClusterId, MemberId, Revision};
 
 use super::status::ApiError;
 use crate::auth::Authentication;
-use crate::boot::{HubCell, ServerFacts};
+use crate::boot::ServerFacts;
+use crate::events::HubCell;
 use crate::leases::LeaseClock;
 use crate::ops::observed::operation;
 
