@@ -223,12 +223,7 @@ impl Future for TrackedAnswer {
         let this = self.get_mut();
         Pin::new(&mut this.answer).poll(cx).map(|answer| {
             let call = this.call.take();
-            answer.map(|response| {
-                if let Some(call) = &call {
-                    call.sent();
-                }
-                response.map(|body| TrackedBody { body, call })
-            })
+            answer.map(|response| response.map(|body| TrackedBody { body, call }))
         })
     }
 }
@@ -248,10 +243,8 @@ impl Body for TrackedBody {
     ) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
         let this = self.get_mut();
         let frame = Pin::new(&mut this.body).poll_frame(cx);
-        match (&frame, &this.call) {
-            (Poll::Ready(Some(_)), Some(call)) => call.sent(),
-            (Poll::Ready(None), _) => this.call = None,
-            _ => {}
+        if matches!(frame, Poll::Ready(None)) {
+            this.call = None;
         }
         frame
     }

@@ -2,9 +2,10 @@
 //! etcd (`internal/transport/http2_server.go`).
 //!
 //! A ping that comes too early is a strike: earlier than the least time after the one before, or
-//! than two hours if no call is under way. What the server sends for a call forgives all strikes. The
-//! third strike too many ends the connection with GOAWAY, code ENHANCE_YOUR_CALM and the text
-//! `too_many_pings`, which clients know.
+//! than two hours if no call is under way. What the server sends for a call forgives all strikes: each
+//! HEADERS or DATA frame, because clients of grpc-go answer the pieces of one great message with
+//! pings that measure the connection. The third strike too many ends the connection with GOAWAY, code
+//! ENHANCE_YOUR_CALM and the text `too_many_pings`, which clients know.
 //!
 //! The HTTP/2 library answers pings by itself and tells nobody. So this wrapper reads along: it
 //! follows the frames in both directions by their headers alone, and writes its GOAWAY between two
@@ -13,7 +14,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use tokio::time::Instant;
 /// What every HTTP/2 connection begins with (RFC 9113, 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const FRAME_HEADER_BYTES: usize = 9;
+const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
@@ -38,8 +40,6 @@ const IDLE_MIN_TIME: Duration = Duration::from_secs(2 * 3600);
 #[derive(Default)]
 pub(super) struct Calls {
     under_way: AtomicUsize,
-    /// Something was sent for a call since the last ping.
-    sent: AtomicBool,
 }
 
 /// One call, from its request to the end of its answer.
@@ -49,11 +49,6 @@ impl CallUnderWay {
     pub(super) fn begin(calls: &Arc<Calls>) -> Self {
         calls.under_way.fetch_add(1, Ordering::Relaxed);
         Self(calls.clone())
-    }
-
-    /// A part of the answer goes out.
-    pub(super) fn sent(&self) {
-        self.0.sent.store(true, Ordering::Relaxed);
     }
 }
 
@@ -143,6 +138,8 @@ pub(super) struct PingPolice<S> {
     incoming: Frames,
     outgoing: Frames,
     last_stream: u32,
+    /// Something was sent for a call since the last ping.
+    sent: bool,
 }
 
 impl<S> PingPolice<S> {
@@ -156,7 +153,14 @@ impl<S> PingPolice<S> {
             incoming: Frames::default(),
             outgoing: Frames::default(),
             last_stream: 0,
+            sent: false,
         }
+    }
+
+    /// Looks at what goes out.
+    fn note(&mut self, bytes: &[u8]) {
+        let Self { outgoing, sent, .. } = self;
+        outgoing.follow(bytes, |frame| *sent |= matches!(frame.kind, DATA | HEADERS));
     }
 
     /// Looks at what came; true once a ping was one too many.
@@ -176,14 +180,13 @@ impl<S> PingPolice<S> {
         if !matches!(self.state, State::Http2) {
             return false;
         }
-        let Self { incoming, rule, calls, last_stream, .. } = self;
+        let Self { incoming, rule, calls, last_stream, sent, .. } = self;
         let mut broken = false;
         incoming.follow(bytes, |frame| match frame.kind {
             HEADERS => *last_stream = frame.stream.max(*last_stream),
             PING if frame.flags & FLAG_ACK == 0 => {
                 let under_way = calls.under_way.load(Ordering::Relaxed) > 0;
-                let sent = calls.sent.swap(false, Ordering::Relaxed);
-                broken |= rule.breaks(Instant::now(), under_way, sent);
+                broken |= rule.breaks(Instant::now(), under_way, std::mem::take(sent));
             }
             _ => {}
         });
@@ -246,7 +249,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for PingPolice<S> {
         let this = self.get_mut();
         let written = ready!(Pin::new(&mut this.inner).poll_write(cx, bytes))?;
         if matches!(this.state, State::Http2) {
-            this.outgoing.follow(&bytes[..written], |_| {});
+            this.note(&bytes[..written]);
         }
         Poll::Ready(Ok(written))
     }
@@ -262,7 +265,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for PingPolice<S> {
             let mut left = written;
             for slice in slices {
                 let length = left.min(slice.len());
-                this.outgoing.follow(&slice[..length], |_| {});
+                this.note(&slice[..length]);
                 left -= length;
             }
         }
@@ -332,6 +335,30 @@ mod tests {
             assert_eq!(kinds, [4, PING, 0, PING], "cut every {cut} bytes");
             assert!(frames.is_between_frames());
         }
+    }
+
+    #[test]
+    fn every_frame_of_a_great_answer_forgives_all_strikes() {
+        let ping = [0, 0, 8, PING, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+        let police = || {
+            let mut police = PingPolice::new((), Some(SECOND * 5), Arc::default());
+            assert!(!police.inspect(PREFACE));
+            police
+        };
+        for kind in [DATA, HEADERS] {
+            // The call itself may be over: what it has answered is still on its way.
+            let mut police = police();
+            for number in 0..20 {
+                police.note(&[0, 0, 2, kind, 0, 0, 0, 0, 1, 0, 0]);
+                assert!(!police.inspect(&ping), "after frame {number} of kind {kind}");
+            }
+        }
+        let mut police = police();
+        let broken = (0..20).position(|_| {
+            police.note(&[0, 0, 8, PING, FLAG_ACK, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]);
+            police.inspect(&ping)
+        });
+        assert_eq!(broken, Some(3), "an answer to a ping forgives nothing");
     }
 
     #[test]

@@ -76,6 +76,14 @@ impl Error {
         }
     }
 
+    /// The error as grpc-go prints it where Go's client does not take etcd's words out of it.
+    pub fn in_words_of_grpc(&self) -> String {
+        match self {
+            Error::Rpc { code, message } => grpc_text(*code, message),
+            other => other.to_string(),
+        }
+    }
+
     /// The description of an error of etcd or of gRPC; empty for others.
     pub fn message(&self) -> &str {
         match self {

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use client::Client;
 use tokio::time::Instant;
+use tonic::Code;
 
 use crate::command_line::{Command, Group, Invocation};
 use crate::exit::{self, Exit, Outcome};
@@ -91,7 +92,11 @@ async fn fetch(client: &Client, endpoint: &str, part: &str, path: &str) -> Resul
         )?;
     log::line("info", "created temporary db file", &[("path", part)]);
     let start = Instant::now();
-    let mut stream = client.snapshot().await.map_err(|error| error.to_string())?;
+    let mut stream = match client.snapshot().await {
+        Ok(stream) => stream,
+        Err(error) if is_refusal(&error) => return Err(refused(&error)),
+        Err(error) => return Err(error.to_string()),
+    };
     log::line("info", "opened snapshot stream; downloading", &[]);
     log::line("info", "fetching snapshot", &[("endpoint", endpoint)]);
     let mut size = 0u64;
@@ -133,6 +138,20 @@ async fn fetch(client: &Client, endpoint: &str, part: &str, path: &str) -> Resul
     sync_directory(path).map_err(|error| format!("could not fsync the directory: {error}"))?;
     log::line("info", "saved", &[("path", path)]);
     Ok(version)
+}
+
+/// Whether the server has answered, with a no.
+fn is_refusal(error: &client::Error) -> bool {
+    matches!(error.code(), Some(code) if !matches!(code, Code::Unavailable | Code::DeadlineExceeded))
+}
+
+/// Go's client opens the stream before it hears what the server says.
+fn refused(error: &client::Error) -> String {
+    let reason = error.in_words_of_grpc();
+    log::line("info", "opened snapshot stream; downloading", &[]);
+    let fields = [("error", reason.as_str())];
+    log::line("warn", "failed to receive from snapshot stream; closing", &fields);
+    reason
 }
 
 /// Without this a crash may undo the move.
