@@ -187,6 +187,7 @@ func kvRefusals(r *run) {
 	refused("a great value", err, rpctypes.ErrRequestTooLarge)
 	r.put("a", strings.Repeat("x", 1500*1024))
 	equal("the greatest value", len(r.get("a").Kvs[0].Value), 1500*1024)
+	must(r.client.Delete(r.ctx, r.key("a")))
 }
 
 func kvStream(r *run) {
