@@ -150,7 +150,10 @@ type failure struct{ why string }
 func runCase(client *clientv3.Client, endpoints []string, each testCase) (why string) {
 	ctx, cancel := context.WithTimeout(context.Background(), caseLimit)
 	defer cancel()
-	r := &run{ctx: ctx, client: client, endpoints: endpoints, prefix: "/" + each.name + "/"}
+	// Of this run alone: a watch through a member that is behind would see what another run has left.
+	prefix := fmt.Sprintf("/%s/%x/", each.name, time.Now().UnixNano())
+	r := &run{ctx: ctx, client: client, endpoints: endpoints, prefix: prefix}
+	r.after(func() { client.Delete(ctx, prefix, clientv3.WithPrefix()) })
 	defer func() {
 		for i := len(r.cleanups) - 1; i >= 0; i-- {
 			r.cleanups[i]()
@@ -165,8 +168,6 @@ func runCase(client *clientv3.Client, endpoints []string, each testCase) (why st
 			why = ended.why
 		}
 	}()
-	// What an earlier run on the same cluster has left.
-	must(client.Delete(ctx, r.prefix, clientv3.WithPrefix()))
 	each.body(r)
 	return ""
 }
@@ -174,6 +175,13 @@ func runCase(client *clientv3.Client, endpoints []string, each testCase) (why st
 func (r *run) key(name string) string { return r.prefix + name }
 
 func (r *run) after(cleanup func()) { r.cleanups = append(r.cleanups, cleanup) }
+
+// first is a client of one member, for what holds only in the order in which that member does it.
+func (r *run) first() *clientv3.Client {
+	client := must(connect(r.endpoints[:1]))
+	r.after(func() { client.Close() })
+	return client
+}
 
 // another is a second client, as of another process.
 func (r *run) another() *clientv3.Client {

@@ -41,12 +41,14 @@ func txnCompares(r *run) {
 		{clientv3.Compare(clientv3.Value(r.key("nothing/")), "=", "m").WithPrefix(), false},
 		{clientv3.Compare(clientv3.CreateRevision(r.key("nothing/")), "=", 0).WithPrefix(), true},
 	} {
-		answer := must(r.client.Txn(r.ctx).If(each.compare).Commit())
+		// Without a read among its operations it would not wait for what other members know.
+		answer := must(r.client.Txn(r.ctx).If(each.compare).
+			Then(clientv3.OpGet(key)).Else(clientv3.OpGet(key)).Commit())
 		equal(fmt.Sprintf("compare %d", number), answer.Succeeded, each.holds)
 	}
 	both := must(r.client.Txn(r.ctx).If(
 		clientv3.Compare(clientv3.Version(key), "=", 2),
-		clientv3.Compare(clientv3.Version(none), "=", 1)).Commit())
+		clientv3.Compare(clientv3.Version(none), "=", 1)).Then(clientv3.OpGet(key)).Commit())
 	check(!both.Succeeded, "one of two compares was enough")
 	check(must(r.client.Txn(r.ctx).Commit()).Succeeded, "no compare did not hold")
 }

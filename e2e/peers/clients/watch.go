@@ -10,14 +10,18 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// events writes events as `PUT key=value`, and takes so many from the channel.
+// events takes so many events of the case's keys from the channel and writes them as `PUT key=value`.
 func (r *run) events(from clientv3.WatchChan, count int) string {
 	var words []string
 	for len(words) < count {
 		answer := soon(r, fmt.Sprintf("event %d of %d", len(words)+1, count), from)
 		check(answer.Err() == nil, "the watch ended with %v", answer.Err())
 		for _, event := range answer.Events {
-			words = append(words, r.event(event))
+			// In a namespace keys have no prefix.
+			key := string(event.Kv.Key)
+			if strings.HasPrefix(key, r.prefix) || !strings.HasPrefix(key, "/") {
+				words = append(words, r.event(event))
+			}
 		}
 	}
 	return strings.Join(words, ", ")
@@ -213,10 +217,12 @@ func watchResume(r *run) {
 }
 
 func watchCompacted(r *run) {
+	// One member: another may not have compacted yet.
+	client := r.first()
 	old := r.put("a", "1").Header.Revision
 	now := r.put("a", "2").Header.Revision
-	must(r.client.Compact(r.ctx, now))
-	watch := r.client.Watch(r.ctx, r.key("a"), clientv3.WithRev(old))
+	must(client.Compact(r.ctx, now))
+	watch := client.Watch(r.ctx, r.key("a"), clientv3.WithRev(old))
 	answer := soon(r, "the refusal", watch)
 	refused("a compacted watch", answer.Err(), rpctypes.ErrCompacted)
 	equal("where it may begin", answer.CompactRevision, now)
@@ -224,6 +230,6 @@ func watchCompacted(r *run) {
 	closes(r, "a compacted watch", watch)
 	ctx, cancel := context.WithCancel(r.ctx)
 	defer cancel()
-	kept := r.client.Watch(ctx, r.key("a"), clientv3.WithRev(now))
+	kept := client.Watch(ctx, r.key("a"), clientv3.WithRev(now))
 	equal("from the compaction on", r.events(kept, 1), "PUT a=2")
 }
