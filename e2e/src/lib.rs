@@ -6,6 +6,7 @@
 //! that owns it.
 
 pub mod bench;
+pub mod clients;
 pub mod gateway;
 pub mod history;
 pub mod image;

@@ -77,7 +77,8 @@ pub fn our_binary(package: &str, name: &str) -> Result<PathBuf> {
     Ok(profile.join(name))
 }
 
-fn state_directory() -> Result<PathBuf> {
+/// Where what is built for tests is kept.
+pub(crate) fn state_directory() -> Result<PathBuf> {
     match env::var_os("KEELSON_STATE") {
         Some(state) => Ok(PathBuf::from(state)),
         None => {
