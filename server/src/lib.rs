@@ -23,6 +23,7 @@ mod member;
 pub mod ops;
 mod peer;
 pub mod program;
+mod proxy;
 mod snapshot_file;
 pub mod tls;
 pub mod urls;
