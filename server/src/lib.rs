@@ -12,6 +12,7 @@ pub mod chores;
 pub mod cli;
 pub mod config;
 mod dial;
+mod discovery;
 mod engine;
 pub mod gates;
 mod gateway;
