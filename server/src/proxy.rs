@@ -1,6 +1,7 @@
 //! The sub-commands of `etcd`, which stand between clients and a cluster and keep no data.
 //!
-//! `etcd gateway start` passes TCP connections on to the members. Their command lines are not read as
+//! `etcd gateway start` passes TCP connections on to the members ([`tcp`]), `etcd grpc-proxy start`
+//! passes calls on ([`grpc`]). Their command lines are not read as
 //! the server's is: etcd uses another library for them, and so the flags, the help and the texts of
 //! errors have another form ([`command`]).
 //!
@@ -9,6 +10,7 @@
 
 mod command;
 mod endpoints;
+mod grpc;
 mod remotes;
 mod tcp;
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::cli::value::{parse_bool, parse_duration};
 
-use super::{Refusal, tcp};
+use super::{Refusal, grpc, tcp};
 
 /// What kind of value a flag takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +19,9 @@ pub(super) enum Kind {
     Texts,
     Bool,
     Duration,
+    Int,
+    Uint,
+    Uint32,
 }
 
 impl Kind {
@@ -29,6 +32,9 @@ impl Kind {
             Kind::Texts => " strings",
             Kind::Bool => "",
             Kind::Duration => " duration",
+            Kind::Int => " int",
+            Kind::Uint => " uint",
+            Kind::Uint32 => " uint32",
         }
     }
 
@@ -39,6 +45,9 @@ impl Kind {
                 .map(drop)
                 .map_err(|_| format!("strconv.ParseBool: parsing {value:?}: invalid syntax")),
             Kind::Duration => parse_duration(value).map(drop).map_err(|_| wrong_duration(value)),
+            Kind::Int => number("ParseInt", value, i64::MIN, i64::MAX),
+            Kind::Uint => number("ParseUint", value, 0, i64::MAX),
+            Kind::Uint32 => number("ParseUint", value, 0, i64::from(u32::MAX)),
         }
     }
 }
@@ -70,7 +79,8 @@ impl Flag {
             Kind::Texts => format!(" (default [{}])", self.default),
             Kind::Bool if self.default == "false" => String::new(),
             Kind::Duration if self.default == "0s" => String::new(),
-            Kind::Bool | Kind::Duration => format!(" (default {})", self.default),
+            _ if self.default == "0" => String::new(),
+            _ => format!(" (default {})", self.default),
         }
     }
 }
@@ -84,7 +94,10 @@ pub(super) struct Group {
 }
 
 /// All sub-commands.
-pub(super) const GROUPS: &[Group] = &[Group { name: "gateway", flags: GATEWAY, start: tcp::start }];
+pub(super) const GROUPS: &[Group] = &[
+    Group { name: "gateway", flags: GATEWAY, start: tcp::start },
+    Group { name: "grpc-proxy", flags: GRPC_PROXY, start: grpc::start },
+];
 
 const GATEWAY: &[Flag] = &[
     Flag::new("discovery-srv", Kind::Text, "", "DNS domain used to bootstrap initial cluster"),
@@ -108,6 +121,204 @@ const GATEWAY: &[Flag] = &[
         Kind::Text,
         "",
         "path to the client server TLS CA file for verifying the discovered endpoints when discovery-srv is provided.",
+    ),
+];
+
+/// In the order of their names, as the help has them.
+const GRPC_PROXY: &[Flag] = &[
+    Flag::new(
+        "advertise-client-url",
+        Kind::Text,
+        "127.0.0.1:23790",
+        "advertise address to register (must be reachable by client)",
+    ),
+    Flag::new("auto-tls", Kind::Bool, "false", "proxy TLS using generated certificates"),
+    Flag::new(
+        "cacert",
+        Kind::Text,
+        "",
+        "verify certificates of TLS-enabled secure etcd servers using this CA bundle",
+    ),
+    Flag::new(
+        "cert",
+        Kind::Text,
+        "",
+        "identify secure connections with etcd servers using this TLS certificate file",
+    ),
+    Flag::new(
+        "cert-file",
+        Kind::Text,
+        "",
+        "identify secure connections to the proxy using this TLS certificate file",
+    ),
+    Flag::new("client-crl-file", Kind::Text, "", "proxy client certificate revocation list file."),
+    Flag::new("data-dir", Kind::Text, "default.proxy", "Data directory for persistent data"),
+    Flag::new("debug", Kind::Bool, "false", "Enable debug-level logging for grpc-proxy."),
+    Flag::new(
+        "dial-keepalive-time",
+        Kind::Duration,
+        "0s",
+        "keepalive time for client(grpc-proxy) connections (default 0, disable).",
+    ),
+    Flag::new(
+        "dial-keepalive-timeout",
+        Kind::Duration,
+        "20s",
+        "keepalive timeout for client(grpc-proxy) connections (default 20s).",
+    ),
+    Flag::new(
+        "discovery-srv",
+        Kind::Text,
+        "",
+        "domain name to query for SRV records describing cluster endpoints",
+    ),
+    Flag::new(
+        "discovery-srv-name",
+        Kind::Text,
+        "",
+        "service name to query when using DNS discovery",
+    ),
+    Flag::new(
+        "enable-pprof",
+        Kind::Bool,
+        "false",
+        "Enable runtime profiling data via HTTP server. Address is at client URL + \"/debug/pprof/\"",
+    ),
+    Flag::new("endpoints", Kind::Texts, "127.0.0.1:2379", "comma separated etcd cluster endpoints"),
+    Flag::new(
+        "endpoints-auto-sync-interval",
+        Kind::Duration,
+        "0s",
+        "etcd endpoints auto sync interval (disabled by default)",
+    ),
+    Flag::new(
+        "experimental-enable-grpc-logging",
+        Kind::Bool,
+        "false",
+        "logging all grpc requests and responses",
+    ),
+    Flag::new(
+        "experimental-leasing-prefix",
+        Kind::Text,
+        "",
+        "leasing metadata prefix for disconnected linearized reads.",
+    ),
+    Flag::new(
+        "experimental-serializable-ordering",
+        Kind::Bool,
+        "false",
+        "Ensure serializable reads have monotonically increasing store revisions across endpoints.",
+    ),
+    Flag::new(
+        "grpc-keepalive-interval",
+        Kind::Duration,
+        "2h0m0s",
+        "Frequency duration of server-to-client ping to check if a connection is alive (0 to disable).",
+    ),
+    Flag::new(
+        "grpc-keepalive-min-time",
+        Kind::Duration,
+        "5s",
+        "Minimum interval duration that a client should wait before pinging proxy.",
+    ),
+    Flag::new(
+        "grpc-keepalive-timeout",
+        Kind::Duration,
+        "20s",
+        "Additional duration of wait before closing a non-responsive connection (0 to disable).",
+    ),
+    Flag::new("insecure-discovery", Kind::Bool, "false", "accept insecure SRV records"),
+    Flag::new(
+        "insecure-skip-tls-verify",
+        Kind::Bool,
+        "false",
+        "skip authentication of etcd server TLS certificates (CAUTION: this option should be enabled only for testing purposes)",
+    ),
+    Flag::new(
+        "key",
+        Kind::Text,
+        "",
+        "identify secure connections with etcd servers using this TLS key file",
+    ),
+    Flag::new(
+        "key-file",
+        Kind::Text,
+        "",
+        "identify secure connections to the proxy using this TLS key file",
+    ),
+    Flag::new("listen-addr", Kind::Text, "127.0.0.1:23790", "listen address"),
+    Flag::new(
+        "listen-cipher-suites",
+        Kind::Texts,
+        "",
+        "Comma-separated list of supported TLS cipher suites between client/proxy (empty will be auto-populated by Go).",
+    ),
+    Flag::new(
+        "max-concurrent-streams",
+        Kind::Uint32,
+        "4294967295",
+        "Maximum concurrent streams that each client can open at a time.",
+    ),
+    Flag::new(
+        "max-recv-bytes",
+        Kind::Int,
+        "2147483647",
+        "message receive limits in bytes (default value is math.MaxInt32)",
+    ),
+    Flag::new(
+        "max-send-bytes",
+        Kind::Int,
+        "1572864",
+        "message send limits in bytes (default value is 1.5 MiB)",
+    ),
+    Flag::new(
+        "metrics-addr",
+        Kind::Text,
+        "",
+        "listen for endpoint /metrics requests on an additional interface",
+    ),
+    Flag::new("namespace", Kind::Text, "", "string to prefix to all keys for namespacing requests"),
+    Flag::new(
+        "permit-without-stream",
+        Kind::Bool,
+        "false",
+        "Enable client(grpc-proxy) to send keepalive pings even with no active RPCs.",
+    ),
+    Flag::new(
+        "resolver-prefix",
+        Kind::Text,
+        "",
+        "prefix to use for registering proxy (must be shared with other grpc-proxy members)",
+    ),
+    Flag::new(
+        "resolver-ttl",
+        Kind::Int,
+        "0",
+        "specify TTL, in seconds, when registering proxy endpoints",
+    ),
+    Flag::new(
+        "self-signed-cert-validity",
+        Kind::Uint,
+        "1",
+        "The validity period of the proxy certificates, unit is year",
+    ),
+    Flag::new(
+        "tls-max-version",
+        Kind::Text,
+        "",
+        "Maximum TLS version supported by grpc proxy. Possible values: TLS1.2, TLS1.3 (empty defers to Go).",
+    ),
+    Flag::new(
+        "tls-min-version",
+        Kind::Text,
+        "TLS1.2",
+        "Minimum TLS version supported by grpc proxy. Possible values: TLS1.2, TLS1.3.",
+    ),
+    Flag::new(
+        "trusted-ca-file",
+        Kind::Text,
+        "",
+        "verify certificates of TLS-enabled secure proxy using this CA bundle",
     ),
 ];
 
@@ -139,6 +350,16 @@ impl Values {
 
     pub(super) fn is_true(&self, name: &str) -> bool {
         parse_bool(self.text(name)) == Ok(true)
+    }
+
+    /// Whether a flag was given another value than its default.
+    pub(super) fn is_changed(&self, group: &str, name: &str) -> bool {
+        let flags = GROUPS.iter().filter(|known| known.name == group).flat_map(|it| it.flags);
+        flags.filter(|flag| flag.name == name).any(|flag| flag.default != self.text(name))
+    }
+
+    pub(super) fn number(&self, name: &str) -> i64 {
+        self.text(name).parse().unwrap_or(0)
     }
 
     /// A negative length of time is none.
@@ -262,6 +483,19 @@ fn read(flags: &'static [Flag], arguments: &[String]) -> Result<Option<Values>, 
         }
     }
     Ok(Some(Values(values)))
+}
+
+/// Go's `strconv` says which function did not understand the text.
+fn number(function: &str, value: &str, least: i64, most: i64) -> Result<(), String> {
+    let failed = |why| Err(format!("strconv.{function}: parsing {value:?}: {why}"));
+    match value.parse::<i128>() {
+        Err(_) => failed("invalid syntax"),
+        Ok(number) if number < 0 && least == 0 => failed("invalid syntax"),
+        Ok(number) if number < i128::from(least) || number > i128::from(most) => {
+            failed("value out of range")
+        }
+        Ok(_) => Ok(()),
+    }
 }
 
 /// Go's `time.ParseDuration` says which part it did not understand.
