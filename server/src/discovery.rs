@@ -16,7 +16,7 @@ use crate::config::{ClusterState, Config, ConfigError, Discovery, InitialCluster
 pub(crate) enum DiscoveryError {
     #[error("error setting up initial cluster: {0}")]
     Dns(String),
-    #[error("cannot find local etcd member {0:?} in SRV records")]
+    #[error("error setting up initial cluster: cannot find local etcd member {0:?} in SRV records")]
     NotInDns(String),
     #[error(transparent)]
     OtherUrls(#[from] ConfigError),

@@ -226,7 +226,7 @@ mod tests {
         );
         assert_eq!(
             ask(&[("etcd-server", &[1])], "", "http://m9.d:2380").unwrap_err(),
-            "cannot find local etcd member \"me\" in SRV records"
+            "error setting up initial cluster: cannot find local etcd member \"me\" in SRV records"
         );
         let mismatch = ask(&[("etcd-server", &[1])], "", "https://m1.d:2380").unwrap_err();
         assert!(
