@@ -514,7 +514,7 @@ fn bootstrap(config: &Config, identity: &Identity) -> Bootstrap {
     if config.cluster.state == ClusterState::Existing {
         return Bootstrap::Join;
     }
-    let founding = crate::ids::Founding::compute(&config.cluster.initial, &config.cluster.token);
+    let founding = crate::ids::Founding::compute(&identity.founders, &config.cluster.token);
     if founding.cluster_id != identity.cluster {
         // The directory knows better than the flags: it is a member already.
         return Bootstrap::Join;

@@ -4,7 +4,7 @@
 //! the right form ([`RawConfig`]); [`crate::config`] makes sense of them. Reading is Go's: `-x` and
 //! `--x` are one flag, a value follows `=` or a space, only booleans stand without one.
 //!
-//! Deliberately absent: sub-commands `gateway` and `grpc-proxy`, which other issues bring.
+//! Deliberately absent: the sub-commands, which [`crate::proxy`] reads by other rules.
 
 mod flags;
 mod help;

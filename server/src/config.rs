@@ -7,22 +7,24 @@
 mod bootstrap;
 mod check;
 mod compaction;
+mod discovery;
 mod file;
+mod values;
 
 use std::time::Duration;
 
 use types::{ClusterId, MemberId};
 
 use crate::auth::{self, TokenKind};
-use crate::cli::value::{
-    parse_bool, parse_duration, parse_hex_id, parse_integer, parse_texts, parse_uint32, parse_urls,
-};
+use crate::cli::value::{parse_uint32, parse_urls};
 use crate::cli::{CliError, RawConfig};
 use crate::gates::FeatureGates;
 use crate::urls::Url;
+use values::{Values, value_error};
 
 pub use bootstrap::{ClusterState, InitialCluster};
 pub use compaction::{AutoCompaction, Retention};
+pub use discovery::{Discovery, Registry};
 
 /// What gRPC may carry around a request (`server/embed`, `grpcOverheadBytes`).
 pub const GRPC_OVERHEAD_BYTES: usize = 512 * 1024;
@@ -93,6 +95,8 @@ pub struct ClusterConfig {
     pub state: ClusterState,
     pub token: String,
     pub initial: InitialCluster,
+    /// Where the first members are found if `initial` does not name them.
+    pub discovery: Option<Discovery>,
     pub advertise_peer_urls: Vec<Url>,
     pub advertise_client_urls: Vec<Url>,
     pub strict_reconfig_check: bool,
@@ -364,20 +368,27 @@ fn cluster_of(
     }
     check::replace_unspecified_hosts(&mut advertise_peer_urls, &mut advertise_client_urls, listen);
     let name = values.text("name");
+    let discovery = Discovery::of(values, raw)?;
     let mut initial = values.text("initial-cluster");
-    if initial == check::INITIAL_CLUSTER_DEFAULT && name != "default" {
+    let is_default = initial == check::INITIAL_CLUSTER_DEFAULT && name != "default";
+    if is_default || discovery.is_some() {
         let own = advertise_peer_urls.iter().map(|url| format!("{name}={url}"));
         initial = own.collect::<Vec<_>>().join(",");
     }
+    let token = match &discovery {
+        Some(Discovery::Registry(registry)) => registry.token.clone(),
+        _ => values.text("initial-cluster-token"),
+    };
     Ok(ClusterConfig {
         state: match raw.text("initial-cluster-state") {
             "existing" => ClusterState::Existing,
             "new" | "" => ClusterState::New,
             other => return refuse(format!("unexpected clusterState {other:?}")),
         },
-        token: values.text("initial-cluster-token"),
+        token,
         initial: InitialCluster::parse(&initial)
             .map_err(|error| ConfigError(format!("error setting up initial cluster: {error}")))?,
+        discovery,
         advertise_peer_urls,
         advertise_client_urls,
         strict_reconfig_check: values.boolean("strict-reconfig-check")?,
@@ -540,56 +551,6 @@ fn http_of(values: &Values<'_>) -> Result<HttpConfig, ConfigError> {
             }
         },
     })
-}
-
-/// Typed access to texts that were checked when they were set.
-struct Values<'r>(&'r RawConfig);
-
-impl Values<'_> {
-    fn text(&self, name: &str) -> String {
-        self.0.text(name).to_owned()
-    }
-
-    fn texts(&self, name: &str) -> Vec<String> {
-        parse_texts(self.0.text(name))
-    }
-
-    fn boolean(&self, name: &str) -> Result<bool, ConfigError> {
-        parse_bool(self.0.text(name)).map_err(value_error)
-    }
-
-    fn unsigned(&self, name: &str) -> Result<u64, ConfigError> {
-        parse_integer(self.0.text(name)).map_err(value_error)
-    }
-
-    fn signed(&self, name: &str) -> Result<i64, ConfigError> {
-        parse_integer(self.0.text(name)).map_err(value_error)
-    }
-
-    fn urls(&self, name: &str) -> Result<Vec<Url>, ConfigError> {
-        parse_urls(self.0.text(name)).map_err(value_error)
-    }
-
-    fn identity(&self, name: &str) -> Result<Option<u64>, ConfigError> {
-        match self.0.text(name) {
-            "" => Ok(None),
-            text => parse_hex_id(text).map(Some).map_err(value_error),
-        }
-    }
-
-    /// None for zero, which etcd reads as "off" or "the default".
-    fn duration(&self, name: &str) -> Result<Option<Duration>, ConfigError> {
-        let nanos = parse_duration(self.0.text(name)).map_err(value_error)?;
-        match u64::try_from(nanos) {
-            Ok(0) => Ok(None),
-            Ok(nanos) => Ok(Some(Duration::from_nanos(nanos))),
-            Err(_) => refuse(format!("--{name} must not be negative")),
-        }
-    }
-}
-
-fn value_error(error: crate::cli::value::ValueError) -> ConfigError {
-    ConfigError(error.to_string())
 }
 
 #[cfg(test)]

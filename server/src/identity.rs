@@ -14,7 +14,8 @@ use disk::Disk;
 use serde::{Deserialize, Serialize};
 use types::{ClusterId, MemberId};
 
-use crate::config::{ClusterState, Config};
+use crate::config::{ClusterState, Config, InitialCluster};
+use crate::discovery;
 use crate::ids::Founding;
 use crate::peer::outbound::Outbound;
 
@@ -34,6 +35,8 @@ pub(crate) struct Identity {
     pub(crate) cluster: ClusterId,
     /// `member/` of the data directory.
     pub(crate) directory: PathBuf,
+    /// The members that the cluster begins with, if this member is one of them.
+    pub(crate) founders: InitialCluster,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -41,6 +44,10 @@ struct Stored {
     /// Hexadecimal, as everything that prints ids.
     member_id: String,
     cluster_id: String,
+    /// The first members, if they were discovered: a member that ends before its log has begun finds
+    /// them here, and not in a place that may say something else by then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    initial_cluster: Option<String>,
 }
 
 /// Why a member has no identity.
@@ -59,6 +66,8 @@ pub(crate) enum IdentityError {
     Unexpected { what: &'static str, found: String, expected: String },
     #[error(transparent)]
     InitialCluster(#[from] crate::config::ConfigError),
+    #[error(transparent)]
+    Discovery(#[from] crate::discovery::DiscoveryError),
     #[error("couldn't find local name {0:?} in the initial cluster configuration")]
     NotInInitialCluster(String),
     #[error(
@@ -84,31 +93,36 @@ impl Identity {
         disk.create_dir_all(&directory).map_err(at)?;
         disk.set_private(PathBuf::from(&config.data_dir).as_path()).map_err(at)?;
         disk.set_private(&directory).map_err(at)?;
-        let identity = if disk.exists(&path).map_err(at)? {
+        if disk.exists(&path).map_err(at)? {
             let bytes = disk::read_file(disk, &path, FILE_BYTES_MAX).map_err(at)?;
-            let (member, cluster) = parse(&bytes).map_err(|detail| IdentityError::Damaged {
-                path: path.display().to_string(),
-                detail,
-            })?;
-            Self { member, cluster, directory }
-        } else {
-            let (member, cluster) = match config.cluster.state {
-                ClusterState::New => {
-                    let advertised = &config.cluster.advertise_peer_urls;
-                    config.cluster.initial.check_founding(&config.name, advertised)?;
-                    founding(config)?
-                }
-                ClusterState::Existing => {
-                    config.cluster.initial.check_joining(&config.name)?;
-                    ask_peers(config, outbound).await?
-                }
-            };
-            Self { member, cluster, directory }
-        };
-        identity.check_expected(config)?;
-        if !disk.exists(&path).map_err(at)? {
-            write(disk, &identity.directory, identity.member, identity.cluster).map_err(at)?;
+            let damaged =
+                |detail| IdentityError::Damaged { path: path.display().to_string(), detail };
+            let (member, cluster, discovered) = parse(&bytes).map_err(damaged)?;
+            let founders = discovered.unwrap_or_else(|| config.cluster.initial.clone());
+            let identity = Self { member, cluster, directory, founders };
+            identity.check_expected(config)?;
+            return Ok(identity);
         }
+        let discovered = discovery::first_members(config).await?;
+        let is_discovered = discovered.is_some();
+        let founders = discovered.unwrap_or_else(|| config.cluster.initial.clone());
+        let (member, cluster) = match config.cluster.state {
+            ClusterState::New => {
+                if !is_discovered {
+                    let advertised = &config.cluster.advertise_peer_urls;
+                    founders.check_founding(&config.name, advertised)?;
+                }
+                founding(config, &founders)?
+            }
+            ClusterState::Existing => {
+                founders.check_joining(&config.name)?;
+                ask_peers(config, &founders, outbound).await?
+            }
+        };
+        let identity = Self { member, cluster, directory, founders };
+        identity.check_expected(config)?;
+        let kept = is_discovered.then(|| identity.founders.to_string());
+        store(disk, &identity.directory, member, cluster, kept).map_err(at)?;
         Ok(identity)
     }
 
@@ -139,19 +153,37 @@ pub fn write(
     member: MemberId,
     cluster: ClusterId,
 ) -> io::Result<()> {
-    let stored = Stored { member_id: member.to_string(), cluster_id: cluster.to_string() };
+    store(disk, directory, member, cluster, None)
+}
+
+fn store(
+    disk: &dyn Disk,
+    directory: &Path,
+    member: MemberId,
+    cluster: ClusterId,
+    initial_cluster: Option<String>,
+) -> io::Result<()> {
+    let stored =
+        Stored { member_id: member.to_string(), cluster_id: cluster.to_string(), initial_cluster };
     let bytes = serde_json::to_vec(&stored).map_err(io::Error::other)?;
     disk::write_file_atomically(disk, directory, FILE, &bytes)
 }
 
-fn parse(bytes: &[u8]) -> Result<(MemberId, ClusterId), String> {
+type Parsed = (MemberId, ClusterId, Option<InitialCluster>);
+
+fn parse(bytes: &[u8]) -> Result<Parsed, String> {
     let stored: Stored = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     let id = |text: &str| u64::from_str_radix(text, 16).map_err(|error| error.to_string());
-    Ok((MemberId(id(&stored.member_id)?), ClusterId(id(&stored.cluster_id)?)))
+    let initial = stored.initial_cluster.as_deref().map(InitialCluster::parse).transpose();
+    let initial = initial.map_err(|error| error.to_string())?;
+    Ok((MemberId(id(&stored.member_id)?), ClusterId(id(&stored.cluster_id)?), initial))
 }
 
-fn founding(config: &Config) -> Result<(MemberId, ClusterId), IdentityError> {
-    let founding = Founding::compute(&config.cluster.initial, &config.cluster.token);
+fn founding(
+    config: &Config,
+    founders: &InitialCluster,
+) -> Result<(MemberId, ClusterId), IdentityError> {
+    let founding = Founding::compute(founders, &config.cluster.token);
     let own = founding.member(&config.name);
     let own = own.ok_or_else(|| IdentityError::NotInInitialCluster(config.name.clone()))?;
     Ok((own.id, founding.cluster_id))
@@ -160,11 +192,10 @@ fn founding(config: &Config) -> Result<(MemberId, ClusterId), IdentityError> {
 /// A member that was added to a running cluster is known there by its peer URLs.
 async fn ask_peers(
     config: &Config,
+    known_members: &InitialCluster,
     outbound: &Arc<Outbound>,
 ) -> Result<(MemberId, ClusterId), IdentityError> {
-    let own: Vec<String> = config
-        .cluster
-        .initial
+    let own: Vec<String> = known_members
         .peer_urls(&config.name)
         .ok_or_else(|| IdentityError::NotInInitialCluster(config.name.clone()))?
         .iter()
@@ -175,7 +206,7 @@ async fn ask_peers(
         if attempt > 0 {
             tokio::time::sleep(JOIN_PAUSE).await;
         }
-        for (name, urls) in config.cluster.initial.members() {
+        for (name, urls) in known_members.members() {
             if name == config.name {
                 continue;
             }

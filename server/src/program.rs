@@ -14,6 +14,9 @@ use crate::version;
 /// error is logged as the reason.
 pub fn run(serve: impl FnOnce(Config) -> Result<(), Box<dyn std::error::Error>>) -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
+    if let Some(ended) = crate::proxy::run(&arguments) {
+        return ended;
+    }
     // etcd does not know of environment variables that are no text either.
     let environment = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));

@@ -33,7 +33,7 @@ const ROOMS: [(&str, &[&str]); 17] = [
         "server",
         &[
             "types", "disk", "wal", "revlog", "mvcc", "lease", "tables", "machine", "watch",
-            "replica", "bbolt", "proto",
+            "replica", "bbolt", "client", "proto",
         ],
     ),
 ];

@@ -18,6 +18,12 @@ pub fn usage() -> &'static str {
   etcd -h | --help
     Show the help information about etcd.
 
+  etcd gateway start [flags]
+    Start a gateway that passes TCP connections on to members (etcd gateway start --help).
+
+  etcd grpc-proxy start [flags]
+    Start a proxy that passes gRPC calls on to members (etcd grpc-proxy start --help).
+
   etcd --config-file
     Path to the server configuration file (YAML or JSON). If there is one, all other flags and
     environment variables are ignored. Durations in it are whole numbers of nanoseconds.

@@ -107,8 +107,8 @@ fn a_configuration_file_leaves_nothing_of_flags_and_environment() {
 
 #[test]
 fn what_is_not_supported_is_refused_or_said_and_never_ignored() {
-    let refused = raw(&["--discovery-srv=example.org"], &[]).check_supported().unwrap_err();
-    assert!(refused.to_string().contains("not supported yet"), "{refused}");
+    let refused = raw(&["--discovery=http://a/b"], &[]).check_supported().unwrap_err();
+    assert!(refused.to_string().contains("--discovery-endpoints"), "{refused}");
     assert_eq!(raw(&["--auto-tls=false", "--bcrypt-cost=10"], &[]).check_supported(), Ok(vec![]));
     let warnings = raw(&["--unsafe-no-fsync"], &[]).check_supported().unwrap();
     assert!(warnings[0].starts_with("--unsafe-no-fsync has no effect"), "{warnings:?}");

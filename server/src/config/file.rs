@@ -36,6 +36,22 @@ const NESTED: &[(&str, &str, &str)] = &[
     ("socket-options", "reuse-port", "socket-reuse-port"),
     ("socket-options", "reuse-address", "socket-reuse-address"),
     ("discovery-config", "token", "discovery-token"),
+    ("discovery-config.client", "endpoints", "discovery-endpoints"),
+    ("discovery-config.client", "dial-timeout", "discovery-dial-timeout"),
+    ("discovery-config.client", "request-timeout", "discovery-request-timeout"),
+    ("discovery-config.client", "keepalive-time", "discovery-keepalive-time"),
+    ("discovery-config.client", "keepalive-timeout", "discovery-keepalive-timeout"),
+    ("discovery-config.client.secure", "cert", "discovery-cert"),
+    ("discovery-config.client.secure", "key", "discovery-key"),
+    ("discovery-config.client.secure", "cacert", "discovery-cacert"),
+    ("discovery-config.client.secure", "insecure-transport", "discovery-insecure-transport"),
+    (
+        "discovery-config.client.secure",
+        "insecure-skip-tls-verify",
+        "discovery-insecure-skip-tls-verify",
+    ),
+    ("discovery-config.client.auth", "username", "discovery-user"),
+    ("discovery-config.client.auth", "password", "discovery-password"),
 ];
 
 /// Flags that etcd reads only inside a section; at the top level it does not know them.
@@ -82,13 +98,14 @@ fn read_section(raw: &mut RawConfig, section: &str, keys: &Mapping) -> Result<()
     for (key, value) in keys {
         let key = key.as_str().unwrap_or_default();
         let name = format!("{section}.{key}");
-        match NESTED.iter().find(|(of, nested, _)| *of == section && *nested == key) {
-            Some((_, _, flag)) => set(raw, &name, flag, value)?,
-            // Discovery is refused whole, wherever it is asked for.
-            None if section == "discovery-config" => {
-                raw.set_from_file("discovery-endpoints", "discovery-config".to_owned())?;
+        match (NESTED.iter().find(|(of, nested, _)| *of == section && *nested == key), value) {
+            (Some((_, _, flag)), _) => set(raw, &name, flag, value)?,
+            (None, Value::Mapping(keys)) if section.starts_with("discovery-config") => {
+                read_section(raw, &name, keys)?;
             }
-            None => raw.warnings.push(format!("unknown key {name:?} in the configuration file")),
+            (None, _) => {
+                raw.warnings.push(format!("unknown key {name:?} in the configuration file"))
+            }
         }
     }
     Ok(())
@@ -164,6 +181,23 @@ mod tests {
         assert_eq!(config.listen.client_tls.trusted_ca_file, "/ca");
         assert_eq!(config.listen.peer_tls.allowed_cns, ["a", "b"]);
         assert!(config.warnings.iter().any(|warning| warning.contains("some-new-key")));
+    }
+
+    #[test]
+    fn discovery_has_sections_in_its_section() {
+        let raw = parse(
+            "name: a\ndiscovery-config:\n  token: t\n  client:\n    endpoints: [a:1, b:1]\n    \
+             request-timeout: 3000000000\n    secure:\n      cacert: /ca\n      other: 1\n",
+        )
+        .unwrap();
+        assert!(raw.warnings.iter().any(|warning| warning.contains("client.secure.other")));
+        let cluster = Config::from_raw(raw).unwrap().cluster;
+        let Some(crate::config::Discovery::Registry(registry)) = cluster.discovery else {
+            panic!("no registry")
+        };
+        assert_eq!(registry.client.endpoints, ["a:1", "b:1"]);
+        assert_eq!(registry.request_timeout.as_secs(), 3);
+        assert!(registry.client.tls.is_some_and(|tls| tls.ca_file.is_some()));
     }
 
     #[test]

@@ -13,9 +13,11 @@ use proto::etcdserverpb::lease_client::LeaseClient;
 use proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use proto::etcdserverpb::*;
 use tokio::time::{Instant, sleep, timeout_at};
+use tonic::body::Body;
 use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status, Streaming};
+use tower::{Service, ServiceExt};
 use tracing::warn;
 
 use crate::config::{Config, Credentials};
@@ -325,6 +327,29 @@ impl Client {
                 self.note_lost_connection(&lent, &status);
                 Err(status.into())
             }
+        }
+    }
+
+    /// Passes on a call of somebody else as it is: metadata, messages and the answer. It waits for a
+    /// connection, and tries another as long as nothing was sent.
+    pub async fn pass_on(&self, request: http::Request<Body>) -> http::Response<Body> {
+        loop {
+            let lent = match self.shared.pool.lend(self.deadline).await {
+                Ok(lent) => lent,
+                Err(reason) => return Status::unavailable(reason).into_http(),
+            };
+            let mut channel = lent.channel.clone();
+            if channel.ready().await.is_err() {
+                self.discard(&lent);
+                continue;
+            }
+            return match channel.call(request).await {
+                Ok(response) => response,
+                Err(error) => {
+                    self.discard(&lent);
+                    Status::unavailable(format!("error reading from server: {error}")).into_http()
+                }
+            };
         }
     }
 

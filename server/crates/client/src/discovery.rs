@@ -1,7 +1,8 @@
-//! Finding servers by DNS: the SRV records of a domain, as etcd's clients ask for them.
+//! Finding servers by DNS: the SRV records of a domain, as etcd's clients and members ask for them.
 //!
 //! `_etcd-client-ssl._tcp.<domain>` names servers with TLS, `_etcd-client._tcp.<domain>` those without;
-//! a service name is appended to the first label. The question goes to the name servers of
+//! a service name is appended to the first label. Members find each other by `etcd-server` in the same
+//! way. The question goes to the name servers of
 //! `/etc/resolv.conf`, over UDP, and over TCP when the answer does not fit (RFC 1035, RFC 2782). It is
 //! asked once, when a program starts, and blocks: there is nothing to do without the answer. Names are
 //! asked for as they are, without the search list.
@@ -31,11 +32,32 @@ const JUMPS_MAX: usize = 128;
 
 /// A server that a record names.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Target {
-    priority: u16,
-    weight: u16,
-    port: u16,
-    host: String,
+pub struct SrvTarget {
+    /// Lower ones are to be asked first.
+    pub priority: u16,
+    /// The share among those of equal priority.
+    pub weight: u16,
+    /// The port of the service.
+    pub port: u16,
+    /// The name of the host, without the dot at its end.
+    pub host: String,
+}
+
+/// A server for clients that a record names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientTarget {
+    /// Whether it was found under the name for servers with TLS.
+    pub is_secure: bool,
+    /// Where it is.
+    pub target: SrvTarget,
+}
+
+impl ClientTarget {
+    /// The URL of the server.
+    pub fn endpoint(&self) -> String {
+        let scheme = if self.is_secure { "https" } else { "http" };
+        format!("{scheme}://{}:{}", self.target.host, self.target.port)
+    }
 }
 
 /// The endpoints of a domain, those with TLS first.
@@ -43,23 +65,43 @@ struct Target {
 /// # Errors
 /// Neither kind of record could be looked up.
 pub fn discover_endpoints(domain: &str, service_name: &str) -> Result<Vec<String>, Error> {
-    let servers = name_servers();
+    let found = discover_client_targets(domain, service_name)?;
+    Ok(found.iter().map(ClientTarget::endpoint).collect())
+}
+
+/// The same with the priorities and weights of the records.
+///
+/// # Errors
+/// Neither kind of record could be looked up.
+pub fn discover_client_targets(
+    domain: &str,
+    service_name: &str,
+) -> Result<Vec<ClientTarget>, Error> {
     let suffix = if service_name.is_empty() { String::new() } else { format!("-{service_name}") };
-    let look_up = |service: &str| look_up(&servers, &format!("_{service}{suffix}._tcp.{domain}"));
-    let endpoints = |scheme: &str, targets: Vec<Target>| -> Vec<String> {
-        let url = |target: Target| format!("{scheme}://{}:{}", target.host, target.port);
-        targets.into_iter().map(url).collect()
-    };
+    let look_up = |service: &str| look_up_srv(&format!("{service}{suffix}"), domain);
     match (look_up("etcd-client-ssl"), look_up("etcd-client")) {
         (Err(secure), Err(plain)) => {
             Err(Error::Discovery(format!("dns lookup errors: {secure} and {plain}")))
         }
         (secure, plain) => {
-            let mut found = endpoints("https", secure.unwrap_or_default());
-            found.extend(endpoints("http", plain.unwrap_or_default()));
-            Ok(found)
+            let found = [(true, secure), (false, plain)].into_iter();
+            Ok(found
+                .flat_map(|(is_secure, targets)| {
+                    let targets = targets.unwrap_or_default().into_iter();
+                    targets.map(move |target| ClientTarget { is_secure, target })
+                })
+                .collect())
         }
     }
+}
+
+/// The records of `_<service>._tcp.<domain>`, in the order in which they are to be used.
+///
+/// # Errors
+/// There are none, or no name server says so.
+pub fn look_up_srv(service: &str, domain: &str) -> Result<Vec<SrvTarget>, Error> {
+    let name = format!("_{service}._tcp.{domain}");
+    look_up(&name_servers(), &name).map_err(Error::Discovery)
 }
 
 /// The name servers of this system; the local one if none are named.
@@ -79,7 +121,7 @@ fn name_servers() -> Vec<SocketAddr> {
 }
 
 /// Asks the servers in turn; the error is worded as Go's resolver words it.
-fn look_up(servers: &[SocketAddr], name: &str) -> Result<Vec<Target>, String> {
+fn look_up(servers: &[SocketAddr], name: &str) -> Result<Vec<SrvTarget>, String> {
     let failed = |server: &SocketAddr, reason: &str| format!("lookup {name} on {server}: {reason}");
     let mut last = format!("lookup {name}: no name server");
     let query = Query::new(name).ok_or_else(|| format!("lookup {name}: no such host"))?;
@@ -98,16 +140,16 @@ fn look_up(servers: &[SocketAddr], name: &str) -> Result<Vec<Target>, String> {
 }
 
 /// By priority; among equals by chance, in proportion to their weights.
-fn in_order(mut targets: Vec<Target>) -> Vec<Target> {
+fn in_order(mut targets: Vec<SrvTarget>) -> Vec<SrvTarget> {
     let chance = |weight: u16| -rand::random::<f64>().ln() / (f64::from(weight) + 0.01);
-    let mut keyed: Vec<(u16, f64, Target)> =
+    let mut keyed: Vec<(u16, f64, SrvTarget)> =
         targets.drain(..).map(|it| (it.priority, chance(it.weight), it)).collect();
     keyed.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
     keyed.into_iter().map(|(_, _, target)| target).collect()
 }
 
 enum Answer {
-    Targets(Vec<Target>),
+    Targets(Vec<SrvTarget>),
     NoSuchName,
     Refused,
 }
@@ -198,7 +240,7 @@ fn parse(message: &[u8]) -> io::Result<Answer> {
 }
 
 /// The SRV records of an answer; nothing if it is malformed.
-fn targets(message: &[u8]) -> Option<Vec<Target>> {
+fn targets(message: &[u8]) -> Option<Vec<SrvTarget>> {
     let (questions, answers) = (number(message, 4)?, number(message, 6)?);
     let mut at = HEADER_BYTES;
     for _ in 0..questions {
@@ -210,7 +252,7 @@ fn targets(message: &[u8]) -> Option<Vec<Target>> {
         let (kind, length) = (number(message, fields)?, number(message, fields + 8)?);
         let data = fields + 10;
         if kind == TYPE_SRV {
-            targets.push(Target {
+            targets.push(SrvTarget {
                 priority: number(message, data)?,
                 weight: number(message, data + 2)?,
                 port: number(message, data + 4)?,

@@ -32,7 +32,9 @@ mod watch;
 pub use call::Client;
 pub use config::{Config, Credentials, TlsOptions};
 pub use connection::http_get;
-pub use discovery::discover_endpoints;
+pub use discovery::{
+    ClientTarget, SrvTarget, discover_client_targets, discover_endpoints, look_up_srv,
+};
 pub use error::Error;
 pub use keep_alive::KeepAlive;
 pub use range_end::prefix_range_end;

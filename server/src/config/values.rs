@@ -1,0 +1,61 @@
+//! Reading the texts of flags as what they mean.
+
+use std::time::Duration;
+
+use crate::cli::RawConfig;
+use crate::cli::value::{
+    parse_bool, parse_duration, parse_hex_id, parse_integer, parse_texts, parse_urls,
+};
+use crate::urls::Url;
+
+use super::{ConfigError, refuse};
+
+/// Typed access to texts that were checked when they were set.
+pub(super) struct Values<'r>(pub(super) &'r RawConfig);
+
+impl Values<'_> {
+    pub(super) fn text(&self, name: &str) -> String {
+        self.0.text(name).to_owned()
+    }
+
+    pub(super) fn texts(&self, name: &str) -> Vec<String> {
+        parse_texts(self.0.text(name))
+    }
+
+    pub(super) fn boolean(&self, name: &str) -> Result<bool, ConfigError> {
+        parse_bool(self.0.text(name)).map_err(value_error)
+    }
+
+    pub(super) fn unsigned(&self, name: &str) -> Result<u64, ConfigError> {
+        parse_integer(self.0.text(name)).map_err(value_error)
+    }
+
+    pub(super) fn signed(&self, name: &str) -> Result<i64, ConfigError> {
+        parse_integer(self.0.text(name)).map_err(value_error)
+    }
+
+    pub(super) fn urls(&self, name: &str) -> Result<Vec<Url>, ConfigError> {
+        parse_urls(self.0.text(name)).map_err(value_error)
+    }
+
+    pub(super) fn identity(&self, name: &str) -> Result<Option<u64>, ConfigError> {
+        match self.0.text(name) {
+            "" => Ok(None),
+            text => parse_hex_id(text).map(Some).map_err(value_error),
+        }
+    }
+
+    /// None for zero, which etcd reads as "off" or "the default".
+    pub(super) fn duration(&self, name: &str) -> Result<Option<Duration>, ConfigError> {
+        let nanos = parse_duration(self.0.text(name)).map_err(value_error)?;
+        match u64::try_from(nanos) {
+            Ok(0) => Ok(None),
+            Ok(nanos) => Ok(Some(Duration::from_nanos(nanos))),
+            Err(_) => refuse(format!("--{name} must not be negative")),
+        }
+    }
+}
+
+pub(super) fn value_error(error: crate::cli::value::ValueError) -> ConfigError {
+    ConfigError(error.to_string())
+}
