@@ -146,7 +146,11 @@ async fn clients_see_the_same_through_a_proxy(server: &Path) {
 
     let members = inside.member_list(MemberListRequest::default()).await.unwrap().members;
     assert_eq!(members.len(), 1);
-    assert_eq!(members[0].client_ur_ls, [spaced.address.clone()], "clients stay with the proxy");
+    assert_eq!(
+        members[0].client_ur_ls,
+        std::slice::from_ref(&spaced.address),
+        "clients stay with the proxy"
+    );
     let own = http_get(&spaced.address, "/proxy/metrics").unwrap();
     assert!(own.contains("grpc_server_started_total"), "{own}");
     let of_member = http_get(&spaced.address, "/metrics").unwrap();

@@ -54,6 +54,8 @@ enum Group {
     Chaos,
     /// Differential tests against Go etcd.
     Differential,
+    /// Programs written with other people's clients; their packages are downloaded.
+    Clients,
     /// The image and the Dockerfile.
     Image,
     /// The local Kubernetes, with our etcd as its store, and the operator on it.
@@ -62,7 +64,7 @@ enum Group {
 
 /// Groups that run only when they are named, until they have passed as a whole: of `kubernetes`
 /// everything has passed test by test, but for a node's power-off and the uninstall.
-const NAMED_ONLY: [Group; 1] = [Group::Kubernetes];
+const NAMED_ONLY: [Group; 2] = [Group::Clients, Group::Kubernetes];
 
 /// How many seeds of the simulator a test run tries.
 const SEEDS: &str = "300";
@@ -165,7 +167,7 @@ impl Tests<'_> {
                 summary.step("simulated seeds", self.simulate(&["--seeds", SEEDS]));
                 summary.step("planted bugs", self.simulate(&["--planted"]));
             }
-            Group::Process | Group::Chaos | Group::Differential => {
+            Group::Process | Group::Chaos | Group::Differential | Group::Clients => {
                 let name = name_of(group);
                 summary.step(&name, self.test_files(&name, group));
             }
@@ -376,6 +378,7 @@ fn group_of(test_file: &str) -> Group {
     match test_file {
         "wire" => Group::Differential,
         "chaos" => Group::Chaos,
+        "clients" => Group::Clients,
         name if name.starts_with("differential") => Group::Differential,
         name if name.starts_with("kubernetes") => Group::Kubernetes,
         _ => Group::Process,

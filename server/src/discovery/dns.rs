@@ -23,9 +23,12 @@ pub(super) struct Question {
     pub(super) advertised: Vec<Url>,
 }
 
+/// Asks for the servers of a service in a domain.
+type LookUpSrv<'a> = dyn Fn(&str, &str) -> Result<Vec<SrvTarget>, String> + 'a;
+
 /// The name servers, and what names of hosts lead to.
 struct Resolver<'a> {
-    look_up_srv: &'a dyn Fn(&str, &str) -> Result<Vec<SrvTarget>, String>,
+    look_up_srv: &'a LookUpSrv<'a>,
     address: &'a dyn Fn(&str, u16) -> Result<SocketAddr, String>,
 }
 

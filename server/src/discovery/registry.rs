@@ -134,7 +134,7 @@ impl Meeting<'_> {
         let size = size_of(&text.value).ok_or(RegistryError::BadSize)?;
         let request = RangeRequest {
             key: self.members_key.clone().into(),
-            range_end: prefix_range_end(self.members_key.as_bytes()).into(),
+            range_end: prefix_range_end(self.members_key.as_bytes()),
             ..Default::default()
         };
         let found = self.in_time().range(request).await?;
@@ -175,7 +175,7 @@ impl Meeting<'_> {
     async fn wait(&self, entries: &mut Entries, size: usize, revision: i64) -> Result<(), ()> {
         let mut watch = self.client.watch(WatchCreateRequest {
             key: self.members_key.clone().into(),
-            range_end: prefix_range_end(self.members_key.as_bytes()).into(),
+            range_end: prefix_range_end(self.members_key.as_bytes()),
             start_revision: revision + 1,
             ..Default::default()
         });

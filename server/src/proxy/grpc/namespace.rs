@@ -34,7 +34,7 @@ impl Prefix {
         self.add(key);
         match &end[..] {
             [] => {}
-            [0] => *end = client::prefix_range_end(&self.0).into(),
+            [0] => *end = client::prefix_range_end(&self.0),
             _ => self.add(end),
         }
     }
