@@ -158,7 +158,7 @@ mod tests {
         assert_eq!(registry.request_timeout, Duration::from_secs(5));
         assert_eq!(registry.client.endpoints, ["a:1", "b:1"]);
         assert_eq!(registry.client.dial_timeout, Some(Duration::from_secs(2)));
-        assert!(registry.client.tls.is_some_and(|tls| tls.ca_file.is_some()));
+        assert!(registry.client.tls.as_ref().is_some_and(|tls| tls.ca_file.is_some()));
         assert!(matches!(
             registry.client.credentials,
             Some(Credentials::Password { username, password })

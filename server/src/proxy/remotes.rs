@@ -83,7 +83,7 @@ mod tests {
     #[test]
     fn members_without_weights_take_turns_and_failed_ones_are_left_out() {
         let mut remotes = Remotes::new(vec![target(0, 0), target(0, 0), target(0, 0)]);
-        let mut next = |remotes: &mut Remotes| remotes.pick(|_| 0);
+        let next = |remotes: &mut Remotes| remotes.pick(|_| 0);
         assert_eq!([0; 4].map(|_| next(&mut remotes)), [Some(0), Some(1), Some(2), Some(0)]);
         remotes.set_active(1, false);
         assert_eq!(remotes.inactive(), [1]);
