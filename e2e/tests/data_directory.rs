@@ -150,11 +150,7 @@ fn an_image_with_a_changed_byte_is_refused_with_its_file_and_the_way_back() {
     let mut cluster = Cluster::start(&options(1, &["--snapshot-count=10"])).unwrap();
     fill(&cluster.members()[0], 0..50);
     let images = cluster.members()[0].data_directory.join("member/image");
-    until("an image is written", || {
-        fs::read_dir(&images).is_ok_and(|mut entries| {
-            entries.any(|entry| entry.unwrap().path().extension().is_some_and(|e| e == "image"))
-        })
-    });
+    until("an image is written", || has_image(&images));
     let member = cluster.member_mut(0);
     member.stop().unwrap();
     let file = newest(&images, ".image");
@@ -168,6 +164,12 @@ fn an_image_with_a_changed_byte_is_refused_with_its_file_and_the_way_back() {
     assert!(log.contains("add it again as a new member"), "the way back is not told: {log}");
 }
 
+fn has_image(directory: &Path) -> bool {
+    fs::read_dir(directory).is_ok_and(|mut entries| {
+        entries.any(|entry| entry.unwrap().path().extension().is_some_and(|e| e == "image"))
+    })
+}
+
 #[test]
 fn a_directory_of_another_cluster_or_member_is_refused() {
     let mut one = Cluster::start(&options(1, &["--snapshot-count=10"])).unwrap();
@@ -176,6 +178,10 @@ fn a_directory_of_another_cluster_or_member_is_refused() {
             .unwrap();
     fill(&one.members()[0], 0..30);
     fill(&other.members()[0], 0..30);
+    for cluster in [&one, &other] {
+        let images = cluster.members()[0].data_directory.join("member/image");
+        until("an image is written", || has_image(&images));
+    }
     let foreign = members(&other.members()[0]).unwrap().header.unwrap();
     one.member_mut(0).stop().unwrap();
     other.member_mut(0).stop().unwrap();
