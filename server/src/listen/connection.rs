@@ -13,7 +13,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -29,6 +29,9 @@ use super::{Purpose, Services};
 
 /// How long a TLS handshake may take; etcd has the same limit (`transport/listener_tls.go`).
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long, and how much, is still read from a client whose handshake failed.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
+const FAREWELL_BYTES_MAX: u64 = 64 * 1024;
 /// How long the head of an HTTP/1 request may take.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 const HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
@@ -111,20 +114,41 @@ where
     let Some(tls) = tls else {
         return speak(stream, info, services, settings, stop).await;
     };
-    let stream = {
-        let _turn = handshakes.acquire_owned().await.map_err(io::Error::other)?;
-        let handshake = TlsAcceptor::from(tls.current()).accept(stream);
-        let timed = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await;
-        timed.map_err(|_| io::Error::from(io::ErrorKind::TimedOut)).flatten()
+    let turn = handshakes.acquire_owned().await.map_err(io::Error::other)?;
+    let handshake = TlsAcceptor::from(tls.current()).accept(stream).into_fallible();
+    let timed = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await;
+    drop(turn);
+    let stream = match timed {
+        Ok(Ok(stream)) => stream,
+        Ok(Err((error, stream))) => {
+            rejected(&info, &error.to_string());
+            let _ = tokio::time::timeout(FAREWELL_TIMEOUT, farewell(stream)).await;
+            return Err(error);
+        }
+        Err(_) => {
+            let error = io::Error::from(io::ErrorKind::TimedOut);
+            rejected(&info, &error.to_string());
+            return Err(error);
+        }
     };
-    let stream = stream.inspect_err(|error| rejected(&info, &error.to_string()))?;
     let (_, session) = stream.get_ref();
     info.identity = session.peer_certificates().and_then(PeerIdentity::of).map(Arc::new);
     if let Err(reason) = check_identity(&tls, &info).await {
         rejected(&info, &reason);
+        let _ = tokio::time::timeout(FAREWELL_TIMEOUT, farewell(stream)).await;
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, reason));
     }
     speak(stream, info, services, settings, stop).await
+}
+
+/// Ends a connection whose client may be in the middle of a sentence. A socket that is closed with
+/// something unread in it resets the connection, and the client then loses what it was told (an
+/// alert, or just the end) for "connection reset by peer".
+async fn farewell(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
+    stream.shutdown().await?;
+    let mut rest = stream.take(FAREWELL_BYTES_MAX);
+    tokio::io::copy(&mut rest, &mut tokio::io::sink()).await?;
+    Ok(())
 }
 
 /// etcd's text, which operators search for (`embed/etcd.go`).
