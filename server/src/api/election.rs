@@ -4,6 +4,7 @@
 
 use std::pin::Pin;
 
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use proto::etcdserverpb::range_request::SortOrder;
 use proto::etcdserverpb::request_op::Request as Operation;
@@ -21,7 +22,7 @@ use tonic::{Request, Response, Status};
 use types::LeaseId;
 
 use super::context::{ApiContext, admitted};
-use super::local::{DELETE, LocalCalls, OnAbandon, by_creation, prefix_end, why_canceled};
+use super::local::{DELETE, LocalCalls, OnAbandon, by_creation, why_canceled};
 use super::lock::{
     candidate_key, created_at, directory, operation, own_creation, point, put, range_of,
 };
@@ -223,7 +224,8 @@ async fn first_candidate(
     prefix: &[u8],
     revision: i64,
 ) -> Result<Option<(ResponseHeader, KeyValue)>, Status> {
-    let mut watch = calls.watch(prefix.to_vec(), prefix_end(prefix), revision).await?;
+    let range_end = client::prefix_range_end(prefix);
+    let mut watch = calls.watch(prefix.to_vec(), range_end, revision).await?;
     while let Some(response) = watch.next().await {
         let response = response?;
         if why_canceled(&response).is_some() {
@@ -247,7 +249,7 @@ async fn follow(
     revision: i64,
     leaders: &Leaders,
 ) -> Result<bool, Status> {
-    let mut watch = calls.watch(key, Vec::new(), revision).await?;
+    let mut watch = calls.watch(key, Bytes::new(), revision).await?;
     while let Some(response) = watch.next().await {
         let response = response?;
         if why_canceled(&response).is_some() {

@@ -5,6 +5,7 @@
 //! leader) is checked for the recipes too. A call carries the token and the connection of the
 //! request that it is made for.
 
+use bytes::Bytes;
 use futures_util::StreamExt;
 use http::Extensions;
 use proto::etcdserverpb::kv_client::KvClient;
@@ -90,12 +91,12 @@ impl LocalCalls {
     pub(super) async fn watch(
         &self,
         key: Vec<u8>,
-        range_end: Vec<u8>,
+        range_end: Bytes,
         revision: i64,
     ) -> Result<Streaming<WatchResponse>, Status> {
         let create = WatchCreateRequest {
             key: key.into(),
-            range_end: range_end.into(),
+            range_end,
             start_revision: revision,
             ..Default::default()
         };
@@ -127,7 +128,7 @@ impl LocalCalls {
 
     async fn wait_for_deletion(&self, key: Vec<u8>, revision: i64) -> Result<(), Status> {
         for _ in 0..LOST_WATCHES_MAX {
-            let mut watch = self.watch(key.clone(), Vec::new(), revision).await?;
+            let mut watch = self.watch(key.clone(), Bytes::new(), revision).await?;
             while let Some(Ok(response)) = watch.next().await {
                 if let Some(status) = why_canceled(&response) {
                     return Err(status);
@@ -147,24 +148,12 @@ pub(super) const DELETE: proto::mvccpb::event::EventType = proto::mvccpb::event:
 pub(super) fn by_creation(prefix: &[u8], order: SortOrder) -> RangeRequest {
     RangeRequest {
         key: prefix.to_vec().into(),
-        range_end: prefix_end(prefix).into(),
+        range_end: client::prefix_range_end(prefix),
         limit: 1,
         sort_order: order as i32,
         sort_target: SortTarget::Create as i32,
         ..Default::default()
     }
-}
-
-/// The end of the range of all keys with a prefix.
-pub(super) fn prefix_end(prefix: &[u8]) -> Vec<u8> {
-    let mut end = prefix.to_vec();
-    while let Some(last) = end.pop() {
-        if last < u8::MAX {
-            end.push(last + 1);
-            return end;
-        }
-    }
-    vec![0]
 }
 
 /// Why a watch ended, if the response says that it did.
@@ -218,15 +207,6 @@ impl<F: Future<Output = ()> + Send + 'static> Drop for OnAbandon<F> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_end_of_a_prefix_is_the_next_key_that_has_it_not() {
-        let cases: [(&[u8], &[u8]); 4] =
-            [(b"a/", b"a0"), (b"a\xff", b"b"), (b"\xff\xff", b"\0"), (b"", b"\0")];
-        for (prefix, end) in cases {
-            assert_eq!(prefix_end(prefix), end);
-        }
-    }
 
     #[tokio::test]
     async fn what_is_abandoned_is_cleaned_up_and_what_is_finished_is_not() {

@@ -38,4 +38,5 @@ pub use discovery::{
 pub use error::Error;
 pub use keep_alive::KeepAlive;
 pub use range_end::prefix_range_end;
+pub use tls::AcceptAny;
 pub use watch::{ProgressRequester, WatchStream};

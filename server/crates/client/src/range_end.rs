@@ -25,6 +25,7 @@ mod tests {
         for (prefix, end) in [
             (&b"a"[..], &b"b"[..]),
             (b"ab", b"ac"),
+            (b"a/", b"a0"),
             (b"a\xff", b"b"),
             (b"\xff\xff", b"\0"),
             (b"", b"\0"),

@@ -50,7 +50,7 @@ pub(crate) fn client_config(options: &TlsOptions) -> Result<Arc<ClientConfig>, E
         .map_err(tls_error)?;
     let identity = identity(options)?;
     let verifier: Arc<dyn ServerCertVerifier> = if options.insecure_skip_verify {
-        Arc::new(AcceptAny(provider))
+        Arc::new(AcceptAny::new(provider))
     } else {
         let trusted = match &options.ca_file {
             Some(file) => certificates(file)?,
@@ -246,7 +246,14 @@ impl SignatureVerificationAlgorithm for EcdsaP521Sha512 {
 
 /// Accepts every certificate but still checks that the server holds its key.
 #[derive(Debug)]
-struct AcceptAny(Arc<CryptoProvider>);
+pub struct AcceptAny(Arc<CryptoProvider>);
+
+impl AcceptAny {
+    /// With the algorithms of this provider.
+    pub fn new(provider: Arc<CryptoProvider>) -> Self {
+        Self(provider)
+    }
+}
 
 impl ServerCertVerifier for AcceptAny {
     fn verify_server_cert(
