@@ -3,10 +3,8 @@
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use client::AcceptAny;
+use rustls::ClientConfig;
 
 use crate::config::TlsConfig;
 
@@ -34,8 +32,7 @@ impl ClientTls {
             Ok(files) => files,
             Err(error) => return kept(made.as_ref(), &error),
         };
-        if let Some((known, client)) = made.as_ref().filter(|(known, _)| *known == files) {
-            debug_assert_eq!(*known, files);
+        if let Some((_, client)) = made.as_ref().filter(|(known, _)| *known == files) {
             return Ok(client.clone());
         }
         match self.make(&files) {
@@ -84,53 +81,12 @@ impl ClientTls {
                 .map_err(pair_error)?,
         };
         if self.config.is_self_signed {
-            let anyone = Arc::new(Anyone(provider(&self.config.cipher_suites)?));
-            client.dangerous().set_certificate_verifier(anyone);
+            // Certificates that members have made for themselves vouch for nothing.
+            let any = Arc::new(AcceptAny::new(provider(&self.config.cipher_suites)?));
+            client.dangerous().set_certificate_verifier(any);
         }
         client.alpn_protocols = vec![b"h2".to_vec()];
         Ok(Arc::new(client))
-    }
-}
-
-/// Trusts every member: certificates that members have made for themselves vouch for nothing. What
-/// is signed with them is checked all the same.
-#[derive(Debug)]
-struct Anyone(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anyone {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
     }
 }
 
