@@ -22,7 +22,7 @@ fn installed(member: &Member) -> f64 {
 
 #[test]
 fn watches_go_on_over_a_snapshot_from_the_leader_unless_compaction_has_passed_them() {
-    let program = e2e::peers::our_binary("server", "etcd").unwrap();
+    let program = e2e::peers::our_binary("etcd").unwrap();
     let flags = ["--snapshot-count=20", "--snapshot-catchup-entries=5"];
     let options = ServerOptions {
         members: 3,
