@@ -62,17 +62,22 @@ fn build_etcd() -> Result<EtcdBinaries> {
     })
 }
 
-/// Builds the package of this workspace that has the binary `name` and tells where the binary is.
-pub fn our_binary(package: &str, name: &str) -> Result<PathBuf> {
+/// The packages with the product's programs. They are always built together: what their libraries are
+/// compiled with depends on which of them are, and each set would be compiled anew.
+pub const PRODUCT: [&str; 4] = ["server", "etcdctl", "etcdutl", "operator"];
+
+/// Builds the product's programs and tells where the one with this name is.
+pub fn our_binary(name: &str) -> Result<PathBuf> {
     let profile = profile_directory()?;
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(["build", "--quiet", "--package", package, "--bin", name]);
+    command.args(["build", "--quiet"]);
+    command.args(PRODUCT.iter().flat_map(|package| ["--package", package]));
     if profile.ends_with("release") {
         command.arg("--release");
     }
     let status = command.status().context("run `cargo build`")?;
     if !status.success() {
-        bail!("`cargo build --package {package}` failed: {status}");
+        bail!("`cargo build` of our programs failed: {status}");
     }
     Ok(profile.join(name))
 }

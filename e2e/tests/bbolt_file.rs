@@ -73,7 +73,7 @@ fn status(program: &Path, file: &Path, format: &str) -> Result<Output> {
 #[test]
 fn go_etcdutl_accepts_our_files_and_prints_what_ours_prints() -> Result<()> {
     let theirs = peers::etcd_binaries()?.etcdutl;
-    let ours = peers::our_binary("etcdutl", "etcdutl")?;
+    let ours = peers::our_binary("etcdutl")?;
     let root = tempfile::tempdir()?;
     for keys in [0, 1, 50, 3_000] {
         let path = root.path().join(format!("{keys}.db"));
@@ -105,7 +105,7 @@ fn go_etcdutl_restores_from_our_file() -> Result<()> {
         .output()?;
     ensure!(restored.status.success(), "{restored:?}");
     // What Go's bbolt wrote on top of our pages, ours reads: the same keys, other members.
-    let ours = peers::our_binary("etcdutl", "etcdutl")?;
+    let ours = peers::our_binary("etcdutl")?;
     let db = data.join("member/snap/db");
     for format in ["simple", "json"] {
         let (theirs, ours) = (status(&theirs, &db, format)?, status(&ours, &db, format)?);

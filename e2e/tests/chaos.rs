@@ -34,7 +34,7 @@ const CALL_LIMIT: Duration = Duration::from_secs(30);
 
 #[test]
 fn clients_see_one_store_while_members_are_killed_and_paused() {
-    let program = e2e::peers::our_binary("server", "etcd").unwrap();
+    let program = e2e::peers::our_binary("etcd").unwrap();
     let options = ServerOptions { members: 3, ..ServerOptions::one(&program) };
     let cluster = Cluster::start(&options).unwrap();
     let members: Vec<SocketAddr> = cluster.members().iter().map(address).collect();

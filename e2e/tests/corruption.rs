@@ -42,7 +42,7 @@ fn run(cluster: &mut Cluster, value: &str) -> (u64, u64) {
 
 /// A stopped cluster whose third member has the data of another history.
 fn with_an_odd_member(flags: &[&str]) -> Cluster {
-    let program = e2e::peers::our_binary("server", "etcd").unwrap();
+    let program = e2e::peers::our_binary("etcd").unwrap();
     let options = ServerOptions {
         members: 3,
         flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
@@ -131,7 +131,7 @@ fn the_compact_hash_check_names_the_odd_member() {
 
 #[test]
 fn sound_members_pass_all_checks() {
-    let program = e2e::peers::our_binary("server", "etcd").unwrap();
+    let program = e2e::peers::our_binary("etcd").unwrap();
     let flags = [
         "--feature-gates=InitialCorruptCheck=true,CompactHashCheck=true",
         "--compact-hash-check-time=200ms",

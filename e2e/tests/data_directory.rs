@@ -12,7 +12,7 @@ use calls::{add_member, hash_kv, members, put, read_all, status, until};
 use e2e::processes::{Cluster, Member, ServerOptions};
 
 fn our_etcd() -> PathBuf {
-    e2e::peers::our_binary("server", "etcd").unwrap()
+    e2e::peers::our_binary("etcd").unwrap()
 }
 
 fn options(members: usize, flags: &[&str]) -> ServerOptions {

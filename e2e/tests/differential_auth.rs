@@ -25,7 +25,7 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 fn our_etcd() -> std::path::PathBuf {
-    peers::our_binary("server", "etcd").expect("build our etcd")
+    peers::our_binary("etcd").expect("build our etcd")
 }
 
 fn start(program: &Path, flags: &[String]) -> Cluster {
@@ -95,7 +95,7 @@ async fn check_filled(server: &Server) {
 #[test]
 fn users_travel_in_snapshots_between_our_etcd_and_gos() {
     let go = peers::etcd_binaries().expect("build Go etcd");
-    let our_etcdutl = peers::our_binary("etcdutl", "etcdutl").expect("build our etcdutl");
+    let our_etcdutl = peers::our_binary("etcdutl").expect("build our etcdutl");
     let directions =
         [(our_etcd(), &go.etcdutl, go.etcd.clone()), (go.etcd.clone(), &our_etcdutl, our_etcd())];
     for (from, etcdutl, to) in directions {

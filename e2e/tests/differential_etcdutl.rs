@@ -30,8 +30,8 @@ impl Tools {
     fn build() -> Tools {
         Tools {
             go: peers::etcd_binaries().unwrap(),
-            etcd: peers::our_binary("server", "etcd").unwrap(),
-            etcdutl: peers::our_binary("etcdutl", "etcdutl").unwrap(),
+            etcd: peers::our_binary("etcd").unwrap(),
+            etcdutl: peers::our_binary("etcdutl").unwrap(),
         }
     }
 

@@ -85,7 +85,7 @@ impl Talk {
 /// Has the same talk with both servers.
 fn compare(flags: &[&str], talk: impl Fn(&mut Talk)) {
     let go = peers::etcd_binaries().expect("build Go etcd").etcd;
-    let ours = peers::our_binary("server", "etcd").expect("build our etcd");
+    let ours = peers::our_binary("etcd").expect("build our etcd");
     let had = |program: &Path| {
         let mut with = Talk::with(program, flags);
         talk(&mut with);

@@ -19,7 +19,7 @@ fn version_of(cluster: &Cluster, name: &str) -> String {
 
 #[test]
 fn a_downgrade_is_validated_enabled_and_cancelled_as_by_etcd() {
-    let program = e2e::peers::our_binary("server", "etcd").unwrap();
+    let program = e2e::peers::our_binary("etcd").unwrap();
     let cluster = Cluster::start(&ServerOptions::one(&program)).unwrap();
     let member = &cluster.members()[0];
     let etcdctl = e2e::peers::etcd_binaries().unwrap().etcdctl;
@@ -66,7 +66,7 @@ fn a_downgrade_is_validated_enabled_and_cancelled_as_by_etcd() {
 
 #[test]
 fn the_status_names_the_alarms() {
-    let program = e2e::peers::our_binary("server", "etcd").unwrap();
+    let program = e2e::peers::our_binary("etcd").unwrap();
     let cluster = Cluster::start(&ServerOptions::one(&program)).unwrap();
     let member = &cluster.members()[0];
     let id = status(member).unwrap().header.unwrap().member_id;

@@ -54,7 +54,7 @@ fn alarm(member: &Member, action: AlarmAction, id: u64) -> AlarmResponse {
 #[test]
 fn a_full_disk_refuses_puts_and_nothing_else_until_there_is_room_again() {
     let directory = tempfile::tempdir().unwrap();
-    let server = e2e::peers::our_binary("server", "etcd").unwrap();
+    let server = e2e::peers::our_binary("etcd").unwrap();
     let flags = ["--snapshot-count=10", "--snapshot-catchup-entries=10"];
     let options = ServerOptions {
         flags: flags.map(str::to_owned).to_vec(),

@@ -107,7 +107,7 @@ impl Raw {
 }
 
 fn start(flags: &[&str]) -> Cluster {
-    let program = e2e::peers::our_binary("server", "etcd").unwrap();
+    let program = e2e::peers::our_binary("etcd").unwrap();
     let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
     Cluster::start(&ServerOptions { flags, ..ServerOptions::one(&program) }).unwrap()
 }

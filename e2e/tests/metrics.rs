@@ -30,7 +30,7 @@ fn work(member: &Member) {
 
 #[test]
 fn the_metrics_of_a_working_cluster_move() {
-    let program = e2e::peers::our_binary("server", "etcd").unwrap();
+    let program = e2e::peers::our_binary("etcd").unwrap();
     let options = ServerOptions {
         members: 3,
         flags: vec!["--snapshot-count=20".to_owned()],

@@ -52,8 +52,8 @@ fn shown(server: &Path, etcdutl: &Path, snapshot: &Path) -> Vec<(i64, u32, i64)>
 
 #[test]
 fn a_bumped_store_hashes_as_gos() {
-    let ours = e2e::peers::our_binary("server", "etcd").unwrap();
-    let our_etcdutl = e2e::peers::our_binary("etcdutl", "etcdutl").unwrap();
+    let ours = e2e::peers::our_binary("etcd").unwrap();
+    let our_etcdutl = e2e::peers::our_binary("etcdutl").unwrap();
     let go = e2e::peers::etcd_binaries().unwrap();
     let directory = tempfile::tempdir().unwrap();
     let snapshot: PathBuf = directory.path().join("snapshot.db");

@@ -23,14 +23,14 @@ fn go_etcdctl_drives_go_etcd() {
 #[test]
 fn our_etcdctl_drives_go_etcd() {
     let go = peers::etcd_binaries().expect("build Go etcd");
-    let etcdctl = peers::our_binary("etcdctl", "etcdctl").expect("build our etcdctl");
+    let etcdctl = peers::our_binary("etcdctl").expect("build our etcdctl");
     run_all(&Programs { etcd: go.etcd, etcdctl, etcdutl: go.etcdutl });
 }
 
 #[test]
 fn go_etcdctl_drives_our_etcd() {
     let go = peers::etcd_binaries().expect("build Go etcd");
-    let etcd = peers::our_binary("server", "etcd").expect("build our etcd");
+    let etcd = peers::our_binary("etcd").expect("build our etcd");
     let programs = Programs { etcd, etcdctl: go.etcdctl, etcdutl: go.etcdutl };
     run_all(&programs);
 }

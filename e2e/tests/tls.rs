@@ -13,7 +13,7 @@ use rcgen::{
 };
 
 fn ours() -> PathBuf {
-    peers::our_binary("server", "etcd").expect("build our etcd")
+    peers::our_binary("etcd").expect("build our etcd")
 }
 
 fn go_etcdctl() -> PathBuf {

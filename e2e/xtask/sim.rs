@@ -1,5 +1,4 @@
-//! `cargo xtask sim`: seeds of the simulator, one again, many, or with bugs planted in the rooms that
-//! it must find.
+//! `cargo xtask sim`: seeds of the simulator, one again or many.
 
 use std::ffi::OsString;
 
@@ -7,10 +6,6 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::workspace::Workspace;
-
-/// The planted bugs, each a feature of crate `sim`, and how many seeds may pass before it is found.
-pub(crate) const PLANTED: [(&str, u64); 3] =
-    [("bug-ack-before-fsync", 100), ("bug-stale-read-index", 100), ("bug-lost-delete-event", 300)];
 
 /// What the simulator exits with, and cargo passes on, when a promise was broken.
 const BROKEN: i32 = 3;
@@ -38,16 +33,10 @@ pub(crate) struct Options {
     /// Go on after a seed that fails.
     #[arg(long)]
     keep_going: bool,
-    /// See that every planted bug is found.
-    #[arg(long)]
-    planted: bool,
 }
 
-/// Answers whether every seed kept every promise, or every planted bug was found.
+/// Answers whether every seed kept every promise.
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
-    if options.planted {
-        return planted(workspace);
-    }
     let mut arguments: Vec<OsString> = Vec::new();
     let mut number = |name: &str, number: u64| {
         arguments.extend([name.into(), number.to_string().into()]);
@@ -66,26 +55,12 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
         ("--keep-going", options.keep_going),
     ];
     arguments.extend(switches.iter().filter(|(_, on)| *on).map(|(name, _)| (*name).into()));
-    simulator(workspace, None, &arguments)
-}
-
-fn planted(workspace: &Workspace) -> Result<bool> {
-    let mut all_found = true;
-    for (bug, seeds) in PLANTED {
-        let arguments = ["--seeds".into(), seeds.to_string().into()];
-        let found = !simulator(workspace, Some(bug), &arguments)?;
-        println!("{bug}: {}", if found { "found" } else { "NOT FOUND" });
-        all_found &= found;
-    }
-    Ok(all_found)
+    simulator(workspace, &arguments)
 }
 
 /// Runs the simulator; false if it found a broken promise.
-fn simulator(workspace: &Workspace, feature: Option<&str>, arguments: &[OsString]) -> Result<bool> {
+fn simulator(workspace: &Workspace, arguments: &[OsString]) -> Result<bool> {
     let mut cargo = workspace.cargo(&["run", "--quiet", "--locked", "--package", "sim"]);
-    if let Some(feature) = feature {
-        cargo.args(["--features", feature]);
-    }
     let status = cargo.arg("--").args(arguments).status().context("start cargo")?;
     match status.code() {
         Some(0) => Ok(true),

@@ -2,9 +2,8 @@
 //!
 //! The last line is `N passed, N failed`: tests where a step runs tests, else the step itself.
 
-use std::env;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -46,8 +45,6 @@ enum Group {
     Clippy,
     /// Unit and property tests of all rooms.
     Unit,
-    /// The simulator: many seeds, and the planted bugs that it must find.
-    Sim,
     /// Real processes: crashes, pauses, faults.
     Process,
     /// Linearizability of real processes that are killed and paused.
@@ -66,8 +63,9 @@ enum Group {
 /// everything has passed test by test, but for a node's power-off and the uninstall.
 const NAMED_ONLY: [Group; 2] = [Group::Clients, Group::Kubernetes];
 
-/// How many seeds of the simulator a test run tries.
-const SEEDS: &str = "300";
+/// What every group compiles. It is the same for all of them, whatever they then run, because cargo
+/// compiles a library once for each set of features that the chosen packages ask of it.
+const EVERYTHING: [&str; 3] = ["--workspace", "--features", "e2e/cluster"];
 
 /// What the steps have come to.
 #[derive(Default)]
@@ -145,27 +143,13 @@ impl Tests<'_> {
                 summary.step("gofmt", self.gofmt());
             }
             Group::Clippy => {
-                let line = [
-                    "clippy",
-                    "--workspace",
-                    "--all-targets",
-                    "--features",
-                    "e2e/cluster",
-                    "--",
-                    "-D",
-                    "warnings",
-                ];
+                let mut line = vec!["clippy", "--all-targets"];
+                line.extend(EVERYTHING);
+                line.extend(["--", "-D", "warnings"]);
                 summary.step("clippy", self.cargo_check("clippy", &line));
             }
             Group::Unit => {
-                let line = ["test", "--workspace", "--exclude", "e2e"];
-                summary.step("unit", self.cargo_test("unit", &line));
-                let line = ["test", "--package", "e2e", "--lib", "--bins"];
-                summary.step("unit e2e", self.cargo_test("unit e2e", &line));
-            }
-            Group::Sim => {
-                summary.step("simulated seeds", self.simulate(&["--seeds", SEEDS]));
-                summary.step("planted bugs", self.simulate(&["--planted"]));
+                summary.step("unit", self.unit());
             }
             Group::Process | Group::Chaos | Group::Differential | Group::Clients => {
                 let name = name_of(group);
@@ -183,6 +167,21 @@ impl Tests<'_> {
         }
     }
 
+    /// The tests beside the code, and those in the `tests` of every package but e2e.
+    fn unit(&self) -> Result<Counts> {
+        let mut packages = vec![self.workspace.join("server"), self.workspace.join("operator")];
+        let crates = self.workspace.join("server/crates");
+        for entry in fs::read_dir(&crates).context("list server/crates")? {
+            packages.push(entry?.path());
+        }
+        let mut names = Vec::new();
+        for package in packages {
+            names.extend(test_targets(&package.join("tests"))?);
+        }
+        let line = ["--lib", "--bins"].map(str::to_owned).into_iter().chain(selected(&names));
+        self.cargo_test("unit", &line.collect::<Vec<_>>())
+    }
+
     fn cargo_check(&self, name: &str, line: &[&str]) -> Result<Counts> {
         let mut command = self.workspace.cargo(line);
         self.progress.running(name, &self.workspace.log(name), &mut command)?;
@@ -190,11 +189,10 @@ impl Tests<'_> {
     }
 
     /// Counts the tests, also those that passed when others failed.
-    fn cargo_test(&self, name: &str, line: &[&str]) -> Result<Counts> {
-        let mut line = line.to_vec();
-        if !line.contains(&"--") {
-            line.push("--no-fail-fast");
-        }
+    fn cargo_test(&self, name: &str, selection: &[String]) -> Result<Counts> {
+        let mut line = vec!["test", "--no-fail-fast"];
+        line.extend(EVERYTHING);
+        line.extend(selection.iter().map(String::as_str));
         let log = self.workspace.log(name);
         let result = self.progress.running(name, &log, &mut self.workspace.cargo(&line));
         let counts = count_results(&fs::read_to_string(&log).unwrap_or_default());
@@ -205,15 +203,6 @@ impl Tests<'_> {
             Err(error) => return Err(error),
         }
         Ok(counts)
-    }
-
-    /// As a developer would call it.
-    fn simulate(&self, options: &[&str]) -> Result<Counts> {
-        let name = format!("sim {}", options.join(" "));
-        let mut command = Command::new(env::current_exe().context("find the running program")?);
-        command.arg("sim").args(options);
-        self.progress.running(&name, &self.workspace.log(&name), &mut command)?;
-        Ok(ONE)
     }
 
     fn gofmt(&self) -> Result<Counts> {
@@ -229,25 +218,13 @@ impl Tests<'_> {
     /// The files of e2e/tests that belong to a group: none can be forgotten, because those without
     /// another group are process tests.
     fn test_files(&self, name: &str, group: Group) -> Result<Counts> {
-        let mut line = vec!["test".to_owned(), "--package".to_owned(), "e2e".to_owned()];
-        for entry in fs::read_dir(self.workspace.join("e2e/tests")).context("list e2e/tests")? {
-            let path = entry?.path();
-            let (Some(stem), Some("rs")) = (
-                path.file_stem().and_then(|s| s.to_str()),
-                path.extension().and_then(|e| e.to_str()),
-            ) else {
-                continue;
-            };
-            if group_of(stem) == group {
-                line.extend(["--test".to_owned(), stem.to_owned()]);
-            }
-        }
-        if !line.iter().any(|word| word == "--test") {
+        let mut names = test_targets(&self.workspace.join("e2e/tests"))?;
+        names.retain(|name| group_of(name) == group);
+        if names.is_empty() {
             bail!("no file of e2e/tests belongs to this group");
         }
         prerequisites::require_go()?;
-        let line: Vec<&str> = line.iter().map(String::as_str).collect();
-        self.cargo_test(name, &line)
+        self.cargo_test(name, &selected(&names).collect::<Vec<_>>())
     }
 
     /// The image is the same when it is made again.
@@ -312,14 +289,11 @@ impl Tests<'_> {
         let image = image::assemble(workspace, progress, profile)?;
         let store =
             self.options.store.clone().unwrap_or_else(|| workspace.program(profile, "etcd"));
-        let line = KUBERNETES_TESTS.iter().flat_map(|name| ["--test", *name]);
-        let line: Vec<&str> =
-            ["test", "--package", "e2e", "--features", "cluster", "--no-fail-fast"]
-                .into_iter()
-                .chain(line)
-                .collect();
+        let mut line: Vec<String> = selected(&KUBERNETES_TESTS).collect();
         // Compiled before the cluster runs, which would only be in the way.
-        let compile: Vec<&str> = line.iter().copied().chain(["--no-run"]).collect();
+        let mut compile = vec!["test", "--no-run"];
+        compile.extend(EVERYTHING);
+        compile.extend(line.iter().map(String::as_str));
         let (what, log) = ("compile the cluster tests", workspace.log("kubernetes-compile"));
         progress.running(what, &log, &mut workspace.cargo(&compile))?;
 
@@ -328,9 +302,8 @@ impl Tests<'_> {
             cluster.load_image(&image.tarball)?;
             cluster.load_image(&next.tarball)
         })?;
-        let run: Vec<&str> =
-            line.iter().copied().chain(["--", "--test-threads=1", "--nocapture"]).collect();
-        summary.step("kubernetes", self.cargo_test("kubernetes", &run));
+        line.extend(["--", "--test-threads=1", "--nocapture"].map(str::to_owned));
+        summary.step("kubernetes", self.cargo_test("kubernetes", &line));
         let said = fs::read_to_string(cluster.layout().log("kube-apiserver"));
         let said = said.context("read what kube-apiserver has logged");
         summary.step("kube-apiserver's log", said.and_then(|log| storage_errors(&log)));
@@ -372,6 +345,27 @@ fn storage_errors(log: &str) -> Result<Counts> {
         None => Ok(ONE),
         Some(first) => bail!("{} storage errors, the first: {first}", found.len()),
     }
+}
+
+/// The names of the test programs in a directory, if it is there.
+fn test_targets(directory: &Path) -> Result<Vec<String>> {
+    if !directory.exists() {
+        return Ok(Vec::new());
+    }
+    let mut names = Vec::new();
+    for entry in fs::read_dir(directory).with_context(|| format!("list {}", directory.display()))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "rs") {
+            names.extend(path.file_stem().map(|stem| stem.to_string_lossy().into_owned()));
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// How cargo is told to run these.
+fn selected<T: AsRef<str>>(names: &[T]) -> impl Iterator<Item = String> {
+    names.iter().flat_map(|name| ["--test".to_owned(), name.as_ref().to_owned()])
 }
 
 fn group_of(test_file: &str) -> Group {
@@ -424,13 +418,8 @@ mod tests {
 
     #[test]
     fn every_test_file_of_the_cluster_is_run() {
-        let mut files: Vec<String> = fs::read_dir("tests")
-            .unwrap()
-            .filter_map(|entry| entry.unwrap().file_name().into_string().ok())
-            .filter_map(|name| name.strip_suffix(".rs").map(str::to_owned))
-            .filter(|name| group_of(name) == Group::Kubernetes)
-            .collect();
-        files.sort();
+        let mut files = test_targets(Path::new("tests")).unwrap();
+        files.retain(|name| group_of(name) == Group::Kubernetes);
         assert_eq!(files, KUBERNETES_TESTS);
     }
 

@@ -101,7 +101,7 @@ fn a_certificate_makes_one_the_user_it_names_and_a_password_goes_first() {
         ("none", &["get", "k"], "Error: etcdserver: permission denied"),
         ("none", &["user", "list"], "Error: etcdserver: user name is empty"),
     ];
-    for program in [peers::our_binary("server", "etcd").expect("build our etcd"), go.etcd] {
+    for program in [peers::our_binary("etcd").expect("build our etcd"), go.etcd] {
         let options =
             ServerOptions { flags: flags.clone(), tls: Tls::Files, ..ServerOptions::one(&program) };
         let cluster = Cluster::start(&options).expect("start a server");

@@ -6,7 +6,7 @@
 //! walked: etcd's `key_index.go` keeps generations and counts back, which costs less memory for old
 //! versions and more for the common case.
 
-use types::{LeaseId, RecordRevision, Revision};
+use types::{LeaseId, Planted, RecordRevision, Revision};
 
 /// What the index knows of one version of a key without reading its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,9 +141,8 @@ impl KeyHistory {
     /// How many of the oldest versions compaction at `revision` drops. Changes at exactly that
     /// revision all stay, so that its events can be read back whole.
     fn kept_from(&self, revision: i64) -> usize {
-        // A planted bug (etcd#18089): a deletion at the compacted revision itself goes too.
         let lost = |version: &Version| {
-            cfg!(feature = "bug-lost-delete-event") && version.tombstone && version.main == revision
+            version.tombstone && version.main == revision && Planted::LostDeleteEvent.is_made()
         };
         let below = |version: &Version| version.main < revision || lost(version);
         let older = self.older();

@@ -18,7 +18,7 @@ use openraft::{ChangeMembers, Raft};
 use proto::peerpb;
 use tokio::sync::{Mutex, oneshot, watch};
 use tokio::time::{Instant, timeout, timeout_at};
-use types::{ClusterId, LogIndex, MemberId, Term};
+use types::{ClusterId, LogIndex, MemberId, Planted, Term};
 
 use crate::completion::{Mailbox, Mailboxes};
 use crate::inbound::{membership_change_message, read_index_answer, refusal_from_message};
@@ -329,8 +329,7 @@ impl Shared {
 
     /// Confirms leadership with a quorum and returns the index that a read must see.
     pub(crate) async fn local_read_index(&self) -> Result<LogIndex, Unavailable> {
-        // A planted bug: a leader that was deposed answers too.
-        if cfg!(feature = "bug-stale-read-index") {
+        if Planted::StaleReadIndex.is_made() {
             return Ok(self.status.borrow().committed);
         }
         match self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {

@@ -17,7 +17,7 @@ use openraft::entry::RaftEntry;
 use openraft::storage::IOFlushed;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
-use types::LogIndex;
+use types::{LogIndex, Planted};
 use wal::Wal;
 
 use crate::codec;
@@ -76,9 +76,8 @@ impl LogWriter {
         while self.next_group(&mut group).await {
             let written = self.write_group(&mut group).await;
             self.shared.set_in_reserve(self.wal.space() == wal::Space::Reserve);
-            // A planted bug (etcd#14370): told before it is durable.
             let written = match written {
-                Ok(completions) if cfg!(feature = "bug-ack-before-fsync") => {
+                Ok(completions) if Planted::AckBeforeFsync.is_made() => {
                     self.complete(completions, &Ok(()));
                     Ok(vec![Completion::Vote(oneshot::channel().0)])
                 }

@@ -38,5 +38,5 @@ pub mod swarm;
 pub mod trace;
 pub mod workload;
 
-pub use simulation::{Report, run, run_plan};
+pub use simulation::{Report, first_violation, run, run_plan};
 pub use swarm::Plan;

@@ -1,12 +1,12 @@
 //! One run: a safety phase with faults, mending, a liveness phase without, and the verdict.
 
 use std::cell::RefCell;
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch as signal;
 use tokio::time::{Instant, sleep};
-use types::MemberId;
+use types::{MemberId, Planted};
 
 use crate::checkers;
 use crate::cluster::{Cluster, LOOK};
@@ -63,6 +63,31 @@ pub fn run(seed: u64, verbose: bool) -> Report {
     run_plan(Plan::of(seed), verbose)
 }
 
+/// Runs plans, so many at a time, until one breaks a promise; answers what came of that one.
+///
+/// # Panics
+/// When no thread can be made.
+pub fn first_violation(plans: impl Iterator<Item = Plan> + Send, jobs: usize) -> Option<Report> {
+    let plans = Mutex::new(plans);
+    let found = Mutex::new(None);
+    let lock = || found.lock().unwrap_or_else(PoisonError::into_inner);
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                while lock().is_none() {
+                    let next = plans.lock().unwrap_or_else(PoisonError::into_inner).next();
+                    let Some(plan) = next else { return };
+                    let report = run_plan(plan, false);
+                    if report.violation.is_some() {
+                        lock().get_or_insert(report);
+                    }
+                }
+            });
+        }
+    });
+    found.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Runs a plan.
 ///
 /// # Panics
@@ -103,6 +128,7 @@ fn runtime(seed: u64) -> tokio::runtime::Runtime {
 
 fn run_here(plan: Plan, verbose: bool) -> Report {
     replica::runtime::seed_thread(plan.seed);
+    Planted::plant(plan.planted);
     let runtime = runtime(plan.seed);
     runtime.block_on(async move {
         let trace = Trace::new(verbose);

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use types::Planted;
+
 use crate::chance::Chance;
 
 /// The whole setting of one run; a pure function of its seed.
@@ -30,6 +32,8 @@ pub struct Plan {
     pub network: NetworkPlan,
     pub faults: FaultPlan,
     pub workload: WorkloadPlan,
+    /// A mistake that the members make.
+    pub planted: Option<Planted>,
 }
 
 /// How messages travel.
@@ -110,6 +114,7 @@ impl Plan {
             },
             faults: FaultPlan::of(c, members_fault),
             workload: WorkloadPlan::of(c),
+            planted: None,
         }
     }
 }

@@ -5,8 +5,10 @@
 
 mod id;
 mod key_range;
+mod planted;
 mod position;
 
 pub use id::{ClusterId, LeaseId, MemberId};
 pub use key_range::{KeyRange, RangeEnd};
+pub use planted::Planted;
 pub use position::{LogIndex, RecordRevision, Revision, Term};

@@ -1,0 +1,27 @@
+//! Mistakes made on purpose are found, each within so many seeds. A simulator that finds none of them
+//! would find none that are made by accident either.
+
+use sim::{Plan, Report};
+use types::Planted;
+
+fn find(mistake: Planted, seeds: u64) -> Report {
+    let plans = (1..=seeds).map(|seed| Plan { planted: Some(mistake), ..Plan::of(seed) });
+    let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+    let found = sim::first_violation(plans, jobs);
+    found.unwrap_or_else(|| panic!("{mistake:?} was not found in {seeds} seeds"))
+}
+
+#[test]
+fn writes_that_are_acknowledged_before_they_are_durable_are_found() {
+    find(Planted::AckBeforeFsync, 200);
+}
+
+#[test]
+fn reads_from_a_deposed_leader_are_found() {
+    find(Planted::StaleReadIndex, 200);
+}
+
+#[test]
+fn a_deletion_lost_by_compaction_is_found() {
+    find(Planted::LostDeleteEvent, 300);
+}

@@ -1,0 +1,40 @@
+//! Mistakes that can be made on purpose: the simulator has to find them, or it finds nothing.
+//!
+//! They exist only with the feature `planted`, which the simulator turns on and nothing that is
+//! shipped does, and are made only on threads that were told so.
+
+#[cfg(feature = "planted")]
+use std::cell::Cell;
+
+/// A mistake that etcd or another store once made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Planted {
+    /// The log says that entries are durable before they are (etcd#14370).
+    AckBeforeFsync,
+    /// A leader answers reads without asking whether it still leads.
+    StaleReadIndex,
+    /// A compaction loses the deletion at its own revision (etcd#18089).
+    LostDeleteEvent,
+}
+
+#[cfg(feature = "planted")]
+thread_local! {
+    static PLANTED: Cell<Option<Planted>> = const { Cell::new(None) };
+}
+
+impl Planted {
+    /// Whether this mistake shall be made here.
+    #[inline]
+    pub fn is_made(self) -> bool {
+        #[cfg(feature = "planted")]
+        return PLANTED.get() == Some(self);
+        #[cfg(not(feature = "planted"))]
+        return false;
+    }
+
+    /// From now on this thread makes this mistake, or none.
+    #[cfg(feature = "planted")]
+    pub fn plant(mistake: Option<Self>) {
+        PLANTED.set(mistake);
+    }
+}
