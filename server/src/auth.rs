@@ -12,6 +12,8 @@
 //! - With auth off nothing of this is looked at.
 
 mod credentials;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod jwt;
 mod password;
 mod simple;

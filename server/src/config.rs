@@ -9,6 +9,8 @@ mod check;
 mod compaction;
 mod discovery;
 mod file;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod values;
 
 use std::time::Duration;

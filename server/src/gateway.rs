@@ -18,6 +18,8 @@
 mod call;
 mod decode;
 mod encode;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod metadata;
 mod routes;
 mod schema;

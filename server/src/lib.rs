@@ -15,6 +15,8 @@ mod dial;
 mod discovery;
 mod engine;
 mod events;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 pub mod gates;
 mod gateway;
 pub mod identity;

@@ -74,16 +74,28 @@ fn now() -> f64 {
 }
 
 impl Jwt {
+    /// Signs with HMAC, for as long as the tests of strangers' tokens run.
+    #[cfg(feature = "fuzz")]
+    pub(super) fn with_secret(secret: &[u8]) -> Result<Self, JwtError> {
+        let key = Key::new(key::Method::Hs256, None, Some(("", secret.to_vec())))?;
+        Ok(Self { key, lifetime: Duration::from_secs(60) })
+    }
+
     /// A token for this user; nothing if this member can only verify.
     pub(crate) fn sign(&self, user: &str, auth_revision: u64) -> Option<String> {
-        let header = serde_json::json!({ "alg": self.key.method().name(), "typ": "JWT" });
         let ends = (now() + self.lifetime.as_secs_f64()).floor();
         // Seconds since 1970 are far below 2^63.
         let claims = serde_json::json!({
             "exp": ends as i64, "revision": auth_revision, "username": user,
         });
-        let part = |json: &Value| URL_SAFE_NO_PAD.encode(json.to_string());
-        let message = format!("{}.{}", part(&header), part(&claims));
+        self.signed(claims.to_string().as_bytes())
+    }
+
+    /// A token with these claims.
+    pub(super) fn signed(&self, claims: &[u8]) -> Option<String> {
+        let header = serde_json::json!({ "alg": self.key.method().name(), "typ": "JWT" });
+        let part = |json: &[u8]| URL_SAFE_NO_PAD.encode(json);
+        let message = format!("{}.{}", part(header.to_string().as_bytes()), part(claims));
         let signature = self.key.sign(message.as_bytes())?;
         Some(format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature)))
     }
