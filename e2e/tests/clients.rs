@@ -46,7 +46,7 @@ fn failures(whose: &str, program: &Path, members: usize) -> Vec<String> {
 
 /// At once: most of the time the cases wait for something.
 fn both_serve_all_clients(members: usize) {
-    let (theirs, ours) = (etcd_binaries().unwrap().etcd, our_binary("server", "etcd").unwrap());
+    let (theirs, ours) = (etcd_binaries().unwrap().etcd, our_binary("etcd").unwrap());
     thread::scope(|scope| {
         let go = scope.spawn(|| failures("Go etcd", &theirs, members));
         let ours = failures("ours", &ours, members);

@@ -102,7 +102,7 @@ async fn connect(endpoint: &str) -> Client {
 
 /// Three servers of ours meet in a registry; a fourth is refused; the registry is not needed again.
 async fn three_meet_through(registry_program: &Path) {
-    let ours = e2e::peers::our_binary("server", "etcd").unwrap();
+    let ours = e2e::peers::our_binary("etcd").unwrap();
     let directory = tempfile::tempdir().unwrap();
     let mut registry = Cluster::start(&ServerOptions::one(registry_program)).unwrap();
     let at = registry.members()[0].client_url();
@@ -160,7 +160,7 @@ async fn three_meet_through(registry_program: &Path) {
 
 #[tokio::test]
 async fn members_meet_through_a_server_of_ours() {
-    three_meet_through(&e2e::peers::our_binary("server", "etcd").unwrap()).await;
+    three_meet_through(&e2e::peers::our_binary("etcd").unwrap()).await;
 }
 
 #[tokio::test]
@@ -171,7 +171,7 @@ async fn members_meet_through_go_etcd() {
 /// Go's server and ours say the same about a registry that nobody has prepared.
 #[tokio::test]
 async fn a_registry_without_a_size_is_told_as_go_etcd_tells_it() {
-    let ours = e2e::peers::our_binary("server", "etcd").unwrap();
+    let ours = e2e::peers::our_binary("etcd").unwrap();
     let theirs = e2e::peers::etcd_binaries().unwrap().etcd;
     let directory = tempfile::tempdir().unwrap();
     let registry = Cluster::start(&ServerOptions::one(&ours)).unwrap();

@@ -74,7 +74,7 @@ async fn member_behind(address: &str) -> u64 {
 
 #[tokio::test]
 async fn connections_take_turns_and_a_member_that_is_gone_comes_back() {
-    let ours = e2e::peers::our_binary("server", "etcd").unwrap();
+    let ours = e2e::peers::our_binary("etcd").unwrap();
     let options = ServerOptions { members: 3, ..ServerOptions::one(&ours) };
     let mut cluster = Cluster::start(&options).unwrap();
     let address = format!("127.0.0.1:{}", free_ports(1).unwrap()[0]);
@@ -125,7 +125,7 @@ async fn connections_take_turns_and_a_member_that_is_gone_comes_back() {
 
 #[test]
 fn a_client_is_hung_up_on_when_no_member_works_and_a_signal_ends_the_gateway() {
-    let ours = e2e::peers::our_binary("server", "etcd").unwrap();
+    let ours = e2e::peers::our_binary("etcd").unwrap();
     let ports = free_ports(2).unwrap();
     let address = format!("127.0.0.1:{}", ports[0]);
     let mut gateway = Gateway::start(
@@ -151,7 +151,7 @@ fn shown(output: &Output) -> (Option<i32>, String, String) {
 
 #[test]
 fn command_lines_get_the_answers_of_go_etcd() {
-    let ours = e2e::peers::our_binary("server", "etcd").unwrap();
+    let ours = e2e::peers::our_binary("etcd").unwrap();
     let theirs = e2e::peers::etcd_binaries().unwrap().etcd;
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = format!("start --listen-addr={}", listener.local_addr().unwrap());

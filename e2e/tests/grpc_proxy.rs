@@ -126,7 +126,7 @@ async fn seen_by_a_client(endpoint: &str) -> Vec<String> {
 }
 
 async fn clients_see_the_same_through_a_proxy(server: &Path) {
-    let ours = e2e::peers::our_binary("server", "etcd").unwrap();
+    let ours = e2e::peers::our_binary("etcd").unwrap();
     let cluster = Cluster::start(&ServerOptions::one(server)).unwrap();
     let direct = cluster.members()[0].endpoint.clone();
     let expected = seen_by_a_client(&direct).await;
@@ -182,7 +182,7 @@ async fn authenticate_through(proxy: &Proxy, outside: &Client) {
 
 #[tokio::test]
 async fn a_proxy_before_our_server_changes_nothing() {
-    clients_see_the_same_through_a_proxy(&e2e::peers::our_binary("server", "etcd").unwrap()).await;
+    clients_see_the_same_through_a_proxy(&e2e::peers::our_binary("etcd").unwrap()).await;
 }
 
 #[tokio::test]
@@ -192,7 +192,7 @@ async fn a_proxy_before_go_etcd_changes_nothing() {
 
 #[test]
 fn command_lines_get_the_answers_of_go_etcd() {
-    let ours = e2e::peers::our_binary("server", "etcd").unwrap();
+    let ours = e2e::peers::our_binary("etcd").unwrap();
     let theirs = e2e::peers::etcd_binaries().unwrap().etcd;
     for line in [
         "",

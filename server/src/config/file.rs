@@ -68,7 +68,7 @@ pub(super) fn read(path: &str) -> Result<RawConfig, ConfigError> {
     Ok(raw)
 }
 
-fn parse(text: &str) -> Result<RawConfig, ConfigError> {
+pub(super) fn parse(text: &str) -> Result<RawConfig, ConfigError> {
     let document: Value = serde_yaml::from_str(text)
         .map_err(|error| ConfigError(format!("cannot parse the configuration file: {error}")))?;
     let mut raw = RawConfig::default();

@@ -6,11 +6,11 @@ use std::path::Path;
 use fuzz::{TARGETS, Target};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
-use rand::{Rng, RngExt, SeedableRng};
+use rand::{RngExt, SeedableRng};
 
 /// Mutations of an input to try, by how long a target takes.
-const MUTATIONS: usize = 3_000;
-const MUTATIONS_OF_FILES: usize = 60;
+const MUTATIONS: usize = 20_000;
+const MUTATIONS_OF_FILES: usize = 500;
 /// Changes of an input at a time.
 const CHANGES_MAX: usize = 6;
 
@@ -42,7 +42,9 @@ fn mutate(input: &mut Vec<u8>, others: &[Vec<u8>], chance: &mut StdRng) {
             }
             3 => input.insert(at, chance.random()),
             4 if at < input.len() => input[at] ^= 1 << chance.random_range(0..8),
-            _ => input[at..end].fill(*[0, 0xff, 0x7f, b'0', b'{', b'"'].choose(chance).expect("six")),
+            _ => {
+                input[at..end].fill(*[0, 0xff, 0x7f, b'0', b'{', b'"'].choose(chance).expect("six"))
+            }
         }
     }
 }
