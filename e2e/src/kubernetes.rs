@@ -237,9 +237,9 @@ impl Cluster {
             bail!("the store's program {} does not exist", store.display());
         }
         fs::write(self.layout.join("programs"), self.programs.as_os_str().as_encoded_bytes())?;
-        // A copy, because cargo may replace xtask while the cluster runs.
-        let own = env::current_exe().context("find xtask's own program")?;
-        fs::copy(&own, self.layout.launcher()).context("copy xtask")?;
+        // A copy, because cargo may replace xtask while the cluster runs; and of this process, not
+        // of the file, because compiling the tests may have replaced it already.
+        fs::copy("/proc/self/exe", self.layout.launcher()).context("copy xtask")?;
         pki::write(&self.layout, &self.nodes)?;
         fs::write(self.layout.join("Corefile"), settings::corefile(&self.layout))?;
         images::write_own(&self.layout, &self.programs)?;

@@ -59,9 +59,8 @@ enum Group {
     Kubernetes,
 }
 
-/// Groups that run only when they are named, until they have passed as a whole: of `kubernetes`
-/// everything has passed test by test, but for a node's power-off and the uninstall.
-const NAMED_ONLY: [Group; 2] = [Group::Clients, Group::Kubernetes];
+/// Groups that run only when they are named: this one downloads the packages of others' clients.
+const NAMED_ONLY: [Group; 1] = [Group::Clients];
 
 /// What every group compiles. It is the same for all of them, whatever they then run, because cargo
 /// compiles a library once for each set of features that the chosen packages ask of it.

@@ -101,11 +101,15 @@ impl Drop for Repair<'_> {
     }
 }
 
-/// A node with a member and without the gateway; with the leader, if that is possible.
+/// A node with one member and without the gateway; with the leader, if that is possible.
 fn away_from_the_gateway(etcd: &Etcd<'_>) -> Result<NodeNumber> {
-    let mut members = vec![etcd.leader()?];
-    members.extend(etcd.member_names()?);
-    let nodes = members.iter().map(|member| etcd.namespace.node_of(member));
-    let nodes = nodes.collect::<Result<Vec<_>>>()?;
-    nodes.into_iter().find(|node| *node != GATEWAY).context("all members are on one node")
+    let node_of = |member: &String| etcd.namespace.node_of(member);
+    let nodes = etcd.member_names()?.iter().map(node_of).collect::<Result<Vec<_>>>()?;
+    // Two members go with their node only together with the quorum.
+    let alone = |node: &NodeNumber| nodes.iter().filter(|other| *other == node).count() == 1;
+    let leaders = node_of(&etcd.leader()?)?;
+    let mut candidates = std::iter::once(leaders).chain(nodes.iter().copied());
+    candidates
+        .find(|node| *node != GATEWAY && alone(node))
+        .with_context(|| format!("the members are on {nodes:?}"))
 }

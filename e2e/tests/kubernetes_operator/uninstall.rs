@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow, ensure};
-use e2e::kubernetes::{Namespace, wait};
+use e2e::kubernetes::{Access, Namespace, wait};
 use serde_json::json;
 
 use crate::product::{Etcd, OPERATOR_NAMESPACE, RELEASE, STEP, kubernetes};
@@ -51,10 +51,10 @@ fn uninstalling_leaves_nothing_behind() -> Result<()> {
         .limit(Duration::from_secs(65))
         .run()?;
 
-    let kinds = "clusterroles,clusterrolebindings,customresourcedefinitions,namespaces";
-    let left = access.kubectl(["get", kinds, "-o", "name"]).run()?;
-    let ours: Vec<&str> = left.lines().filter(|line| line.contains("etcd")).collect();
-    ensure!(ours.is_empty(), "left: {ours:?}");
+    wait::until("nothing is left of any kind", STEP, || {
+        let left = ours_of_every_kind(cluster.access())?;
+        if left.is_empty() { Ok(()) } else { Err(anyhow!("{left:?}")) }
+    })?;
     // Each volume was a file.
     wait::until("no volume is left", STEP, || {
         let volumes = access.kubectl(["get", "persistentvolumes", "-o", "name"]).run()?;
@@ -62,4 +62,17 @@ fn uninstalling_leaves_nothing_behind() -> Result<()> {
         let files = fs::read_dir(cluster.layout().volumes())?.count();
         if files == 0 { Ok(()) } else { Err(anyhow!("{files} files of volumes")) }
     })
+}
+
+/// The objects of all kinds, in all namespaces and outside of them, that have our name in theirs.
+fn ours_of_every_kind(access: &Access) -> Result<Vec<String>> {
+    let kinds = access.kubectl(["api-resources", "--verbs=list", "-o", "name"]).run()?;
+    let kinds: Vec<&str> = kinds
+        .split_whitespace()
+        // The apiserver's own store is called etcd; and events are history, which expires.
+        .filter(|kind| *kind != "componentstatuses" && !kind.starts_with("events"))
+        .collect();
+    ensure!(kinds.len() > 30, "there must be more kinds than {kinds:?}");
+    let all = access.kubectl(["get", &kinds.join(","), "-A", "-o", "name"]).run()?;
+    Ok(all.lines().filter(|name| name.contains("etcd")).map(str::to_owned).collect())
 }

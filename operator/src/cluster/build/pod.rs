@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::core::v1::{
-        Capabilities, Container, ContainerPort, EnvVar, HTTPGetAction, KeyToPath,
-        LocalObjectReference, PersistentVolumeClaimVolumeSource, Pod, PodSecurityContext, PodSpec,
-        Probe, SeccompProfile, SecretVolumeSource, SecurityContext, TopologySpreadConstraint,
-        Volume, VolumeMount,
+        Affinity, Capabilities, Container, ContainerPort, EnvVar, HTTPGetAction, KeyToPath,
+        LocalObjectReference, PersistentVolumeClaimVolumeSource, Pod, PodAffinityTerm,
+        PodAntiAffinity, PodSecurityContext, PodSpec, Probe, SeccompProfile, SecretVolumeSource,
+        SecurityContext, Volume, VolumeMount, WeightedPodAffinityTerm,
     },
     apimachinery::pkg::{
         apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference},
@@ -78,9 +78,9 @@ pub fn pod(validated: &Validated, member: &MemberPod) -> Pod {
     spec.restart_policy = Some("Always".to_owned());
     spec.termination_grace_period_seconds = template.termination_grace_period_seconds;
     spec.node_selector = Some(template.node_selector.clone()).filter(|labels| !labels.is_empty());
-    spec.affinity = template.affinity.clone();
+    spec.affinity = affinity(validated);
     spec.tolerations = Some(template.tolerations.clone()).filter(|list| !list.is_empty());
-    spec.topology_spread_constraints = Some(spread(validated));
+    spec.topology_spread_constraints = template.topology_spread_constraints.clone();
     spec.priority_class_name = template.priority_class_name.clone();
     spec.runtime_class_name = template.runtime_class_name.clone();
     Pod {
@@ -286,22 +286,35 @@ fn volumes(validated: &Validated, member: &MemberPod) -> Vec<Volume> {
 }
 
 /// Without the user's own wish: over hosts and zones, but never at the price of not starting.
-fn spread(validated: &Validated) -> Vec<TopologySpreadConstraint> {
-    if let Some(constraints) = &validated.spec.pod_template.topology_spread_constraints {
-        return constraints.clone();
+///
+/// Not by spread constraints: of several soft ones the scheduler heeds none on a node that lacks
+/// the label of any of them, and nodes without zones are common.
+fn affinity(validated: &Validated) -> Option<Affinity> {
+    let template = &validated.spec.pod_template;
+    let wished = template.affinity.as_ref().is_some_and(|own| own.pod_anti_affinity.is_some());
+    if wished || template.topology_spread_constraints.is_some() {
+        return template.affinity.clone();
     }
     let selector: BTreeMap<String, String> = member_selector(&validated.desired.names.cluster);
-    let over = |key: &str| TopologySpreadConstraint {
-        max_skew: 1,
-        topology_key: key.to_owned(),
-        when_unsatisfiable: "ScheduleAnyway".to_owned(),
-        label_selector: Some(LabelSelector {
-            match_labels: Some(selector.clone()),
-            ..LabelSelector::default()
-        }),
-        ..TopologySpreadConstraint::default()
+    let apart = |key: &str| WeightedPodAffinityTerm {
+        weight: 100,
+        pod_affinity_term: PodAffinityTerm {
+            topology_key: key.to_owned(),
+            label_selector: Some(LabelSelector {
+                match_labels: Some(selector.clone()),
+                ..LabelSelector::default()
+            }),
+            ..PodAffinityTerm::default()
+        },
     };
-    vec![over("kubernetes.io/hostname"), over("topology.kubernetes.io/zone")]
+    let terms = vec![apart("kubernetes.io/hostname"), apart("topology.kubernetes.io/zone")];
+    Some(Affinity {
+        pod_anti_affinity: Some(PodAntiAffinity {
+            preferred_during_scheduling_ignored_during_execution: Some(terms),
+            ..PodAntiAffinity::default()
+        }),
+        ..template.affinity.clone().unwrap_or_default()
+    })
 }
 
 fn pull_secrets(validated: &Validated) -> Option<Vec<LocalObjectReference>> {

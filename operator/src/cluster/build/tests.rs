@@ -101,6 +101,37 @@ fn a_pod_starts_outside_the_services_and_belongs_to_its_member() {
     assert_eq!((owner.kind.as_str(), owner.uid.as_str()), ("EtcdMember", "member-uid"));
 }
 
+/// Each preference stands by itself: nodes without zones must not make hosts forgotten, as they did
+/// while both were soft spread constraints.
+#[test]
+fn members_keep_away_from_each_others_hosts_and_zones_unless_the_user_says_where_they_go() {
+    let placed = |spec: Value| {
+        let pod = serde_json::to_value(pod(&validated(spec), &member_pod(true))).unwrap();
+        let affinity = pod["spec"]["affinity"].clone();
+        (affinity, pod["spec"]["topologySpreadConstraints"].clone())
+    };
+    let (affinity, spread) = placed(json!({}));
+    let terms = &affinity["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"];
+    let keys: Vec<_> = terms
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|term| term["podAffinityTerm"]["topologyKey"].as_str().unwrap())
+        .collect();
+    assert_eq!(keys, ["kubernetes.io/hostname", "topology.kubernetes.io/zone"]);
+    assert_eq!(terms[0]["podAffinityTerm"]["labelSelector"]["matchLabels"][CLUSTER_LABEL], "main");
+    assert_eq!(spread, Value::Null);
+
+    let nodes = json!({"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}});
+    let (affinity, _) = placed(json!({"podTemplate": {"affinity": nodes}}));
+    assert!(affinity["nodeAffinity"].is_object() && affinity["podAntiAffinity"].is_object());
+
+    let (affinity, spread) = placed(json!({"podTemplate": {"topologySpreadConstraints": []}}));
+    assert_eq!((affinity, spread), (Value::Null, json!([])));
+    let own = json!({"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}});
+    assert_eq!(placed(json!({"podTemplate": {"affinity": own.clone()}})).0, own);
+}
+
 #[test]
 fn clients_reach_only_members_that_serve() {
     let service = client_service(&validated(json!({})));

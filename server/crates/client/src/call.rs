@@ -260,8 +260,8 @@ impl Client {
             sent &= !error.is::<tonic::ConnectError>();
             cause = error.source();
         }
-        let lost = matches!(status.code(), Code::Unavailable | Code::Cancelled);
-        if transport || (lost && status.source().is_some()) {
+        let unavailable = status.code() == Code::Unavailable && status.source().is_some();
+        if transport || unavailable || is_cut_off(status) {
             self.discard(lent);
         }
         sent
@@ -390,15 +390,18 @@ impl Client {
     }
 }
 
-/// A call that was cut off is "cancelled" for hyper and "unavailable" for grpc-go, whose word counts
-/// for what is tried again. What the server itself says has no source.
+/// A call that was cut off is "cancelled" or "unknown" for hyper and h2, by how the connection ended,
+/// and always "unavailable" for grpc-go, whose word counts for what is tried again.
 fn as_grpc_go(status: Status) -> Status {
-    match status.code() {
-        Code::Cancelled if status.source().is_some() => {
-            Status::unavailable(format!("error reading from server: {}", status.message()))
-        }
-        _ => status,
+    if is_cut_off(&status) {
+        return Status::unavailable(format!("error reading from server: {}", status.message()));
     }
+    status
+}
+
+/// What the server itself says has no source.
+fn is_cut_off(status: &Status) -> bool {
+    matches!(status.code(), Code::Cancelled | Code::Unknown) && status.source().is_some()
 }
 
 fn text(error: &Error) -> String {
@@ -465,4 +468,23 @@ unary_calls! {
     role_delete: AuthClient, "Auth/RoleDelete", AuthRoleDeleteRequest => AuthRoleDeleteResponse, OnlyIfUnsent;
     role_grant_permission: AuthClient, "Auth/RoleGrantPermission", AuthRoleGrantPermissionRequest => AuthRoleGrantPermissionResponse, OnlyIfUnsent;
     role_revoke_permission: AuthClient, "Auth/RoleRevokePermission", AuthRoleRevokePermissionRequest => AuthRoleRevokePermissionResponse, OnlyIfUnsent;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn a_lost_connection_is_unavailable_however_it_was_lost_and_an_answer_stays_what_it_is() {
+        for kind in [io::ErrorKind::ConnectionReset, io::ErrorKind::HostUnreachable] {
+            let lost = Status::from_error(Box::new(io::Error::from(kind)));
+            assert_eq!(as_grpc_go(lost).code(), Code::Unavailable, "{kind}");
+        }
+        for answer in [Status::unknown("of the server"), Status::cancelled("of the server")] {
+            let code = answer.code();
+            assert_eq!(as_grpc_go(answer).code(), code);
+        }
+    }
 }

@@ -146,6 +146,9 @@ pub enum StartError {
 /// So many election timeouts are given to the next leader when this one is about to stop.
 const HAND_OVER_ELECTIONS: u32 = 3;
 
+/// The time between two looks whether the directory is free.
+const LOCK_PAUSE: Duration = Duration::from_millis(100);
+
 /// A running replica.
 pub struct Replica {
     handle: Handle,
@@ -158,7 +161,8 @@ pub struct Replica {
 /// # Errors
 /// When the directory is unusable, damaged or belongs to another member; nothing was changed then.
 pub async fn start(parts: Parts) -> Result<Replica, StartError> {
-    let (lock, wal, recovered, loaded) = recover(&parts)?;
+    let lock = lock_directory(&parts).await?;
+    let (wal, recovered, loaded) = recover(&parts)?;
     let patience = parts.timing.election_timeout;
     let (log, writer) = open_log(wal, &recovered, parts.log_writer, parts.metrics.clone())?;
     let applied = Arc::new(Watermark::default());
@@ -228,12 +232,33 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
     Ok(Replica { handle: Handle::new(shared), writer, _lock: lock })
 }
 
-/// What the directory holds, locked: the log, and the state of the newest image.
-fn recover(parts: &Parts) -> Result<(disk::DirLock, wal::Wal, wal::Recovered, Loaded), StartError> {
+/// Locks the directory once no other process has it. On Kubernetes a Pod that was deleted by force
+/// may still be ending on the volume on which its successor starts; ending with an error there
+/// would put the successor off for much longer than the other one takes.
+async fn lock_directory(parts: &Parts) -> Result<disk::DirLock, StartError> {
+    parts.disk.create_dir_all(&parts.directory).map_err(StartError::Directory)?;
+    parts.disk.set_private(&parts.directory).map_err(StartError::Directory)?;
+    let mut told = false;
+    loop {
+        match parts.disk.lock(&parts.directory) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if !told {
+                    tracing::warn!(
+                        path = %parts.directory.display(),
+                        "another process has locked the data directory; waiting for its end"
+                    );
+                }
+                told = true;
+                tokio::time::sleep(LOCK_PAUSE).await;
+            }
+            locked => return locked.map_err(StartError::Directory),
+        }
+    }
+}
+
+/// What the directory holds: the log, and the state of the newest image.
+fn recover(parts: &Parts) -> Result<(wal::Wal, wal::Recovered, Loaded), StartError> {
     let disk = parts.disk.clone();
-    disk.create_dir_all(&parts.directory).map_err(StartError::Directory)?;
-    disk.set_private(&parts.directory).map_err(StartError::Directory)?;
-    let lock = disk.lock(&parts.directory).map_err(StartError::Directory)?;
     let identity = wal::Identity { cluster_id: parts.cluster, member_id: parts.member };
     let options = wal::Options { space_kept: SPACE_RESERVE_BYTES, ..wal::Options::default() };
     let (mut wal, mut recovered) =
@@ -243,7 +268,7 @@ fn recover(parts: &Parts) -> Result<(disk::DirLock, wal::Wal, wal::Recovered, Lo
     if parts.force_new_cluster {
         forced::leave_the_others(&mut wal, &mut recovered, &loaded, parts.member)?;
     }
-    Ok((lock, wal, recovered, loaded))
+    Ok((wal, recovered, loaded))
 }
 
 /// The log as openraft sees it, and the thread behind it.

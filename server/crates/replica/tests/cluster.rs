@@ -214,6 +214,23 @@ async fn one_member_answers_and_remembers() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_member_waits_for_the_end_of_the_process_that_still_has_its_directory() {
+    let disk = Arc::new(SimDisk::new(1));
+    let wires = Wires::default();
+    let ending = start(1, &disk, &wires, Bootstrap::New([node(1)].into())).await;
+    leader(&[&ending]).await;
+    ending.handle().propose(put("k", "v")).await.unwrap();
+    let mut successor = std::pin::pin!(start(1, &disk, &wires, Bootstrap::Join));
+    let early = tokio::time::timeout(Duration::from_secs(60), &mut successor).await;
+    assert!(early.is_err(), "two members have one directory");
+    ending.shutdown().await;
+    let successor = successor.await;
+    successor.handle().read_index().await.unwrap();
+    assert_eq!(get(&successor, "k").unwrap(), b"v");
+    successor.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn three_members_agree_and_a_fourth_joins_by_snapshot() {
     let wires = Wires::default();
     let disks: Vec<_> = (1..=4).map(|seed| Arc::new(SimDisk::new(seed))).collect();
