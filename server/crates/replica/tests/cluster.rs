@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -22,11 +23,17 @@ use replica::{
 use types::{ClusterId, MemberId};
 
 #[derive(Clone, Default)]
-struct Wires(Arc<Mutex<BTreeMap<MemberId, Inbound>>>);
+struct Wires {
+    members: Arc<Mutex<BTreeMap<MemberId, Inbound>>>,
+    /// Who gets no entries.
+    cut_off: Arc<Mutex<Option<MemberId>>>,
+    /// Whether snapshots are on their way for ever.
+    snapshots_crawl: Arc<AtomicBool>,
+}
 
 impl Wires {
     fn find(&self, to: &Peer) -> PeerResult<Inbound> {
-        let members = self.0.lock().unwrap();
+        let members = self.members.lock().unwrap();
         members.get(&to.id).cloned().ok_or_else(|| PeerError::Unreachable("down".into()))
     }
 }
@@ -44,7 +51,10 @@ impl Peers for Wires {
         to: Peer,
         requests: BoxStream<'static, peerpb::AppendRequest>,
     ) -> BoxFuture<'static, PeerResult<AppendResponses>> {
-        let inbound = self.find(&to);
+        let inbound = match *self.cut_off.lock().unwrap() == Some(to.id) {
+            true => Err(PeerError::Unreachable("cut off".into())),
+            false => self.find(&to),
+        };
         Box::pin(async move { Ok(inbound?.append(requests)) })
     }
     fn vote(
@@ -59,6 +69,9 @@ impl Peers for Wires {
         to: Peer,
         chunks: BoxStream<'static, peerpb::SnapshotChunk>,
     ) -> BoxFuture<'static, PeerResult<peerpb::SnapshotResponse>> {
+        if self.snapshots_crawl.load(Ordering::SeqCst) {
+            return Box::pin(std::future::pending());
+        }
         call!(self, to, snapshot, chunks)
     }
     fn transfer_leader(
@@ -168,7 +181,7 @@ async fn start(id: u64, disk: &Arc<SimDisk>, wires: &Wires, bootstrap: Bootstrap
     })
     .await
     .unwrap();
-    wires.0.lock().unwrap().insert(MemberId(id), replica.inbound());
+    wires.members.lock().unwrap().insert(MemberId(id), replica.inbound());
     replica
 }
 
@@ -399,4 +412,44 @@ async fn a_full_disk_is_told_before_deletions_fail_and_then_waited_out() {
         assert!(get(&replica, key).is_some(), "{key} is lost by the restart");
     }
     assert!(get(&replica, &gone).is_none());
+}
+
+/// A long transfer must not cost the cluster its reads: the follower that receives it is alive.
+#[tokio::test(start_paused = true)]
+async fn a_follower_that_needs_a_snapshot_still_hears_that_its_leader_leads() {
+    let wires = Wires::default();
+    let disks: Vec<_> = (1..=3).map(|seed| Arc::new(SimDisk::new(seed))).collect();
+    let members: BTreeMap<_, _> = (1..=3).map(node).collect();
+    let mut replicas = Vec::new();
+    for (id, disk) in (1..).zip(&disks) {
+        replicas.push(start(id, disk, &wires, Bootstrap::New(members.clone())).await);
+    }
+    all_follow_a_leader(&replicas).await;
+    let at = replicas.iter().position(|replica| replica.handle().leads()).unwrap();
+    let leading = replicas.swap_remove(at);
+    let (behind, other) = (replicas.remove(0), replicas.remove(0));
+    *wires.cut_off.lock().unwrap() = Some(behind.handle().status().member_id);
+    wires.snapshots_crawl.store(true, Ordering::SeqCst);
+    // The stream that is open would go on.
+    wires.members.lock().unwrap().remove(&behind.handle().status().member_id);
+    behind.shutdown().await;
+    for number in 0..300 {
+        leading.handle().propose(put("k", &number.to_string())).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let id = leading.handle().status().nodes.keys().copied().find(|id| {
+        *id != leading.handle().status().member_id && *id != other.handle().status().member_id
+    });
+    let id = id.unwrap();
+    let disk = &disks[id.0 as usize - 1];
+    let behind = start(id.0, disk, &wires, Bootstrap::New(members.clone())).await;
+    *wires.cut_off.lock().unwrap() = None;
+    wires.members.lock().unwrap().remove(&other.handle().status().member_id);
+    other.shutdown().await;
+
+    leading.handle().read_index().await.unwrap();
+    assert_eq!(get(&behind, "k"), None, "the snapshot is still on its way");
+    wires.snapshots_crawl.store(false, Ordering::SeqCst);
+    leading.shutdown().await;
+    behind.shutdown().await;
 }
