@@ -21,6 +21,7 @@ use types::{ClusterId, LogIndex, MemberId, Term};
 use crate::completion::Mailboxes;
 use crate::forced;
 use crate::handle::{Handle, Shared};
+use crate::image_schedule::{ImageSchedule, Progress};
 use crate::images::Images;
 use crate::inbound::Inbound;
 use crate::limits::{Rules, SPACE_RESERVE_BYTES};
@@ -404,22 +405,20 @@ async fn tend_membership(shared: std::sync::Weak<Shared>, every: Duration) {
 /// Has an image written when enough was applied since the last one, or when compaction has freed
 /// records that only an image may release.
 async fn write_images(shared: std::sync::Weak<Shared>, policy: ImagePolicy, every: Duration) {
-    let (mut asked_at, mut bytes_then) = (LogIndex(0), 0);
+    let mut schedule = ImageSchedule::new(policy);
     loop {
         tokio::time::sleep(every).await;
         let Some(shared) = shared.upgrade() else { return };
         shared.sweep_index().await;
-        let applied = shared.applied.get();
-        let entries = applied.0.saturating_sub(shared.store.saved().max(asked_at).0);
-        let bytes = shared.applied_bytes.load(Ordering::Relaxed);
-        let compaction = shared.current.views().mvcc.compact_revision();
-        let compacted = compaction > shared.store.saved_compaction();
-        let enough = entries >= policy.entries || bytes - bytes_then >= policy.bytes;
-        if entries > 0 && (enough || compacted) {
-            (asked_at, bytes_then) = (applied, bytes);
-            if shared.raft.trigger().snapshot().await.is_err() {
-                return;
-            }
+        let now = Progress {
+            applied: shared.applied.get(),
+            bytes: shared.applied_bytes.load(Ordering::Relaxed),
+            saved: shared.store.saved(),
+            compacted: shared.current.views().mvcc.compact_revision()
+                > shared.store.saved_compaction(),
+        };
+        if schedule.is_due(now) && shared.raft.trigger().snapshot().await.is_err() {
+            return;
         }
     }
 }
