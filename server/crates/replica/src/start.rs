@@ -26,7 +26,7 @@ use crate::images::Images;
 use crate::inbound::Inbound;
 use crate::limits::{Rules, SPACE_RESERVE_BYTES};
 use crate::log_store::{LogStore, WRITE_QUEUE_LENGTH};
-use crate::log_writer::{LogWriter, LogWriterPlacement, WriterThread};
+use crate::log_writer::{LogWriter, LogWriterPlacement, RunningWriter};
 use crate::metrics::LogMetrics;
 use crate::network::{Networks, Sender};
 use crate::peers::Peers;
@@ -150,7 +150,7 @@ const HAND_OVER_ELECTIONS: u32 = 3;
 /// A running replica.
 pub struct Replica {
     handle: Handle,
-    writer: WriterThread,
+    writer: RunningWriter,
     _lock: disk::DirLock,
 }
 
@@ -253,11 +253,11 @@ fn open_log(
     recovered: &wal::Recovered,
     placement: LogWriterPlacement,
     metrics: LogMetrics,
-) -> Result<(LogStore, WriterThread), StartError> {
+) -> Result<(LogStore, RunningWriter), StartError> {
     let (operations, waiting) = mpsc::channel(WRITE_QUEUE_LENGTH);
     let log = LogStore::new(recovered, wal.reader(), operations);
-    let writer = LogWriter { wal, shared: log.shared(), operations: waiting, metrics };
-    Ok((log, writer.start(placement).map_err(StartError::Directory)?))
+    let writer = LogWriter::start(wal, log.shared(), waiting, metrics, placement);
+    Ok((log, writer.map_err(StartError::Directory)?))
 }
 
 fn load_store(parts: &Parts) -> Result<Loaded, StartError> {
@@ -436,17 +436,18 @@ impl Replica {
 
     /// Stops: ends everything. A request that still waits is answered with
     /// [`Unavailable::Stopped`]. A leader should hand over first.
-    pub async fn shutdown(mut self) {
+    pub async fn shutdown(self) {
         let shared = self.handle.shared.clone();
         shared.queue.close();
         shared.reads.close();
+        self.writer.hurry();
         if let Err(error) = shared.raft.shutdown().await {
             tracing::error!(%error, "raft ended abnormally");
         }
         shared.write_boxes.end_all(Unavailable::Stopped);
         shared.read_boxes.end_all(Unavailable::Stopped);
         drop(shared);
-        self.writer.join();
+        self.writer.end().await;
     }
 
     /// Hands leadership over if this member leads and another can. Call it while the member still
