@@ -184,7 +184,7 @@ async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
     ended
 }
 
-/// Serves until a signal or the end of the replica.
+/// Serves until a signal, or the end of the replica or of watches.
 #[expect(clippy::too_many_arguments, reason = "the parts of the server, each used once")]
 async fn serve_all(
     config: &Config,
@@ -259,6 +259,7 @@ async fn serve_all(
         }
         result = acceptor => result,
         reason = replica_ended(&handle) => Err(reason.into()),
+        reason = context.hub.failed() => Err(reason.into()),
     };
     stop.cancel();
     context.hub.get().stop(); // Watches would otherwise take the whole grace period.
