@@ -260,12 +260,18 @@ impl Member {
     pub fn launch_until_end(&mut self) -> Result<(ExitStatus, String)> {
         let before = self.log().len();
         self.launch()?;
-        let deadline = Instant::now() + START_TIMEOUT;
+        let status = self.wait_until_ended(START_TIMEOUT)?;
+        Ok((status, self.log().split_off(before)))
+    }
+
+    /// Waits until the process ends, because it was told to or by itself, and answers how it ended.
+    pub fn wait_until_ended(&mut self, at_most: Duration) -> Result<ExitStatus> {
+        let deadline = Instant::now() + at_most;
         loop {
             let child = self.child.as_mut().context("the server was started")?;
             if let Some(status) = child.try_wait().context("look at the server")? {
                 self.child = None;
-                return Ok((status, self.log().split_off(before)));
+                return Ok(status);
             }
             if Instant::now() > deadline {
                 bail!("{} runs although it should have ended:\n{}", self.name, self.log());

@@ -53,6 +53,10 @@ const DRAIN_GRACE: Duration = Duration::from_secs(5);
 /// what they wait for is answered long before, or is answered by the next leader.
 const PEER_DRAIN_GRACE: Duration = Duration::from_millis(500);
 
+/// How long work on threads of its own may go on once everything else has ended: a look-up of a name
+/// can take far longer, and an image that is cut off leaves the one before.
+const THREADS_GRACE: Duration = Duration::from_secs(1);
+
 /// Write an image after this many bytes of entries, however few entries they are.
 const IMAGE_BYTES: u64 = 256 << 20;
 
@@ -104,7 +108,9 @@ pub fn serve(config: Config) -> Result<(), Box<dyn Error>> {
     // The provider is the same for all of TLS; a second installation is refused and changes nothing.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(run(config))
+    let ended = runtime.block_on(run(config));
+    runtime.shutdown_timeout(THREADS_GRACE);
+    ended
 }
 
 async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
@@ -178,7 +184,7 @@ async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
     ended
 }
 
-/// Serves until a signal or the end of the replica.
+/// Serves until a signal, or the end of the replica or of watches.
 #[expect(clippy::too_many_arguments, reason = "the parts of the server, each used once")]
 async fn serve_all(
     config: &Config,
@@ -253,6 +259,7 @@ async fn serve_all(
         }
         result = acceptor => result,
         reason = replica_ended(&handle) => Err(reason.into()),
+        reason = context.hub.failed() => Err(reason.into()),
     };
     stop.cancel();
     context.hub.get().stop(); // Watches would otherwise take the whole grace period.

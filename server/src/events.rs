@@ -16,12 +16,32 @@ use crate::ops::metrics::Metrics;
 
 /// The watch hub, which is there once the replica has shown its state.
 #[derive(Clone, Default)]
-pub(crate) struct HubCell(Arc<RwLock<Option<Hub>>>);
+pub(crate) struct HubCell {
+    hub: Arc<RwLock<Option<Hub>>>,
+    failure: Arc<tokio::sync::watch::Sender<Option<String>>>,
+}
 
 impl HubCell {
     pub(crate) fn get(&self) -> Hub {
-        let hub = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let hub = self.hub.read().unwrap_or_else(PoisonError::into_inner).clone();
         hub.expect("the replica shows its state before any client is served")
+    }
+
+    /// Returns why no watch can be served any more, once that is so. The member must end then, as
+    /// after a failed sync: its clients go on at another, from the revision that they have seen, while
+    /// here they would wait for events that never come.
+    pub(crate) async fn failed(&self) -> String {
+        let mut failure = self.failure.subscribe();
+        let failed = failure.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+        match failed {
+            Some(reason) => reason,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn fail(&self, reason: String) {
+        tracing::error!(reason, "watches cannot be served; this member stops");
+        self.failure.send_replace(Some(reason));
     }
 }
 
@@ -58,7 +78,7 @@ impl EventSink for Events {
         self.leases.forget();
         // What took back a token may be among what was not applied one by one.
         self.tokens.forget();
-        let mut known = self.hub.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.hub.hub.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(hub) = &*known {
             // Watches go on where they were, in the history of the new state.
             return hub.reset(views.mvcc.clone());
@@ -66,20 +86,61 @@ impl EventSink for Events {
         let (hub, task) = Hub::new(views.mvcc.clone(), self.options.clone());
         *known = Some(hub);
         drop(known);
-        let thread = std::thread::Builder::new().name("watch".to_owned());
-        if let Err(error) = thread.spawn(move || run_hub(task)) {
-            tracing::error!(%error, "the watch hub has no thread");
+        let (thread, cell) =
+            (std::thread::Builder::new().name("watch".to_owned()), self.hub.clone());
+        if let Err(error) = thread.spawn(move || run_hub(task, &cell)) {
+            self.hub.fail(format!("the watch hub has no thread: {error}"));
         }
     }
 }
 
-fn run_hub(task: HubTask) {
+fn run_hub(task: HubTask, cell: &HubCell) {
     match tokio::runtime::Builder::new_current_thread().enable_time().build() {
         Ok(runtime) => {
             if let Err(error) = runtime.block_on(task.run()) {
-                tracing::error!(%error, "the watch hub cannot read the store");
+                cell.fail(format!("the watch hub cannot read the store: {error}"));
             }
         }
-        Err(error) => tracing::error!(%error, "the watch hub has no runtime"),
+        Err(error) => cell.fail(format!("the watch hub has no runtime: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mvcc::Store;
+    use mvcc::memory::MemoryRevs;
+    use revlog::RevStore;
+    use types::LeaseId;
+    use watch::CreateWatch;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_store_that_cannot_be_read_for_watches_ends_the_member() {
+        let records = Arc::new(MemoryRevs::default());
+        let store = Store::empty(records.clone());
+        let (hub, task) = Hub::new(store.read(), HubOptions::default());
+        let cell = HubCell::default();
+        let thread = std::thread::spawn({
+            let cell = cell.clone();
+            move || run_hub(task, &cell)
+        });
+        let (handle, _output) = hub.open();
+        let watch = CreateWatch { key: "a".into(), prev_kv: true, ..CreateWatch::default() };
+        handle.create(watch).await;
+        for _ in 0..2 {
+            let mut writer = store.writer();
+            writer.begin();
+            writer.put("a".into(), "1".into(), LeaseId(0));
+            writer.end();
+            let events = writer.commit().unwrap();
+            // As after a sector went bad: no compaction said that the record may go.
+            records.remove(&[events[0].events[0].record]).unwrap();
+            hub.publish(events);
+        }
+        let reason = cell.failed().await;
+        assert!(reason.starts_with("the watch hub cannot read the store: "), "{reason}");
+        assert!(reason.contains("record 2/0"), "{reason}");
+        thread.join().unwrap();
     }
 }

@@ -184,6 +184,8 @@ table! {
         alarms = "etcd_debugging_server_alarms", ["server_id", "alarm_type"], "Alarms that are on.";
         known_peers = "etcd_network_known_peers", ["Local", "Remote"], "Other members.";
         active_peers = "etcd_network_active_peers", ["Local", "Remote"], "Connections to other members.";
+        snapshot_send_inflights = "etcd_network_snapshot_send_inflights_total", ["To"], "Snapshots on their way to other members.";
+        snapshot_receive_inflights = "etcd_network_snapshot_receive_inflights_total", ["From"], "Snapshots on their way from other members.";
     }
     labelled_counters {
         learner_promote_failures = "etcd_server_learner_promote_failures", ["Reason"], "Learners that could not be promoted.";

@@ -130,13 +130,14 @@ impl Raft for PeerService {
         let chunks = request.into_inner().take_while(|chunk| std::future::ready(chunk.is_ok()));
         let chunks = chunks.filter_map(|chunk| std::future::ready(chunk.ok()));
         let from = Arc::new(AtomicU64::new(0));
-        let (meters, source) = (self.meters.clone(), from.clone());
+        let (meters, source, mut under_way) = (self.meters.clone(), from.clone(), None);
         let chunks = chunks.inspect(move |chunk: &peerpb::SnapshotChunk| {
             if let Some(peerpb::snapshot_chunk::Part::Header(header)) = &chunk.part {
                 source.store(sender(header.envelope.as_ref()), Ordering::Relaxed);
             }
-            let from = MemberId(source.load(Ordering::Relaxed));
-            meters.of(from).received(chunk.encoded_len());
+            let meter = meters.of(MemberId(source.load(Ordering::Relaxed)));
+            under_way.get_or_insert_with(|| meter.snapshot_begins(Direction::Received));
+            meter.received(chunk.encoded_len());
         });
         let began = Instant::now();
         let result = self.inbound.snapshot(chunks).await;

@@ -34,9 +34,19 @@ pub(crate) struct PeerMeter {
 
 /// Snapshots in one direction.
 struct SnapshotMeter {
+    under_way: Gauge,
     success: IntCounter,
     failures: IntCounter,
     took: Histogram,
+}
+
+/// A snapshot on its way, counted for as long as this lives: its transfer may also be given up.
+pub(crate) struct SnapshotUnderWay(Gauge);
+
+impl Drop for SnapshotUnderWay {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 /// Which way a snapshot goes.
@@ -77,11 +87,13 @@ impl PeerMeters {
             is_active: AtomicBool::new(false),
             snapshots: [
                 SnapshotMeter {
+                    under_way: metrics.snapshot_send_inflights.with_label_values(&label),
                     success: metrics.snapshot_send_success.with_label_values(&label),
                     failures: metrics.snapshot_send_failures.with_label_values(&label),
                     took: metrics.snapshot_send.with_label_values(&label),
                 },
                 SnapshotMeter {
+                    under_way: metrics.snapshot_receive_inflights.with_label_values(&label),
                     success: metrics.snapshot_receive_success.with_label_values(&label),
                     failures: metrics.snapshot_receive_failures.with_label_values(&label),
                     took: metrics.snapshot_receive.with_label_values(&label),
@@ -118,6 +130,12 @@ impl PeerMeter {
 
     pub(crate) fn round_trip(&self, took: Duration) {
         self.round_trip.observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn snapshot_begins(&self, direction: Direction) -> SnapshotUnderWay {
+        let gauge = self.snapshots[direction as usize].under_way.clone();
+        gauge.inc();
+        SnapshotUnderWay(gauge)
     }
 
     pub(crate) fn snapshot(&self, direction: Direction, success: bool, began: Instant) {

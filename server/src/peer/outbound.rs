@@ -246,6 +246,7 @@ impl Peers for Outbound {
         Box::pin(async move {
             let mut client = client?;
             let began = Instant::now();
+            let _under_way = meter.as_ref().map(|meter| meter.snapshot_begins(Direction::Sent));
             let sent = client.snapshot(Request::new(Outgoing(chunks.boxed()))).await;
             let result = sent.map(tonic::Response::into_inner).map_err(peer_error);
             count(meter.as_deref(), &result);

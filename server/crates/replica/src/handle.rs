@@ -40,6 +40,9 @@ use crate::watermark::Watermark;
 /// etcd asks the leader again after this time, and counts the read as slow.
 const READ_INDEX_SLOW: Duration = Duration::from_millis(500);
 
+/// How long it is waited for an image before it is asked for again.
+const IMAGE_ASKED_AGAIN: Duration = Duration::from_millis(100);
+
 /// What the parts of this room share.
 pub(crate) struct Shared {
     pub(crate) me: MemberId,
@@ -237,9 +240,15 @@ impl Handle {
     pub async fn save_image(&self) -> Result<(), Unavailable> {
         self.shared.sweep_index().await;
         let target = self.shared.applied.get();
-        self.shared.raft.trigger().snapshot().await.map_err(|_| Unavailable::Stopped)?;
-        let saved = self.shared.store.wait_saved(target);
-        timeout(self.shared.rules.request_timeout, saved).await.map_err(|_| Unavailable::Timeout)
+        let deadline = Instant::now() + self.shared.rules.request_timeout;
+        // While an image is being written no other is begun, and that one may be older than this call.
+        while Instant::now() < deadline {
+            self.shared.raft.trigger().snapshot().await.map_err(|_| Unavailable::Stopped)?;
+            if timeout(IMAGE_ASKED_AGAIN, self.shared.store.wait_saved(target)).await.is_ok() {
+                return Ok(());
+            }
+        }
+        Err(Unavailable::Timeout)
     }
 }
 

@@ -25,6 +25,7 @@ mod codec;
 mod completion;
 mod forced;
 mod handle;
+mod image_schedule;
 mod images;
 mod inbound;
 mod initial_state;

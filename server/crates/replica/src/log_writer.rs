@@ -8,6 +8,10 @@
 //! covers them. After a failed write or flush nothing more is written, every further operation is
 //! answered with the error, and openraft ends, which ends the process (a page that failed to reach
 //! the disk may be dropped from the cache, so a second fsync proves nothing).
+//!
+//! The writer ends when it is told to, not when nobody can ask anything of it any more: openraft's
+//! replication tasks read the log through the same handle that writes it, outlive openraft's own end,
+//! and may wait for a peer for as long as an election takes.
 
 use std::io;
 use std::sync::Arc;
@@ -15,7 +19,7 @@ use std::time::Duration;
 
 use openraft::entry::RaftEntry;
 use openraft::storage::IOFlushed;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use types::{LogIndex, Planted};
 use wal::Wal;
@@ -41,10 +45,21 @@ pub enum LogWriterPlacement {
 }
 
 pub(crate) struct LogWriter {
-    pub(crate) wal: Wal,
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) operations: mpsc::Receiver<WriteOperation>,
-    pub(crate) metrics: LogMetrics,
+    wal: Wal,
+    shared: Arc<Shared>,
+    operations: mpsc::Receiver<WriteOperation>,
+    metrics: LogMetrics,
+    stage: watch::Receiver<Stage>,
+}
+
+/// How far the member is on its way to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    Runs,
+    /// openraft is ending and may wait for the log: a full disk is an error now.
+    Hurries,
+    /// openraft has ended: what waits is written, and nothing more is taken.
+    Ends,
 }
 
 /// What a flush owes to those who wait for it.
@@ -54,21 +69,31 @@ enum Completion {
 }
 
 impl LogWriter {
-    pub(crate) fn start(self, placement: LogWriterPlacement) -> io::Result<WriterThread> {
-        match placement {
+    /// Starts a writer of this log, which ends when it is told to or when nobody holds the other end of
+    /// `operations`.
+    pub(crate) fn start(
+        wal: Wal,
+        shared: Arc<Shared>,
+        operations: mpsc::Receiver<WriteOperation>,
+        metrics: LogMetrics,
+        placement: LogWriterPlacement,
+    ) -> io::Result<RunningWriter> {
+        let (stage, told) = watch::channel(Stage::Runs);
+        let writer = LogWriter { wal, shared, operations, metrics, stage: told };
+        let place = match placement {
             LogWriterPlacement::OwnThread => {
                 let runtime =
                     tokio::runtime::Builder::new_current_thread().enable_time().build()?;
                 let thread = std::thread::Builder::new()
                     .name("log-writer".into())
-                    .spawn(move || runtime.block_on(self.run(None)))?;
-                Ok(WriterThread(Some(thread)))
+                    .spawn(move || runtime.block_on(writer.run(None)))?;
+                Place::Thread(thread)
             }
             LogWriterPlacement::Task(delay) => {
-                crate::runtime::spawn(self.run(Some(delay)));
-                Ok(WriterThread(None))
+                Place::Task(crate::runtime::spawn(writer.run(Some(delay))))
             }
-        }
+        };
+        Ok(RunningWriter { stage, place })
     }
 
     async fn run(mut self, mut delay: Option<Box<dyn FnMut() -> Duration + Send>>) {
@@ -113,14 +138,26 @@ impl LogWriter {
             left = self.wal.prepare().unwrap_or(false);
         }
         self.shared.set_in_reserve(self.wal.space() == wal::Space::Reserve);
-        let wait = self.operations.recv_many(group, GROUP_OPERATIONS_MAX);
-        if let Ok(received) = tokio::time::timeout(IDLE, wait).await {
-            return received > 0;
+        if let Ok(received) = tokio::time::timeout(IDLE, self.receive(group)).await {
+            return received;
         }
         if let Err(error) = self.wal.mark() {
             tracing::warn!(%error, "marking the end of the write-ahead log");
         }
-        self.operations.recv_many(group, GROUP_OPERATIONS_MAX).await > 0
+        self.receive(group).await
+    }
+
+    /// Takes what waits, or waits for something; false once there will be nothing.
+    async fn receive(&mut self, group: &mut Vec<WriteOperation>) -> bool {
+        let received = tokio::select! {
+            biased;
+            received = self.operations.recv_many(group, GROUP_OPERATIONS_MAX) => received,
+            () = reached(&mut self.stage, Stage::Ends) => {
+                self.operations.close();
+                self.operations.recv_many(group, GROUP_OPERATIONS_MAX).await
+            }
+        };
+        received > 0
     }
 
     /// Appends every operation of the group; what it returns must be completed after the flush.
@@ -153,7 +190,8 @@ impl LogWriter {
     }
 
     /// A full disk is waited out: nothing of the operation is in the log, and what comes after it must
-    /// not overtake it. Whoever waits for an answer meanwhile times out.
+    /// not overtake it. Whoever waits for an answer meanwhile times out. A member that is to end does
+    /// not wait: the operation was never acknowledged.
     async fn write_when_there_is_space(
         &mut self,
         operation: &WriteOperation,
@@ -161,9 +199,14 @@ impl LogWriter {
         loop {
             match self.write(operation) {
                 Err(error @ wal::WalError::NoSpace { .. }) => {
+                    if *self.stage.borrow() >= Stage::Hurries {
+                        return Err(error);
+                    }
                     tracing::error!(%error, "the disk is full; the write-ahead log waits for space");
                     self.shared.set_in_reserve(true);
-                    tokio::time::sleep(NO_SPACE_PAUSE).await;
+                    let told = reached(&mut self.stage, Stage::Hurries);
+                    // Either way the operation is tried once more.
+                    let _ = tokio::time::timeout(NO_SPACE_PAUSE, told).await;
                 }
                 written => return written,
             }
@@ -223,9 +266,10 @@ impl LogWriter {
     }
 
     async fn refuse_the_rest(mut self, error: &io::Error) {
-        while let Some(operation) = self.operations.recv().await {
+        let mut group = Vec::new();
+        while self.receive(&mut group).await {
             let failed = Err(io::Error::new(error.kind(), error.to_string()));
-            self.complete(completion_of(operation).into_iter().collect(), &failed);
+            self.complete(group.drain(..).filter_map(completion_of).collect(), &failed);
         }
     }
 }
@@ -243,15 +287,44 @@ fn completion_of(operation: WriteOperation) -> Option<Completion> {
     }
 }
 
-/// Joins the writer's thread when the member stops; the queue's end tells the thread to end.
-pub(crate) struct WriterThread(Option<std::thread::JoinHandle<()>>);
+/// Returns once the member is as far on its way to its end; never if nobody will say so.
+async fn reached(told: &mut watch::Receiver<Stage>, stage: Stage) {
+    if told.wait_for(|now| *now >= stage).await.is_err() {
+        std::future::pending().await
+    }
+}
 
-impl WriterThread {
-    pub(crate) fn join(&mut self) {
-        if let Some(thread) = self.0.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the log writer's thread panicked");
+/// The writer, for who ends it.
+pub(crate) struct RunningWriter {
+    stage: watch::Sender<Stage>,
+    place: Place,
+}
+
+enum Place {
+    Thread(std::thread::JoinHandle<()>),
+    Task(tokio::task::JoinHandle<()>),
+}
+
+impl RunningWriter {
+    /// From now on no operation waits for space on the disk.
+    pub(crate) fn hurry(&self) {
+        self.stage.send_replace(Stage::Hurries);
+    }
+
+    /// Ends the writer behind what waits for it.
+    pub(crate) async fn end(self) {
+        self.stage.send_replace(Stage::Ends);
+        let ended = match self.place {
+            // Not joined here: openraft's tasks must be able to go on, and to let go of the log.
+            Place::Thread(thread) => {
+                let join = move || thread.join().map_err(|_| "it panicked".to_owned());
+                let joined = tokio::task::spawn_blocking(join).await;
+                joined.unwrap_or_else(|error| Err(error.to_string()))
+            }
+            Place::Task(task) => task.await.map_err(|error| error.to_string()),
+        };
+        if let Err(error) = ended {
+            tracing::error!(%error, "the log writer ended abnormally");
         }
     }
 }

@@ -198,6 +198,14 @@ fn is_overtaken(
     request.entries.is_empty() && log.is_purged(next)
 }
 
+/// Whether these are entries, of which there may be more at any time. A heartbeat is a stream of one
+/// request. It looks like one that was overtaken when the follower needs a snapshot, but must arrive:
+/// the follower would campaign while it receives the snapshot, and the leader could not prove to its
+/// readers that it still leads.
+fn is_replication(input: &impl Stream) -> bool {
+    input.size_hint().1 != Some(1)
+}
+
 impl AnswerStream {
     async fn next(
         &mut self,
@@ -259,9 +267,9 @@ impl RaftNetworkV2<TypeConfig> for Network {
         let sent = Arc::new(AtomicU64::new(0));
         let (envelope, counter) = (self.sender.envelope(self.to.id), sent.clone());
         let (log, overtaken) = (self.log.clone(), Arc::new(AtomicBool::new(false)));
-        let mark = overtaken.clone();
+        let (mark, may_be_overtaken) = (overtaken.clone(), is_replication(&input));
         let left = input.take_while(move |request| {
-            let overtaken = is_overtaken(request, &log);
+            let overtaken = may_be_overtaken && is_overtaken(request, &log);
             mark.fetch_or(overtaken, Ordering::AcqRel);
             std::future::ready(!overtaken)
         });

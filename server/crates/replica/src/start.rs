@@ -21,11 +21,12 @@ use types::{ClusterId, LogIndex, MemberId, Term};
 use crate::completion::Mailboxes;
 use crate::forced;
 use crate::handle::{Handle, Shared};
+use crate::image_schedule::{ImageSchedule, Progress};
 use crate::images::Images;
 use crate::inbound::Inbound;
 use crate::limits::{Rules, SPACE_RESERVE_BYTES};
 use crate::log_store::{LogStore, WRITE_QUEUE_LENGTH};
-use crate::log_writer::{LogWriter, LogWriterPlacement, WriterThread};
+use crate::log_writer::{LogWriter, LogWriterPlacement, RunningWriter};
 use crate::metrics::LogMetrics;
 use crate::network::{Networks, Sender};
 use crate::peers::Peers;
@@ -152,7 +153,7 @@ const LOCK_PAUSE: Duration = Duration::from_millis(100);
 /// A running replica.
 pub struct Replica {
     handle: Handle,
-    writer: WriterThread,
+    writer: RunningWriter,
     _lock: disk::DirLock,
 }
 
@@ -277,11 +278,11 @@ fn open_log(
     recovered: &wal::Recovered,
     placement: LogWriterPlacement,
     metrics: LogMetrics,
-) -> Result<(LogStore, WriterThread), StartError> {
+) -> Result<(LogStore, RunningWriter), StartError> {
     let (operations, waiting) = mpsc::channel(WRITE_QUEUE_LENGTH);
     let log = LogStore::new(recovered, wal.reader(), operations);
-    let writer = LogWriter { wal, shared: log.shared(), operations: waiting, metrics };
-    Ok((log, writer.start(placement).map_err(StartError::Directory)?))
+    let writer = LogWriter::start(wal, log.shared(), waiting, metrics, placement);
+    Ok((log, writer.map_err(StartError::Directory)?))
 }
 
 fn load_store(parts: &Parts) -> Result<Loaded, StartError> {
@@ -429,22 +430,20 @@ async fn tend_membership(shared: std::sync::Weak<Shared>, every: Duration) {
 /// Has an image written when enough was applied since the last one, or when compaction has freed
 /// records that only an image may release.
 async fn write_images(shared: std::sync::Weak<Shared>, policy: ImagePolicy, every: Duration) {
-    let (mut asked_at, mut bytes_then) = (LogIndex(0), 0);
+    let mut schedule = ImageSchedule::new(policy);
     loop {
         tokio::time::sleep(every).await;
         let Some(shared) = shared.upgrade() else { return };
         shared.sweep_index().await;
-        let applied = shared.applied.get();
-        let entries = applied.0.saturating_sub(shared.store.saved().max(asked_at).0);
-        let bytes = shared.applied_bytes.load(Ordering::Relaxed);
-        let compaction = shared.current.views().mvcc.compact_revision();
-        let compacted = compaction > shared.store.saved_compaction();
-        let enough = entries >= policy.entries || bytes - bytes_then >= policy.bytes;
-        if entries > 0 && (enough || compacted) {
-            (asked_at, bytes_then) = (applied, bytes);
-            if shared.raft.trigger().snapshot().await.is_err() {
-                return;
-            }
+        let now = Progress {
+            applied: shared.applied.get(),
+            bytes: shared.applied_bytes.load(Ordering::Relaxed),
+            saved: shared.store.saved(),
+            compacted: shared.current.views().mvcc.compact_revision()
+                > shared.store.saved_compaction(),
+        };
+        if schedule.is_due(now) && shared.raft.trigger().snapshot().await.is_err() {
+            return;
         }
     }
 }
@@ -462,17 +461,18 @@ impl Replica {
 
     /// Stops: ends everything. A request that still waits is answered with
     /// [`Unavailable::Stopped`]. A leader should hand over first.
-    pub async fn shutdown(mut self) {
+    pub async fn shutdown(self) {
         let shared = self.handle.shared.clone();
         shared.queue.close();
         shared.reads.close();
+        self.writer.hurry();
         if let Err(error) = shared.raft.shutdown().await {
             tracing::error!(%error, "raft ended abnormally");
         }
         shared.write_boxes.end_all(Unavailable::Stopped);
         shared.read_boxes.end_all(Unavailable::Stopped);
         drop(shared);
-        self.writer.join();
+        self.writer.end().await;
     }
 
     /// Hands leadership over if this member leads and another can. Call it while the member still

@@ -176,6 +176,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     async fn get_snapshot_builder(&mut self) -> ImageBuilder {
         ImageBuilder {
             image: Some(self.machine.image()),
+            epoch: self.store.epoch(),
             meta: self.meta(),
             store: self.store.clone(),
             blocking: self.blocking,
@@ -223,6 +224,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 /// Writes an image of one applied index while apply goes on.
 pub(crate) struct ImageBuilder {
     image: Option<machine::ImageJob>,
+    /// Of which of the store's states the image is.
+    epoch: u64,
     meta: SnapshotMeta,
     store: Arc<Store>,
     blocking: Blocking,
@@ -240,7 +243,8 @@ impl RaftSnapshotBuilder<TypeConfig> for ImageBuilder {
         let began = Instant::now();
         loop {
             let (store, meta, image) = (self.store.clone(), self.meta.clone(), image.clone());
-            match self.blocking.run(move || store.save(&meta, &image)).await {
+            let epoch = self.epoch;
+            match self.blocking.run(move || store.save(epoch, &meta, &image)).await {
                 Ok(()) => break,
                 // The image before is whole and the log still has everything since: only space is
                 // not freed meanwhile.

@@ -12,8 +12,8 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use disk::Disk;
 use machine::{ImageJob, Machine};
@@ -59,6 +59,9 @@ pub(crate) struct Store {
     images: Images,
     open_engine: OpenEngine,
     epoch: AtomicU64,
+    /// Held while an image is written and put in place of the one before. A std mutex: only threads
+    /// for such work wait for it.
+    changing: Mutex<()>,
     /// How many snapshots were received; each has a file of its own.
     received: AtomicU64,
     /// The applied index of the newest durable image.
@@ -138,6 +141,7 @@ impl Store {
             images,
             open_engine,
             epoch: AtomicU64::new(epoch),
+            changing: Mutex::default(),
             received: AtomicU64::new(0),
             saved: Watermark::default(),
             saved_compaction: AtomicI64::new(NEVER_COMPACTED.0),
@@ -181,8 +185,20 @@ impl Store {
         self.saved_compaction.store(revision.0, Ordering::Release);
     }
 
-    /// Makes an image durable, then frees what it allows to be freed.
-    pub(crate) fn save(&self, meta: &SnapshotMeta, image: &ImageJob) -> io::Result<()> {
+    /// Which of the states that this member has had is current: each snapshot from a leader begins one.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Makes an image of the state of `epoch` durable, then frees what it allows to be freed. If a
+    /// snapshot has replaced that state meanwhile, nothing is written: its records are gone, and what
+    /// is on disk is newer.
+    pub(crate) fn save(&self, epoch: u64, meta: &SnapshotMeta, image: &ImageJob) -> io::Result<()> {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        if epoch != self.epoch() {
+            tracing::info!(epoch, "a snapshot from the leader has overtaken this member's own");
+            return Ok(());
+        }
         self.write_image(meta, image)?;
         image.remove_garbage().map_err(|error| io::Error::other(error.to_string()))?;
         self.images.sweep()
@@ -190,7 +206,7 @@ impl Store {
 
     fn write_image(&self, meta: &SnapshotMeta, image: &ImageJob) -> io::Result<()> {
         let header = self.images.header(
-            self.epoch.load(Ordering::Acquire),
+            self.epoch(),
             meta.last_log_id.as_ref().map(codec::log_id_message),
             codec::stored_membership_message(&meta.last_membership),
         );
@@ -204,7 +220,8 @@ impl Store {
     /// Replaces the whole state by a received snapshot. The rename of the new image is the moment
     /// of exchange: before it a restart finds the old state, after it the new one.
     pub(crate) fn install(&self, received: &Path, meta: &SnapshotMeta) -> io::Result<Machine> {
-        let epoch = self.epoch.load(Ordering::Acquire) + 1;
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let epoch = self.epoch() + 1;
         let path = store_path(&self.directory, epoch);
         if self.disk.exists(&path)? {
             self.disk.remove_dir_all(&path)?;
@@ -241,7 +258,7 @@ impl Store {
 
     /// Removes what no image names: other epochs and old images.
     fn sweep(&self) -> io::Result<()> {
-        let current = self.epoch.load(Ordering::Acquire).to_string();
+        let current = self.epoch().to_string();
         let stores = self.directory.join("store");
         for entry in self.disk.list(&stores)? {
             if entry.name != current {
@@ -262,4 +279,80 @@ fn position(header: ImageHeader) -> Result<(Option<LogId>, StoredMembership), St
     let applied = codec::optional_log_id(header.applied).map_err(malformed)?;
     let membership = codec::stored_membership_from_message(header.membership).map_err(malformed)?;
     Ok((applied, membership))
+}
+
+#[cfg(test)]
+mod tests {
+    use disk::{OpenMode, SimDisk};
+    use machine::{
+        AppliedEntry, AppliedPayload, Batch, CommandKind, LogPosition, Proposal, Ticket,
+    };
+    use proto::etcdserverpb::PutRequest;
+    use types::{MemberId, Term};
+
+    use super::*;
+    use crate::raft_types::log_id;
+
+    const CLUSTER: ClusterId = ClusterId(7);
+    const DIRECTORY: &str = "member";
+
+    fn load(disk: &Arc<SimDisk>) -> Loaded {
+        let disk: Arc<dyn Disk> = disk.clone();
+        let directory = PathBuf::from(DIRECTORY);
+        let images =
+            Images::open(disk.clone(), directory.join("image"), CLUSTER, MemberId(1)).unwrap();
+        let engine_disk = disk.clone();
+        let engine: OpenEngine = Arc::new(move |path: &Path| {
+            let options = revlog::RevLogOptions::default();
+            Ok(Arc::new(revlog::RevLog::open(engine_disk.clone(), path, options)?))
+        });
+        Store::load(disk, directory, images, engine, CLUSTER).unwrap()
+    }
+
+    fn put(machine: &mut Machine, index: u64, value: &str) {
+        let request =
+            PutRequest { key: "k".into(), value: value.to_owned().into(), ..PutRequest::default() };
+        let proposal = Proposal::new(CommandKind::Put, &request);
+        let ticket = Ticket { origin: MemberId(1), seq: index };
+        let position = LogPosition { term: Term(1), index: LogIndex(index) };
+        let payload = AppliedPayload::Batch(Batch::encode(&[(ticket, proposal)]));
+        machine.apply(&[AppliedEntry { position, payload }]).unwrap();
+    }
+
+    fn meta(index: u64) -> SnapshotMeta {
+        let last_log_id = Some(log_id(Term(1), LogIndex(index)));
+        SnapshotMeta { last_log_id, last_membership: StoredMembership::default() }
+    }
+
+    /// A follower that was away writes an image of what it had while the leader's snapshot arrives.
+    #[test]
+    fn an_image_that_a_snapshot_has_overtaken_is_not_written() {
+        let leader = {
+            let mut leader = load(&Arc::new(SimDisk::new(1))).machine;
+            (1..=9).for_each(|index| put(&mut leader, index, "leader's"));
+            leader
+        };
+        let disk = Arc::new(SimDisk::new(2));
+        let Loaded { store, machine: mut follower, .. } = load(&disk);
+        put(&mut follower, 1, "old");
+        let (epoch, image) = (store.epoch(), follower.image());
+
+        let mut snapshot = Vec::new();
+        leader.snapshot().write(&mut snapshot).unwrap();
+        let incoming = store.incoming_file();
+        let file = disk.open(incoming.path(), OpenMode::Create).unwrap();
+        file.write_all_at(&snapshot, 0).unwrap();
+        let installed = store.install(incoming.path(), &meta(9)).unwrap();
+        store.save(epoch, &meta(1), &image).unwrap();
+
+        assert_eq!(store.saved(), LogIndex(9), "what is on disk does not go back");
+        assert_eq!(store.images.list().unwrap().len(), 1);
+        store.save(store.epoch(), &meta(9), &installed.image()).unwrap();
+        drop((store, installed, follower, image));
+        let again = load(&disk);
+        assert_eq!(again.applied, meta(9).last_log_id);
+        let value = again.machine.views().mvcc.get(b"k", 0).unwrap().unwrap();
+        let value = mvcc::KeyValue::decode(&value).unwrap().value;
+        assert_eq!(value.as_ref(), b"leader's");
+    }
 }

@@ -5,7 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use disk::{Disk, SimDisk};
@@ -22,11 +23,21 @@ use replica::{
 use types::{ClusterId, MemberId};
 
 #[derive(Clone, Default)]
-struct Wires(Arc<Mutex<BTreeMap<MemberId, Inbound>>>);
+struct Wires {
+    members: Arc<Mutex<BTreeMap<MemberId, Inbound>>>,
+    /// Whether entries are neither taken nor refused, as by a host that is gone.
+    swallow: Arc<AtomicBool>,
+    /// How many streams of entries were swallowed.
+    swallowed: Arc<AtomicUsize>,
+    /// Who gets no entries.
+    cut_off: Arc<Mutex<Option<MemberId>>>,
+    /// Whether snapshots are on their way for ever.
+    snapshots_crawl: Arc<AtomicBool>,
+}
 
 impl Wires {
     fn find(&self, to: &Peer) -> PeerResult<Inbound> {
-        let members = self.0.lock().unwrap();
+        let members = self.members.lock().unwrap();
         members.get(&to.id).cloned().ok_or_else(|| PeerError::Unreachable("down".into()))
     }
 }
@@ -44,7 +55,18 @@ impl Peers for Wires {
         to: Peer,
         requests: BoxStream<'static, peerpb::AppendRequest>,
     ) -> BoxFuture<'static, PeerResult<AppendResponses>> {
-        let inbound = self.find(&to);
+        if self.swallow.load(Ordering::SeqCst) {
+            self.swallowed.fetch_add(1, Ordering::SeqCst);
+            return Box::pin(async move {
+                // Held, as a connection that is being made holds what it is to carry.
+                let _requests = requests;
+                std::future::pending().await
+            });
+        }
+        let inbound = match *self.cut_off.lock().unwrap() == Some(to.id) {
+            true => Err(PeerError::Unreachable("cut off".into())),
+            false => self.find(&to),
+        };
         Box::pin(async move { Ok(inbound?.append(requests)) })
     }
     fn vote(
@@ -59,6 +81,9 @@ impl Peers for Wires {
         to: Peer,
         chunks: BoxStream<'static, peerpb::SnapshotChunk>,
     ) -> BoxFuture<'static, PeerResult<peerpb::SnapshotResponse>> {
+        if self.snapshots_crawl.load(Ordering::SeqCst) {
+            return Box::pin(std::future::pending());
+        }
         call!(self, to, snapshot, chunks)
     }
     fn transfer_leader(
@@ -133,6 +158,17 @@ fn node(id: u64) -> (MemberId, Node) {
 }
 
 async fn start(id: u64, disk: &Arc<SimDisk>, wires: &Wires, bootstrap: Bootstrap) -> Replica {
+    let log_writer = LogWriterPlacement::Task(Box::new(|| Duration::from_micros(30)));
+    start_with(log_writer, id, disk, wires, bootstrap).await
+}
+
+async fn start_with(
+    log_writer: LogWriterPlacement,
+    id: u64,
+    disk: &Arc<SimDisk>,
+    wires: &Wires,
+    bootstrap: Bootstrap,
+) -> Replica {
     let disk: Arc<dyn Disk> = disk.clone();
     let engine_disk = disk.clone();
     let replica = replica::start(Parts {
@@ -162,13 +198,13 @@ async fn start(id: u64, disk: &Arc<SimDisk>, wires: &Wires, bootstrap: Bootstrap
             strict_reconfig: false,
             learners_max: 1,
         },
-        log_writer: LogWriterPlacement::Task(Box::new(|| Duration::from_micros(30))),
+        log_writer,
         blocking: Blocking::Inline,
         metrics: LogMetrics::register(&prometheus::Registry::new()).unwrap(),
     })
     .await
     .unwrap();
-    wires.0.lock().unwrap().insert(MemberId(id), replica.inbound());
+    wires.members.lock().unwrap().insert(MemberId(id), replica.inbound());
     replica
 }
 
@@ -416,4 +452,113 @@ async fn a_full_disk_is_told_before_deletions_fail_and_then_waited_out() {
         assert!(get(&replica, key).is_some(), "{key} is lost by the restart");
     }
     assert!(get(&replica, &gone).is_none());
+}
+
+/// A long transfer must not cost the cluster its reads: the follower that receives it is alive.
+#[tokio::test(start_paused = true)]
+async fn a_follower_that_needs_a_snapshot_still_hears_that_its_leader_leads() {
+    let wires = Wires::default();
+    let disks: Vec<_> = (1..=3).map(|seed| Arc::new(SimDisk::new(seed))).collect();
+    let members: BTreeMap<_, _> = (1..=3).map(node).collect();
+    let mut replicas = Vec::new();
+    for (id, disk) in (1..).zip(&disks) {
+        replicas.push(start(id, disk, &wires, Bootstrap::New(members.clone())).await);
+    }
+    all_follow_a_leader(&replicas).await;
+    let at = replicas.iter().position(|replica| replica.handle().leads()).unwrap();
+    let leading = replicas.swap_remove(at);
+    let (behind, other) = (replicas.remove(0), replicas.remove(0));
+    *wires.cut_off.lock().unwrap() = Some(behind.handle().status().member_id);
+    wires.snapshots_crawl.store(true, Ordering::SeqCst);
+    // The stream that is open would go on.
+    wires.members.lock().unwrap().remove(&behind.handle().status().member_id);
+    behind.shutdown().await;
+    for number in 0..300 {
+        leading.handle().propose(put("k", &number.to_string())).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let id = leading.handle().status().nodes.keys().copied().find(|id| {
+        *id != leading.handle().status().member_id && *id != other.handle().status().member_id
+    });
+    let id = id.unwrap();
+    let disk = &disks[id.0 as usize - 1];
+    let behind = start(id.0, disk, &wires, Bootstrap::New(members.clone())).await;
+    *wires.cut_off.lock().unwrap() = None;
+    wires.members.lock().unwrap().remove(&other.handle().status().member_id);
+    other.shutdown().await;
+
+    leading.handle().read_index().await.unwrap();
+    assert_eq!(get(&behind, "k"), None, "the snapshot is still on its way");
+    wires.snapshots_crawl.store(false, Ordering::SeqCst);
+    leading.shutdown().await;
+    behind.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_ends_also_while_its_log_waits_for_space() {
+    let disk = Arc::new(SimDisk::new(1));
+    let wires = Wires::default();
+    let replica = start(1, &disk, &wires, Bootstrap::New([node(1)].into())).await;
+    leader(&[&replica]).await;
+    let value = "x".repeat(64 << 10);
+    leave_free(&disk, 0);
+    let mut written = 0;
+    let refused = loop {
+        match replica.handle().propose(put(&format!("key-{written}"), &value)).await {
+            Ok(_) => written += 1,
+            Err(reason) => break reason,
+        }
+        assert!(written < 2000, "a disk without space took everything");
+    };
+    assert_eq!(refused, Unavailable::Timeout);
+
+    let ended = tokio::time::timeout(Duration::from_secs(60), replica.shutdown()).await;
+    assert!(ended.is_ok(), "the log still waits for space");
+    disk.set_capacity(None);
+    let replica = start(1, &disk, &wires, Bootstrap::Join).await;
+    replica.handle().read_index().await.unwrap();
+    for number in 0..written {
+        assert!(get(&replica, &format!("key-{number}")).is_some(), "key-{number} is lost");
+    }
+    replica.shutdown().await;
+}
+
+/// Three members whose logs have threads, as in the server. The followers end and leave nobody who
+/// would answer; then the leader, which is about to call them, is told to end.
+async fn end_a_leader_that_calls_in_vain() {
+    let wires = Wires::default();
+    let disks: Vec<_> = (1..=3).map(|seed| Arc::new(SimDisk::new(seed))).collect();
+    let members: BTreeMap<_, _> = (1..=3).map(node).collect();
+    let mut replicas = Vec::new();
+    for (id, disk) in (1..).zip(&disks) {
+        let bootstrap = Bootstrap::New(members.clone());
+        let own = LogWriterPlacement::OwnThread;
+        replicas.push(start_with(own, id, disk, &wires, bootstrap).await);
+    }
+    all_follow_a_leader(&replicas).await;
+    replicas[0].handle().propose(put("k", "v")).await.unwrap();
+    wires.swallow.store(true, Ordering::SeqCst);
+    let at = replicas.iter().position(|replica| replica.handle().leads()).unwrap();
+    let leading = replicas.swap_remove(at);
+    for follower in replicas {
+        follower.shutdown().await;
+    }
+    // openraft calls a follower again once the stream to it has ended.
+    while wires.swallowed.load(Ordering::SeqCst) < 2 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    leading.shutdown().await;
+}
+
+#[test]
+fn a_leader_that_waits_for_its_followers_ends_all_the_same() {
+    // A thread of its own: when a runtime's thread waits for the log, nothing on it can give up.
+    let (done, ended) = mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(end_a_leader_that_calls_in_vain());
+        done.send(()).unwrap();
+    });
+    let ended = ended.recv_timeout(Duration::from_secs(60));
+    assert_eq!(ended, Ok(()), "a member that was told to end did not");
 }

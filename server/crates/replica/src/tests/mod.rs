@@ -103,9 +103,8 @@ impl StoreBuilder<TypeConfig, LogStore, Place> for EmptyLogs {
         let (operations, waiting) = mpsc::channel(WRITE_QUEUE_LENGTH);
         let log = LogStore::new(&recovered, wal.reader(), operations);
         let metrics = LogMetrics::register(&prometheus::Registry::new()).unwrap();
-        let writer = LogWriter { wal, shared: log.shared(), operations: waiting, metrics };
-        let flush = Box::new(|| Duration::from_micros(30));
-        writer.start(LogWriterPlacement::Task(flush)).unwrap();
+        let flush = LogWriterPlacement::Task(Box::new(|| Duration::from_micros(30)));
+        LogWriter::start(wal, log.shared(), waiting, metrics, flush).unwrap();
         Ok(((), log, Place::default()))
     }
 }
