@@ -160,7 +160,9 @@ pub struct Replica {
 pub async fn start(parts: Parts) -> Result<Replica, StartError> {
     let (lock, wal, recovered, loaded) = recover(&parts)?;
     let patience = parts.timing.election_timeout;
-    let (log, writer) = open_log(wal, &recovered, parts.log_writer, parts.metrics.clone())?;
+    let (log, writer) =
+        open_log(wal, &recovered, parts.member, parts.log_writer, parts.metrics.clone())?;
+    let log_shared = log.shared();
     let applied = Arc::new(Watermark::default());
     applied.set(optional_index(loaded.applied.as_ref()));
     let write_boxes: Arc<Mailboxes<Outcome>> = Arc::new(Mailboxes::new());
@@ -175,6 +177,7 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
         recovered: recovered.last.map_or(LogIndex(0), |id| id.index),
         current: current.clone(),
         applied_bytes: applied_bytes.clone(),
+        log: log_shared.clone(),
     };
     let store = Arc::new(loaded.store);
     let machine = StateMachine::new(
@@ -193,7 +196,6 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
         events: parts.events.clone(),
     };
     let config = raft_config(parts.timing, parts.images)?;
-    let log_shared = log.shared();
     let networks = Networks { sender: sender.clone(), log: log_shared.clone() };
     let raft = Raft::new(parts.member.0, config, networks, log, machine)
         .await
@@ -250,11 +252,12 @@ fn recover(parts: &Parts) -> Result<(disk::DirLock, wal::Wal, wal::Recovered, Lo
 fn open_log(
     wal: wal::Wal,
     recovered: &wal::Recovered,
+    member: MemberId,
     placement: LogWriterPlacement,
     metrics: LogMetrics,
 ) -> Result<(LogStore, WriterThread), StartError> {
     let (operations, waiting) = mpsc::channel(WRITE_QUEUE_LENGTH);
-    let log = LogStore::new(recovered, wal.reader(), operations);
+    let log = LogStore::new(recovered, wal.reader(), operations, member);
     let writer = LogWriter { wal, shared: log.shared(), operations: waiting, metrics };
     Ok((log, writer.start(placement).map_err(StartError::Directory)?))
 }
