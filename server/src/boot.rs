@@ -221,6 +221,7 @@ async fn serve_all(
             }
             .routes(),
         ),
+        direct: None,
         http: Some(http),
         calls: None,
     };
@@ -327,10 +328,11 @@ fn client_services(
         let client_http = handler_with(http.clone(), gateway);
         let clients = Services {
             grpc: Some(routes),
+            direct: Some(api::direct(&context)),
             http: (!split_http).then(|| client_http.clone()),
             calls: Some(calls.clone()),
         };
-        let only_http = |handler| Services { grpc: None, http: Some(handler), calls: None };
+        let only_http = |handler| Services { http: Some(handler), ..Services::default() };
         ServiceSet::from([
             (Purpose::Client, clients),
             (Purpose::ClientHttp, only_http(client_http)),

@@ -26,7 +26,7 @@ mod threads;
 
 pub use accept::{BindError, Endpoint, ListenOptions, Listeners};
 pub use connection::{ConnectionInfo, ConnectionSettings};
-pub use dispatch::{GrpcCalls, HttpBody, HttpFuture, HttpHandler, Services};
+pub use dispatch::{DirectService, GrpcCalls, HttpBody, HttpFuture, HttpHandler, Services};
 pub use threads::{RpcThread, RpcThreads, ServiceSet};
 
 /// What a listener is for.

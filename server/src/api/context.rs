@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use machine::{AuthRefusal, Caller, CommandKind, Outcome, Proposal, Refusal};
+use machine::{AuthRefusal, Caller, CommandKind, Outcome, Proposal, Refusal, Views};
 use proto::etcdserverpb::ResponseHeader;
 use replica::{Handle, Unavailable};
 use tonic::metadata::MetadataMap;
@@ -123,14 +123,18 @@ impl ApiContext {
         }
         // Apply refuses it for certain; here it is kept out of the log of a member without space.
         // What this member knows may be old, so it is looked at again after a round with the leader.
-        if self.no_space_alarm() {
+        if self.handle.with_views(Views::no_space) {
             self.linearize().await?;
-            if self.no_space_alarm() {
+            if self.handle.with_views(Views::no_space) {
                 return Err(ApiError::NoSpace.into());
             }
         }
         let Some(quota) = self.limits.quota_bytes else { return Ok(()) };
-        if self.handle.views().mvcc.store_size().total + cost < quota {
+        // The first is cheap and may be too high, the second is exact and waits for the applier.
+        let fits = |bytes: u64| bytes + cost < quota;
+        if self.handle.with_views(|views| fits(views.mvcc.store_bytes()))
+            || fits(self.handle.views().mvcc.store_size().total)
+        {
             return Ok(());
         }
         // The refusal stands whether or not the alarm could be raised; the next write tries again.
@@ -138,10 +142,6 @@ impl ApiContext {
             tracing::warn!(%error, "the NOSPACE alarm could not be raised");
         }
         Err(ApiError::NoSpace.into())
-    }
-
-    fn no_space_alarm(&self) -> bool {
-        !self.handle.views().alarms(machine::AlarmKind::NO_SPACE).is_empty()
     }
 
     async fn raise_no_space(&self) -> Result<(), Status> {

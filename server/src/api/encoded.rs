@@ -4,12 +4,15 @@
 //! the store holds. So the hot services skip prost on one side: [`Raw`] keeps the request's bytes
 //! beside its decoded form, [`Encoded`] is sent as it is.
 
-use std::future::Future;
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
 use std::marker::PhantomData;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
 
-use bytes::{Buf, BufMut, Bytes};
-use http_body::Body as HttpBody;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, header};
+use http_body::{Body as HttpBody, Frame};
 use prost::Message;
 use tonic::body::Body;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
@@ -76,11 +79,7 @@ impl<R: Message + Default + 'static> Decoder for RawDecoder<R> {
     type Error = Status;
 
     fn decode(&mut self, source: &mut DecodeBuf<'_>) -> Result<Option<Raw<R>>, Status> {
-        let bytes = source.copy_to_bytes(source.remaining());
-        let message = R::decode(bytes.clone()).map_err(|error| {
-            Status::internal(format!("grpc: error unmarshalling request: {error}"))
-        })?;
-        Ok(Some(Raw { bytes, message }))
+        raw(source.copy_to_bytes(source.remaining())).map(Some)
     }
 }
 
@@ -89,7 +88,7 @@ pub(crate) type Answer<T> = Pin<Box<dyn Future<Output = Result<Response<T>, Stat
 
 /// What a gRPC service answers to HTTP.
 pub(crate) type HttpAnswer =
-    Pin<Box<dyn Future<Output = Result<http::Response<Body>, std::convert::Infallible>> + Send>>;
+    Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
 
 /// Turns a function into the service traits of tonic.
 struct Handler<F>(F);
@@ -143,10 +142,14 @@ fn grpc<R: Message + Default + 'static>(message_bytes_max: usize) -> Grpc<Encode
 }
 
 /// Serves one unary call with `handle`.
+///
+/// tonic reads and writes every call as a stream of messages, with two buffers of 8 KiB and several
+/// boxes for each. Here the one message is taken from its frame and the answer is sent as one frame;
+/// texts of errors are tonic's. What is compressed is left to tonic, which refuses it.
 pub(crate) fn unary<R, B, F, Fut>(
     request: http::Request<B>,
     message_bytes_max: usize,
-    handle: F,
+    mut handle: F,
 ) -> HttpAnswer
 where
     R: Message + Default + 'static,
@@ -155,7 +158,160 @@ where
     F: FnMut(Request<Raw<R>>) -> Fut + Send + 'static,
     Fut: Future<Output = Result<Response<Encoded>, Status>> + Send + 'static,
 {
-    Box::pin(async move { Ok(grpc::<R>(message_bytes_max).unary(Handler(handle), request).await) })
+    Box::pin(async move {
+        if request.headers().contains_key("grpc-encoding") {
+            return Ok(grpc::<R>(message_bytes_max).unary(Handler(handle), request).await);
+        }
+        let (parts, body) = request.into_parts();
+        let answer = match read_message(body, message_bytes_max).await.and_then(raw) {
+            Ok(message) => {
+                handle(Request::from_http(http::Request::from_parts(parts, message))).await
+            }
+            Err(status) => Err(status),
+        };
+        Ok(answer.map_or_else(|status| status.into_http(), unary_response))
+    })
+}
+
+/// Reads the body of a unary call to its end.
+async fn read_message<B>(body: B, bytes_max: usize) -> Result<Bytes, Status>
+where
+    B: HttpBody,
+    B::Error: Into<StdError>,
+{
+    let mut body = pin!(body);
+    let mut received = Bytes::new();
+    while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
+        let frame = frame.map_err(|error| Status::from_error(error.into()))?;
+        let Ok(mut data) = frame.into_data() else { continue };
+        if is_whole(&received, bytes_max)? {
+            // What a client sends behind its message is nothing that this server must keep.
+            continue;
+        }
+        let data = data.copy_to_bytes(data.remaining());
+        received = if received.is_empty() {
+            data
+        } else {
+            let mut joined = BytesMut::from(received);
+            joined.extend_from_slice(&data);
+            joined.freeze()
+        };
+    }
+    if received.is_empty() {
+        return Err(Status::internal("Missing request message."));
+    }
+    match message_length(&received, bytes_max)? {
+        Some(length) if is_whole(&received, bytes_max)? => {
+            Ok(received.slice(MESSAGE_HEADER_BYTES..MESSAGE_HEADER_BYTES + length))
+        }
+        _ => Err(Status::internal("Unexpected EOF decoding stream.")),
+    }
+}
+
+/// Whether a whole message has arrived; an error as soon as it cannot become one.
+fn is_whole(received: &[u8], bytes_max: usize) -> Result<bool, Status> {
+    let length = message_length(received, bytes_max)?;
+    Ok(length.is_some_and(|length| received.len() >= MESSAGE_HEADER_BYTES + length))
+}
+
+/// A flag and the length stand before each message.
+const MESSAGE_HEADER_BYTES: usize = 5;
+
+/// How long the message is that begins here, if that much has arrived.
+fn message_length(received: &[u8], bytes_max: usize) -> Result<Option<usize>, Status> {
+    let [flag, length @ ..] = match received.first_chunk::<MESSAGE_HEADER_BYTES>() {
+        Some(header) => *header,
+        None => return Ok(None),
+    };
+    match flag {
+        0 => {}
+        1 => {
+            return Err(Status::internal(
+                "protocol error: received message with compressed-flag but no grpc-encoding was \
+                 specified",
+            ));
+        }
+        flag => {
+            return Err(Status::internal(format!(
+                "protocol error: received message with invalid compression flag: {flag} (valid \
+                 flags are 0 and 1), while sending request"
+            )));
+        }
+    }
+    let length = u32::from_be_bytes(length) as usize;
+    if length > bytes_max {
+        return Err(Status::out_of_range(format!(
+            "Error, decoded message length too large: found {length} bytes, the limit is: \
+             {bytes_max} bytes"
+        )));
+    }
+    Ok(Some(length))
+}
+
+fn raw<R: Message + Default>(bytes: Bytes) -> Result<Raw<R>, Status> {
+    let message = R::decode(bytes.clone())
+        .map_err(|error| Status::internal(format!("grpc: error unmarshalling request: {error}")))?;
+    Ok(Raw { bytes, message })
+}
+
+/// Messages up to this size are copied behind their header; longer ones follow it in a frame.
+const COPIED_BYTES_MAX: usize = 16 * 1024;
+
+fn unary_response(response: Response<Encoded>) -> http::Response<Body> {
+    let (metadata, Encoded(message), extensions) = response.into_parts();
+    let Some(length) = u32::try_from(message.len()).ok().filter(|len| *len <= i32::MAX as u32)
+    else {
+        return Status::out_of_range(format!(
+            "Error, encoded message length too large: found {} bytes, the limit is: {} bytes",
+            message.len(),
+            i32::MAX
+        ))
+        .into_http();
+    };
+    let copied = if message.len() <= COPIED_BYTES_MAX { &message[..] } else { &[] };
+    let mut first = BytesMut::with_capacity(MESSAGE_HEADER_BYTES + copied.len());
+    first.put_u8(0);
+    first.put_u32(length);
+    first.put_slice(copied);
+    let rest = if copied.is_empty() { message } else { Bytes::new() };
+    let body = UnaryBody { frames: [first.freeze(), rest], status_sent: false };
+    let mut answer = http::Response::new(Body::new(body));
+    *answer.headers_mut() = metadata.into_headers();
+    *answer.extensions_mut() = extensions;
+    let content_type = HeaderValue::from_static("application/grpc");
+    answer.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    answer
+}
+
+/// One message in one or two frames, and the status that it went well.
+struct UnaryBody {
+    frames: [Bytes; 2],
+    status_sent: bool,
+}
+
+impl HttpBody for UnaryBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        if let Some(frame) = this.frames.iter_mut().find(|frame| !frame.is_empty()) {
+            return Poll::Ready(Some(Ok(Frame::data(std::mem::take(frame)))));
+        }
+        if std::mem::replace(&mut this.status_sent, true) {
+            return Poll::Ready(None);
+        }
+        let mut trailers = HeaderMap::with_capacity(1);
+        trailers.insert("grpc-status", HeaderValue::from_static("0"));
+        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.status_sent
+    }
 }
 
 /// Serves one call that is answered with a stream.
@@ -206,4 +362,92 @@ pub(crate) fn put_field(out: &mut impl BufMut, tag: u32, bytes: &[u8]) {
     prost::encoding::encode_key(tag, prost::encoding::WireType::LengthDelimited, out);
     prost::encoding::encode_varint(bytes.len() as u64, out);
     out.put_slice(bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// A body in pieces that counts how many of its bytes are kept.
+    struct Pieces {
+        left: VecDeque<Vec<u8>>,
+        kept: Arc<AtomicUsize>,
+    }
+
+    struct Piece(Bytes, Arc<AtomicUsize>);
+
+    impl Buf for Piece {
+        fn remaining(&self) -> usize {
+            self.0.remaining()
+        }
+
+        fn chunk(&self) -> &[u8] {
+            self.0.chunk()
+        }
+
+        fn advance(&mut self, count: usize) {
+            self.0.advance(count);
+        }
+
+        fn copy_to_bytes(&mut self, length: usize) -> Bytes {
+            self.1.fetch_add(length, Ordering::Relaxed);
+            self.0.copy_to_bytes(length)
+        }
+    }
+
+    impl HttpBody for Pieces {
+        type Data = Piece;
+        type Error = Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Piece>, Infallible>>> {
+            let kept = self.kept.clone();
+            let piece = self.left.pop_front();
+            Poll::Ready(piece.map(|piece| Ok(Frame::data(Piece(piece.into(), kept)))))
+        }
+    }
+
+    async fn read(pieces: &[&[u8]], bytes_max: usize) -> (Result<Bytes, String>, usize) {
+        let kept = Arc::new(AtomicUsize::new(0));
+        let left = pieces.iter().map(|piece| piece.to_vec()).collect();
+        let body = Pieces { left, kept: kept.clone() };
+        let message = read_message(body, bytes_max).await;
+        (message.map_err(|status| status.message().to_owned()), kept.load(Ordering::Relaxed))
+    }
+
+    #[tokio::test]
+    async fn a_message_is_read_however_it_is_cut_and_nothing_behind_it_is_kept() {
+        let whole = b"\0\0\0\0\x03abc";
+        for cut in 0..=whole.len() {
+            let (first, second) = whole.split_at(cut);
+            let flood: &[u8] = &[7; 1000];
+            let (message, kept) = read(&[first, second, flood, flood, flood], 3).await;
+            assert_eq!(message.as_deref(), Ok(&b"abc"[..]), "cut at {cut}");
+            assert_eq!(kept, whole.len(), "cut at {cut}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_message_is_refused_as_soon_as_that_is_known() {
+        for (pieces, refusal) in [
+            (&[][..], "Missing request message."),
+            (&[&b"\0\0\0"[..]], "Unexpected EOF decoding stream."),
+            (&[b"\0\0\0\0\x03ab"], "Unexpected EOF decoding stream."),
+            (&[b"\x01\0\0\0\0"], "compressed-flag"),
+            (&[b"\x02\0\0\0\0"], "invalid compression flag: 2"),
+            (&[b"\0\0\0\0\x04a", b"bcd"], "message length too large: found 4 bytes"),
+        ] {
+            let (message, _) = read(pieces, 3).await;
+            let text = message.expect_err("it is no message");
+            assert!(text.contains(refusal), "{text}");
+        }
+        let (_, kept) = read(&[b"\0\0\0\0\x04a", b"bcd"], 3).await;
+        assert_eq!(kept, 6, "what comes after a length that is refused is not read");
+    }
 }

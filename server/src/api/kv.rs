@@ -26,12 +26,14 @@ use super::status::{ApiError, internal, range_error};
 /// The service, answered from stored bytes.
 #[derive(Clone)]
 pub(crate) struct KvService {
-    context: ApiContext,
+    // Of one thread: what is in it is shared by all, and counting each of its references for every
+    // call would move them from core to core.
+    context: Arc<ApiContext>,
 }
 
 impl KvService {
     pub(crate) fn new(context: ApiContext) -> Self {
-        Self { context }
+        Self { context: Arc::new(context) }
     }
 }
 
@@ -147,7 +149,7 @@ async fn prepare_read(
 }
 
 async fn range(
-    context: ApiContext,
+    context: Arc<ApiContext>,
     request: Request<Raw<RangeRequest>>,
 ) -> Result<Response<Encoded>, Status> {
     let began = Instant::now();
@@ -178,7 +180,7 @@ enum StreamState {
 }
 
 async fn range_stream(
-    context: ApiContext,
+    context: Arc<ApiContext>,
     request: Request<Raw<RangeRequest>>,
 ) -> Result<Response<impl futures_util::Stream<Item = Result<Encoded, Status>> + Send>, Status> {
     let (request, reading) = prepare_read(&context, request).await?;
@@ -238,7 +240,7 @@ fn stream_response(range_response: &[u8]) -> Encoded {
 }
 
 async fn put(
-    context: ApiContext,
+    context: Arc<ApiContext>,
     request: Request<Raw<PutRequest>>,
 ) -> Result<Response<Encoded>, Status> {
     let credentials = context.credentials(&request);
@@ -256,7 +258,7 @@ async fn put(
 }
 
 async fn delete_range(
-    context: ApiContext,
+    context: Arc<ApiContext>,
     request: Request<Raw<DeleteRangeRequest>>,
 ) -> Result<Response<Encoded>, Status> {
     let credentials = context.credentials(&request);
@@ -273,7 +275,7 @@ async fn delete_range(
 }
 
 async fn txn(
-    context: ApiContext,
+    context: Arc<ApiContext>,
     request: Request<Raw<TxnRequest>>,
 ) -> Result<Response<Encoded>, Status> {
     let credentials = context.credentials(&request);
@@ -304,7 +306,7 @@ async fn txn(
 }
 
 async fn compact(
-    context: ApiContext,
+    context: Arc<ApiContext>,
     request: Request<Raw<CompactionRequest>>,
 ) -> Result<Response<Encoded>, Status> {
     let credentials = context.credentials(&request);

@@ -24,6 +24,13 @@ pub(crate) use status::ApiError;
 
 use tonic::service::Routes;
 
+use crate::listen::DirectService;
+
+/// The service that is asked most, for the way around the router.
+pub(crate) fn direct(context: &ApiContext) -> DirectService {
+    DirectService::new(kv::KvService::new(context.clone()))
+}
+
 /// All services of the client listener.
 pub(crate) fn routes(context: &ApiContext) -> Routes {
     let services = Routes::new(kv::KvService::new(context.clone()))

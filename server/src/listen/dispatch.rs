@@ -11,6 +11,7 @@ use futures_util::{Stream, StreamExt};
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tonic::server::NamedService;
 use tonic::service::Routes;
 use tower::Service;
 
@@ -26,6 +27,8 @@ pub type HttpHandler = Arc<dyn Fn(Request<Incoming>) -> HttpFuture + Send + Sync
 #[derive(Clone, Default)]
 pub struct Services {
     pub grpc: Option<Routes>,
+    /// One of them once more, for the way around the router.
+    pub direct: Option<DirectService>,
     pub http: Option<HttpHandler>,
     /// Counts gRPC calls under etcd's names.
     pub calls: Option<CallMetrics>,
@@ -41,7 +44,12 @@ impl Services {
                     "gRPC is not served on this URL\n",
                 )));
             };
-            return grpc_answer(routes, self.calls.as_ref(), request);
+            let (request, call) = counted(self.calls.as_ref(), request);
+            let future = match &self.direct {
+                Some(direct) if direct.serves(request.uri().path()) => direct.call(request),
+                _ => routed(routes, request),
+            };
+            return AnswerFuture::Grpc { future, call };
         }
         match &self.http {
             Some(handler) => AnswerFuture::Http(handler(request)),
@@ -53,16 +61,57 @@ impl Services {
     }
 }
 
-fn grpc_answer<B>(routes: &Routes, calls: Option<&CallMetrics>, request: Request<B>) -> AnswerFuture
+/// Begins to count a call.
+fn counted<B>(
+    calls: Option<&CallMetrics>,
+    request: Request<B>,
+) -> (Request<RequestBody<B>>, Option<Call>) {
+    let call = calls.and_then(|calls| calls.start(request.uri().path(), request.headers()));
+    let received = call.as_ref().map(Call::received);
+    (request.map(|body| RequestBody { body, received }), call)
+}
+
+fn routed<B>(routes: &Routes, request: Request<RequestBody<B>>) -> GrpcFuture
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<tonic::codegen::StdError> + Send,
 {
-    let call = calls.and_then(|calls| calls.start(request.uri().path(), request.headers()));
-    let received = call.as_ref().map(Call::received);
-    let request = request.map(|body| RequestBody { body, received });
-    let future = routes.clone().call(request);
-    AnswerFuture::Grpc { future: Box::pin(future), call }
+    Box::pin(routes.clone().call(request))
+}
+
+/// The answer of a gRPC service.
+pub(crate) type GrpcFuture =
+    Pin<Box<dyn Future<Output = Result<Response<tonic::body::Body>, Infallible>> + Send>>;
+
+/// A service that connections call without the router, which boxes each call several times.
+#[derive(Clone)]
+pub struct DirectService {
+    prefix: String,
+    call: Arc<dyn Fn(Request<RequestBody<Incoming>>) -> GrpcFuture + Send + Sync>,
+}
+
+impl DirectService {
+    pub(crate) fn new<S>(service: S) -> Self
+    where
+        S: NamedService + Clone + Send + Sync + 'static,
+        S: Service<
+                Request<RequestBody<Incoming>>,
+                Response = Response<tonic::body::Body>,
+                Error = Infallible,
+                Future = GrpcFuture,
+            >,
+    {
+        let call = move |request| service.clone().call(request);
+        Self { prefix: format!("/{}/", S::NAME), call: Arc::new(call) }
+    }
+
+    fn serves(&self, path: &str) -> bool {
+        path.starts_with(&self.prefix)
+    }
+
+    fn call(&self, request: Request<RequestBody<Incoming>>) -> GrpcFuture {
+        (self.call)(request)
+    }
 }
 
 /// gRPC services that are called inside the process, and counted as if a connection had brought the
@@ -94,7 +143,8 @@ impl Service<Request<tonic::body::Body>> for GrpcCalls {
     }
 
     fn call(&mut self, request: Request<tonic::body::Body>) -> AnswerFuture {
-        grpc_answer(&self.routes, self.calls.as_ref(), request)
+        let (request, call) = counted(self.calls.as_ref(), request);
+        AnswerFuture::Grpc { future: routed(&self.routes, request), call }
     }
 }
 
@@ -165,11 +215,9 @@ fn refusal(status: StatusCode, text: &'static str) -> Response<AnswerBody> {
     response
 }
 
-type RoutesFuture = <Routes as Service<Request<tonic::body::Body>>>::Future;
-
 /// An answer under way.
 pub enum AnswerFuture {
-    Grpc { future: Pin<Box<RoutesFuture>>, call: Option<Call> },
+    Grpc { future: GrpcFuture, call: Option<Call> },
     Http(HttpFuture),
     Ready(Option<Response<AnswerBody>>),
 }
@@ -199,7 +247,7 @@ impl Future for AnswerFuture {
 }
 
 /// A request's body, whose messages are counted as they are read.
-struct RequestBody<B> {
+pub(crate) struct RequestBody<B> {
     body: B,
     received: Option<Received>,
 }

@@ -58,6 +58,7 @@ fn services() -> ServiceSet {
     });
     let services = Services {
         grpc: Some(Routes::new(HealthServer::new(Serving))),
+        direct: None,
         http: Some(http),
         calls: None,
     };

@@ -128,8 +128,9 @@ async fn run(values: &Values, endpoints: Vec<String>) -> Result<(), Box<dyn Erro
     let calls = CallMetrics::register(&registry, false, SLOW_CALL)?;
     let routes = routes(values, &client, config.max_response_bytes.unwrap_or(usize::MAX));
     let http = pages::handler(Arc::new(pages::Pages { client, config, registry }));
-    let clients = Services { grpc: Some(routes), http: Some(http.clone()), calls: Some(calls) };
-    let metrics = Services { grpc: None, http: Some(http), calls: None };
+    let clients =
+        Services { grpc: Some(routes), direct: None, http: Some(http.clone()), calls: Some(calls) };
+    let metrics = Services { http: Some(http), ..Services::default() };
     let services = ServiceSet::from([(Purpose::Client, clients), (Purpose::Metrics, metrics)]);
     let some = |name: &str| Some(values.duration(name)).filter(|it| !it.is_zero());
     let settings = ConnectionSettings {

@@ -101,6 +101,7 @@ impl Machine {
             AppliedPayload::Membership(entry) => apply_membership(state, position, entry),
         };
         state.tables.applied = Some(position);
+        self.state.show_alarms(&state.tables.alarms);
         Ok(result)
     }
 

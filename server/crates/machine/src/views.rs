@@ -1,11 +1,12 @@
 //! What readers see of the state while apply goes on.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Bytes;
 use lease::{Lease, Lessor};
 use mvcc::ReadView;
-use tables::{Alarm, AlarmKind, Auth, LogPosition, MemberRecord, Tables};
+use tables::{Alarm, AlarmKind, Alarms, Auth, LogPosition, MemberRecord, Tables};
 use types::{LeaseId, LogIndex, MemberId};
 
 /// The replicated state beside the keys.
@@ -27,6 +28,16 @@ pub(crate) struct Shared {
     /// the applier. Nothing while an entry changes them, for then they must: its keys and its
     /// permissions are to be seen both or not at all.
     auth: Arc<RwLock<Option<Arc<Auth>>>>,
+    glance: Arc<Glance>,
+}
+
+/// What every request asks, answered without a lock that the applier holds for a whole entry.
+#[derive(Debug, Default)]
+struct Glance {
+    /// Auth is off, and no entry that may switch it on is being applied.
+    auth_off: AtomicBool,
+    /// A NOSPACE alarm is raised.
+    no_space: AtomicBool,
 }
 
 const UNPOISONED: &str = "a panic while applying ends the process";
@@ -34,7 +45,11 @@ const UNPOISONED: &str = "a panic while applying ends the process";
 impl Shared {
     pub(crate) fn new(leases: Lessor, tables: Tables) -> Self {
         let auth = Arc::new(RwLock::new(Some(Arc::clone(&tables.auth))));
-        Self { state: Arc::new(RwLock::new(State { leases, tables })), auth }
+        let glance = Arc::new(Glance {
+            auth_off: AtomicBool::new(!tables.auth.is_enabled()),
+            no_space: AtomicBool::new(tables.alarms.any(AlarmKind::NO_SPACE)),
+        });
+        Self { state: Arc::new(RwLock::new(State { leases, tables })), auth, glance }
     }
 
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, State> {
@@ -49,12 +64,19 @@ impl Shared {
 impl Shared {
     /// To be called by the holder of the write lock before it changes users or roles.
     pub(crate) fn hide_auth(&self) {
+        self.glance.auth_off.store(false, Ordering::SeqCst);
         *self.auth.write().expect(UNPOISONED) = None;
     }
 
     /// To be called by the holder of the write lock once the whole entry can be read.
     pub(crate) fn show_auth(&self, auth: &Arc<Auth>) {
         *self.auth.write().expect(UNPOISONED) = Some(Arc::clone(auth));
+        self.glance.auth_off.store(!auth.is_enabled(), Ordering::SeqCst);
+    }
+
+    /// To be called by the holder of the write lock after it changed alarms.
+    pub(crate) fn show_alarms(&self, alarms: &Alarms) {
+        self.glance.no_space.store(alarms.any(AlarmKind::NO_SPACE), Ordering::SeqCst);
     }
 
     fn auth(&self) -> Arc<Auth> {
@@ -95,6 +117,17 @@ impl Views {
     /// keys, the users and roles again; if their revision differs it was judged by the wrong ones.
     pub fn auth(&self) -> Arc<Auth> {
         self.state.auth()
+    }
+
+    /// Whether auth is off. Unlike [`Views::auth`] it never waits for the applier; "no" also means
+    /// that an entry is just changing users or roles.
+    pub fn auth_is_off(&self) -> bool {
+        self.state.glance.auth_off.load(Ordering::SeqCst)
+    }
+
+    /// Whether a NOSPACE alarm is raised; it does not wait for the applier either.
+    pub fn no_space(&self) -> bool {
+        self.state.glance.no_space.load(Ordering::SeqCst)
     }
 
     /// All members, in order of id.

@@ -73,6 +73,12 @@ impl ReadView {
         Revision(self.shared.read().compact_revision)
     }
 
+    /// What the records took on disk after the last entry. It does not wait for the writer, and is
+    /// too high after space was freed until the next entry.
+    pub fn store_bytes(&self) -> u64 {
+        self.shared.bytes()
+    }
+
     /// What the records take on disk.
     pub fn store_size(&self) -> StoreSize {
         let revs = Arc::clone(&self.shared.read().revs);

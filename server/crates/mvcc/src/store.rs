@@ -1,6 +1,7 @@
 //! The store: one index, its writer and its readers.
 
 use std::io::{Read, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use revlog::{RevStore, RevStoreError};
@@ -34,6 +35,8 @@ pub struct Store {
 /// index.
 pub(crate) struct Shared {
     index: RwLock<Index>,
+    /// What the records took on disk after the last entry.
+    bytes: AtomicU64,
     sweeper: Mutex<Sweeper>,
 }
 
@@ -44,6 +47,14 @@ impl Shared {
 
     pub(crate) fn write(&self) -> RwLockWriteGuard<'_, Index> {
         self.index.write().expect(LOCK)
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn note_bytes(&self, revs: &dyn RevStore) {
+        self.bytes.store(revs.size().total, Ordering::Relaxed);
     }
 
     pub(crate) fn sweeper(&self) -> MutexGuard<'_, Sweeper> {
@@ -73,9 +84,9 @@ impl Store {
     }
 
     pub(crate) fn of(index: Index, sweeper: Sweeper) -> Self {
-        Self {
-            shared: Arc::new(Shared { index: RwLock::new(index), sweeper: Mutex::new(sweeper) }),
-        }
+        let bytes = AtomicU64::new(index.revs.size().total);
+        let (index, sweeper) = (RwLock::new(index), Mutex::new(sweeper));
+        Self { shared: Arc::new(Shared { index, bytes, sweeper }) }
     }
 
     /// Replaces the whole content by that of `other`, after a snapshot of the leader: every view
@@ -87,12 +98,13 @@ impl Store {
         std::mem::swap(&mut *sweeper, &mut *other.shared.sweeper());
         std::mem::swap(&mut *index, &mut *other.shared.write());
         index.epoch = epoch;
+        self.shared.note_bytes(&*index.revs);
     }
 
     /// Takes the write lock. The applier holds the writer for a whole Raft entry and must end it
     /// with [`Writer::commit`]; a writer dropped with changes makes the store refuse to go on.
     pub fn writer(&self) -> Writer<'_> {
-        Writer::new(self.shared.write())
+        Writer::new(&self.shared)
     }
 
     /// A handle for readers.

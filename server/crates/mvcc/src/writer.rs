@@ -11,6 +11,7 @@ use crate::history::{KeyHead, Version};
 use crate::index::{Index, before, fault, sub_revision};
 use crate::key_value::KeyValue;
 use crate::query::{RangeAnswer, RangeError, RangeQuery, Scan, assemble};
+use crate::store::Shared;
 
 /// What a put replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,7 @@ pub enum CompactError {
 /// Changes of one Raft entry, under the index's write lock. Readers see them after
 /// [`Writer::commit`]; reads through the writer see them at once (etcd PR#17230).
 pub struct Writer<'a> {
+    shared: &'a Shared,
     index: RwLockWriteGuard<'a, Index>,
     /// Records of the entry that the record store does not have yet, in order.
     pending: Vec<Record>,
@@ -40,9 +42,10 @@ pub struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    pub(crate) fn new(index: RwLockWriteGuard<'a, Index>) -> Self {
+    pub(crate) fn new(shared: &'a Shared) -> Self {
         Self {
-            index,
+            shared,
+            index: shared.write(),
             pending: Vec::new(),
             events: Vec::new(),
             current: Vec::new(),
@@ -170,6 +173,7 @@ impl<'a> Writer<'a> {
         self.index.check()?;
         if !self.pending.is_empty() {
             self.index.revs.append(&self.pending)?;
+            self.shared.note_bytes(&*self.index.revs);
         }
         self.committed = true;
         Ok(std::mem::take(&mut self.events))

@@ -22,7 +22,7 @@ use types::{ClusterId, LogIndex, MemberId, Planted, Term};
 
 use crate::completion::{Mailbox, Mailboxes};
 use crate::inbound::{membership_change_message, read_index_answer, refusal_from_message};
-use crate::limits::{APPLY_LAG_MAX, Rules, SWEEP_KEYS};
+use crate::limits::{APPLY_LAG_MAX, FLUSH_PATIENCE, Rules, SWEEP_KEYS};
 use crate::membership::{MembershipChange, MembershipRefusal, Situation};
 use crate::network::Sender;
 use crate::observation::Observation;
@@ -124,6 +124,9 @@ impl Handle {
     /// # Errors
     /// When no leader confirmed its leadership in time.
     pub async fn read_index(&self) -> Result<(), Unavailable> {
+        if self.shared.log.solitude.holds() {
+            return Ok(());
+        }
         let mut waiter = self.reads.register();
         self.shared.reads.push(waiter.seq());
         match timeout(self.shared.rules.request_timeout, &mut waiter).await {
@@ -135,6 +138,11 @@ impl Handle {
     /// Returns once this member has applied the log up to `index`.
     pub async fn applied(&self, index: LogIndex) {
         self.shared.applied.reach(index).await;
+    }
+
+    /// Looks at the state for a moment, which must be short: a snapshot that replaces it waits.
+    pub fn with_views<T>(&self, look: impl FnOnce(&Views) -> T) -> T {
+        self.shared.current.with_views(look)
     }
 
     /// The state as far as this member has applied it.
@@ -529,6 +537,11 @@ impl Appender for Shared {
             }));
         let write = self.raft.write(Batch(batch)).responder(responder);
         write.with_leader(committed_leader(term)).await.map_err(|_| Unavailable::Stopped)
+    }
+
+    async fn flushed(&self) {
+        // On a slow disk batches follow each other at this pace instead.
+        let _ = timeout(FLUSH_PATIENCE, self.log.all_flushed()).await;
     }
 
     async fn forward(&self, to: MemberId, term: Term, batch: Bytes) -> Forwarded {

@@ -43,6 +43,7 @@ mod raft_types;
 mod reads;
 pub mod runtime;
 mod snapshot;
+mod solitude;
 mod start;
 mod state_machine;
 mod status;

@@ -20,10 +20,12 @@ use openraft::OptionalSend;
 use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use tokio::sync::{mpsc, oneshot};
-use types::LogIndex;
+use types::{LogIndex, MemberId};
 
 use crate::codec;
 use crate::raft_types::{Entry, LogId, TypeConfig, Vote, index_of, log_id, optional_index};
+use crate::solitude::{Solitude, names_another};
+use crate::watermark::Watermark;
 
 /// How many bytes of newest entries stay in memory once they are flushed.
 const TAIL_BYTES_MAX: usize = 64 << 20;
@@ -40,8 +42,6 @@ pub(crate) enum WriteOperation {
     Append { entries: Vec<Entry>, flushed: IOFlushed<TypeConfig> },
     /// Store a vote and answer once it is durable.
     Vote { vote: Vote, done: oneshot::Sender<io::Result<()>> },
-    /// Note how far the log is committed; durable with the next flush.
-    Committed(LogId),
     /// Drop every entry after this one, or all.
     TruncateAfter(Option<LogId>),
     /// Entries up to this one are covered by a durable image.
@@ -61,6 +61,10 @@ pub(crate) struct Shared {
     tail: Mutex<Tail>,
     segments: wal::Reader,
     in_reserve: AtomicBool,
+    /// Moves with `Tail::flushed`; after a truncation it may be ahead, which only wakes too early.
+    flushed: Watermark,
+    me: MemberId,
+    pub(crate) solitude: Solitude,
 }
 
 #[derive(Default)]
@@ -85,6 +89,7 @@ impl LogStore {
         recovered: &wal::Recovered,
         segments: wal::Reader,
         queue: mpsc::Sender<WriteOperation>,
+        me: MemberId,
     ) -> Self {
         let last = recovered.last.map(|id| log_id(id.term, id.index));
         let purged = recovered.purged.map(|id| log_id(id.term, id.index));
@@ -96,8 +101,15 @@ impl LogStore {
             flushed: recovered.last.map_or(LogIndex(0), |id| id.index),
             ..Tail::default()
         };
-        let in_reserve = AtomicBool::new(false);
-        Self { shared: Arc::new(Shared { tail: Mutex::new(tail), segments, in_reserve }), queue }
+        let shared = Shared {
+            tail: Mutex::new(tail),
+            segments,
+            in_reserve: AtomicBool::new(false),
+            flushed: Watermark::default(),
+            me,
+            solitude: Solitude::default(),
+        };
+        Self { shared: Arc::new(shared), queue }
     }
 
     pub(crate) fn shared(&self) -> Arc<Shared> {
@@ -122,11 +134,30 @@ impl Shared {
         self.in_reserve.load(Ordering::Relaxed)
     }
 
+    /// How far the log is known to be committed.
+    pub(crate) fn committed(&self) -> Option<LogId> {
+        self.tail().committed
+    }
+
     /// The log writer has made entries up to `index` durable.
     pub(crate) fn set_flushed(&self, index: LogIndex) {
         let mut tail = self.tail();
         tail.flushed = tail.flushed.max(index);
         tail.evict();
+        drop(tail);
+        self.flushed.set(index);
+    }
+
+    /// Returns when everything that openraft has handed over is durable.
+    pub(crate) async fn all_flushed(&self) {
+        let unflushed = {
+            let tail = self.tail();
+            let last = tail.entries.back().map(|kept| index_of(&kept.entry.log_id()));
+            last.filter(|last| *last > tail.flushed)
+        };
+        if let Some(last) = unflushed {
+            self.flushed.reach(last).await;
+        }
     }
 
     /// Whether the entry at openraft's `index` has been purged.
@@ -308,9 +339,12 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
-        let Some(committed) = committed else { return Ok(()) };
-        self.shared.tail().committed = Some(committed);
-        self.enqueue(WriteOperation::Committed(committed)).await
+        // The log writer notes it with its next group: an older one is always safe, and a record and a
+        // wake of its own for every entry would double the writer's work.
+        if committed.is_some() {
+            self.shared.tail().committed = committed;
+        }
+        Ok(())
     }
 
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
@@ -327,6 +361,13 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I::IntoIter: OptionalSend,
     {
         let entries: Vec<Entry> = entries.into_iter().collect();
+        // Before anybody else can have the entry.
+        if entries
+            .iter()
+            .any(|entry| names_another(entry.get_membership().as_ref(), self.shared.me))
+        {
+            self.shared.solitude.end();
+        }
         {
             let mut tail = self.shared.tail();
             entries.iter().for_each(|entry| tail.push(entry));

@@ -28,7 +28,7 @@ use crate::codec;
 use crate::limits::NO_SPACE_PAUSE;
 use crate::log_store::{Shared, WriteOperation};
 use crate::metrics::LogMetrics;
-use crate::raft_types::{Entry, TypeConfig, index_of};
+use crate::raft_types::{Entry, TypeConfig, index_of, term_of};
 
 /// How many operations one flush covers at most.
 const GROUP_OPERATIONS_MAX: usize = 1024;
@@ -124,6 +124,7 @@ impl LogWriter {
                 return self.refuse_the_rest(&error).await;
             }
         }
+        self.write_committed();
         if let Err(error) = self.wal.close() {
             tracing::error!(%error, "closing the write-ahead log");
         }
@@ -144,6 +145,7 @@ impl LogWriter {
         if let Err(error) = self.wal.mark() {
             tracing::warn!(%error, "marking the end of the write-ahead log");
         }
+        self.write_committed();
         self.receive(group).await
     }
 
@@ -217,7 +219,6 @@ impl LogWriter {
         match operation {
             WriteOperation::Append { entries, .. } => self.append(entries),
             WriteOperation::Vote { vote, .. } => self.wal.append(&[codec::vote_record(vote)]),
-            WriteOperation::Committed(id) => self.wal.append(&[codec::committed_record(id)]),
             WriteOperation::TruncateAfter(id) => {
                 self.wal.truncate_after(id.as_ref().map(codec::wal_log_id))
             }
@@ -226,12 +227,33 @@ impl LogWriter {
     }
 
     fn append(&mut self, entries: &[Entry]) -> Result<(), wal::WalError> {
-        let records: Vec<_> = entries.iter().map(codec::entry_record).collect();
+        let mut records = Vec::with_capacity(entries.len() + 1);
+        records.extend(self.unwritten_committed());
+        records.extend(entries.iter().map(codec::entry_record));
         let started = Instant::now();
         let result = self.wal.append(&records);
         self.metrics.write_duration.observe(started.elapsed().as_secs_f64());
         self.metrics.bytes.add(entries.iter().map(codec::entry_bytes).sum::<usize>() as f64);
         result
+    }
+
+    /// How far the log is committed, if the log does not say so yet and has that entry. What waits in
+    /// the queue may still replace an entry of the same index: but a log whose end is neither before
+    /// the entry nor of an older term has the committed one (Raft §5.4.3).
+    fn unwritten_committed(&self) -> Option<wal::Record> {
+        let committed = self.shared.committed()?;
+        let (term, index) = (term_of(&committed), index_of(&committed));
+        let reached = self.wal.last().is_some_and(|last| last.index >= index && last.term >= term);
+        let unwritten = self.wal.committed().is_none_or(|written| written.index < index);
+        (reached && unwritten).then(|| codec::committed_record(&committed))
+    }
+
+    fn write_committed(&mut self) {
+        if let Some(record) = self.unwritten_committed()
+            && let Err(error) = self.wal.append(&[record])
+        {
+            tracing::warn!(%error, "noting the commit position in the write-ahead log");
+        }
     }
 
     fn sync(&mut self, anyone_waits: bool) -> io::Result<()> {
@@ -281,9 +303,7 @@ fn completion_of(operation: WriteOperation) -> Option<Completion> {
             Some(Completion::Entries(flushed, last))
         }
         WriteOperation::Vote { done, .. } => Some(Completion::Vote(done)),
-        WriteOperation::Committed(_)
-        | WriteOperation::TruncateAfter(_)
-        | WriteOperation::Purge(_) => None,
+        WriteOperation::TruncateAfter(_) | WriteOperation::Purge(_) => None,
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
@@ -162,10 +162,12 @@ pub struct Replica {
 /// # Errors
 /// When the directory is unusable, damaged or belongs to another member; nothing was changed then.
 pub async fn start(parts: Parts) -> Result<Replica, StartError> {
-    let lock = lock_directory(&parts).await?;
+    let lock = lock_directory(&*parts.disk, &parts.directory).await?;
     let (wal, recovered, loaded) = recover(&parts)?;
     let patience = parts.timing.election_timeout;
-    let (log, writer) = open_log(wal, &recovered, parts.log_writer, parts.metrics.clone())?;
+    let (log, writer) =
+        open_log(wal, &recovered, parts.member, parts.log_writer, parts.metrics.clone())?;
+    let log_shared = log.shared();
     let applied = Arc::new(Watermark::default());
     applied.set(optional_index(loaded.applied.as_ref()));
     let write_boxes: Arc<Mailboxes<Outcome>> = Arc::new(Mailboxes::new());
@@ -180,6 +182,7 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
         recovered: recovered.last.map_or(LogIndex(0), |id| id.index),
         current: current.clone(),
         applied_bytes: applied_bytes.clone(),
+        log: log_shared.clone(),
     };
     let store = Arc::new(loaded.store);
     let machine = StateMachine::new(
@@ -198,7 +201,6 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
         events: parts.events.clone(),
     };
     let config = raft_config(parts.timing, parts.images)?;
-    let log_shared = log.shared();
     let networks = Networks { sender: sender.clone(), log: log_shared.clone() };
     let raft = Raft::new(parts.member.0, config, networks, log, machine)
         .await
@@ -236,16 +238,16 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
 /// Locks the directory once no other process has it. On Kubernetes a Pod that was deleted by force
 /// may still be ending on the volume on which its successor starts; ending with an error there
 /// would put the successor off for much longer than the other one takes.
-async fn lock_directory(parts: &Parts) -> Result<disk::DirLock, StartError> {
-    parts.disk.create_dir_all(&parts.directory).map_err(StartError::Directory)?;
-    parts.disk.set_private(&parts.directory).map_err(StartError::Directory)?;
+async fn lock_directory(disk: &dyn Disk, directory: &Path) -> Result<disk::DirLock, StartError> {
+    disk.create_dir_all(directory).map_err(StartError::Directory)?;
+    disk.set_private(directory).map_err(StartError::Directory)?;
     let mut told = false;
     loop {
-        match parts.disk.lock(&parts.directory) {
+        match disk.lock(directory) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 if !told {
                     tracing::warn!(
-                        path = %parts.directory.display(),
+                        path = %directory.display(),
                         "another process has locked the data directory; waiting for its end"
                     );
                 }
@@ -276,11 +278,12 @@ fn recover(parts: &Parts) -> Result<(wal::Wal, wal::Recovered, Loaded), StartErr
 fn open_log(
     wal: wal::Wal,
     recovered: &wal::Recovered,
+    member: MemberId,
     placement: LogWriterPlacement,
     metrics: LogMetrics,
 ) -> Result<(LogStore, RunningWriter), StartError> {
     let (operations, waiting) = mpsc::channel(WRITE_QUEUE_LENGTH);
-    let log = LogStore::new(recovered, wal.reader(), operations);
+    let log = LogStore::new(recovered, wal.reader(), operations, member);
     let writer = LogWriter::start(wal, log.shared(), waiting, metrics, placement);
     Ok((log, writer.map_err(StartError::Directory)?))
 }

@@ -20,11 +20,13 @@ use types::{LogIndex, MemberId, Term};
 use crate::codec;
 use crate::completion::Mailboxes;
 use crate::limits::NO_SPACE_PAUSE;
+use crate::log_store;
 use crate::observation::Observation;
 use crate::raft_types::{
     Entry, LogId, SnapshotMeta, StoredMembership, TypeConfig, index_of, term_of,
 };
 use crate::snapshot::{Blocking, Snapshot, SnapshotData};
+use crate::solitude::{is_only, names_another};
 use crate::store::Store;
 use crate::unavailable::Unavailable;
 use crate::watermark::Watermark;
@@ -57,6 +59,10 @@ impl Current {
         self.0.read().unwrap_or_else(PoisonError::into_inner).0.clone()
     }
 
+    pub(crate) fn with_views<T>(&self, look: impl FnOnce(&Views) -> T) -> T {
+        look(&self.0.read().unwrap_or_else(PoisonError::into_inner).0)
+    }
+
     pub(crate) fn compactor(&self) -> Compactor {
         self.0.read().unwrap_or_else(PoisonError::into_inner).1.clone()
     }
@@ -80,6 +86,8 @@ pub(crate) struct Audience {
     pub(crate) current: Arc<Current>,
     /// Bytes of entries applied since the start; images are written by it.
     pub(crate) applied_bytes: Arc<AtomicU64>,
+    /// Where it is known whether this member is alone.
+    pub(crate) log: Arc<log_store::Shared>,
 }
 
 /// The machine with its place in the log.
@@ -103,6 +111,9 @@ impl StateMachine {
     ) -> Self {
         let mut this = Self { machine, applied, membership, store, audience, blocking };
         this.machine.answer(Answers::Only(this.audience.me));
+        if names_another(Some(this.membership.membership()), this.audience.me) {
+            this.audience.log.solitude.end();
+        }
         this
     }
 
@@ -116,6 +127,9 @@ impl StateMachine {
             .map_err(|fatal| io::Error::other(fatal.to_string()))?;
         let took = began.elapsed();
         if let Some(membership) = entry.get_membership() {
+            if names_another(Some(&membership), self.audience.me) {
+                self.audience.log.solitude.end();
+            }
             self.membership = StoredMembership::new(Some(id), membership);
         }
         self.applied = Some(id);
@@ -127,6 +141,10 @@ impl StateMachine {
             }
         }
         self.audience.applied.set(index_of(&id));
+        // An entry of this process: everything that an earlier one acknowledged is before it.
+        if index_of(&id) > self.audience.recovered && is_only(&self.membership, self.audience.me) {
+            self.audience.log.solitude.begin();
+        }
         for result in results {
             let commands = &result.commands;
             self.audience.events.observe(Observation::Applied { commands, took });
@@ -193,6 +211,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             return Err(io::Error::other("only a received snapshot can be installed"));
         };
         tracing::info!(index = meta.last_log_id.map(|id| index_of(&id).0), "applying snapshot");
+        self.audience.log.solitude.end();
         let (store, wanted) = (self.store.clone(), meta.clone());
         self.audience.events.observe(Observation::InstallBegan);
         let installed = self.blocking.run(move || store.install(file.path(), &wanted)).await;

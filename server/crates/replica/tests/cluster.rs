@@ -249,6 +249,35 @@ async fn one_member_answers_and_remembers() {
     replica.shutdown().await;
 }
 
+/// A member alone answers reads by itself. The moment it is not alone any more it must ask: the other
+/// voter might have elected itself.
+#[tokio::test(start_paused = true)]
+async fn a_member_that_was_alone_does_not_read_without_its_new_voter() {
+    let wires = Wires::default();
+    let disks: Vec<_> = (1..=2).map(|seed| Arc::new(SimDisk::new(seed))).collect();
+    let first = start(1, &disks[0], &wires, Bootstrap::New([node(1)].into())).await;
+    leader(&[&first]).await;
+    first.handle().propose(put("k", "alone")).await.unwrap();
+    first.handle().read_index().await.unwrap();
+
+    let (id, node) = node(2);
+    let add = MembershipChange::Add { id, peer_urls: node.peer_urls, learner: false };
+    first.handle().change_membership(add).await.unwrap();
+    let second = start(2, &disks[1], &wires, Bootstrap::Join).await;
+    let mut status = first.handle().watch_status();
+    status.wait_for(|status| status.voters.len() == 2).await.unwrap();
+    first.handle().read_index().await.unwrap();
+
+    wires.members.lock().unwrap().remove(&id);
+    second.shutdown().await;
+    let refused = first.handle().read_index().await.unwrap_err();
+    assert!(
+        matches!(refused, Unavailable::Timeout | Unavailable::TimeoutLeaderFailure),
+        "{refused:?}"
+    );
+    first.shutdown().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_member_waits_for_the_end_of_the_process_that_still_has_its_directory() {
     let disk = Arc::new(SimDisk::new(1));

@@ -104,6 +104,8 @@ pub(crate) struct Backlog {
     pub(crate) drained: Vec<u64>,
     pub(crate) closed: Vec<u64>,
     pub(crate) stopped: bool,
+    /// There is no stream: what is published is not kept and wakes nobody.
+    unwatched: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -127,11 +129,12 @@ impl Shared {
         self.backlog.lock().expect(LOCK)
     }
 
-    /// Takes everything up.
-    pub(crate) fn take(&self) -> Backlog {
+    /// Takes everything up. `unwatched` holds until the next time: while nobody watches, a put must
+    /// not wake the hub's thread.
+    pub(crate) fn take(&self, unwatched: bool) -> Backlog {
         let mut backlog = self.backlog();
         let stopped = backlog.stopped;
-        std::mem::replace(&mut *backlog, Backlog { stopped, ..Backlog::default() })
+        std::mem::replace(&mut *backlog, Backlog { stopped, unwatched, ..Backlog::default() })
     }
 
     pub(crate) fn drained(&self, stream: u64) {
@@ -210,12 +213,16 @@ impl Hub {
     /// the history.
     pub fn publish(&self, revisions: Vec<RevisionEvents>) {
         let Some(last) = revisions.last().map(|group| group.revision) else { return };
+        let mut backlog = self.shared.backlog();
+        if backlog.unwatched {
+            backlog.lost = backlog.lost.max(Some(Lost::UpTo(last)));
+            return;
+        }
         let bytes: usize = revisions
             .iter()
             .flat_map(|group| &group.events)
             .map(|event| event.key_value.len() + size_of_val(event))
             .sum();
-        let mut backlog = self.shared.backlog();
         // What is dropped is freed after the lock, which the hub's task waits for.
         let mut dropped = Vec::new();
         if backlog.bytes + bytes > self.shared.backlog_bytes {

@@ -81,7 +81,8 @@ impl HubTask {
 
     async fn serve(&mut self) -> Result<(), RangeError> {
         loop {
-            let backlog = self.shared.take();
+            let unwatched = self.watchers.streams.is_empty();
+            let backlog = self.shared.take(unwatched);
             if backlog.stopped {
                 return Ok(());
             }
@@ -91,7 +92,9 @@ impl HubTask {
             let behind = self.catch_up()?;
             self.tick();
             self.shared.stats.show(&self.watchers);
-            if requests || behind || !self.pending.is_empty() {
+            // The first stream is published to only after the backlog was taken once more.
+            let first = unwatched && !self.watchers.streams.is_empty();
+            if requests || behind || first || !self.pending.is_empty() {
                 tokio::task::yield_now().await;
                 continue;
             }

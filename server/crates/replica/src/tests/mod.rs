@@ -1,5 +1,6 @@
 //! openraft's own suite for log stores and state machines, on ours.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -9,16 +10,19 @@ use disk::{Disk, SimDisk};
 use futures_util::{Stream, StreamExt};
 use openraft::OptionalSend;
 use openraft::entry::RaftEntry;
-use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use openraft::storage::{
+    EntryResponder, IOFlushed, RaftLogStorage, RaftSnapshotBuilder, RaftStateMachine,
+};
 use openraft::testing::log::{StoreBuilder, Suite};
 use tokio::sync::mpsc;
-use types::{ClusterId, MemberId};
+use types::{ClusterId, LogIndex, MemberId, Term};
 
 use crate::log_store::{LogStore, WRITE_QUEUE_LENGTH};
 use crate::log_writer::{LogWriter, LogWriterPlacement};
 use crate::metrics::LogMetrics;
 use crate::raft_types::{
-    CommittedLeaderId, LogId, Node, SnapshotMeta, StoredMembership, TypeConfig,
+    CommittedLeaderId, Entry, LogId, Membership, Node, Payload, SnapshotMeta, StoredMembership,
+    TypeConfig, log_id,
 };
 
 type Snapshot = openraft::storage::Snapshot<CommittedLeaderId, u64, Node, ()>;
@@ -101,7 +105,7 @@ impl StoreBuilder<TypeConfig, LogStore, Place> for EmptyLogs {
         let (wal, recovered) =
             wal::Wal::open(disk, Path::new("wal"), identity, wal::Options::default()).unwrap();
         let (operations, waiting) = mpsc::channel(WRITE_QUEUE_LENGTH);
-        let log = LogStore::new(&recovered, wal.reader(), operations);
+        let log = LogStore::new(&recovered, wal.reader(), operations, identity.member_id);
         let metrics = LogMetrics::register(&prometheus::Registry::new()).unwrap();
         let flush = LogWriterPlacement::Task(Box::new(|| Duration::from_micros(30)));
         LogWriter::start(wal, log.shared(), waiting, metrics, flush).unwrap();
@@ -169,4 +173,26 @@ async fn the_log_store_passes_the_suite_of_openraft() {
         append_to_log,
     ];
     assert!(failures.is_empty(), "these checks did not pass: {failures:?}");
+}
+
+/// Solitude must have ended when `append` returns: openraft sends the entry to the new node, and
+/// tells that it is committed, only afterwards.
+#[tokio::test(start_paused = true)]
+async fn a_configuration_that_names_another_node_ends_solitude_before_it_is_written() {
+    let ((), mut log, _) = EmptyLogs.build().await.unwrap();
+    let shared = log.shared();
+    let entry = |index: u64, learners: &[u64]| {
+        let nodes: BTreeMap<u64, Node> =
+            [1].iter().chain(learners).map(|id| (*id, Node::default())).collect();
+        let membership = Membership::new(vec![BTreeSet::from([1])], nodes).unwrap();
+        Entry::new(log_id(Term(1), LogIndex(index)), Payload::Membership(membership))
+    };
+    shared.solitude.begin();
+    log.append([entry(1, &[])], IOFlushed::noop()).await.unwrap();
+    assert!(shared.solitude.holds());
+    log.append([entry(2, &[2])], IOFlushed::noop()).await.unwrap();
+    assert!(!shared.solitude.holds());
+    log.append([entry(3, &[])], IOFlushed::noop()).await.unwrap();
+    shared.solitude.begin();
+    assert!(!shared.solitude.holds(), "a node that was removed may still answer its clients");
 }

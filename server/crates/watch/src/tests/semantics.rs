@@ -380,3 +380,26 @@ async fn a_record_missing_without_a_compaction_stops_the_task() {
     assert!(failure.contains("record 2/0, which event 3/0 replaced, is missing"), "{failure}");
     while output.next().await.is_some() {}
 }
+
+/// Without a stream nothing that is published is kept; whoever comes at that moment misses nothing.
+#[tokio::test(start_paused = true)]
+async fn the_first_watch_hears_what_was_published_to_nobody() {
+    let mut world = World::small();
+    world.apply(&[Put("a", "1")]);
+    idle().await;
+    world.apply(&[Put("a", "2")]);
+    world.commit(&[vec![Put("a", "3")]]);
+    let mut client = world.open();
+    client.handle.create(CreateWatch { start_revision: 2, ..on("a", "") }).await;
+    client.handle.create(on("a", "")).await;
+    // The hub has not yet seen that there is a stream.
+    world.publish();
+    world.apply(&[Put("a", "4")]);
+    let heard = client.read_all().await;
+    let of = |id: i64| {
+        let own: Vec<_> = heard.iter().filter(|answer| answer.watch_id == id).cloned().collect();
+        revisions(&own)
+    };
+    assert_eq!(of(0), [2, 3, 4, 5]);
+    assert_eq!(of(1), [5]);
+}
