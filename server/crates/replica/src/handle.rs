@@ -22,7 +22,7 @@ use types::{ClusterId, LogIndex, MemberId, Planted, Term};
 
 use crate::completion::{Mailbox, Mailboxes};
 use crate::inbound::{membership_change_message, read_index_answer, refusal_from_message};
-use crate::limits::{APPLY_LAG_MAX, FLUSH_PATIENCE, Rules, SWEEP_KEYS};
+use crate::limits::{APPLY_LAG_MAX, Rules, SWEEP_KEYS};
 use crate::membership::{MembershipChange, MembershipRefusal, Situation};
 use crate::network::Sender;
 use crate::observation::Observation;
@@ -537,11 +537,6 @@ impl Appender for Shared {
             }));
         let write = self.raft.write(Batch(batch)).responder(responder);
         write.with_leader(committed_leader(term)).await.map_err(|_| Unavailable::Stopped)
-    }
-
-    async fn flushed(&self) {
-        // On a slow disk batches follow each other at this pace instead.
-        let _ = timeout(FLUSH_PATIENCE, self.log.all_flushed()).await;
     }
 
     async fn forward(&self, to: MemberId, term: Term, batch: Bytes) -> Forwarded {

@@ -33,9 +33,6 @@ pub(crate) const PUT_BACK_PAUSE: Duration = Duration::from_millis(5);
 /// Entries that may be committed and not applied before proposals are refused: etcd's bound.
 pub(crate) const APPLY_LAG_MAX: u64 = 5000;
 
-/// How long a batch waits at most for the one before it to be durable.
-pub(crate) const FLUSH_PATIENCE: Duration = Duration::from_millis(10);
-
 /// Keys whose dead versions one step of the background half of a compaction drops.
 pub(crate) const SWEEP_KEYS: usize = 4096;
 

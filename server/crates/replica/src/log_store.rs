@@ -25,7 +25,6 @@ use types::{LogIndex, MemberId};
 use crate::codec;
 use crate::raft_types::{Entry, LogId, TypeConfig, Vote, index_of, log_id, optional_index};
 use crate::solitude::{Solitude, names_another};
-use crate::watermark::Watermark;
 
 /// How many bytes of newest entries stay in memory once they are flushed.
 const TAIL_BYTES_MAX: usize = 64 << 20;
@@ -61,8 +60,6 @@ pub(crate) struct Shared {
     tail: Mutex<Tail>,
     segments: wal::Reader,
     in_reserve: AtomicBool,
-    /// Moves with `Tail::flushed`; after a truncation it may be ahead, which only wakes too early.
-    flushed: Watermark,
     me: MemberId,
     pub(crate) solitude: Solitude,
 }
@@ -105,7 +102,6 @@ impl LogStore {
             tail: Mutex::new(tail),
             segments,
             in_reserve: AtomicBool::new(false),
-            flushed: Watermark::default(),
             me,
             solitude: Solitude::default(),
         };
@@ -144,20 +140,6 @@ impl Shared {
         let mut tail = self.tail();
         tail.flushed = tail.flushed.max(index);
         tail.evict();
-        drop(tail);
-        self.flushed.set(index);
-    }
-
-    /// Returns when everything that openraft has handed over is durable.
-    pub(crate) async fn all_flushed(&self) {
-        let unflushed = {
-            let tail = self.tail();
-            let last = tail.entries.back().map(|kept| index_of(&kept.entry.log_id()));
-            last.filter(|last| *last > tail.flushed)
-        };
-        if let Some(last) = unflushed {
-            self.flushed.reach(last).await;
-        }
     }
 
     /// Whether the entry at openraft's `index` has been purged.

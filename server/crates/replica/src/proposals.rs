@@ -14,7 +14,6 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
 
 use bytes::Bytes;
 use machine::{Batch as BatchCodec, Outcome, Proposal, Ticket};
@@ -155,8 +154,6 @@ pub(crate) trait Appender: Send + Sync + 'static {
         batch: Bytes,
         not_appended: Box<dyn FnOnce() + Send>,
     ) -> impl Future<Output = Result<(), Unavailable>> + Send;
-    /// Returns when the local log is durable as far as openraft has filled it, or after a short while.
-    fn flushed(&self) -> impl Future<Output = ()> + Send;
     /// Hands a batch to the leader of `term`, which appends it in that term or not at all.
     fn forward(
         &self,
@@ -195,10 +192,6 @@ pub(crate) async fn drive<A: Appender>(
                 if let Err(reason) = appender.append(term, payload, not_appended).await {
                     fail(&mailboxes, &seqs, reason);
                 }
-                // What arrives while the disk is busy would wait for it anyway, and is better one
-                // entry than many: each costs a turn of every part of Raft, on every member.
-                behind_the_others().await;
-                appender.flushed().await;
             }
             Leader::There { member, term } => {
                 let payload = BatchCodec::encode(&batch);
@@ -218,19 +211,6 @@ pub(crate) async fn drive<A: Appender>(
             }
         }
     }
-}
-
-/// Lets every task that is ready run once, openraft's with the batch it was just handed among them.
-async fn behind_the_others() {
-    let mut waited = false;
-    std::future::poll_fn(|context| {
-        if std::mem::replace(&mut waited, true) {
-            return Poll::Ready(());
-        }
-        context.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }
 
 fn fail(mailboxes: &Mailboxes<Outcome>, seqs: &[u64], reason: Unavailable) {

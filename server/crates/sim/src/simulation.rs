@@ -283,6 +283,10 @@ async fn settle(cluster: &Arc<Cluster>) -> Result<i64, String> {
     let mut equal_since: Option<(u64, Instant)> = None;
     loop {
         so_far(cluster)?;
+        // A removal whose answer was lost may take effect even after its member has served.
+        if let Some(leader) = stable_leader(cluster) {
+            retire_strangers(cluster, leader);
+        }
         let statuses_now: Vec<_> = cluster
             .running()
             .into_iter()

@@ -149,9 +149,13 @@ impl<'h> Replay<'h> {
         }
         let told = self.revokes.get(&revision).into_iter().flatten();
         let candidates = told.chain(&self.unknown);
+        // Who began after the revision had been told to anybody did not make it: a lease that is
+        // revoked without keys is told the revision at which another operation had deleted them.
         let fits = |id: &&usize| {
+            let operation = &self.operations[**id];
             !self.writers.contains_key(id)
-                && self.model.execute(&self.operations[**id].request, revision - 1).1 == changes
+                && self.model.execute(&operation.request, revision - 1).1 == changes
+                && newest_before(self.operations, operation) < revision
         };
         candidates.into_iter().find(fits).copied()
     }

@@ -49,14 +49,16 @@ fn version(value: &'static str, revision: i64) -> KeyValue {
 
 /// A member publishes a put of `value`, or a deletion, at a revision.
 fn publish(history: &History, member: u64, revision: i64, value: Option<&'static str>) {
-    let key_value = match value {
-        Some(value) => version(value, revision),
-        None => KeyValue { key: "k".into(), mod_revision: revision, ..KeyValue::default() },
-    };
+    publish_change(history, member, revision, value.map(|value| version(value, revision)));
+}
+
+fn publish_change(history: &History, member: u64, revision: i64, put: Option<KeyValue>) {
+    let kind = if put.is_some() { EventKind::Put } else { EventKind::Delete };
+    let deletion = KeyValue { key: "k".into(), mod_revision: revision, ..KeyValue::default() };
     let event = Event {
-        kind: if value.is_some() { EventKind::Put } else { EventKind::Delete },
+        kind,
         key: "k".into(),
-        key_value: key_value.encode_to_vec().into(),
+        key_value: put.unwrap_or(deletion).encode_to_vec().into(),
         record: RecordRevision { main: revision, sub: 0 },
         previous: None,
         create: revision == 2,
@@ -139,6 +141,29 @@ fn a_deletion_that_nobody_asked_for_is_found() {
     let history = two_puts();
     publish(&history, 1, 4, None);
     broken(&history, "nobody asked");
+}
+
+/// Two operations could have made the deletion; one of them began after it had been heard of.
+#[test]
+fn a_lease_without_keys_is_revoked_at_a_revision_that_another_operation_made() {
+    const LEASE: i64 = 7;
+    let history = History::new(Trace::new(false));
+    let (key, value) = (Bytes::from_static(b"k"), Bytes::from_static(b"a"));
+    let request = pb::PutRequest { key, value, lease: LEASE, ..pb::PutRequest::default() };
+    let id = history.call(1, MEMBER, 1, Request::Put(request));
+    publish_change(&history, 1, 2, Some(KeyValue { lease: LEASE, ..version("a", 2) }));
+    history.answer(id, put_done(2));
+
+    let request = pb::DeleteRangeRequest { key: "k".into(), ..pb::DeleteRangeRequest::default() };
+    let id = history.call(1, MEMBER, 1, Request::Delete(request));
+    publish(&history, 1, 3, None);
+    history.answer(id, Err(Failure::Unknown("the member died".into())));
+    let id = history.call(2, MEMBER, 1, get());
+    history.answer(id, got(3, None));
+
+    let id = history.call(1, MEMBER, 1, Request::Revoke(pb::LeaseRevokeRequest { id: LEASE }));
+    history.answer(id, Ok(Response::Revoke(pb::LeaseRevokeResponse { header: header(3) })));
+    assert_eq!(check(&history).unwrap().revision(), 3);
 }
 
 #[test]
