@@ -6,7 +6,7 @@ mod calls;
 
 use std::time::Duration;
 
-use calls::{put, status};
+use calls::{put, status, until};
 use e2e::processes::{Cluster, ServerOptions, signal};
 
 /// A leader tries for three election timeouts to hand its leadership over, then calls are drained.
@@ -60,4 +60,24 @@ fn members_that_are_told_to_end_at_once_all_end() {
             cluster.member_mut(at).wait_until_healthy().unwrap();
         }
     }
+}
+
+/// As the first process of a container it would not even be killed: the kernel gives such a process
+/// only the signals that it listens for.
+#[test]
+fn a_server_that_waits_for_its_directory_ends_when_it_is_told_to() {
+    let program = e2e::peers::our_binary("etcd").unwrap();
+    let options = ServerOptions::one(&program);
+    let mut cluster = Cluster::start(&options).unwrap();
+    let directory = cluster.members()[0].data_directory.clone();
+    let second = cluster.prepare_to_join(&options, &[0]).unwrap();
+    cluster.member_mut(second).set_flag(&format!("--data-dir={}", directory.display()));
+    cluster.member_mut(second).launch().unwrap();
+    until("the second process finds the directory taken", || {
+        cluster.members()[second].log().contains("another process has locked the data directory")
+    });
+    signal(cluster.members()[second].pid().unwrap(), "TERM").unwrap();
+    let ended = cluster.member_mut(second).wait_until_ended(END_MAX).unwrap();
+    assert!(ended.success(), "{ended}");
+    put(&cluster.members()[0], "k", b"v").unwrap();
 }

@@ -41,7 +41,8 @@ use crate::ops::calls::CallMetrics;
 use crate::ops::health::HealthMetrics;
 use crate::ops::http::{HttpParts, handler, handler_with};
 use crate::ops::metrics::{Metrics, RequestTimes};
-use crate::ops::{notify, register_process, signals};
+use crate::ops::signals::Terminations;
+use crate::ops::{notify, register_process};
 use crate::peer::inbound::PeerService;
 use crate::peer::meters::PeerMeters;
 use crate::peer::outbound::Outbound;
@@ -114,6 +115,7 @@ pub fn serve(config: Config) -> Result<(), Box<dyn Error>> {
 }
 
 async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
+    let mut told = Terminations::listen()?;
     make_certificates(&mut config)?;
     let disk: Arc<dyn Disk> = Arc::new(OsDisk);
     let instruments = Instruments::register(&config)?;
@@ -121,7 +123,12 @@ async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
     let dialer = Dialer::new(Arc::new(move || client_tls.current()));
     let outbound = Outbound::new(dialer);
     let (clients, peers) = bind(&config)?;
-    let identity = Identity::establish(&*disk, &config, &outbound).await?;
+    // Until something is served there is nothing to end in order: a start that waits, for other members
+    // or for the process that still has the directory, is given up.
+    let identity = tokio::select! {
+        established = Identity::establish(&*disk, &config, &outbound) => established?,
+        signal = told.next() => return given_up(signal),
+    };
     let meters = PeerMeters::new(instruments.metrics.clone(), identity.member);
     outbound.measure(meters.clone());
     tracing::info!(
@@ -145,7 +152,10 @@ async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
         slow_apply: config.warning_apply,
     });
     let parts = parts(&config, disk, &identity, outbound, events, &instruments);
-    let replica = replica::start(parts).await?;
+    let replica = tokio::select! {
+        started = replica::start(parts) => started?,
+        signal = told.next() => return given_up(signal),
+    };
     let stop = CancellationToken::new();
     let context = ApiContext {
         handle: replica.handle().clone(),
@@ -177,11 +187,17 @@ async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
         clients,
         peers,
         &stop,
+        &mut told,
     );
     let ended = ended.await;
     stop.cancel();
     replica.shutdown().await;
     ended
+}
+
+fn given_up(signal: &str) -> Result<(), Box<dyn Error>> {
+    tracing::info!(signal, "received signal while starting");
+    Ok(())
 }
 
 /// Serves until a signal, or the end of the replica or of watches.
@@ -196,6 +212,7 @@ async fn serve_all(
     clients: Listeners,
     peers: Listeners,
     stop: &CancellationToken,
+    told: &mut Terminations,
 ) -> Result<(), Box<dyn Error>> {
     let handle = replica.handle().clone();
     let metrics = instruments.metrics.clone();
@@ -251,8 +268,8 @@ async fn serve_all(
         Ok::<(), Box<dyn Error>>(())
     };
     let ended = tokio::select! {
-        signal = signals::terminated() => {
-            tracing::info!(signal = signal?, "received signal; shutting down");
+        signal = told.next() => {
+            tracing::info!(signal, "received signal; shutting down");
             // While everything still runs: the next leader is heard of through our peer listener,
             // and clients that are connected here do not notice.
             replica.hand_over_leadership().await;

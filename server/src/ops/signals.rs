@@ -2,17 +2,32 @@
 
 use std::io;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Returns the name of the first SIGINT or SIGTERM.
-///
-/// # Errors
-/// When the handlers cannot be installed.
-pub async fn terminated() -> io::Result<&'static str> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        _ = interrupt.recv() => Ok("interrupt"),
-        _ = terminate.recv() => Ok("terminated"),
+/// SIGINT and SIGTERM from now on. The first process of a container must listen for them: the kernel
+/// gives it only signals that it has asked for.
+pub struct Terminations {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Terminations {
+    /// Begins to listen.
+    ///
+    /// # Errors
+    /// When the handlers cannot be installed.
+    pub fn listen() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    /// Returns the name of the next signal.
+    pub async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "interrupt",
+            _ = self.terminate.recv() => "terminated",
+        }
     }
 }

@@ -32,7 +32,7 @@ use crate::listen::{
     Services,
 };
 use crate::ops::calls::CallMetrics;
-use crate::ops::{notify, register_process, signals};
+use crate::ops::{notify, register_process, signals::Terminations};
 use crate::tls::{ServerTls, with_self_signed};
 use crate::urls::Url;
 
@@ -147,7 +147,7 @@ async fn run(values: &Values, endpoints: Vec<String>) -> Result<(), Box<dyn Erro
         tracing::warn!(%error, "failed to notify systemd for readiness");
     }
     tracing::info!(address = values.text("listen-addr"), "started gRPC proxy");
-    let signal = signals::terminated().await?;
+    let signal = Terminations::listen()?.next().await;
     tracing::info!(signal, "received signal; shutting down");
     stop.cancel();
     accepting.await??;

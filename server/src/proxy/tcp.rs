@@ -14,7 +14,8 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, copy_buf};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::ops::{notify, signals};
+use crate::ops::notify;
+use crate::ops::signals::Terminations;
 
 use super::command::Values;
 use super::remotes::Remotes;
@@ -53,18 +54,17 @@ pub(super) fn start(values: &Values) -> Result<(), Refusal> {
         if let Err(error) = notify::ready() {
             tracing::warn!(%error, "failed to notify systemd for readiness");
         }
-        let names: Vec<String> =
-            targets.iter().map(|it| joined(&it.host, it.port)).collect();
+        let names: Vec<String> = targets.iter().map(|it| joined(&it.host, it.port)).collect();
         let retry_delay = match values.duration("retry-delay") {
             Duration::ZERO => RETRY_DELAY_UNSET,
             delay => delay,
         };
         let gateway = Arc::new(Gateway { remotes: Mutex::new(Remotes::new(targets)), retry_delay });
         tracing::info!(endpoints = ?names, "ready to proxy client requests");
+        let mut told = Terminations::listen()
+            .map_err(|error| Refusal::Complained(format!("listen for signals: {error}")))?;
         tokio::select! {
-            signal = signals::terminated() => {
-                tracing::info!(signal = signal.unwrap_or_default(), "received signal; shutting down");
-            }
+            signal = told.next() => tracing::info!(signal, "received signal; shutting down"),
             () = gateway.clone().accept(listener) => {}
             () = gateway.watch_inactive() => {}
         }
