@@ -164,7 +164,7 @@ pub struct Replica {
 pub async fn start(parts: Parts) -> Result<Replica, StartError> {
     let lock = lock_directory(&*parts.disk, &parts.directory).await?;
     let (wal, recovered, loaded) = recover(&parts)?;
-    let patience = parts.timing.election_timeout;
+    let sender = sender(&parts);
     let (log, writer) =
         open_log(wal, &recovered, parts.member, parts.log_writer, parts.metrics.clone())?;
     let log_shared = log.shared();
@@ -193,13 +193,6 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
         audience,
         parts.blocking,
     );
-    let sender = Sender {
-        cluster: parts.cluster,
-        me: parts.member,
-        peers: parts.peers.clone(),
-        patience,
-        events: parts.events.clone(),
-    };
     let config = raft_config(parts.timing, parts.images)?;
     let networks = Networks { sender: sender.clone(), log: log_shared.clone() };
     let raft = Raft::new(parts.member.0, config, networks, log, machine)
@@ -233,6 +226,16 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
     });
     spawn_loops(&shared, parts.images, parts.timing);
     Ok(Replica { handle: Handle::new(shared), writer, _lock: lock })
+}
+
+fn sender(parts: &Parts) -> Sender {
+    Sender {
+        cluster: parts.cluster,
+        me: parts.member,
+        peers: parts.peers.clone(),
+        patience: parts.timing.election_timeout,
+        events: parts.events.clone(),
+    }
 }
 
 /// Locks the directory once no other process has it. On Kubernetes a Pod that was deleted by force
