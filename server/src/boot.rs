@@ -20,6 +20,7 @@ use replica::{
 };
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 use watch::HubOptions;
 
 use crate::api::{self, ApiContext, Limits};
@@ -164,14 +165,7 @@ async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
         cluster_id: identity.cluster,
         member_id: identity.member,
         limits: limits(&config),
-        server: Arc::new(ServerFacts {
-            scratch_directory: identity.directory.clone(),
-            election_timeout: config.raft.election_timeout,
-            metrics: instruments.metrics.clone(),
-            request_times: RequestTimes::new(&instruments.metrics),
-            client_cert_auth: config.listen.client_tls.client_cert_auth,
-            low_space: AtomicBool::new(false),
-        }),
+        server: Arc::new(facts(&config, &identity, &instruments.metrics)),
         authentication: Authentication {
             tokens: Tokens::new(&config.auth.tokens, tokens),
             passwords: Passwords::new(config.auth.bcrypt_cost),
@@ -193,6 +187,17 @@ async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
     stop.cancel();
     replica.shutdown().await;
     ended
+}
+
+fn facts(config: &Config, identity: &Identity, metrics: &Metrics) -> ServerFacts {
+    ServerFacts {
+        scratch_directory: identity.directory.clone(),
+        election_timeout: config.raft.election_timeout,
+        metrics: metrics.clone(),
+        request_times: RequestTimes::new(metrics),
+        client_cert_auth: config.listen.client_tls.client_cert_auth,
+        low_space: AtomicBool::new(false),
+    }
 }
 
 fn given_up(signal: &str) -> Result<(), Box<dyn Error>> {
@@ -228,19 +233,9 @@ async fn serve_all(
     let http = handler(http_parts.clone());
 
     let peer_services = Services {
-        grpc: Some(
-            PeerService {
-                inbound: replica.inbound(),
-                handle: handle.clone(),
-                leases: context.leases.clone(),
-                token_digest: Bytes::copy_from_slice(&Sha256::digest(&config.cluster.token)),
-                meters,
-            }
-            .routes(),
-        ),
-        direct: None,
+        grpc: Some(peer_routes(config, replica, &context, meters)),
         http: Some(http),
-        calls: None,
+        ..Services::default()
     };
     let (peer_thread, peer_serving) =
         RpcThread::pair(ServiceSet::from([(Purpose::Peer, peer_services)]), settings.clone());
@@ -289,6 +284,22 @@ async fn serve_all(
     let _ = peer_traffic.await;
     tokio::task::spawn_blocking(move || threads.join()).await?;
     ended
+}
+
+fn peer_routes(
+    config: &Config,
+    replica: &Replica,
+    context: &ApiContext,
+    meters: PeerMeters,
+) -> Routes {
+    let service = PeerService {
+        inbound: replica.inbound(),
+        handle: context.handle.clone(),
+        leases: context.leases.clone(),
+        token_digest: Bytes::copy_from_slice(&Sha256::digest(&config.cluster.token)),
+        meters,
+    };
+    service.routes()
 }
 
 /// Says that clients are served, to people and to the service manager.

@@ -125,9 +125,10 @@ mod tests {
             let cell = cell.clone();
             move || run_hub(task, &cell)
         });
-        let (handle, _output) = hub.open();
+        let (handle, mut output) = hub.open();
         let watch = CreateWatch { key: "a".into(), prev_kv: true, ..CreateWatch::default() };
         handle.create(watch).await;
+        assert!(output.next().await.is_some(), "the watch is there before anything happens");
         for _ in 0..2 {
             let mut writer = store.writer();
             writer.begin();
