@@ -137,6 +137,11 @@ impl Shared {
         std::mem::replace(&mut *backlog, Backlog { stopped, unwatched, ..Backlog::default() })
     }
 
+    /// There is a stream: what is published from now on is kept.
+    pub(crate) fn watched(&self) {
+        self.backlog().unwatched = false;
+    }
+
     pub(crate) fn drained(&self, stream: u64) {
         self.backlog().drained.push(stream);
         self.wake.notify_one();

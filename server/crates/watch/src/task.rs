@@ -92,7 +92,7 @@ impl HubTask {
             let behind = self.catch_up()?;
             self.tick();
             self.shared.stats.show(&self.watchers);
-            // The first stream is published to only after the backlog was taken once more.
+            // What was published before the first stream came is not in the backlog, which says so.
             let first = unwatched && !self.watchers.streams.is_empty();
             if requests || behind || first || !self.pending.is_empty() {
                 tokio::task::yield_now().await;
@@ -246,6 +246,7 @@ impl HubTask {
         }
         let name = queue.stream;
         if !self.watchers.streams.contains_key(&name) {
+            self.shared.watched();
             let tick = Instant::now() + self.interval(name);
             self.watchers.streams.insert(name, StreamState::new(Arc::clone(&queue), tick));
             self.ticks.insert((tick, name));
