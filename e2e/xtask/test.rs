@@ -59,8 +59,9 @@ enum Group {
     Kubernetes,
 }
 
-/// Groups that run only when they are named: this one downloads the packages of others' clients.
-const NAMED_ONLY: [Group; 1] = [Group::Clients];
+/// Groups that run only when they are named: one downloads the packages of others' clients, the other
+/// changes the networks and mounts of the machine that it runs on.
+const NAMED_ONLY: [Group; 2] = [Group::Clients, Group::Kubernetes];
 
 /// What every group compiles. It is the same for all of them, whatever they then run, because cargo
 /// compiles a library once for each set of features that the chosen packages ask of it.
