@@ -9,6 +9,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -119,7 +120,9 @@ impl Cluster {
                 // Between choosing a port and binding it another process can take it.
                 Err(error)
                     if attempt < PORT_ATTEMPTS
-                        && format!("{error:#}").contains("address already in use") =>
+                        && format!("{error:#}")
+                            .to_lowercase()
+                            .contains("address already in use") =>
                 {
                     attempt += 1;
                 }
@@ -445,14 +448,25 @@ pub fn signal(pid: u32, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Ports that nothing listens on. All are held until all are known, so that they differ.
+/// Where ports for servers come from: below those that the kernel gives to outgoing connections, which
+/// could otherwise take the port of a server before it starts, or while it is restarted.
+const PORTS: std::ops::Range<u16> = 11_000..23_000;
+
+/// Ports of the loopback that nobody listens on; no port is given out twice by one process.
 pub fn free_ports(count: usize) -> Result<Vec<u16>> {
-    let listeners: Vec<TcpListener> = (0..count)
-        .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
-        .collect::<Result<_, _>>()
-        .context("find free ports")?;
-    listeners
-        .iter()
-        .map(|listener| Ok(listener.local_addr().context("read a port")?.port()))
-        .collect()
+    static GIVEN: AtomicUsize = AtomicUsize::new(0);
+    // Processes that run side by side begin at different places.
+    let begin = std::process::id() as usize * 101;
+    let mut free = Vec::with_capacity(count);
+    for _ in PORTS {
+        if free.len() == count {
+            return Ok(free);
+        }
+        let at = (begin + GIVEN.fetch_add(1, Ordering::Relaxed)) % PORTS.len();
+        let port = PORTS.start + u16::try_from(at).context("a port is below 65536")?;
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            free.push(port);
+        }
+    }
+    bail!("of the ports {PORTS:?} not {count} are free")
 }
