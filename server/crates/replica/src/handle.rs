@@ -127,11 +127,8 @@ impl Handle {
             return Ok(());
         }
         let mut waiter = self.reads.register();
-        self.shared.reads.push(waiter.seq());
-        match timeout(self.shared.rules.request_timeout, &mut waiter).await {
-            Ok(answer) => answer,
-            Err(_) => Err(self.shared.timeout_reason()),
-        }
+        self.shared.reads.push(waiter.seq())?;
+        (&mut waiter).await
     }
 
     /// Returns once this member has applied the log up to `index`.
