@@ -111,25 +111,29 @@ impl Index {
 
     /// The keys of a range from `resume` on, in order, with their histories.
     pub(crate) fn walk<'a>(&'a self, range: &'a KeyRange, resume: Option<&'a [u8]>) -> Walk<'a> {
+        if matches!(range.end, RangeEnd::Single) {
+            // One descent instead of the two of a range; after the key there is nothing.
+            let only = self.keys.get_key_value(range.start.as_ref());
+            return Walk::Single(only.filter(|_| resume.is_none()));
+        }
         let lower = match resume {
             Some(key) => Bound::Excluded(key),
             None => Bound::Included(range.start.as_ref()),
         };
         let upper = match &range.end {
-            RangeEnd::Single => Bound::Included(range.start.as_ref()),
-            RangeEnd::Unbounded => Bound::Unbounded,
+            RangeEnd::Single | RangeEnd::Unbounded => Bound::Unbounded,
             RangeEnd::Before(end) => Bound::Excluded(end.as_ref()),
         };
         if range.is_empty() || is_inverted(lower, upper) {
-            return Walk(None);
+            return Walk::Single(None);
         }
-        Walk(Some(self.keys.range::<[u8], _>((lower, upper))))
+        Walk::Range(self.keys.range::<[u8], _>((lower, upper)))
     }
 
     /// Every key after `resume`, in order.
     pub(crate) fn walk_all(&self, resume: Option<&[u8]>) -> Walk<'_> {
         let lower = resume.map_or(Bound::Unbounded, Bound::Excluded);
-        Walk(Some(self.keys.range::<[u8], _>((lower, Bound::Unbounded))))
+        Walk::Range(self.keys.range::<[u8], _>((lower, Bound::Unbounded)))
     }
 
     /// What a read of `revision` (0 or less: the newest) is pinned to.
@@ -180,14 +184,22 @@ pub(crate) fn fault(detail: impl Into<String>) -> RevStoreError {
     RevStoreError::Engine { engine: ENGINE, detail: detail.into() }
 }
 
-/// Keys in order. Empty for a range that no key can lie in, which `BTreeMap::range` would not accept.
-pub(crate) struct Walk<'a>(Option<btree_map::Range<'a, Box<[u8]>, KeyHistory>>);
+/// Keys in order. A range that no key can lie in, which `BTreeMap::range` would not accept, is that of
+/// a single key which is not there.
+pub(crate) enum Walk<'a> {
+    Single(Option<(&'a Box<[u8]>, &'a KeyHistory)>),
+    Range(btree_map::Range<'a, Box<[u8]>, KeyHistory>),
+}
 
 impl<'a> Iterator for Walk<'a> {
     type Item = (&'a [u8], &'a KeyHistory);
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.0.as_mut()?.next().map(|(key, history)| (key.as_ref(), history))
+        let found = match self {
+            Walk::Single(only) => only.take(),
+            Walk::Range(range) => range.next(),
+        };
+        found.map(|(key, history)| (key.as_ref(), history))
     }
 }
 

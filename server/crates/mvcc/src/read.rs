@@ -18,6 +18,7 @@ use crate::changes::{self, Limits};
 use crate::event::RevisionEvents;
 use crate::hash::{self, HashAnswer};
 use crate::history::{KeyHead, Version};
+use crate::index::Index;
 use crate::query::{Hit, RangeAnswer, RangeError, RangeQuery, Scan, assemble, encode_key};
 use crate::store::{CHUNK, Shared, StoreMeta};
 use crate::writer::missing;
@@ -37,6 +38,13 @@ pub(crate) struct Pin {
     pub(crate) newest: i64,
     pub(crate) epoch: u64,
     pub(crate) revs: Arc<dyn RevStore>,
+}
+
+impl Pin {
+    fn of(index: &Index, revision: i64) -> Result<Pin, RangeError> {
+        let at = index.pin(revision, index.revision)?;
+        Ok(Pin { at, newest: index.revision, epoch: index.epoch, revs: Arc::clone(&index.revs) })
+    }
 }
 
 /// Why an attempt to read ended.
@@ -181,26 +189,25 @@ impl ReadView {
     }
 
     fn attempt(&self, query: &RangeQuery) -> Result<RangeAnswer, Interruption> {
-        let pin = self.pin(query.revision)?;
+        let mut index = self.shared.read();
+        let pin = Pin::of(&index, query.revision)?;
         let mut scan = Scan::new(query, pin.at);
-        loop {
-            let index = self.shared.read();
+        while !scan.step(&index, CHUNK) {
+            // Between two chunks the writer gets its turn.
+            drop(index);
+            index = self.shared.read();
             if index.compact_revision > pin.at || index.epoch != pin.epoch {
                 return Err(Interruption::Overtaken);
             }
-            if scan.step(&index, CHUNK) {
-                break;
-            }
         }
+        drop(index);
         let mut fetch = |record| fetch(&self.shared, &pin, record);
         let (kvs, more) = assemble(query, scan.hits, &mut fetch)?;
         Ok(RangeAnswer { kvs, more, count: scan.count, revision: Revision(pin.newest) })
     }
 
     fn pin(&self, revision: i64) -> Result<Pin, RangeError> {
-        let index = self.shared.read();
-        let at = index.pin(revision, index.revision)?;
-        Ok(Pin { at, newest: index.revision, epoch: index.epoch, revs: Arc::clone(&index.revs) })
+        Pin::of(&self.shared.read(), revision)
     }
 }
 
