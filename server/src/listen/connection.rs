@@ -202,6 +202,8 @@ fn builder(settings: &ConnectionSettings) -> Builder<TokioExecutor> {
     let mut http2 = builder.http2();
     http2
         .timer(TokioTimer::new())
+        // As grpc-go, whose answers have no date; HTTP/1 has one.
+        .auto_date_header(false)
         .max_concurrent_streams(settings.streams_max)
         .max_header_list_size(HEADER_LIST_BYTES_MAX)
         .max_pending_accept_reset_streams(PENDING_RESETS_MAX)

@@ -69,6 +69,8 @@ struct Method {
     sent: IntCounter,
     ok: IntCounter,
     handling: OnceLock<Histogram>,
+    /// The version that the first client named, and its counter: most clients are of one version.
+    requests: OnceLock<(String, IntCounter)>,
 }
 
 impl CallMetrics {
@@ -128,6 +130,7 @@ impl CallMetrics {
                 sent: sent.with_label_values(&values),
                 ok: shared.handled.with_label_values(&[kind, &service, &name, CODES[CODE_OK]]),
                 handling: OnceLock::new(),
+                requests: OnceLock::new(),
                 service: service.clone(),
                 name: name.clone(),
             };
@@ -144,8 +147,7 @@ impl CallMetrics {
         let method = self.methods.get(path)?.clone();
         method.started.inc();
         let version = headers.get("client-api-version").and_then(|value| value.to_str().ok());
-        let kind = if method.kind == "unary" { "unary" } else { "stream" };
-        self.shared.client_requests.with_label_values(&[kind, version.unwrap_or("unknown")]).inc();
+        method.count_request(&self.shared.client_requests, version.unwrap_or("unknown"));
         Some(Call {
             method,
             shared: self.shared.clone(),
@@ -154,6 +156,17 @@ impl CallMetrics {
             code: None,
             answered: false,
         })
+    }
+}
+
+impl Method {
+    fn count_request(&self, requests: &IntCounterVec, version: &str) {
+        let kind = if self.kind == "unary" { "unary" } else { "stream" };
+        let counter = || requests.with_label_values(&[kind, version]);
+        match self.requests.get_or_init(|| (version.to_owned(), counter())) {
+            (known, requests) if known == version => requests.inc(),
+            _ => counter().inc(),
+        }
     }
 }
 
