@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use e2e::bench::report;
-use e2e::bench::runner::{self, CASES, Options, Work};
+use e2e::bench::runner::{self, CASES, Case, Options};
 
 /// Our server and Go etcd side by side.
 #[derive(Parser)]
@@ -28,7 +28,7 @@ struct Arguments {
     /// One short round; the figures are rough and the floors are shown, not judged.
     #[arg(long)]
     quick: bool,
-    /// Only these: put, get, range, txn, watch, start.
+    /// Only these: put, get, range, txn, watch, start, tls, auth.
     #[arg(long, value_delimiter = ',', value_name = "WORK")]
     only: Vec<String>,
     /// How often everything is measured.
@@ -70,12 +70,14 @@ fn run(arguments: &Arguments) -> Result<bool> {
 }
 
 fn options(arguments: &Arguments) -> Result<Options> {
-    let groups = Work::ALL.map(Work::group);
+    let mut groups: Vec<&str> = CASES.into_iter().map(Case::group).collect();
     if let Some(unknown) = arguments.only.iter().find(|one| !groups.contains(&one.as_str())) {
+        groups.sort_unstable();
+        groups.dedup();
         bail!("--only {unknown}: there are {}", groups.join(", "));
     }
-    let chosen = |work: Work| {
-        arguments.only.is_empty() || arguments.only.iter().any(|one| one == work.group())
+    let chosen = |case: &Case| {
+        arguments.only.is_empty() || arguments.only.iter().any(|one| one == case.group())
     };
     let quick = arguments.quick;
     let seconds = arguments.seconds.unwrap_or(if quick { 0.5 } else { 3.0 });
@@ -91,6 +93,6 @@ fn options(arguments: &Arguments) -> Result<Options> {
         warm_up: Duration::from_secs_f64(if quick { 0.2 } else { 0.7 }),
         keys: if quick { 10_000 } else { 100_000 },
         start_keys: if quick { 50_000 } else { 1_000_000 },
-        cases: CASES.into_iter().filter(|case| chosen(case.work)).collect(),
+        cases: CASES.into_iter().filter(chosen).collect(),
     })
 }

@@ -15,7 +15,7 @@ pub(crate) struct Options {
     /// One short round of about a minute; floors are shown, not judged.
     #[arg(long)]
     quick: bool,
-    /// Only these: put, get, range, txn, watch, start.
+    /// Only these: put, get, range, txn, watch, start, tls, auth.
     #[arg(long, value_delimiter = ',', value_name = "WORK")]
     only: Vec<String>,
     /// How often everything is measured.

@@ -6,7 +6,6 @@
 //! path beyond, which is not what is to be compared here.
 
 use std::io;
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -15,6 +14,7 @@ use mio::{Events, Interest, Poll, Token};
 use super::http2::{Answer, Connection};
 use super::protobuf::{Field, fields, put_bytes};
 use super::swarm::Measured;
+use super::wire::Target;
 use super::workloads::{Keyspace, PUT, Values};
 
 const WATCH: &str = "/etcdserverpb.Watch/Watch";
@@ -58,14 +58,14 @@ struct Seen {
 
 impl FanOut {
     /// Connects and waits until all watchers are created.
-    pub fn connect(address: SocketAddr, keyspace: Keyspace, watchers: usize) -> Result<FanOut> {
+    pub fn connect(target: &Target, keyspace: Keyspace, watchers: usize) -> Result<FanOut> {
         let streams = watchers.min(MAX_STREAMS);
         let connections = streams.min(MAX_CONNECTIONS);
         let poll = Poll::new().context("make an event loop")?;
         let mut opened = Vec::new();
         for index in 0..=connections {
-            let mut connection = Connection::open(address)
-                .with_context(|| format!("connect to the server at {address}"))?;
+            let mut connection = Connection::open(target)
+                .with_context(|| format!("connect to the server at {}", target.address))?;
             let interest = Interest::READABLE | Interest::WRITABLE;
             poll.registry().register(connection.socket(), Token(index), interest)?;
             opened.push(connection);

@@ -7,14 +7,15 @@
 //!
 //! Invariants: a stream is in `streams` from its HEADERS until the peer has ended it; data that a
 //! window holds back is in `held_back`, in order. RFC 9113 is the frame layer, RFC 7541 the headers,
-//! gRPC over HTTP/2 the rest. Deliberately absent: priorities, push, padding on our side, TLS.
+//! gRPC over HTTP/2 the rest. Deliberately absent: priorities, push, padding on our side.
 
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::SocketAddr;
+use std::io::{self, ErrorKind};
 
 use loona_hpack::Decoder;
 use mio::net::TcpStream;
+
+use super::wire::{Target, Wire};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const FRAME_HEADER: usize = 9;
@@ -67,8 +68,9 @@ pub enum Answer<'a> {
 
 /// A connection.
 pub struct Connection {
-    socket: TcpStream,
+    wire: Wire,
     authority: String,
+    token: Option<String>,
     output: Vec<u8>,
     written: usize,
     input: Vec<u8>,
@@ -110,13 +112,12 @@ struct HeldBack {
 
 impl Connection {
     /// Connects (this waits) and sends the preface with the next flush.
-    pub fn open(address: SocketAddr) -> io::Result<Connection> {
-        let socket = std::net::TcpStream::connect(address)?;
-        socket.set_nodelay(true)?;
-        socket.set_nonblocking(true)?;
+    pub fn open(target: impl Into<Target>) -> io::Result<Connection> {
+        let target = target.into();
         let mut connection = Connection {
-            socket: TcpStream::from_std(socket),
-            authority: address.to_string(),
+            wire: Wire::open(&target)?,
+            authority: target.address.to_string(),
+            token: target.token,
             output: Vec::with_capacity(64 * 1024),
             written: 0,
             input: vec![0; INPUT_SIZE],
@@ -142,7 +143,7 @@ impl Connection {
 
     /// The socket, to register it with an event loop.
     pub fn socket(&mut self) -> &mut TcpStream {
-        &mut self.socket
+        self.wire.socket()
     }
 
     /// How many calls are under way.
@@ -157,7 +158,7 @@ impl Connection {
 
     /// Whether bytes wait for the socket.
     pub fn has_output(&self) -> bool {
-        self.written < self.output.len()
+        self.written < self.output.len() || self.wire.has_output()
     }
 
     /// Starts a unary call. Nothing is sent until `flush`.
@@ -179,7 +180,7 @@ impl Connection {
     /// Writes as much as the socket takes.
     pub fn flush(&mut self) -> io::Result<()> {
         while self.written < self.output.len() {
-            match self.socket.write(&self.output[self.written..]) {
+            match self.wire.write(&self.output[self.written..]) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(count) => self.written += count,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
@@ -189,14 +190,14 @@ impl Connection {
         }
         self.output.clear();
         self.written = 0;
-        Ok(())
+        self.wire.flush()
     }
 
     /// Reads what the socket has and hands over the answers.
     pub fn receive(&mut self, on_answer: &mut impl FnMut(Answer<'_>)) -> io::Result<()> {
         loop {
             let room = self.input.len() - self.filled;
-            let count = match self.socket.read(&mut self.input[self.filled..]) {
+            let count = match self.wire.read(&mut self.input[self.filled..]) {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
                 Ok(count) => count,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
@@ -259,7 +260,7 @@ impl Connection {
             }
         }
         if let Some(first) = self.common {
-            for entry in first..first + COMMON_ENTRIES {
+            for entry in first..first + self.common_entries() {
                 indexed(&mut self.output, self.indexed - entry);
             }
             return;
@@ -271,8 +272,18 @@ impl Connection {
         out.push(0x40);
         string(out, b"te");
         string(out, b"trailers");
+        if let Some(token) = &self.token {
+            out.push(0x40);
+            string(out, b"token");
+            string(out, token.as_bytes());
+        }
         self.common = Some(self.indexed);
-        self.indexed += COMMON_ENTRIES;
+        self.indexed += self.common_entries();
+    }
+
+    /// How many entries all calls share: authority, content-type, user-agent, te, and the token.
+    fn common_entries(&self) -> u32 {
+        4 + u32::from(self.token.is_some())
     }
 
     fn send(&mut self, stream: u32, message: &[u8], end: bool) {
@@ -499,9 +510,6 @@ impl Connection {
         (index < self.streams.len()).then_some(index)
     }
 }
-
-/// How many entries all calls share: authority, content-type, user-agent and te.
-const COMMON_ENTRIES: u32 = 4;
 
 fn frame_head(out: &mut Vec<u8>, length: usize, kind: u8, flags: u8, stream: u32) {
     out.extend_from_slice(&(length as u32).to_be_bytes()[1..]);

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use super::runner::{CASES, FLAGS, Options, Row, Sample, Work};
+use super::runner::{CASES, Case, FLAGS, Guard, Options, Row, Sample, Work};
 
 /// A promise and what was measured.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,15 +33,19 @@ pub fn floors(rows: &[Row]) -> Vec<Floor> {
     let mut floors = Vec::new();
     for row in rows.iter().filter(|row| row.case.width >= 100) {
         let case = row.case;
-        let wanted = match (case.work, case.members) {
-            (Work::Put, 1) => 2.5,
-            (Work::Put, _) | (Work::GetLinearizable, _) => 3.0,
-            (Work::Watch, _) => 2.0,
+        let name = format!("{}, {} member(s), {}", case.name(), case.members, case.width);
+        let wanted = match (case.work, case.guard, case.members) {
+            (Work::Put, Guard::Auth, _) => {
+                floors.extend(price_of_auth(rows, row, name));
+                continue;
+            }
+            (Work::Put, Guard::Tls, _) | (Work::Watch, ..) => 2.0,
+            (Work::Put, Guard::Open, 1) => 2.5,
+            (Work::Put | Work::GetLinearizable, ..) => 3.0,
             _ => continue,
         };
-        let name = format!("{}, {} member(s), {}", case.work.name(), case.members, case.width);
         floors.push(Floor { name: name.clone(), wanted, found: rate_ratio(row) });
-        if case.work == Work::Put {
+        if case.work == Work::Put && case.guard == Guard::Open {
             floors.push(Floor {
                 name: format!("server CPU per {name}"),
                 wanted: 3.0,
@@ -50,6 +54,15 @@ pub fn floors(rows: &[Row]) -> Vec<Floor> {
         }
     }
     floors
+}
+
+/// What is left of our own rate once every put needs a permission: that of the same puts without.
+fn price_of_auth(rows: &[Row], row: &Row, name: String) -> Option<Floor> {
+    let open = Case { guard: Guard::Open, ..row.case };
+    let without = rows.iter().find(|other| other.case == open)?;
+    let rate = |row: &Row| median(&row.samples[0], |sample| sample.rate);
+    let name = format!("{name}, next to ours without");
+    Some(Floor { name, wanted: 0.9, found: rate(row) / rate(without) })
 }
 
 /// The tables as Markdown.
@@ -64,7 +77,7 @@ pub fn table(rows: &[Row]) -> String {
         let _ = writeln!(
             text,
             "| {} | {} | {} | {} | {} | **{:.1}x** | {} | {} | {:.1} | {:.1} | **{:.1}x** |",
-            row.case.work.name(),
+            row.case.name(),
             row.case.members,
             row.case.width,
             rate_with_spread(ours),
@@ -121,7 +134,7 @@ pub fn json(options: &Options, rows: &[Row], floors: &[Floor]) -> Value {
         "keys": options.keys,
         "complete": rows.len() == CASES.len(),
         "rows": rows.iter().map(|row| json!({
-            "workload": row.case.work.name(),
+            "workload": row.case.name(),
             "members": row.case.members,
             "in_flight": row.case.width,
             "rate_ratio": rate_ratio(row),
@@ -205,7 +218,6 @@ fn latencies(samples: &[Sample]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::runner::Case;
 
     fn row(work: Work, width: usize, ours: &[f64], etcd: &[f64]) -> Row {
         let samples = |rates: &[f64]| {
@@ -213,7 +225,7 @@ mod tests {
                 |rate: &f64| Sample { rate: *rate, server_cpu: 1e6 / rate, ..Sample::default() };
             rates.iter().map(sample).collect()
         };
-        let case = Case { work, members: 1, width };
+        let case = Case { work, guard: Guard::Open, members: 1, width };
         Row { case, samples: [samples(ours), samples(etcd)] }
     }
 
@@ -230,6 +242,17 @@ mod tests {
     fn one_call_in_flight_has_no_floor() {
         assert_eq!(floors(&[row(Work::Put, 1, &[1.0], &[1.0])]), []);
         assert_eq!(floors(&[row(Work::Txn, 1000, &[1.0], &[1.0])]), []);
+    }
+
+    #[test]
+    fn authentication_is_judged_by_what_it_takes_from_our_own_rate() {
+        let open = row(Work::Put, 100, &[100.0], &[10.0]);
+        let mut guarded = row(Work::Put, 100, &[89.0], &[1.0]);
+        guarded.case.guard = Guard::Auth;
+        assert_eq!(floors(std::slice::from_ref(&guarded)), [], "nothing to compare with");
+        let floors = floors(&[open, guarded]);
+        let auth = floors.last().unwrap();
+        assert!(!auth.holds() && (auth.found - 0.89).abs() < 1e-9, "{auth:?}");
     }
 
     #[test]

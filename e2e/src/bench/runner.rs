@@ -13,13 +13,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use super::access;
 use super::fan_out::FanOut;
 use super::latency::Histogram;
 use super::protobuf::{bytes, number, put_bytes};
 use super::resources;
 use super::swarm::{Load, Swarm, call_once};
+use super::wire::{self, Target};
 use super::workloads::{CompareAndSwaps, Keyspace, Puts, RANGE, Reads, STATUS};
-use crate::processes::{Cluster, Member, ServerOptions};
+use crate::processes::{Cluster, Member, ServerOptions, Tls};
 
 /// The flags of both servers besides names, URLs and directories.
 pub const FLAGS: [&str; 2] = ["--quota-backend-bytes=8589934592", "--log-level=error"];
@@ -64,17 +66,6 @@ pub enum Work {
 }
 
 impl Work {
-    /// All of them.
-    pub const ALL: [Work; 7] = [
-        Work::Put,
-        Work::GetLinearizable,
-        Work::GetSerializable,
-        Work::Range,
-        Work::Txn,
-        Work::Watch,
-        Work::Start,
-    ];
-
     /// How it is called in the table.
     pub fn name(self) -> &'static str {
         match self {
@@ -101,11 +92,39 @@ impl Work {
     }
 }
 
+/// What stands between a client and the keys.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Guard {
+    /// Nothing.
+    #[default]
+    Open,
+    /// TLS, with a certificate of the server.
+    Tls,
+    /// Authentication: a user with a simple token, whose role may use the prefix of all keys.
+    Auth,
+}
+
+impl Guard {
+    /// All of them.
+    pub const ALL: [Guard; 3] = [Guard::Open, Guard::Tls, Guard::Auth];
+
+    /// How it is called in the table, after the workload's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Guard::Open => "",
+            Guard::Tls => ", TLS",
+            Guard::Auth => ", auth on",
+        }
+    }
+}
+
 /// One row of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Case {
     /// What is asked.
     pub work: Work,
+    /// What the servers ask for first.
+    pub guard: Guard,
     /// Of how many members.
     pub members: usize,
     /// Calls in flight, or watchers.
@@ -113,6 +132,20 @@ pub struct Case {
 }
 
 impl Case {
+    /// How it is called in the table.
+    pub fn name(self) -> String {
+        format!("{}{}", self.work.name(), self.guard.name())
+    }
+
+    /// How it is called on the command line.
+    pub fn group(self) -> &'static str {
+        match self.guard {
+            Guard::Open => self.work.group(),
+            Guard::Tls => "tls",
+            Guard::Auth => "auth",
+        }
+    }
+
     fn connections(self) -> usize {
         match self.width {
             1 => 1,
@@ -123,9 +156,12 @@ impl Case {
 }
 
 /// The rows of the whole benchmark, puts first because they come before the check of durability.
-pub const CASES: [Case; 21] = {
+pub const CASES: [Case; 25] = {
     const fn case(work: Work, members: usize, width: usize) -> Case {
-        Case { work, members, width }
+        Case { work, guard: Guard::Open, members, width }
+    }
+    const fn guarded_puts(guard: Guard, width: usize) -> Case {
+        Case { work: Work::Put, guard, members: 1, width }
     }
     [
         case(Work::Put, 1, 1),
@@ -148,6 +184,10 @@ pub const CASES: [Case; 21] = {
         case(Work::Put, 3, 1000),
         case(Work::GetLinearizable, 3, 100),
         case(Work::GetLinearizable, 3, 1000),
+        guarded_puts(Guard::Tls, 100),
+        guarded_puts(Guard::Tls, 1000),
+        guarded_puts(Guard::Auth, 100),
+        guarded_puts(Guard::Auth, 1000),
         case(Work::Start, 1, FILL_IN_FLIGHT),
     ]
 };
@@ -226,14 +266,18 @@ pub fn run(options: &Options, say: &dyn Fn(&str)) -> Result<Vec<Row>> {
         .map(|case| Row { case: *case, samples: [Vec::new(), Vec::new()] })
         .collect();
     for round in 0..options.rounds {
-        for members in [1, 3] {
-            let chosen = |row: &&mut Row| row.case.members == members;
-            let shared = rows.iter_mut().filter(|row| row.case.work != Work::Start);
-            let shared: Vec<&mut Row> = shared.filter(chosen).collect();
-            if !shared.is_empty() {
-                let what = format!("round {} of {}, {members} members", round + 1, options.rounds);
-                say(&what);
-                run_shared(options, round, members, shared, say).context(what)?;
+        for guard in Guard::ALL {
+            for members in [1, 3] {
+                let chosen =
+                    |row: &&mut Row| row.case.members == members && row.case.guard == guard;
+                let shared = rows.iter_mut().filter(|row| row.case.work != Work::Start);
+                let shared: Vec<&mut Row> = shared.filter(chosen).collect();
+                if !shared.is_empty() {
+                    let round_name = format!("round {} of {}", round + 1, options.rounds);
+                    let what = format!("{round_name}, {members} members{}", guard.name());
+                    say(&what);
+                    run_shared(options, round, shared, say).context(what)?;
+                }
             }
         }
         for row in rows.iter_mut().filter(|row| row.case.work == Work::Start) {
@@ -257,17 +301,19 @@ fn order(round: usize) -> [Side; 2] {
 fn run_shared(
     options: &Options,
     round: usize,
-    members: usize,
     rows: Vec<&mut Row>,
     say: &dyn Fn(&str),
 ) -> Result<()> {
+    let Some(Case { members, guard, .. }) = rows.first().map(|row| row.case) else {
+        return Ok(());
+    };
     let mut servers = Side::BOTH
         .into_iter()
-        .map(|side| Server::start(options, side, members))
+        .map(|side| Server::start(options, side, members, guard))
         .collect::<Result<Vec<Server>>>()?;
     let keyspace = Keyspace { name: b'r', size: options.keys };
     for server in &servers {
-        fill(server.leader, keyspace).with_context(|| format!("fill {:?}", server.side))?;
+        fill(&server.leader, keyspace).with_context(|| format!("fill {:?}", server.side))?;
     }
     let mut put = false;
     for (index, row) in rows.into_iter().enumerate() {
@@ -284,7 +330,7 @@ fn run_shared(
                 .with_context(|| format!("{case:?} of {side:?}"))?;
             say(&format!(
                 "  {:<20} {:>6} {side:?}: {:.0}/s, server {:.1} us, client {:.1} us, foreign {:.2}",
-                case.work.name(),
+                case.name(),
                 case.width,
                 sample.rate,
                 sample.server_cpu,
@@ -301,11 +347,12 @@ fn run_shared(
 struct Server {
     side: Side,
     cluster: Cluster,
-    leader: SocketAddr,
+    guard: Guard,
+    leader: Target,
 }
 
 impl Server {
-    fn start(options: &Options, side: Side, members: usize) -> Result<Server> {
+    fn start(options: &Options, side: Side, members: usize, guard: Guard) -> Result<Server> {
         let program = match side {
             Side::Ours => &options.ours,
             Side::Etcd => &options.etcd,
@@ -313,10 +360,31 @@ impl Server {
         let mut wanted = ServerOptions::one(program);
         wanted.members = members;
         wanted.flags = FLAGS.map(str::to_owned).to_vec();
+        if guard == Guard::Tls {
+            wanted.tls = Tls::Files;
+        }
         let cluster = Cluster::start_below(&wanted, &options.directory)
             .with_context(|| format!("start {side:?}"))?;
-        let leader = find_leader(&cluster)?;
-        Ok(Server { side, cluster, leader })
+        let leader = find_leader(&cluster, guard, None)?;
+        if guard == Guard::Auth {
+            access::turn_on(&leader, CALL_LIMIT).context("turn authentication on")?;
+        }
+        let mut server = Server { side, cluster, guard, leader };
+        server.find_leader()?;
+        Ok(server)
+    }
+
+    /// Finds out who leads, and gets a token where that is needed.
+    fn find_leader(&mut self) -> Result<()> {
+        let token = match self.guard {
+            Guard::Open | Guard::Tls => None,
+            Guard::Auth => {
+                let any = address(&self.cluster.members()[0])?;
+                Some(access::authenticate(any, CALL_LIMIT).context("get a token")?)
+            }
+        };
+        self.leader = find_leader(&self.cluster, self.guard, token)?;
+        Ok(())
     }
 
     fn pids(&self) -> Vec<u32> {
@@ -325,7 +393,7 @@ impl Server {
 
     /// Kills all members at once and looks whether what was acknowledged is there after a restart.
     fn check_durability(&mut self) -> Result<()> {
-        let acknowledged = revision(self.leader)?;
+        let acknowledged = revision(&self.leader)?;
         let count = self.cluster.members().len();
         for index in 0..count {
             self.cluster.member_mut(index).kill()?;
@@ -336,8 +404,8 @@ impl Server {
         for index in 0..count {
             self.cluster.member_mut(index).wait_until_healthy()?;
         }
-        self.leader = find_leader(&self.cluster)?;
-        let found = revision(self.leader)?;
+        self.find_leader()?;
+        let found = revision(&self.leader)?;
         if found < acknowledged {
             bail!("{:?} lost puts at kill -9: {acknowledged} before, {found} after", self.side);
         }
@@ -350,21 +418,26 @@ fn address(member: &Member) -> Result<SocketAddr> {
 }
 
 /// The revision that a linearizable read of one key answers.
-fn revision(server: SocketAddr) -> Result<u64> {
+fn revision(server: &Target) -> Result<u64> {
     let mut request = Vec::new();
-    put_bytes(&mut request, 1, b"a");
+    put_bytes(&mut request, 1, access::PREFIX);
     let answer = call_once(server, RANGE, &request, CALL_LIMIT)?;
     Ok(number(bytes(&answer, 1), 3))
 }
 
-fn find_leader(cluster: &Cluster) -> Result<SocketAddr> {
+fn find_leader(cluster: &Cluster, guard: Guard, token: Option<String>) -> Result<Target> {
     let deadline = Instant::now() + CALL_LIMIT;
     while Instant::now() < deadline {
         for member in cluster.members() {
-            let status = call_once(address(member)?, STATUS, &[], CALL_LIMIT)?;
+            let tls = match guard {
+                Guard::Tls => Some(wire::trusting(&member.certificate)?),
+                Guard::Open | Guard::Auth => None,
+            };
+            let target = Target { address: address(member)?, tls, token: token.clone() };
+            let status = call_once(&target, STATUS, &[], CALL_LIMIT)?;
             let leader = number(&status, 4);
             if leader != 0 && leader == number(bytes(&status, 1), 2) {
-                return address(member);
+                return Ok(target);
             }
         }
         std::thread::sleep(Duration::from_millis(20));
@@ -372,7 +445,7 @@ fn find_leader(cluster: &Cluster) -> Result<SocketAddr> {
     bail!("no member says that it is the leader")
 }
 
-fn fill(server: SocketAddr, keyspace: Keyspace) -> Result<f64> {
+fn fill(server: &Target, keyspace: Keyspace) -> Result<f64> {
     let mut swarm = Swarm::connect(server, FILL_CONNECTIONS, FILL_IN_FLIGHT)?;
     let measured = swarm.run(&mut Puts::fill(keyspace, FILL_IN_FLIGHT), FILL_LIMIT)?;
     if measured.latencies.count() != keyspace.size {
@@ -394,7 +467,7 @@ fn measure(options: &Options, server: &Server, case: Case, number: u8) -> Result
         Work::Range => unary(options, server, case, Reads::new(keyspace, false, 1000, width)),
         Work::Txn => unary(options, server, case, CompareAndSwaps::new(own, width)),
         Work::Watch => {
-            let mut fan_out = FanOut::connect(server.leader, own, width)?;
+            let mut fan_out = FanOut::connect(&server.leader, own, width)?;
             fan_out.run(options.warm_up)?;
             let meter = Meter::start(server.pids())?;
             let (events, measured) = fan_out.run(options.duration)?;
@@ -405,7 +478,7 @@ fn measure(options: &Options, server: &Server, case: Case, number: u8) -> Result
 }
 
 fn unary(options: &Options, server: &Server, case: Case, mut load: impl Load) -> Result<Sample> {
-    let mut swarm = Swarm::connect(server.leader, case.connections(), case.width)?;
+    let mut swarm = Swarm::connect(&server.leader, case.connections(), case.width)?;
     swarm.run(&mut load, options.warm_up)?;
     let meter = Meter::start(server.pids())?;
     let measured = swarm.run(&mut load, options.duration)?;
@@ -413,15 +486,15 @@ fn unary(options: &Options, server: &Server, case: Case, mut load: impl Load) ->
 }
 
 fn fill_and_start(options: &Options, side: Side) -> Result<Sample> {
-    let mut server = Server::start(options, side, 1)?;
+    let mut server = Server::start(options, side, 1, Guard::Open)?;
     let keyspace = Keyspace { name: b'm', size: options.start_keys };
     let meter = Meter::start(server.pids())?;
-    let mut swarm = Swarm::connect(server.leader, FILL_CONNECTIONS, FILL_IN_FLIGHT)?;
+    let mut swarm = Swarm::connect(&server.leader, FILL_CONNECTIONS, FILL_IN_FLIGHT)?;
     let measured = swarm.run(&mut Puts::fill(keyspace, FILL_IN_FLIGHT), FILL_LIMIT)?;
     let mut sample =
         meter.stop(measured.latencies.count(), measured.elapsed, &measured.latencies)?;
     drop(swarm);
-    let before = revision(server.leader)?;
+    let before = revision(&server.leader)?;
     let pid = |server: &Server| server.pids().first().copied().context("the server runs");
     let filled_bytes = resources::resident_bytes(pid(&server)?)?;
     server.cluster.member_mut(0).stop()?;
@@ -429,7 +502,7 @@ fn fill_and_start(options: &Options, side: Side) -> Result<Sample> {
     server.cluster.member_mut(0).launch()?;
     let after = loop {
         // Until it listens, connecting is refused; until it serves, the call waits.
-        match revision(server.leader) {
+        match revision(&server.leader) {
             Ok(revision) => break revision,
             Err(error) if began.elapsed() > CALL_LIMIT => {
                 return Err(error.context("the server does not answer after its start"));

@@ -5,7 +5,6 @@
 //! between two runs, so that a measured run begins in the middle of the work and not with a burst.
 
 use std::io;
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -13,6 +12,7 @@ use mio::{Events, Interest, Poll, Token};
 
 use super::http2::{Answer, Connection};
 use super::latency::Histogram;
+use super::wire::Target;
 
 /// How long the event loop waits at most before it looks at the clock.
 const TICK: Duration = Duration::from_millis(10);
@@ -53,12 +53,12 @@ pub struct Swarm {
 
 impl Swarm {
     /// Connects.
-    pub fn connect(address: SocketAddr, connections: usize, in_flight: usize) -> Result<Swarm> {
+    pub fn connect(target: &Target, connections: usize, in_flight: usize) -> Result<Swarm> {
         let poll = Poll::new().context("make an event loop")?;
         let mut opened = Vec::with_capacity(connections);
         for index in 0..connections {
-            let mut connection = Connection::open(address)
-                .with_context(|| format!("connect to the server at {address}"))?;
+            let mut connection = Connection::open(target)
+                .with_context(|| format!("connect to the server at {}", target.address))?;
             let interest = Interest::READABLE | Interest::WRITABLE;
             poll.registry().register(connection.socket(), Token(index), interest)?;
             opened.push(connection);
@@ -155,12 +155,12 @@ impl Swarm {
 
 /// Makes one unary call and answers the message. Connects for it; meant for what is not measured.
 pub fn call_once(
-    address: SocketAddr,
+    target: impl Into<Target>,
     path: &'static str,
     message: &[u8],
     limit: Duration,
 ) -> Result<Vec<u8>> {
-    let mut swarm = Swarm::connect(address, 1, 1)?;
+    let mut swarm = Swarm::connect(&target.into(), 1, 1)?;
     let mut once = Once { path, message, asked: false, answer: Vec::new() };
     swarm.run(&mut once, limit)?;
     if once.answer.len() < 5 || swarm.began[0].is_some() {

@@ -5,6 +5,7 @@
 mod watch;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -61,7 +62,7 @@ pub(crate) fn call<A: Message + Default>(
     path: &'static str,
     request: &impl Message,
 ) -> Result<A> {
-    let address = member.endpoint.parse().context("read the member's address")?;
+    let address: SocketAddr = member.endpoint.parse().context("read the member's address")?;
     let answer = call_once(address, path, &request.encode_to_vec(), LIMIT)?;
     A::decode(answer.as_slice()).with_context(|| format!("decode the answer of {path}"))
 }

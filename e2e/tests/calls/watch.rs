@@ -36,7 +36,8 @@ impl Watch {
         };
         let request = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
         let poll = Poll::new().unwrap();
-        let mut connection = Connection::open(member.endpoint.parse().unwrap()).unwrap();
+        let mut connection =
+            Connection::open(member.endpoint.parse::<std::net::SocketAddr>().unwrap()).unwrap();
         let interest = Interest::READABLE | Interest::WRITABLE;
         poll.registry().register(connection.socket(), Token(0), interest).unwrap();
         let stream = connection.open_stream(PATH, 0);
