@@ -114,7 +114,8 @@ impl Index {
         if matches!(range.end, RangeEnd::Single) {
             // One descent instead of the two of a range; after the key there is nothing.
             let only = self.keys.get_key_value(range.start.as_ref());
-            return Walk::Single(only.filter(|_| resume.is_none()));
+            let only = only.filter(|_| resume.is_none());
+            return Walk::Single(only.map(|(key, history)| (key.as_ref(), history)));
         }
         let lower = match resume {
             Some(key) => Bound::Excluded(key),
@@ -187,7 +188,7 @@ pub(crate) fn fault(detail: impl Into<String>) -> RevStoreError {
 /// Keys in order. A range that no key can lie in, which `BTreeMap::range` would not accept, is that of
 /// a single key which is not there.
 pub(crate) enum Walk<'a> {
-    Single(Option<(&'a Box<[u8]>, &'a KeyHistory)>),
+    Single(Option<(&'a [u8], &'a KeyHistory)>),
     Range(btree_map::Range<'a, Box<[u8]>, KeyHistory>),
 }
 
@@ -195,11 +196,10 @@ impl<'a> Iterator for Walk<'a> {
     type Item = (&'a [u8], &'a KeyHistory);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let found = match self {
+        match self {
             Walk::Single(only) => only.take(),
-            Walk::Range(range) => range.next(),
-        };
-        found.map(|(key, history)| (key.as_ref(), history))
+            Walk::Range(range) => range.next().map(|(key, history)| (key.as_ref(), history)),
+        }
     }
 }
 
