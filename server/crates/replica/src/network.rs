@@ -3,11 +3,12 @@
 //! Replication is one long stream per follower and direction: requests are sent as openraft
 //! produces them, without waiting for the answers to the earlier ones, so that a follower's flush
 //! and the network's round trip overlap. A stream on which an answer is overdue is given up; openraft
-//! then opens the next one.
+//! then opens the next one. Heartbeats, of which every linearizable read needs one, have a stream of
+//! their own that stays open between them: opening one costs more than all the rest of a heartbeat.
 
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -24,11 +25,12 @@ use openraft::raft::{
 };
 use openraft::{AnyError, OptionalSend};
 use proto::peerpb;
+use tokio::sync::mpsc;
 use types::{ClusterId, MemberId};
 
 use crate::codec::{self, Malformed};
 use crate::observation::Observation;
-use crate::peers::{Peer, PeerError, Peers};
+use crate::peers::{AppendResponses, Peer, PeerError, Peers};
 use crate::raft_types::{LogId, Node, TypeConfig, Vote};
 use crate::snapshot::{self, SnapshotData};
 use crate::state_machine::EventSink;
@@ -71,7 +73,12 @@ impl RaftNetworkFactory<TypeConfig> for Networks {
 
     async fn new_client(&mut self, target: u64, node: &Node) -> Network {
         let to = Peer { id: MemberId(target), urls: node.peer_urls.clone() };
-        Network { sender: self.sender.clone(), log: self.log.clone(), to }
+        Network {
+            sender: self.sender.clone(),
+            log: self.log.clone(),
+            to,
+            heartbeats: Mutex::default(),
+        }
     }
 }
 
@@ -80,6 +87,15 @@ pub(crate) struct Network {
     sender: Sender,
     log: Arc<crate::log_store::Shared>,
     to: Peer,
+    /// Taken while a heartbeat is under way: one that is given up takes its stream with it. Nobody
+    /// locks the mutex: it makes the network `Sync`, which openraft asks for.
+    heartbeats: Mutex<Option<HeartbeatStream>>,
+}
+
+/// An open stream of appends on which nothing is unanswered.
+struct HeartbeatStream {
+    requests: mpsc::Sender<peerpb::AppendRequest>,
+    answers: AppendResponses,
 }
 
 type AppendResults<'s> =
@@ -134,6 +150,37 @@ impl Network {
         }
     }
 
+    fn heartbeats(&mut self) -> &mut Option<HeartbeatStream> {
+        self.heartbeats.get_mut().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends one append and waits for its answer. The caller bounds the wait.
+    async fn heartbeat(
+        &mut self,
+        request: AppendEntriesRequest<TypeConfig>,
+    ) -> Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>> {
+        let message = Self::append_message(self.sender.envelope(self.to.id), request);
+        if let Some(mut open) = self.heartbeats().take()
+            && open.requests.send(message.clone()).await.is_ok()
+            && let Some(Ok(answer)) = open.answers.next().await
+        {
+            *self.heartbeats() = Some(open);
+            return append_result(answer).map_err(unreachable);
+        }
+        // The first one, or the stream has broken since the last one.
+        let (requests, mut sent) = mpsc::channel(1);
+        let first = stream::once(async move { message });
+        let later = stream::poll_fn(move |cx| sent.poll_recv(cx));
+        let call = self.sender.peers.append(self.to.clone(), first.chain(later).boxed());
+        let mut answers = call.await.map_err(rpc_error)?;
+        let answer = match answers.next().await {
+            Some(answer) => answer.map_err(rpc_error)?,
+            None => return Err(network_error("the peer closed the stream without an answer")),
+        };
+        *self.heartbeats() = Some(HeartbeatStream { requests, answers });
+        append_result(answer).map_err(unreachable)
+    }
+
     async fn request_vote(
         &self,
         request: VoteRequest<TypeConfig>,
@@ -175,7 +222,7 @@ fn append_result(
 
 /// The answers of one append stream; an overdue one ends it.
 struct AnswerStream {
-    answers: crate::peers::AppendResponses,
+    answers: AppendResponses,
     sent: Arc<AtomicU64>,
     received: u64,
     patience: Duration,
@@ -198,12 +245,12 @@ fn is_overtaken(
     request.entries.is_empty() && log.is_purged(next)
 }
 
-/// Whether these are entries, of which there may be more at any time. A heartbeat is a stream of one
-/// request. It looks like one that was overtaken when the follower needs a snapshot, but must arrive:
-/// the follower would campaign while it receives the snapshot, and the leader could not prove to its
-/// readers that it still leads.
-fn is_replication(input: &impl Stream) -> bool {
-    input.size_hint().1 != Some(1)
+/// Whether this is the one request of a heartbeat; of entries there may be more at any time. A heartbeat
+/// looks like a replication that was overtaken when the follower needs a snapshot, but must arrive: the
+/// follower would campaign while it receives the snapshot, and the leader could not prove to its readers
+/// that it still leads.
+fn is_heartbeat(input: &impl Stream) -> bool {
+    input.size_hint().1 == Some(1)
 }
 
 impl AnswerStream {
@@ -248,28 +295,35 @@ impl RaftNetworkV2<TypeConfig> for Network {
         rpc: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let input = Box::pin(stream::once(async move { rpc }));
-        let mut answers = self.stream_append(input, option).await?;
-        match answers.next().await {
-            Some(result) => Ok(result?.into()),
-            None => Err(network_error("the peer closed the stream without an answer")),
+        match tokio::time::timeout(option.hard_ttl(), self.heartbeat(rpc)).await {
+            Ok(result) => Ok(result?.into()),
+            Err(_) => Err(RPCError::Timeout(self.timed_out(RPCTypes::AppendEntries))),
         }
     }
 
     fn stream_append<'s, S>(
         &'s mut self,
-        input: S,
+        mut input: S,
         _option: RPCOption,
     ) -> BoxFuture<'s, Result<AppendResults<'s>, RPCError<TypeConfig>>>
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
+        if is_heartbeat(&input) {
+            return Box::pin(async move {
+                let Some(request) = input.next().await else {
+                    return Ok(stream::empty().boxed());
+                };
+                let answer = self.heartbeat(request).await;
+                Ok(stream::once(async move { answer }).boxed())
+            });
+        }
         let sent = Arc::new(AtomicU64::new(0));
         let (envelope, counter) = (self.sender.envelope(self.to.id), sent.clone());
         let (log, overtaken) = (self.log.clone(), Arc::new(AtomicBool::new(false)));
-        let (mark, may_be_overtaken) = (overtaken.clone(), is_replication(&input));
+        let mark = overtaken.clone();
         let left = input.take_while(move |request| {
-            let overtaken = may_be_overtaken && is_overtaken(request, &log);
+            let overtaken = is_overtaken(request, &log);
             mark.fetch_or(overtaken, Ordering::AcqRel);
             std::future::ready(!overtaken)
         });

@@ -3,230 +3,21 @@
 
 #![allow(clippy::unwrap_used, reason = "a failure here is the test's verdict")]
 
+mod wires;
+
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use disk::{Disk, SimDisk};
-use futures_util::future::BoxFuture;
-use futures_util::stream::BoxStream;
-use machine::{CommandKind, LeaseChange, Outcome, Proposal, Views};
-use proto::etcdserverpb::{CompactionRequest, DeleteRangeRequest, PutRequest};
-use proto::peerpb;
-use replica::{
-    AppendResponses, Blocking, Bootstrap, EventSink, ImagePolicy, Inbound, LogMetrics,
-    LogWriterPlacement, MembershipChange, Node, Parts, Peer, PeerError, PeerResult, Peers, Replica,
-    Rules, Timing, Unavailable,
-};
-use types::{ClusterId, MemberId};
+use machine::{CommandKind, Outcome, Proposal};
+use proto::etcdserverpb::{CompactionRequest, DeleteRangeRequest};
+use replica::{Bootstrap, LogWriterPlacement, MembershipChange, Unavailable};
+use types::MemberId;
 
-#[derive(Clone, Default)]
-struct Wires {
-    members: Arc<Mutex<BTreeMap<MemberId, Inbound>>>,
-    /// Whether entries are neither taken nor refused, as by a host that is gone.
-    swallow: Arc<AtomicBool>,
-    /// How many streams of entries were swallowed.
-    swallowed: Arc<AtomicUsize>,
-    /// Who gets no entries.
-    cut_off: Arc<Mutex<Option<MemberId>>>,
-    /// Whether snapshots are on their way for ever.
-    snapshots_crawl: Arc<AtomicBool>,
-}
-
-impl Wires {
-    fn find(&self, to: &Peer) -> PeerResult<Inbound> {
-        let members = self.members.lock().unwrap();
-        members.get(&to.id).cloned().ok_or_else(|| PeerError::Unreachable("down".into()))
-    }
-}
-
-macro_rules! call {
-    ($self:ident, $to:ident, $method:ident, $request:ident) => {{
-        let inbound = $self.find(&$to);
-        Box::pin(async move { inbound?.$method($request).await })
-    }};
-}
-
-impl Peers for Wires {
-    fn append(
-        &self,
-        to: Peer,
-        requests: BoxStream<'static, peerpb::AppendRequest>,
-    ) -> BoxFuture<'static, PeerResult<AppendResponses>> {
-        if self.swallow.load(Ordering::SeqCst) {
-            self.swallowed.fetch_add(1, Ordering::SeqCst);
-            return Box::pin(async move {
-                // Held, as a connection that is being made holds what it is to carry.
-                let _requests = requests;
-                std::future::pending().await
-            });
-        }
-        let inbound = match *self.cut_off.lock().unwrap() == Some(to.id) {
-            true => Err(PeerError::Unreachable("cut off".into())),
-            false => self.find(&to),
-        };
-        Box::pin(async move { Ok(inbound?.append(requests)) })
-    }
-    fn vote(
-        &self,
-        to: Peer,
-        request: peerpb::VoteRequest,
-    ) -> BoxFuture<'static, PeerResult<peerpb::VoteResponse>> {
-        call!(self, to, vote, request)
-    }
-    fn snapshot(
-        &self,
-        to: Peer,
-        chunks: BoxStream<'static, peerpb::SnapshotChunk>,
-    ) -> BoxFuture<'static, PeerResult<peerpb::SnapshotResponse>> {
-        if self.snapshots_crawl.load(Ordering::SeqCst) {
-            return Box::pin(std::future::pending());
-        }
-        call!(self, to, snapshot, chunks)
-    }
-    fn transfer_leader(
-        &self,
-        to: Peer,
-        request: peerpb::TransferLeaderRequest,
-    ) -> BoxFuture<'static, PeerResult<peerpb::TransferLeaderResponse>> {
-        call!(self, to, transfer_leader, request)
-    }
-    fn forward(
-        &self,
-        to: Peer,
-        request: peerpb::ForwardRequest,
-    ) -> BoxFuture<'static, PeerResult<peerpb::ForwardResponse>> {
-        call!(self, to, forward, request)
-    }
-    fn read_index(
-        &self,
-        to: Peer,
-        request: peerpb::ReadIndexRequest,
-    ) -> BoxFuture<'static, PeerResult<peerpb::ReadIndexResponse>> {
-        call!(self, to, read_index, request)
-    }
-    fn change_membership(
-        &self,
-        to: Peer,
-        request: peerpb::ChangeMembershipRequest,
-    ) -> BoxFuture<'static, PeerResult<peerpb::ChangeMembershipResponse>> {
-        call!(self, to, change_membership, request)
-    }
-    fn lease_keep_alive(
-        &self,
-        _: Peer,
-        _: peerpb::LeaseKeepAliveRequest,
-    ) -> BoxFuture<'static, PeerResult<peerpb::LeaseKeepAliveResponse>> {
-        Box::pin(async { Err(PeerError::Refused("no leases here".into())) })
-    }
-    fn version(
-        &self,
-        _: Peer,
-        _: peerpb::VersionRequest,
-    ) -> BoxFuture<'static, PeerResult<peerpb::VersionResponse>> {
-        Box::pin(async { Err(PeerError::Refused("no versions here".into())) })
-    }
-    fn hash_kv(
-        &self,
-        _: Peer,
-        _: peerpb::HashKvRequest,
-    ) -> BoxFuture<'static, PeerResult<peerpb::HashKvResponse>> {
-        Box::pin(async { Err(PeerError::Refused("no hashes here".into())) })
-    }
-    fn lease_time_to_live(
-        &self,
-        _: Peer,
-        _: peerpb::LeaseTimeToLiveRequest,
-    ) -> BoxFuture<'static, PeerResult<peerpb::LeaseTimeToLiveResponse>> {
-        Box::pin(async { Err(PeerError::Refused("no leases here".into())) })
-    }
-}
-
-struct Nobody;
-impl EventSink for Nobody {
-    fn publish(&self, _: Vec<mvcc::RevisionEvents>) {}
-    fn leases_changed(&self, _: &[LeaseChange]) {}
-    fn reset(&self, _: &Views) {}
-}
-
-const CLUSTER: ClusterId = ClusterId(7);
-
-fn node(id: u64) -> (MemberId, Node) {
-    (MemberId(id), Node { peer_urls: vec![format!("http://m{id}:2380")], voter_intent: true })
-}
-
-async fn start(id: u64, disk: &Arc<SimDisk>, wires: &Wires, bootstrap: Bootstrap) -> Replica {
-    let log_writer = LogWriterPlacement::Task(Box::new(|| Duration::from_micros(30)));
-    start_with(log_writer, id, disk, wires, bootstrap).await
-}
-
-async fn start_with(
-    log_writer: LogWriterPlacement,
-    id: u64,
-    disk: &Arc<SimDisk>,
-    wires: &Wires,
-    bootstrap: Bootstrap,
-) -> Replica {
-    let disk: Arc<dyn Disk> = disk.clone();
-    let engine_disk = disk.clone();
-    let replica = replica::start(Parts {
-        cluster: CLUSTER,
-        member: MemberId(id),
-        directory: PathBuf::from("member"),
-        wal_directory: PathBuf::from("member/wal"),
-        disk,
-        open_engine: Arc::new(move |path: &Path| {
-            let log =
-                revlog::RevLog::open(engine_disk.clone(), path, revlog::RevLogOptions::default())?;
-            Ok(Arc::new(log) as Arc<dyn revlog::RevStore>)
-        }),
-        peers: Arc::new(wires.clone()),
-        events: Arc::new(Nobody),
-        bootstrap,
-        force_new_cluster: false,
-        timing: Timing {
-            heartbeat_interval: Duration::from_millis(100),
-            election_timeout: Duration::from_millis(1000),
-            pre_vote: true,
-        },
-        images: ImagePolicy { entries: 50, bytes: 64 << 20, entries_kept: 10 },
-        rules: Rules {
-            request_timeout: Duration::from_secs(7),
-            // Names are published by the server, which is not here.
-            strict_reconfig: false,
-            learners_max: 1,
-        },
-        log_writer,
-        blocking: Blocking::Inline,
-        metrics: LogMetrics::register(&prometheus::Registry::new()).unwrap(),
-    })
-    .await
-    .unwrap();
-    wires.members.lock().unwrap().insert(MemberId(id), replica.inbound());
-    replica
-}
-
-fn put(key: &str, value: &str) -> Proposal {
-    let request = PutRequest {
-        key: key.to_owned().into(),
-        value: value.to_owned().into(),
-        ..PutRequest::default()
-    };
-    Proposal::new(CommandKind::Put, &request)
-}
-
-fn get(replica: &Replica, key: &str) -> Option<Vec<u8>> {
-    let encoded = replica.handle().views().mvcc.get(key.as_bytes(), 0).unwrap()?;
-    Some(mvcc::KeyValue::decode(&encoded).unwrap().value.to_vec())
-}
-
-async fn leader(replicas: &[&Replica]) -> MemberId {
-    let mut status = replicas[0].handle().watch_status();
-    let status = status.wait_for(|status| status.leader.is_some()).await.unwrap();
-    status.leader.unwrap()
-}
+use wires::{CLUSTER, Wires, all_follow_a_leader, get, leader, node, put, start, start_with};
 
 #[tokio::test(start_paused = true)]
 async fn one_member_answers_and_remembers() {
@@ -363,20 +154,6 @@ fn write_restored(id: u64, disk: &Arc<SimDisk>) {
     replica::write_initial_state(disk, directory, CLUSTER, MemberId(id), &machine).unwrap();
 }
 
-/// Waits until one member leads and all know it. What a member remembers of the time before it was
-/// stopped is not enough: the leader that it names may not lead any more.
-async fn all_follow_a_leader(replicas: &[Replica]) {
-    let mut statuses: Vec<_> = replicas.iter().map(|r| r.handle().watch_status()).collect();
-    let leads = statuses.iter_mut().map(|status| {
-        Box::pin(async { status.wait_for(|status| status.is_leader()).await.unwrap().member_id })
-    });
-    let (leader, _, _) = futures_util::future::select_all(leads).await;
-    for replica in replicas {
-        let mut status = replica.handle().watch_status();
-        status.wait_for(|status| status.leader == Some(leader)).await.unwrap();
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn restored_members_elect_a_leader_and_go_on_from_the_restored_state() {
     let wires = Wires::default();
@@ -481,6 +258,37 @@ async fn a_full_disk_is_told_before_deletions_fail_and_then_waited_out() {
         assert!(get(&replica, key).is_some(), "{key} is lost by the restart");
     }
     assert!(get(&replica, &gone).is_none());
+}
+
+/// Every linearizable read needs a heartbeat, and opening a stream costs more than sending one.
+#[tokio::test(start_paused = true)]
+async fn heartbeats_of_many_reads_go_over_one_stream_until_it_breaks() {
+    let wires = Wires::default();
+    let disks: Vec<_> = (1..=2).map(|seed| Arc::new(SimDisk::new(seed))).collect();
+    let members: BTreeMap<_, _> = (1..=2).map(node).collect();
+    let mut replicas = Vec::new();
+    for (id, disk) in (1..).zip(&disks) {
+        replicas.push(start(id, disk, &wires, Bootstrap::New(members.clone())).await);
+    }
+    all_follow_a_leader(&replicas).await;
+    let at = replicas.iter().position(|replica| replica.handle().leads()).unwrap();
+    let leading = replicas.swap_remove(at);
+    leading.handle().read_index().await.unwrap();
+    let before = wires.opened.load(Ordering::SeqCst);
+    for _ in 0..100 {
+        leading.handle().read_index().await.unwrap();
+    }
+    assert_eq!(wires.opened.load(Ordering::SeqCst), before);
+
+    let follower = replicas.remove(0);
+    let id = follower.handle().status().member_id;
+    follower.shutdown().await;
+    let disk = &disks[id.0 as usize - 1];
+    let follower = start(id.0, disk, &wires, Bootstrap::New(members)).await;
+    leading.handle().read_index().await.unwrap();
+    assert!(wires.opened.load(Ordering::SeqCst) > before);
+    leading.shutdown().await;
+    follower.shutdown().await;
 }
 
 /// A long transfer must not cost the cluster its reads: the follower that receives it is alive.

@@ -1,0 +1,249 @@
+//! Members in one process whose messages go from hand to hand, over a simulated disk.
+
+#![allow(clippy::unwrap_used, reason = "a failure here is the test's verdict")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use disk::{Disk, SimDisk};
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use machine::{CommandKind, LeaseChange, Proposal, Views};
+use proto::etcdserverpb::PutRequest;
+use proto::peerpb;
+use replica::{
+    AppendResponses, Blocking, Bootstrap, EventSink, ImagePolicy, Inbound, LogMetrics,
+    LogWriterPlacement, Node, Parts, Peer, PeerError, PeerResult, Peers, Replica, Rules, Timing,
+};
+use types::{ClusterId, MemberId};
+
+#[derive(Clone, Default)]
+pub(crate) struct Wires {
+    pub(crate) members: Arc<Mutex<BTreeMap<MemberId, Inbound>>>,
+    /// Whether entries are neither taken nor refused, as by a host that is gone.
+    pub(crate) swallow: Arc<AtomicBool>,
+    /// How many streams of entries were swallowed.
+    pub(crate) swallowed: Arc<AtomicUsize>,
+    /// Who gets no entries.
+    pub(crate) cut_off: Arc<Mutex<Option<MemberId>>>,
+    /// How many streams of entries or heartbeats were opened.
+    pub(crate) opened: Arc<AtomicUsize>,
+    /// Whether snapshots are on their way for ever.
+    pub(crate) snapshots_crawl: Arc<AtomicBool>,
+}
+
+impl Wires {
+    fn find(&self, to: &Peer) -> PeerResult<Inbound> {
+        let members = self.members.lock().unwrap();
+        members.get(&to.id).cloned().ok_or_else(|| PeerError::Unreachable("down".into()))
+    }
+}
+
+macro_rules! call {
+    ($self:ident, $to:ident, $method:ident, $request:ident) => {{
+        let inbound = $self.find(&$to);
+        Box::pin(async move { inbound?.$method($request).await })
+    }};
+}
+
+impl Peers for Wires {
+    fn append(
+        &self,
+        to: Peer,
+        requests: BoxStream<'static, peerpb::AppendRequest>,
+    ) -> BoxFuture<'static, PeerResult<AppendResponses>> {
+        self.opened.fetch_add(1, Ordering::SeqCst);
+        if self.swallow.load(Ordering::SeqCst) {
+            self.swallowed.fetch_add(1, Ordering::SeqCst);
+            return Box::pin(async move {
+                // Held, as a connection that is being made holds what it is to carry.
+                let _requests = requests;
+                std::future::pending().await
+            });
+        }
+        let inbound = match *self.cut_off.lock().unwrap() == Some(to.id) {
+            true => Err(PeerError::Unreachable("cut off".into())),
+            false => self.find(&to),
+        };
+        Box::pin(async move { Ok(inbound?.append(requests)) })
+    }
+    fn vote(
+        &self,
+        to: Peer,
+        request: peerpb::VoteRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::VoteResponse>> {
+        call!(self, to, vote, request)
+    }
+    fn snapshot(
+        &self,
+        to: Peer,
+        chunks: BoxStream<'static, peerpb::SnapshotChunk>,
+    ) -> BoxFuture<'static, PeerResult<peerpb::SnapshotResponse>> {
+        if self.snapshots_crawl.load(Ordering::SeqCst) {
+            return Box::pin(std::future::pending());
+        }
+        call!(self, to, snapshot, chunks)
+    }
+    fn transfer_leader(
+        &self,
+        to: Peer,
+        request: peerpb::TransferLeaderRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::TransferLeaderResponse>> {
+        call!(self, to, transfer_leader, request)
+    }
+    fn forward(
+        &self,
+        to: Peer,
+        request: peerpb::ForwardRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::ForwardResponse>> {
+        call!(self, to, forward, request)
+    }
+    fn read_index(
+        &self,
+        to: Peer,
+        request: peerpb::ReadIndexRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::ReadIndexResponse>> {
+        call!(self, to, read_index, request)
+    }
+    fn change_membership(
+        &self,
+        to: Peer,
+        request: peerpb::ChangeMembershipRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::ChangeMembershipResponse>> {
+        call!(self, to, change_membership, request)
+    }
+    fn lease_keep_alive(
+        &self,
+        _: Peer,
+        _: peerpb::LeaseKeepAliveRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::LeaseKeepAliveResponse>> {
+        Box::pin(async { Err(PeerError::Refused("no leases here".into())) })
+    }
+    fn version(
+        &self,
+        _: Peer,
+        _: peerpb::VersionRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::VersionResponse>> {
+        Box::pin(async { Err(PeerError::Refused("no versions here".into())) })
+    }
+    fn hash_kv(
+        &self,
+        _: Peer,
+        _: peerpb::HashKvRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::HashKvResponse>> {
+        Box::pin(async { Err(PeerError::Refused("no hashes here".into())) })
+    }
+    fn lease_time_to_live(
+        &self,
+        _: Peer,
+        _: peerpb::LeaseTimeToLiveRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::LeaseTimeToLiveResponse>> {
+        Box::pin(async { Err(PeerError::Refused("no leases here".into())) })
+    }
+}
+
+struct Nobody;
+impl EventSink for Nobody {
+    fn publish(&self, _: Vec<mvcc::RevisionEvents>) {}
+    fn leases_changed(&self, _: &[LeaseChange]) {}
+    fn reset(&self, _: &Views) {}
+}
+
+pub(crate) const CLUSTER: ClusterId = ClusterId(7);
+
+pub(crate) fn node(id: u64) -> (MemberId, Node) {
+    (MemberId(id), Node { peer_urls: vec![format!("http://m{id}:2380")], voter_intent: true })
+}
+
+pub(crate) async fn start(
+    id: u64,
+    disk: &Arc<SimDisk>,
+    wires: &Wires,
+    bootstrap: Bootstrap,
+) -> Replica {
+    let log_writer = LogWriterPlacement::Task(Box::new(|| Duration::from_micros(30)));
+    start_with(log_writer, id, disk, wires, bootstrap).await
+}
+
+pub(crate) async fn start_with(
+    log_writer: LogWriterPlacement,
+    id: u64,
+    disk: &Arc<SimDisk>,
+    wires: &Wires,
+    bootstrap: Bootstrap,
+) -> Replica {
+    let disk: Arc<dyn Disk> = disk.clone();
+    let engine_disk = disk.clone();
+    let replica = replica::start(Parts {
+        cluster: CLUSTER,
+        member: MemberId(id),
+        directory: PathBuf::from("member"),
+        wal_directory: PathBuf::from("member/wal"),
+        disk,
+        open_engine: Arc::new(move |path: &Path| {
+            let log =
+                revlog::RevLog::open(engine_disk.clone(), path, revlog::RevLogOptions::default())?;
+            Ok(Arc::new(log) as Arc<dyn revlog::RevStore>)
+        }),
+        peers: Arc::new(wires.clone()),
+        events: Arc::new(Nobody),
+        bootstrap,
+        force_new_cluster: false,
+        timing: Timing {
+            heartbeat_interval: Duration::from_millis(100),
+            election_timeout: Duration::from_millis(1000),
+            pre_vote: true,
+        },
+        images: ImagePolicy { entries: 50, bytes: 64 << 20, entries_kept: 10 },
+        rules: Rules {
+            request_timeout: Duration::from_secs(7),
+            // Names are published by the server, which is not here.
+            strict_reconfig: false,
+            learners_max: 1,
+        },
+        log_writer,
+        blocking: Blocking::Inline,
+        metrics: LogMetrics::register(&prometheus::Registry::new()).unwrap(),
+    })
+    .await
+    .unwrap();
+    wires.members.lock().unwrap().insert(MemberId(id), replica.inbound());
+    replica
+}
+
+pub(crate) fn put(key: &str, value: &str) -> Proposal {
+    let request = PutRequest {
+        key: key.to_owned().into(),
+        value: value.to_owned().into(),
+        ..PutRequest::default()
+    };
+    Proposal::new(CommandKind::Put, &request)
+}
+
+pub(crate) fn get(replica: &Replica, key: &str) -> Option<Vec<u8>> {
+    let encoded = replica.handle().views().mvcc.get(key.as_bytes(), 0).unwrap()?;
+    Some(mvcc::KeyValue::decode(&encoded).unwrap().value.to_vec())
+}
+
+pub(crate) async fn leader(replicas: &[&Replica]) -> MemberId {
+    let mut status = replicas[0].handle().watch_status();
+    let status = status.wait_for(|status| status.leader.is_some()).await.unwrap();
+    status.leader.unwrap()
+}
+
+/// Waits until one member leads and all know it. What a member remembers of the time before it was
+/// stopped is not enough: the leader that it names may not lead any more.
+pub(crate) async fn all_follow_a_leader(replicas: &[Replica]) {
+    let mut statuses: Vec<_> = replicas.iter().map(|r| r.handle().watch_status()).collect();
+    let leads = statuses.iter_mut().map(|status| {
+        Box::pin(async { status.wait_for(|status| status.is_leader()).await.unwrap().member_id })
+    });
+    let (leader, _, _) = futures_util::future::select_all(leads).await;
+    for replica in replicas {
+        let mut status = replica.handle().watch_status();
+        status.wait_for(|status| status.leader == Some(leader)).await.unwrap();
+    }
+}
