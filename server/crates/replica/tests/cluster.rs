@@ -380,11 +380,14 @@ async fn end_a_leader_that_calls_in_vain() {
     for follower in replicas {
         follower.shutdown().await;
     }
+    let handle = leading.handle().clone();
+    let proposing = tokio::spawn(async move { handle.propose(put("k", "unheard")).await });
     // openraft calls a follower again once the stream to it has ended.
     while wires.swallowed.load(Ordering::SeqCst) < 2 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     leading.shutdown().await;
+    proposing.abort();
 }
 
 #[test]

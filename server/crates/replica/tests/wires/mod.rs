@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use disk::{Disk, SimDisk};
+use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use machine::{CommandKind, LeaseChange, Proposal, Views};
@@ -25,7 +26,7 @@ pub(crate) struct Wires {
     pub(crate) members: Arc<Mutex<BTreeMap<MemberId, Inbound>>>,
     /// Whether entries are neither taken nor refused, as by a host that is gone.
     pub(crate) swallow: Arc<AtomicBool>,
-    /// How many streams of entries were swallowed.
+    /// How many streams that carry entries, and not only heartbeats, were swallowed.
     pub(crate) swallowed: Arc<AtomicUsize>,
     /// Who gets no entries.
     pub(crate) cut_off: Arc<Mutex<Option<MemberId>>>,
@@ -57,10 +58,14 @@ impl Peers for Wires {
     ) -> BoxFuture<'static, PeerResult<AppendResponses>> {
         self.opened.fetch_add(1, Ordering::SeqCst);
         if self.swallow.load(Ordering::SeqCst) {
-            self.swallowed.fetch_add(1, Ordering::SeqCst);
+            let swallowed = self.swallowed.clone();
             return Box::pin(async move {
                 // Held, as a connection that is being made holds what it is to carry.
-                let _requests = requests;
+                let mut requests = requests;
+                let first = requests.next().await;
+                if first.is_some_and(|first| !first.entries.is_empty()) {
+                    swallowed.fetch_add(1, Ordering::SeqCst);
+                }
                 std::future::pending().await
             });
         }
