@@ -1,0 +1,424 @@
+//! The command line, the environment and the configuration file of `etcd`: ours beside Go etcd's.
+//! What a start comes to is compared: the exit code, the complaint, the reason in the log.
+//!
+//! The address for members is taken already, so that a start that gets past its flags ends there.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use e2e::peers;
+use e2e::processes::free_ports;
+
+/// How long a start may take.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Every flag of etcd 3.7.3, as its own flag set lists them.
+const FLAGS: &str = include_str!("../../server/src/cli/flags/etcd_3_7_flags.txt");
+
+/// Flags whose answers differ, with the reason. The README of the server has them too.
+const DEVIATIONS: [(&str, &str); 0] = [];
+
+/// What a start came to.
+#[derive(Debug, PartialEq, Eq)]
+struct Start {
+    /// None if it served.
+    code: Option<i32>,
+    /// The first line that is no line of the log.
+    complaint: String,
+    /// The last error that was logged.
+    reason: String,
+}
+
+/// A place where both programs are started.
+struct Place {
+    programs: [PathBuf; 2],
+    /// Holds the address for members.
+    taken: TcpListener,
+    client: u16,
+}
+
+/// What one start is given besides its flags.
+#[derive(Clone, Debug, Default)]
+struct Given {
+    flags: Vec<String>,
+    environment: Vec<(String, String)>,
+    /// The text of a configuration file.
+    file: Option<String>,
+    /// Leave the usual flags out.
+    bare: bool,
+}
+
+impl Given {
+    fn flags(line: &str) -> Given {
+        Given { flags: line.split_whitespace().map(str::to_owned).collect(), ..Given::default() }
+    }
+
+    fn bare(line: &str) -> Given {
+        Given { bare: true, ..Given::flags(line) }
+    }
+
+    fn environment(name: &str, value: &str) -> Given {
+        Given { environment: vec![(name.to_owned(), value.to_owned())], ..Given::default() }
+    }
+
+    fn file(text: &str) -> Given {
+        Given { file: Some(text.to_owned()), bare: true, ..Given::default() }
+    }
+}
+
+impl Place {
+    fn new() -> Place {
+        Place {
+            programs: [
+                peers::etcd_binaries().expect("build Go etcd").etcd,
+                peers::our_binary("etcd").expect("build our etcd"),
+            ],
+            taken: TcpListener::bind("127.0.0.1:0").expect("a port"),
+            client: free_ports(1).expect("a port")[0],
+        }
+    }
+
+    /// `TAKEN` and `CLIENT` in a text are the ports of this place.
+    fn fill(&self, text: &str) -> String {
+        let taken = self.taken.local_addr().expect("it listens").port();
+        text.replace("TAKEN", &taken.to_string()).replace("CLIENT", &self.client.to_string())
+    }
+
+    fn start(&self, program: &Path, given: &Given) -> Start {
+        let directory = tempfile::tempdir().expect("a directory");
+        let log = directory.path().join("output");
+        let output = fs::File::create(&log).expect("a file");
+        let mut command = Command::new(program);
+        let usual = "--name=m1 --listen-peer-urls=http://127.0.0.1:TAKEN \
+             --listen-client-urls=http://127.0.0.1:CLIENT \
+             --advertise-client-urls=http://127.0.0.1:CLIENT \
+             --initial-advertise-peer-urls=http://127.0.0.1:TAKEN \
+             --initial-cluster=m1=http://127.0.0.1:TAKEN";
+        if !given.bare {
+            // What is given comes last, and the last of two counts.
+            command.args(self.fill(usual).split_whitespace());
+        }
+        if let Some(text) = &given.file {
+            fs::write(directory.path().join("etcd.yaml"), self.fill(text)).expect("write a file");
+            command.arg("--config-file=etcd.yaml");
+        }
+        let mut child = command
+            .args(given.flags.iter().map(|flag| self.fill(flag)))
+            .env_clear()
+            .envs(given.environment.iter().map(|(name, value)| (name, self.fill(value))))
+            .current_dir(directory.path())
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().expect("the same file"))
+            .stderr(output)
+            .spawn()
+            .expect("start the program");
+        let deadline = Instant::now() + LIMIT;
+        let mut text = String::new();
+        let code = loop {
+            if let Some(status) = child.try_wait().expect("look at the program") {
+                text = fs::read_to_string(&log).expect("read the output");
+                break Some(status.code().unwrap_or(-1));
+            }
+            let so_far = fs::read_to_string(&log).expect("read the output");
+            let serves = so_far.contains("ready to serve client requests");
+            assert!(Instant::now() < deadline, "{given:?}: neither ends nor serves: {so_far}");
+            if serves {
+                child.kill().expect("end it");
+                child.wait().expect("it has ended");
+                break None;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        let port = self.fill("TAKEN");
+        text = text.replace(&format!("127.0.0.1:{port}"), "127.0.0.1:TAKEN");
+        let complaint = text.lines().find(|line| !line.starts_with('{')).unwrap_or_default();
+        Start { code, complaint: complaint.to_owned(), reason: reason(&text) }
+    }
+
+    /// Starts both and says how they differ.
+    fn compare(&self, given: &Given) -> Option<String> {
+        let [go, ours] = &self.programs;
+        let (expected, found) = (self.start(go, given), self.start(ours, given));
+        (expected != found).then(|| {
+            let Given { flags, environment, file, .. } = given;
+            format!("{flags:?} {environment:?} {file:?}\n  Go   {expected:?}\n  ours {found:?}\n")
+        })
+    }
+}
+
+/// The last error in a log.
+fn reason(text: &str) -> String {
+    let mut reason = String::new();
+    for line in text.lines() {
+        let Ok(line) = serde_json::from_str::<serde_json::Value>(line) else { continue };
+        let bad = ["warn", "error", "fatal"].iter().any(|level| line["level"] == **level);
+        if let (true, Some(error)) = (bad, line["error"].as_str()) {
+            error.clone_into(&mut reason);
+        }
+    }
+    reason
+}
+
+fn compare_all(given: &[Given]) {
+    let half = given.len().div_ceil(2);
+    let places: Vec<Place> = vec![Place::new(), Place::new()];
+    let differences: Vec<String> = std::thread::scope(|scope| {
+        let halves: Vec<_> = given
+            .chunks(half)
+            .zip(&places)
+            .map(|(given, place)| {
+                scope.spawn(move || given.iter().filter_map(|g| place.compare(g)).collect())
+            })
+            .collect();
+        let found: Vec<Vec<String>> =
+            halves.into_iter().map(|half| half.join().expect("no start hangs")).collect();
+        found.concat()
+    });
+    assert!(
+        differences.is_empty(),
+        "{} of {} differ\n{}",
+        differences.len(),
+        given.len(),
+        differences.concat()
+    );
+    println!("{} commands compared, {} equal", given.len(), given.len());
+}
+
+fn names() -> impl Iterator<Item = &'static str> {
+    let known = FLAGS.lines().filter(|name| !name.is_empty());
+    known.filter(|name| !DEVIATIONS.iter().any(|(deviating, _)| deviating == name))
+}
+
+#[test]
+fn every_flag_with_a_value_that_is_none_is_answered_alike() {
+    let given: Vec<Given> = names()
+        .filter(|name| *name != "config-file")
+        .flat_map(|name| {
+            [Given::flags(&format!("--{name}=bogus!")), Given::flags(&format!("--{name}=-1"))]
+        })
+        .collect();
+    compare_all(&given);
+}
+
+#[test]
+fn every_flag_without_a_value_is_answered_alike() {
+    let given: Vec<Given> = names()
+        .flat_map(|name| [Given::flags(&format!("--{name}")), Given::flags(&format!("--{name}="))])
+        .collect();
+    compare_all(&given);
+}
+
+#[test]
+fn every_variable_of_the_environment_is_answered_alike() {
+    let given: Vec<Given> = names()
+        .filter(|name| *name != "config-file")
+        .flat_map(|name| {
+            let variable = format!("ETCD_{}", name.replace('-', "_").to_uppercase());
+            ["bogus!", ""].map(|value| Given::environment(&variable, value))
+        })
+        .collect();
+    compare_all(&given);
+}
+
+#[test]
+fn contradictions_are_answered_alike() {
+    let lines = [
+        "--initial-cluster-state=existing",
+        "--initial-cluster=",
+        "--initial-cluster=m1",
+        "--initial-cluster=m1=",
+        "--initial-cluster==http://127.0.0.1:1",
+        "--initial-cluster=m2=http://127.0.0.1:TAKEN",
+        "--initial-cluster=m1=http://127.0.0.1:1",
+        "--initial-cluster=m1=http://127.0.0.1:TAKEN,m1=http://127.0.0.1:2",
+        "--initial-cluster=m1=http://127.0.0.1:TAKEN,m2=http://127.0.0.1:TAKEN",
+        "--initial-cluster=m1=http://127.0.0.1:TAKEN,m2=nonsense",
+        "--initial-advertise-peer-urls=http://127.0.0.1:TAKEN,http://127.0.0.1:3",
+        "--initial-advertise-peer-urls=http://:1",
+        "--advertise-client-urls=http://:1",
+        "--listen-peer-urls=http://example.com:1",
+        "--listen-client-urls=http://example.com:1",
+        "--listen-metrics-urls=http://example.com:1",
+        "--listen-client-http-urls=http://127.0.0.1:CLIENT",
+        "--listen-peer-urls=https://127.0.0.1:TAKEN",
+        "--listen-client-urls=https://127.0.0.1:CLIENT",
+        "--discovery-token=x",
+        "--discovery-endpoints=http://127.0.0.1:1",
+        "--discovery-endpoints=http://127.0.0.1:1 --discovery-token=x",
+        "--initial-cluster= --discovery-token=x",
+        "--discovery-srv=example.invalid",
+        "--discovery-srv=example.invalid --discovery-endpoints=127.0.0.1:1 --discovery-token=x",
+        "--heartbeat-interval=0",
+        "--election-timeout=0",
+        "--heartbeat-interval=1000",
+        "--heartbeat-interval=201",
+        "--heartbeat-interval=200",
+        "--election-timeout=50001",
+        "--election-timeout=50000",
+        "--auto-compaction-mode=revision --auto-compaction-retention=1h",
+        "--auto-compaction-mode=periodic --auto-compaction-retention=1x",
+        "--auto-compaction-retention=-1",
+        "--auto-compaction-retention=1.5",
+        "--auto-compaction-mode=revision --auto-compaction-retention=-1",
+        "--compact-hash-check-time=0",
+        "--compact-hash-check-time=-1s",
+        "--corrupt-check-time=-1s",
+        "--feature-gates=LeaseCheckpointPersist=true",
+        "--feature-gates=LeaseCheckpointPersist=true,LeaseCheckpoint=true",
+        "--feature-gates=LeaseCheckpoint=true",
+        "--feature-gates=AllAlpha=true",
+        "--feature-gates=AllBeta=false",
+        "--feature-gates=TxnModeWriteWithSharedBuffer=false",
+        "--feature-gates=Nothing=true",
+        "--feature-gates=LeaseCheckpoint=maybe",
+        "--feature-gates=LeaseCheckpoint",
+        "--tls-min-version=TLS1.3 --tls-max-version=TLS1.2",
+        "--tls-min-version=TLS1.1",
+        "--tls-min-version=TLS1.4",
+        "--tls-max-version=TLS1.3",
+        "--tls-min-version=TLS1.3 --cipher-suites=TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+        "--cipher-suites=TLS_NOTHING",
+        "--cipher-suites=TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,TLS_NOTHING",
+        "--cert-file=missing",
+        "--key-file=missing",
+        "--cert-file=missing --key-file=missing",
+        "--peer-cert-file=missing",
+        "--peer-cert-file=missing --peer-key-file=missing",
+        "--client-cert-auth",
+        "--peer-client-cert-auth",
+        "--trusted-ca-file=missing",
+        "--peer-trusted-ca-file=missing",
+        "--client-cert-file=missing",
+        "--peer-client-cert-file=missing",
+        "--peer-cert-allowed-cn=a --peer-cert-allowed-hostname=b",
+        "--self-signed-cert-validity=0",
+        "--auth-token=nonsense",
+        "--auth-token=jwt",
+        "--auth-token=jwt,sign-method=HS256",
+        "--auth-token=jwt,pub-key=missing,priv-key=missing,sign-method=RS256",
+        "--auth-token=jwt,nonsense",
+        "--auth-token=simple,nonsense",
+        "--auth-token-ttl=0",
+        "--bcrypt-cost=3",
+        "--bcrypt-cost=32",
+        "--bcrypt-cost=4",
+        "--logger=capnslog",
+        "--logger=nonsense",
+        "--log-level=nonsense",
+        "--log-format=nonsense",
+        "--log-outputs=stderr,default",
+        "--log-outputs=stderr,stdout",
+        "--discovery-fallback=proxy",
+        "--v2-deprecation=not-yet",
+        "--v2-deprecation=write-only",
+        "--v2-deprecation=gone",
+        "--max-learners=0",
+        "--max-learners=-1",
+        "--snapshot-count=0",
+        "--snapshot-catchup-entries=0",
+        "--quota-backend-bytes=-1",
+        "--quota-backend-bytes=9000000000",
+        "--max-request-bytes=0",
+        "--max-request-bytes=20000000",
+        "--max-txn-ops=0",
+        "--max-concurrent-streams=0",
+        "--grpc-keepalive-interval=-1s",
+        "--grpc-keepalive-timeout=0",
+        "--raft-read-timeout=1s",
+        "--raft-write-timeout=1s",
+        "--socket-reuse-port --socket-reuse-address",
+        "--experimental-nothing",
+        "--experimental-compaction-batch-limit=5",
+        "--enable-v2",
+        "--proxy=on",
+        "--cluster-active-size=1 --snapshot=2 --v=1 --vv=1 --force=x",
+        "positional",
+        "--name=x positional",
+        "-- positional",
+        "--",
+        "-",
+        "---name=x",
+        "--=x",
+        "--name",
+        "--no-such-flag",
+        "-no-such-flag=1",
+        "-name=m1",
+        "-pre-vote false",
+        "--pre-vote=maybe",
+        "--pre-vote=T",
+        "--pre-vote=1",
+        "--strict-reconfig-check=2",
+        "--name= --initial-cluster==http://127.0.0.1:TAKEN",
+        "--data-dir=",
+        "--data-dir=/dev/null/x",
+        "--wal-dir=/dev/null/x",
+        "--data-dir=output",
+        "--metrics=nonsense",
+        "--metrics=extensive",
+        "--cors=*",
+        "--cors=nonsense",
+        "--host-whitelist=a,b",
+    ];
+    let mut given: Vec<Given> = lines.iter().map(|line| Given::flags(line)).collect();
+    given.extend(
+        [
+            "--listen-client-urls=http://127.0.0.1:CLIENT",
+            "--listen-peer-urls=http://127.0.0.1:TAKEN",
+            "--name=x --listen-peer-urls=http://127.0.0.1:TAKEN",
+            "--initial-cluster=default=http://localhost:2380,a=http://127.0.0.1:1 \
+             --listen-peer-urls=http://127.0.0.1:TAKEN",
+            "--config-file=missing.yaml",
+            "--config-file=",
+            "--initial-advertise-peer-urls=http://127.0.0.1:TAKEN \
+             --listen-peer-urls=http://127.0.0.1:TAKEN",
+        ]
+        .map(Given::bare),
+    );
+    compare_all(&given);
+}
+
+#[test]
+fn configuration_files_are_answered_alike() {
+    let urls = "name: m1\n\
+                listen-peer-urls: http://127.0.0.1:TAKEN\n\
+                listen-client-urls: http://127.0.0.1:CLIENT\n\
+                advertise-client-urls: http://127.0.0.1:CLIENT\n\
+                initial-advertise-peer-urls: http://127.0.0.1:TAKEN\n\
+                initial-cluster: m1=http://127.0.0.1:TAKEN\n";
+    let lines = [
+        "",
+        "nonsense: 1\n",
+        "name: m2\n",
+        "listen-client-urls: nonsense\n",
+        "heartbeat-interval: 1000\n",
+        "election-timeout: 0\n",
+        "auto-compaction-mode: nonsense\n",
+        "auto-compaction-retention: 1x\n",
+        "initial-cluster-state: nonsense\n",
+        "feature-gates: Nothing=true\n",
+        "feature-gates: LeaseCheckpoint=true\n",
+        "tls-min-version: TLS1.4\n",
+        "cipher-suites: [TLS_NOTHING]\n",
+        "cors: '*'\n",
+        "host-whitelist: a,b\n",
+        "client-transport-security:\n  cert-file: missing\n",
+        "client-transport-security:\n  client-cert-auth: true\n",
+        "peer-transport-security:\n  cert-file: missing\n  key-file: missing\n",
+        "watch-progress-notify-interval: 5000000000\n",
+        "compact-hash-check-time: 0\n",
+        "log-level: nonsense\n",
+        "log-outputs: [stderr]\n",
+        "discovery-config:\n  endpoints: ['127.0.0.1:1']\n",
+        "discovery-config:\n  token: x\n",
+        "discovery-srv: example.invalid\n",
+        "discovery-fallback: proxy\n",
+        "max-learners: 0\n",
+        "snapshot-count: 0\n",
+    ];
+    let given: Vec<Given> =
+        lines.iter().map(|lines| Given::file(&format!("{urls}{lines}"))).collect();
+    compare_all(&given);
+}
