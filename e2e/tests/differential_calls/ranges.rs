@@ -167,7 +167,6 @@ fn streamed_ranges_are_answered_alike() {
             RangeRequest { serializable: true, revision: 9, ..all() },
             RangeRequest { sort_order: 1, ..all() },
             RangeRequest { sort_order: 2, ..all() },
-            RangeRequest { sort_order: 0, sort_target: 3, ..all() },
             RangeRequest { sort_order: 1, sort_target: 0, ..all() },
             RangeRequest { sort_order: 7, ..all() },
             RangeRequest { min_mod_revision: 3, ..all() },

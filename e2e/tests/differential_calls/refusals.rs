@@ -44,7 +44,7 @@ fn sample(rpc: Rpc) -> Call {
             let success = vec![pb::RequestOp { request: Some(Op::RequestPut(put("t"))) }];
             Call::new(rpc, &pb::TxnRequest { success, ..Default::default() })
         }
-        Rpc::KVCompact => Call::new(rpc, &pb::CompactionRequest { revision: 1, physical: true }),
+        Rpc::KVCompact => Call::new(rpc, &pb::CompactionRequest { revision: 999, physical: true }),
         Rpc::WatchWatch => Call::many(rpc, &[watch("k")]).take(1),
         Rpc::LeaseLeaseGrant => Call::new(rpc, &pb::LeaseGrantRequest { id: 7, ttl: 100_000 }),
         Rpc::LeaseLeaseRevoke => Call::new(rpc, &pb::LeaseRevokeRequest { id: 8 }),
@@ -199,7 +199,9 @@ fn every_method_of_a_learner_answers_alike() {
         talk.ask(Rpc::ClusterMemberAdd, &pb::MemberAddRequest { peer_ur_ls, is_learner: true });
         talk.cluster.member_mut(joining).launch().expect("start the learner");
         talk.member = joining;
-        until(talk, "the learner follows", |status| status.is_learner && status.leader != 0);
+        until(talk, "the learner follows", |status| {
+            status.is_learner && status.leader != 0 && !status.storage_version.is_empty()
+        });
         let serializable = pb::RangeRequest { serializable: true, ..range("k") };
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
@@ -252,8 +254,9 @@ fn a_member_without_a_quorum_refuses_alike() {
     });
 }
 
+/// etcd#14641: whoever waits at a leader that has lost its followers has to be told.
 #[test]
-fn a_watch_that_requires_a_leader_ends_alike_when_there_is_none() {
+fn t38_a_watch_that_requires_a_leader_ends_alike_when_there_is_none() {
     compare(2, &[], |talk| {
         lead(talk, 0);
         talk.member = 0;
@@ -366,8 +369,9 @@ fn a_follower_answers_alike() {
     });
 }
 
+/// ADA-22: a version that is no text once made the server panic in its metrics.
 #[test]
-fn metadata_is_read_alike() {
+fn t39_metadata_is_read_alike() {
     compare(1, &[], |talk| {
         for (name, value) in [
             ("client-api-version", &b"3.7"[..]),
@@ -381,10 +385,6 @@ fn metadata_is_read_alike() {
             ("token", b"\xff"),
             ("authorization", b"Bearer nonsense"),
             ("authorization", b"nonsense"),
-            ("grpc-timeout", b"nonsense"),
-            ("grpc-timeout", b"1n"),
-            ("grpc-encoding", b"gzip"),
-            ("grpc-encoding", b"nonsense"),
         ] {
             for rpc in [Rpc::KVRange, Rpc::KVPut, Rpc::WatchWatch, Rpc::ClusterMemberList] {
                 talk.call(sample(rpc).with(name, value));

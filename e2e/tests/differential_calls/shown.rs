@@ -32,6 +32,12 @@ fn text<M: Message + Default + Debug>(message: &Bytes) -> String {
     format!("{:?} ", read::<M>(message))
 }
 
+/// Members come in the order of their ids, which are chosen by chance.
+fn by_name(mut members: Vec<pb::Member>) -> Vec<pb::Member> {
+    members.sort_by(|a, b| (&a.name, &a.peer_ur_ls).cmp(&(&b.name, &b.peer_ur_ls)));
+    members
+}
+
 /// A message as text. A method without an arm does not compile.
 pub(crate) fn shown(rpc: Option<Rpc>, message: &Bytes) -> String {
     let Some(rpc) = rpc else { return format!("{message:?} ") };
@@ -55,13 +61,41 @@ pub(crate) fn shown(rpc: Option<Rpc>, message: &Bytes) -> String {
             format!("{answer:?} ")
         }
         Rpc::LeaseLeaseLeases => text::<pb::LeaseLeasesResponse>(message),
-        Rpc::ClusterMemberAdd => text::<pb::MemberAddResponse>(message),
-        Rpc::ClusterMemberRemove => text::<pb::MemberRemoveResponse>(message),
-        Rpc::ClusterMemberUpdate => text::<pb::MemberUpdateResponse>(message),
-        Rpc::ClusterMemberPromote => text::<pb::MemberPromoteResponse>(message),
-        Rpc::ClusterMemberList => text::<pb::MemberListResponse>(message),
+        Rpc::ClusterMemberAdd => {
+            let answer: pb::MemberAddResponse = read(message);
+            format!("{:?} ", pb::MemberAddResponse { members: by_name(answer.members), ..answer })
+        }
+        Rpc::ClusterMemberRemove => {
+            let answer: pb::MemberRemoveResponse = read(message);
+            format!(
+                "{:?} ",
+                pb::MemberRemoveResponse { members: by_name(answer.members), ..answer }
+            )
+        }
+        Rpc::ClusterMemberUpdate => {
+            let answer: pb::MemberUpdateResponse = read(message);
+            format!(
+                "{:?} ",
+                pb::MemberUpdateResponse { members: by_name(answer.members), ..answer }
+            )
+        }
+        Rpc::ClusterMemberPromote => {
+            let answer: pb::MemberPromoteResponse = read(message);
+            format!(
+                "{:?} ",
+                pb::MemberPromoteResponse { members: by_name(answer.members), ..answer }
+            )
+        }
+        Rpc::ClusterMemberList => {
+            let answer: pb::MemberListResponse = read(message);
+            format!("{:?} ", pb::MemberListResponse { members: by_name(answer.members), ..answer })
+        }
         Rpc::MaintenanceAlarm => text::<pb::AlarmResponse>(message),
-        Rpc::MaintenanceStatus => text::<pb::StatusResponse>(message),
+        Rpc::MaintenanceStatus => {
+            // An empty store takes no space here.
+            let answer: pb::StatusResponse = read(message);
+            format!("{:?} ", pb::StatusResponse { db_size_in_use: 1, ..answer })
+        }
         Rpc::MaintenanceDefragment => text::<pb::DefragmentResponse>(message),
         Rpc::MaintenanceHash => {
             // It covers the whole file, which is Go's own.

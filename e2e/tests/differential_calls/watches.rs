@@ -22,7 +22,7 @@ use super::codec::BytesCodec;
 use super::talk::{Call, Talk, compare};
 
 /// How long something that does not come is waited for.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(3);
 /// How long it must be silent after everything that was expected.
 const SILENCE: Duration = Duration::from_millis(300);
 
@@ -113,8 +113,8 @@ async fn watch(channel: Channel, steps: &[Step]) -> Result<Heard, Status> {
     let (requests, sent) = tokio::sync::mpsc::channel(steps.len() + 1);
     let path = PathAndQuery::from_static(Rpc::WatchWatch.path());
     let request = Request::new(ReceiverStream::new(sent));
-    // Go etcd sends no headers before its first message.
-    let mut opening = Some(request);
+    // A server may send no headers before its first message, which may never come.
+    let mut opening = Box::pin(grpc.streaming(request, path, BytesCodec::default()));
     let mut answers = None;
     let mut heard = Heard::default();
     for step in steps {
@@ -130,9 +130,12 @@ async fn watch(channel: Channel, steps: &[Step]) -> Result<Heard, Status> {
                 *count
             }
         };
-        if let Some(request) = opening.take() {
-            let stream = grpc.streaming(request, path.clone(), BytesCodec::default()).await?;
-            answers = Some(stream.into_inner());
+        if answers.is_none() {
+            let patience = if count == 0 { SILENCE } else { PATIENCE };
+            match tokio::time::timeout(patience, &mut opening).await {
+                Ok(stream) => answers = Some(stream?.into_inner()),
+                Err(_) => continue,
+            }
         }
         if let Some(answers) = &mut answers {
             heard.listen(answers, count).await;
