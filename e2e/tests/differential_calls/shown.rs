@@ -93,7 +93,9 @@ pub(crate) fn shown(rpc: Option<Rpc>, message: &Bytes) -> String {
         Rpc::MaintenanceAlarm => text::<pb::AlarmResponse>(message),
         Rpc::MaintenanceStatus => {
             // An empty store takes no space here.
-            let answer: pb::StatusResponse = read(message);
+            let mut answer: pb::StatusResponse = read(message);
+            // Go lists alarms in the order of its map, which is none.
+            answer.errors.sort();
             format!("{:?} ", pb::StatusResponse { db_size_in_use: 1, ..answer })
         }
         Rpc::MaintenanceDefragment => text::<pb::DefragmentResponse>(message),

@@ -109,7 +109,7 @@ fn semantic(text: &str) -> Option<ClusterVersion> {
         number.parse().ok().filter(|_| digits)
     });
     let mut next = || numbers.next().flatten();
-    let (major, minor, _): (_, _, u64) = (next()?, next()?, next()?);
+    let (major, minor, _) = (next()?, next()?, next()?);
     let ends = numbers.next().is_none();
     (ends && is_identifier(before_release) && is_identifier(build)).then_some(ClusterVersion {
         major,

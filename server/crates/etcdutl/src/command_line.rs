@@ -38,6 +38,7 @@ pub(crate) enum Command {
     /// Prints the version of etcdutl.
     Version {
         /// Nothing is made of what else is given.
+        #[allow(dead_code, reason = "etcd takes it and makes nothing of it either")]
         #[arg(hide = true)]
         rest: Vec<String>,
     },
@@ -59,7 +60,7 @@ pub(crate) enum SnapshotCommand {
     Restore(RestoreArguments),
     /// What there is not, which is answered with the help.
     #[command(external_subcommand)]
-    Other(Vec<String>),
+    Other(#[allow(dead_code, reason = "the help is the same for all")] Vec<String>),
 }
 
 #[derive(Args)]
@@ -139,6 +140,7 @@ pub(crate) struct DefragArguments {
     #[arg(long)]
     pub(crate) data_dir: Option<String>,
     /// Nothing is made of what else is given.
+    #[allow(dead_code, reason = "etcd takes it and makes nothing of it either")]
     #[arg(hide = true)]
     pub(crate) rest: Vec<String>,
 }
