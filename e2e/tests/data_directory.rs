@@ -226,3 +226,33 @@ fn copy_directory(from: &Path, to: &Path) {
         fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
     }
 }
+
+/// A directory that was there already keeps the rights that it had in Go etcd, which only warns.
+#[test]
+fn cve_2020_15113_a_data_directory_that_others_may_read_is_closed() {
+    use std::os::unix::fs::PermissionsExt;
+    let open = |member: &Member| -> anyhow::Result<()> {
+        fs::create_dir(&member.data_directory)?;
+        fs::set_permissions(&member.data_directory, fs::Permissions::from_mode(0o755))?;
+        Ok(())
+    };
+    let cluster = Cluster::start_prepared(&options(1, &[]), &open).unwrap();
+    let mut directories = vec![cluster.members()[0].data_directory.clone()];
+    let mut seen = 0;
+    while let Some(directory) = directories.pop() {
+        let mode = fs::metadata(&directory).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{} has {mode:o}", directory.display());
+        for entry in fs::read_dir(&directory).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => directories.push(path),
+                false => {
+                    let mode = fs::metadata(&path).unwrap().permissions().mode();
+                    assert_eq!(mode & 0o077, 0, "{} has {mode:o}", path.display());
+                    seen += 1;
+                }
+            }
+        }
+    }
+    assert!(seen > 1, "the log and more was looked at");
+}

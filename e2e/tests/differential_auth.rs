@@ -8,6 +8,8 @@
 mod calls;
 #[path = "differential_auth/certificates.rs"]
 mod certificates;
+#[path = "differential_auth/codec.rs"]
+mod codec;
 #[path = "differential_auth/matrix.rs"]
 mod matrix;
 

@@ -377,3 +377,165 @@ fn files_of_every_version_give_the_state_that_go_etcd_gives() {
         assert_eq!(State { hash: String::new(), ..found }, expected);
     }
 }
+
+/// What a command came to: the exit code, what it printed, and its complaint without the log.
+fn came_of(program: &Path, directory: &Path, line: &str) -> (Option<i32>, String, Vec<String>) {
+    let output = Command::new(program)
+        .args(line.split_whitespace())
+        .current_dir(directory)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    let complaint = errors.lines().filter(|line| line.starts_with("Error: "));
+    let mut complaint: Vec<String> = complaint.map(str::to_owned).collect();
+    // Go's is printed by the library and once more by the program.
+    complaint.dedup();
+    (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned(), complaint)
+}
+
+/// Lines whose answers differ, and why.
+const DEVIATIONS: [(&str, &str); 5] = [
+    ("snapshot status blank", "Go tells what its database library ran into"),
+    ("snapshot status empty.db", "Go tells what its database library ran into"),
+    ("defrag --data-dir=nowhere", "the directory has other files"),
+    ("migrate --data-dir=nowhere --target-version=3.6", "the directory has other files"),
+    (
+        "snapshot restore good.db --data-dir=new5 \
+         --initial-cluster=default=http://127.0.0.1:1,default=http://127.0.0.1:1",
+        "the mistake is that one URL stands there twice",
+    ),
+];
+
+#[test]
+fn command_lines_get_the_answers_of_go_etcdutl() {
+    let tools = Tools::build();
+    let cluster = Cluster::start(&ServerOptions::one(&tools.go.etcd)).unwrap();
+    let member = &cluster.members()[0];
+    write_history(&tools, member).unwrap();
+    let directories = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let snapshot = directories[0].path().join("good.db");
+    tools.etcdctl(member, &["snapshot", "save", snapshot.to_str().unwrap()], "").unwrap();
+    let good = fs::read(&snapshot).unwrap();
+    for directory in &directories {
+        let write =
+            |name: &str, bytes: &[u8]| fs::write(directory.path().join(name), bytes).unwrap();
+        write("good.db", &good);
+        write("bare.db", &good[..good.len() - 32]);
+        let mut flipped = good.clone();
+        flipped[good.len() / 2] ^= 1;
+        write("flipped.db", &flipped);
+        write("short.db", &good[..5000]);
+        write("empty.db", b"");
+        write(
+            "text.db",
+            b"this is no snapshot at all, but a text that is a little longer than a digest",
+        );
+        fs::create_dir(directory.path().join("full")).unwrap();
+        write("full/file", b"x");
+        fs::create_dir(directory.path().join("wal")).unwrap();
+        fs::create_dir(directory.path().join("blank")).unwrap();
+    }
+    let lines = [
+        "snapshot status",
+        "snapshot status a b",
+        "snapshot status nowhere",
+        "snapshot status good.db",
+        "snapshot status good.db -w json",
+        "snapshot status good.db -w fields",
+        "snapshot status good.db -w table",
+        "snapshot status good.db -w protobuf",
+        "snapshot status good.db -w x",
+        "snapshot status good.db --write-out=json",
+        "snapshot status bare.db",
+        "snapshot status blank",
+        "snapshot status empty.db",
+        "snapshot status --nonsense good.db",
+        "snapshot restore",
+        "snapshot restore a b",
+        "snapshot restore nowhere",
+        "snapshot restore nowhere --data-dir=new1",
+        "snapshot restore bare.db --data-dir=new2",
+        "snapshot restore flipped.db --data-dir=new3",
+        "snapshot restore good.db --data-dir=full",
+        "snapshot restore good.db --data-dir=new4 --wal-dir=wal",
+        "snapshot restore good.db --data-dir=new5 --name=x",
+        "snapshot restore good.db --data-dir=new5 --initial-cluster=x",
+        "snapshot restore good.db --data-dir=new5 --initial-cluster=default=x",
+        "snapshot restore good.db --data-dir=new5 --initial-advertise-peer-urls=x",
+        "snapshot restore good.db --data-dir=new5 --initial-cluster=default=http://127.0.0.1:1,default=http://127.0.0.1:1",
+        "snapshot restore good.db --data-dir=new5 --initial-cluster=",
+        "snapshot restore good.db --data-dir=new6 --bump-revision=5",
+        "snapshot restore good.db --data-dir=new7 --mark-compacted",
+        "snapshot restore good.db --data-dir=new8 --bump-revision=-5 --mark-compacted",
+        "snapshot restore good.db --data-dir=new8 --bump-revision=x",
+        "snapshot restore good.db --data-dir=new8 --initial-memory-map-size=x",
+        "snapshot restore good.db --data-dir=new9 --initial-memory-map-size=1000000",
+        "snapshot restore good.db --data-dir=new10 --bump-revision=5 --mark-compacted",
+        "snapshot restore good.db --data-dir=new11 --wal-dir=new-wal",
+        "snapshot restore bare.db --data-dir=new12 --skip-hash-check",
+        "snapshot restore good.db --data-dir=blank",
+        "snapshot restore good.db --data-dir=new9",
+        "snapshot restore good.db -w json --data-dir=new13",
+        "snap rest good.db --data-dir=new14",
+        "snapshot",
+        "snapshot nonsense",
+        "snapshot save x",
+        "hashkv",
+        "hashkv a b",
+        "hashkv nowhere",
+        "hashkv good.db",
+        "hashkv good.db --rev=3",
+        "hashkv good.db --rev=9",
+        "hashkv good.db --rev=x",
+        "hashkv good.db --rev=-1",
+        "hashkv good.db --rev=100000",
+        "hashkv good.db -w json",
+        "hashkv good.db -w protobuf",
+        "defrag",
+        "defrag --data-dir",
+        "defrag --data-dir=nowhere",
+        "defrag x",
+        "migrate",
+        "migrate --data-dir=new9",
+        "migrate --target-version=3.6",
+        "migrate --data-dir=nowhere --target-version=3.6",
+        "migrate --data-dir=new9 --target-version=x",
+        "migrate --data-dir=new9 --target-version=3.4",
+        "migrate --data-dir=new9 --target-version=3",
+        "version",
+        "version -w json",
+        "version x",
+        "completion",
+        "completion x",
+        "completion bash zsh",
+        "--timeout=x version",
+        "--timeout=1s version",
+        "nonsense",
+        "backup",
+        "ver",
+        "s",
+        "-x",
+        "--nonsense",
+    ];
+    let mut different = String::new();
+    let mut deviating = 0;
+    for line in lines {
+        let go = came_of(&tools.go.etcdutl, directories[0].path(), line);
+        let ours = came_of(&tools.etcdutl, directories[1].path(), line);
+        // Help is worded by each.
+        let is_help = |text: &str| text.contains("Usage:") || text.contains("USAGE");
+        let alike = go.0 == ours.0
+            && go.2 == ours.2
+            && (go.1 == ours.1 || is_help(&go.1) && is_help(&ours.1));
+        let deviates = DEVIATIONS.iter().any(|(deviating, _)| *deviating == line);
+        assert!(!(deviates && alike), "no deviation any more: {line}");
+        deviating += usize::from(deviates);
+        if !alike && !deviates {
+            different.push_str(&format!("etcdutl {line}\n  Go   {go:?}\n  ours {ours:?}\n"));
+        }
+    }
+    assert!(different.is_empty(), "\n{different}");
+    let (all, equal) = (lines.len(), lines.len() - deviating);
+    println!("{all} commands compared, {equal} equal, {deviating} deviating with reason");
+}

@@ -55,9 +55,11 @@ fn scenarios() -> Vec<PathBuf> {
 
 fn run_all(programs: &Programs) {
     let mut failures = String::new();
+    let mut commands = 0;
     for path in scenarios() {
         let expected = Script::load(&path).expect("read a scenario");
         assert!(!expected.is_empty(), "{} has no commands", path.display());
+        commands += expected.len();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         match expected.run(programs) {
             Ok(actual) => {
@@ -69,6 +71,7 @@ fn run_all(programs: &Programs) {
         }
     }
     assert!(failures.is_empty(), "\n{failures}");
+    println!("{commands} commands compared, {commands} equal");
 }
 
 fn update(programs: &Programs) {

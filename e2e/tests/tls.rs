@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use e2e::peers;
-use e2e::processes::{Cluster, Member, ServerOptions, Tls, http_get};
+use e2e::processes::{Cluster, Member, ServerOptions, Tls, free_ports, http_get};
 use rcgen::{
     CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, IsCa, KeyIdMethod,
     KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
@@ -119,11 +119,27 @@ impl Authority {
     }
 }
 
-/// The same for Go etcd and for ours, so that the expectation is no invention.
+/// Whether HTTP is answered to a client with this certificate.
+fn asks_over_http(authority: &Authority, address: &str, name: &str) -> bool {
+    let answer = Command::new("curl")
+        .args(["--silent", "--show-error", "--max-time", "10", "--cacert"])
+        .arg(authority.path("ca.pem"))
+        .arg("--cert")
+        .arg(authority.path(&format!("{name}.pem")))
+        .arg("--key")
+        .arg(authority.path(&format!("{name}.key")))
+        .arg(format!("https://{address}/version"))
+        .output()
+        .expect("run curl; install it");
+    String::from_utf8_lossy(&answer.stdout).contains("etcdserver")
+}
+
+/// The same for Go etcd and for ours, so that the expectation is no invention. With a listener of its
+/// own for HTTP, etcd once forgot the list on the one for gRPC.
 #[test]
-fn revoked_clients_are_refused_without_a_restart() {
+fn cve_2026_59818_revoked_clients_are_refused_on_every_listener_without_a_restart() {
     let go = peers::etcd_binaries().expect("build Go etcd").etcd;
-    for program in [go, ours()] {
+    for (program, split) in [(go.clone(), false), (go, true), (ours(), false), (ours(), true)] {
         let authority = Authority::new();
         let mut options = ServerOptions::one(&program);
         options.tls =
@@ -133,6 +149,10 @@ fn revoked_clients_are_refused_without_a_restart() {
             flag("trusted-ca-file", &authority.path("ca.pem")),
             flag("client-crl-file", &authority.path("revoked.crl")),
         ];
+        let http = format!("127.0.0.1:{}", free_ports(1).expect("a port")[0]);
+        if split {
+            options.flags.push(format!("--listen-client-http-urls=https://{http}"));
+        }
         let cluster = Cluster::start(&options).expect("start a server");
         let member = &cluster.members()[0];
         let is_served =
@@ -144,6 +164,11 @@ fn revoked_clients_are_refused_without_a_restart() {
         assert!(is_served("alice"), "{}", member.log());
         assert!(!is_served("bob"), "{}", member.log());
         assert!(member.log().contains("revoked"), "{}", member.log());
+        if split {
+            let asks = |name: &str| asks_over_http(&authority, &http, name);
+            assert!(asks("alice"), "{}", member.log());
+            assert!(!asks("bob"), "{}", member.log());
+        }
     }
 }
 

@@ -75,7 +75,7 @@ impl Member for LocalMember {
         let views = self.handle.views();
         self.metrics.refresh(&Sample {
             member: status.member_id,
-            leader: status.leader,
+            leader: status.answered_leader(),
             is_learner: status.is_learner,
             committed: status.committed,
             applied: status.applied,

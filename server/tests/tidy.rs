@@ -225,3 +225,25 @@ fn what_is_left_to_do_has_an_issue() {
         }
     }
 }
+
+/// The table of advisories in `server/README.md` names tests that exist.
+#[test]
+fn every_advisory_has_the_test_that_the_readme_names() {
+    let mut sources = Vec::new();
+    for directory in ["server", "e2e"] {
+        files(&root().join(directory), &[".rs"], &mut sources);
+    }
+    let sources: String = sources.iter().map(|path| read(path)).collect();
+    let readme = read(&root().join("server/README.md"));
+    let is_advisory =
+        |line: &&str| ["| CVE-", "| GHSA-"].iter().any(|start| line.starts_with(start));
+    let rows: Vec<&str> = readme.lines().filter(is_advisory).collect();
+    assert!(rows.len() > 10, "the table is there");
+    for row in rows {
+        let tests: Vec<&str> = row.split('`').skip(1).step_by(2).collect();
+        assert!(!tests.is_empty(), "{row}");
+        for test in tests {
+            assert!(sources.contains(&format!("fn {test}()")), "{test} does not exist: {row}");
+        }
+    }
+}

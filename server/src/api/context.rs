@@ -77,7 +77,10 @@ impl ApiContext {
         if !learner_may && self.handle.is_learner() {
             return Err(ApiError::NotSupportedForLearner.into());
         }
-        if metadata.get("client-api-version").is_some_and(|version| version.to_str().is_err()) {
+        if metadata
+            .get("client-api-version")
+            .is_some_and(|version| std::str::from_utf8(version.as_encoded_bytes()).is_err())
+        {
             return Err(ApiError::InvalidClientApiVersion.into());
         }
         if wants_leader(metadata) && self.handle.leader().is_none() {

@@ -89,9 +89,33 @@ async fn set(
 
 /// `major.minor` or `major.minor.patch`, of which the patch does not matter.
 fn parse(text: &str) -> Option<ClusterVersion> {
-    let whole = |text: &str| text.parse::<ClusterVersion>().ok();
-    let version = whole(text).or_else(|| whole(&format!("{text}.0")))?;
-    Some(ClusterVersion { patch: 0, ..version })
+    semantic(text).or_else(|| semantic(&format!("{text}.0")))
+}
+
+/// A semantic version as etcd's library reads it: zeros may lead, and what follows `-` and `+` has to
+/// be there in the right form and does not matter.
+fn semantic(text: &str) -> Option<ClusterVersion> {
+    let (text, before_release) = text.split_once('-').unwrap_or((text, ""));
+    let (text, build) = text.split_once('+').unwrap_or((text, ""));
+    let is_identifier = |text: &str| {
+        let is_part = |part: &str| {
+            !part.is_empty()
+                && part.bytes().all(|letter| letter.is_ascii_alphanumeric() || letter == b'-')
+        };
+        text.is_empty() || text.split('.').all(is_part)
+    };
+    let mut numbers = text.split('.').map(|number| {
+        let digits = !number.is_empty() && number.bytes().all(|letter| letter.is_ascii_digit());
+        number.parse().ok().filter(|_| digits)
+    });
+    let mut next = || numbers.next().flatten();
+    let (major, minor, _) = (next()?, next()?, next()?);
+    let ends = numbers.next().is_none();
+    (ends && is_identifier(before_release) && is_identifier(build)).then_some(ClusterVersion {
+        major,
+        minor,
+        patch: 0,
+    })
 }
 
 #[cfg(test)]
@@ -102,8 +126,11 @@ mod tests {
     fn a_target_has_two_numbers_or_three() {
         let version = |minor| Some(ClusterVersion { major: 3, minor, patch: 0 });
         assert_eq!(parse("3.6"), version(6));
-        assert_eq!(parse("3.6.9"), version(6));
-        for bad in ["", "3", "3.6.", "v3.6", "3.6.0.1", "latest"] {
+        for good in ["3.6.9", "03.6.0", "3.6.0-rc.1", "3.6.0+x", "3.6.0-"] {
+            assert_eq!(parse(good), version(6), "{good}");
+        }
+        for bad in ["", "3", "3.6.", "v3.6", "3.6.0.1", "latest", "-3.6.0", "3.6.0-a..b", "3.6.0+_"]
+        {
             assert_eq!(parse(bad), None, "{bad}");
         }
     }

@@ -145,7 +145,7 @@ fn grpc<R: Message + Default + 'static>(message_bytes_max: usize) -> Grpc<Encode
 ///
 /// tonic reads and writes every call as a stream of messages, with two buffers of 8 KiB and several
 /// boxes for each. Here the one message is taken from its frame and the answer is sent as one frame;
-/// texts of errors are tonic's. What is compressed is left to tonic, which refuses it.
+/// texts of errors are those of tonic and grpc-go. What is compressed is left to tonic, which refuses it.
 pub(crate) fn unary<R, B, F, Fut>(
     request: http::Request<B>,
     message_bytes_max: usize,
@@ -240,9 +240,8 @@ fn message_length(received: &[u8], bytes_max: usize) -> Result<Option<usize>, St
     }
     let length = u32::from_be_bytes(length) as usize;
     if length > bytes_max {
-        return Err(Status::out_of_range(format!(
-            "Error, decoded message length too large: found {length} bytes, the limit is: \
-             {bytes_max} bytes"
+        return Err(Status::resource_exhausted(format!(
+            "grpc: received message larger than max ({length} vs. {bytes_max})"
         )));
     }
     Ok(Some(length))
@@ -441,7 +440,7 @@ mod tests {
             (&[b"\0\0\0\0\x03ab"], "Unexpected EOF decoding stream."),
             (&[b"\x01\0\0\0\0"], "compressed-flag"),
             (&[b"\x02\0\0\0\0"], "invalid compression flag: 2"),
-            (&[b"\0\0\0\0\x04a", b"bcd"], "message length too large: found 4 bytes"),
+            (&[b"\0\0\0\0\x04a", b"bcd"], "received message larger than max (4 vs."),
         ] {
             let (message, _) = read(pieces, 3).await;
             let text = message.expect_err("it is no message");

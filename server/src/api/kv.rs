@@ -175,24 +175,42 @@ const FIRST_CHUNK_KEYS: usize = 10;
 
 /// How a stream of a range goes on.
 enum StreamState {
-    Chunks { cursor: Box<mvcc::RangeCursor>, keys: usize },
+    /// What was read already, and what to read the rest with.
+    Chunks {
+        ready: Vec<Bytes>,
+        cursor: Box<mvcc::RangeCursor>,
+        keys: usize,
+    },
     Done,
+}
+
+/// What a stream cannot be asked for, in etcd's words.
+fn check_streamable(request: &RangeRequest) -> Result<(), Status> {
+    check::range(request).map_err(refusal_status)?;
+    let query = range_query(request);
+    if query.is_plain() {
+        return Ok(());
+    }
+    // etcd looks at the order first.
+    let unfiltered = RangeQuery { min_mod: 0, max_mod: 0, min_create: 0, max_create: 0, ..query };
+    Err(Status::unimplemented(match unfiltered.is_plain() {
+        true => "RangeStream does not support revision filters",
+        false => "RangeStream does not support custom sort orders",
+    }))
 }
 
 async fn range_stream(
     context: Arc<ApiContext>,
     request: Request<Raw<RangeRequest>>,
 ) -> Result<Response<impl futures_util::Stream<Item = Result<Encoded, Status>> + Send>, Status> {
+    // A learner serves ranges of what it has, but etcd's does not stream them.
+    context.admit(request.metadata(), false)?;
+    check_streamable(&request.get_ref().message)?;
     let (request, reading) = prepare_read(&context, request).await?;
-    let query = range_query(&request);
-    if !query.is_plain() {
-        return Err(Status::unimplemented(
-            "etcdserver: range stream does not support custom sort orders and revision filters",
-        ));
-    }
-    let cursor = reading.views.mvcc.range_stream(query).map_err(range_error)?;
+    let mut cursor = reading.views.mvcc.range_stream(range_query(&request)).map_err(range_error)?;
+    let ready = cursor.next(FIRST_CHUNK_KEYS).map_err(range_error)?;
     let reading = Arc::new(reading);
-    let state = StreamState::Chunks { cursor: Box::new(cursor), keys: FIRST_CHUNK_KEYS };
+    let state = StreamState::Chunks { ready, cursor: Box::new(cursor), keys: FIRST_CHUNK_KEYS };
     let chunks = stream::try_unfold(state, move |state| {
         let (context, reading) = (context.clone(), Arc::clone(&reading));
         async move {
@@ -204,19 +222,13 @@ async fn range_stream(
     Ok(Response::new(chunks))
 }
 
-/// One chunk; the last carries header, count and `more`.
+/// One chunk; the last carries header, count and `more`. To know whether it is the last, the next
+/// one is read before it is sent.
 fn next_chunk(
     context: &ApiContext,
     state: StreamState,
 ) -> Result<Option<(Encoded, StreamState)>, Status> {
-    let StreamState::Chunks { mut cursor, keys } = state else { return Ok(None) };
-    let kvs = cursor.next(keys).map_err(range_error)?;
-    if kvs.is_empty() {
-        let header = context.header(cursor.revision());
-        let (count, more) = cursor.finish().map_err(range_error)?;
-        let response = range_response(&header, &kvs, more, count);
-        return Ok(Some((stream_response(&response), StreamState::Done)));
-    }
+    let StreamState::Chunks { ready: kvs, mut cursor, keys } = state else { return Ok(None) };
     let bytes: usize = kvs.iter().map(Bytes::len).sum();
     let target = context.limits.request_bytes_max;
     let keys = if bytes < target / 2 {
@@ -226,11 +238,18 @@ fn next_chunk(
     } else {
         keys
     };
+    let ready = cursor.next(keys).map_err(range_error)?;
+    if ready.is_empty() {
+        let header = context.header(cursor.revision());
+        let (count, more) = cursor.finish().map_err(range_error)?;
+        let response = range_response(&header, &kvs, more, count);
+        return Ok(Some((stream_response(&response), StreamState::Done)));
+    }
     let mut out = BytesMut::with_capacity(bytes + kvs.len() * 8);
     for kv in &kvs {
         put_field(&mut out, 2, kv);
     }
-    Ok(Some((stream_response(&out), StreamState::Chunks { cursor, keys })))
+    Ok(Some((stream_response(&out), StreamState::Chunks { ready, cursor, keys })))
 }
 
 fn stream_response(range_response: &[u8]) -> Encoded {

@@ -79,7 +79,7 @@ impl Maintenance for MaintenanceService {
         let views = self.context.handle.views();
         let size = views.mvcc.store_size();
         let mut errors = Vec::new();
-        if status.leader.is_none() {
+        if status.answered_leader().is_none() {
             errors.push("etcdserver: no leader".to_owned());
         }
         errors.extend(views.alarms(AlarmKind::NONE).iter().map(alarm_text));
@@ -88,7 +88,7 @@ impl Maintenance for MaintenanceService {
             header: Some(self.context.header(views.mvcc.revision())),
             version: version::ETCD.to_owned(),
             db_size: to_i64(size.total),
-            leader: status.leader.map_or(0, |id| id.0),
+            leader: status.answered_leader().map_or(0, |id| id.0),
             raft_index: status.committed.0,
             raft_term: status.term.0,
             raft_applied_index: status.applied.0,

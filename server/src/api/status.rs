@@ -178,9 +178,8 @@ impl ApiError {
             Self::InvalidDowngradeTargetVersion => {
                 (InvalidArgument, "etcdserver: invalid downgrade target version")
             }
-            // etcd has a code for it and forgets to translate, so the wire says Unknown.
             Self::ClusterVersionUnavailable => {
-                (Unknown, "etcdserver: cluster version not found during downgrade")
+                (FailedPrecondition, "etcdserver: cluster version not found during downgrade")
             }
             Self::DowngradeInProcess => {
                 (FailedPrecondition, "etcdserver: cluster has a downgrade job in progress")

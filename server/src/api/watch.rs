@@ -202,10 +202,10 @@ async fn leader_lost(context: &ApiContext, wanted: bool) -> Status {
     let patience: Duration = context.server.election_timeout * LEADERLESS_TIMEOUTS;
     let mut status = context.handle.watch_status();
     loop {
-        if status.wait_for(|status| status.leader.is_none()).await.is_err() {
+        if status.wait_for(|status| status.answered_leader().is_none()).await.is_err() {
             return ApiError::Stopped.into();
         }
-        let back = status.wait_for(|status| status.leader.is_some());
+        let back = status.wait_for(|status| status.answered_leader().is_some());
         match tokio::time::timeout(patience, back).await {
             Ok(Ok(_)) => {}
             Ok(Err(_)) => return ApiError::Stopped.into(),

@@ -8,7 +8,7 @@ use crate::ops::metrics::Metrics;
 /// Counts and logs changes of the leader until the replica stops.
 pub async fn follow(handle: Handle, metrics: Metrics, stop: CancellationToken) {
     let mut status = handle.watch_status();
-    let mut known = status.borrow_and_update().leader;
+    let mut known = status.borrow_and_update().answered_leader();
     loop {
         tokio::select! {
             biased;
@@ -17,7 +17,7 @@ pub async fn follow(handle: Handle, metrics: Metrics, stop: CancellationToken) {
         }
         let (leader, term) = {
             let now = status.borrow_and_update();
-            (now.leader, now.term)
+            (now.answered_leader(), now.term)
         };
         if leader == known {
             continue;

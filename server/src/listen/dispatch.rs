@@ -45,6 +45,12 @@ impl Services {
                 )));
             };
             let (request, call) = counted(self.calls.as_ref(), request);
+            if let (Some(calls), None) = (&self.calls, &call) {
+                let status = calls.unknown(request.uri().path());
+                let answer = status.into_http::<tonic::body::Body>();
+                let answer = answer.map(|body| AnswerBody::Grpc { body, call: None });
+                return AnswerFuture::Ready(Some(answer));
+            }
             let future = match &self.direct {
                 Some(direct) if direct.serves(request.uri().path()) => direct.call(request),
                 _ => routed(routes, request),

@@ -277,3 +277,51 @@ fn an_https_url_without_a_certificate_is_refused() {
         Listeners::bind([endpoint("https://127.0.0.1:0", None)], ListenOptions::default());
     assert!(matches!(listeners, Err(BindError::NoTls { .. })));
 }
+
+/// Handshakes were once made for as many connections as came, each with its memory for as long as the
+/// client kept silent. Here two may be made at a time, and time stands still until nothing else moves.
+#[tokio::test(start_paused = true)]
+async fn ghsa_6vch_silent_clients_take_turns_and_lose_them() {
+    use super::connection::{Remote, serve};
+    use crate::tls::tests::{config, prepared};
+    use crate::tls::{ClientTls, ServerTls};
+    let prepared = prepared();
+    let directory = prepared.directory.path();
+    let mut rules = config(directory, "server");
+    rules.skip_client_san_verification = true;
+    let tls = Arc::new(ServerTls::new(rules).unwrap());
+    let client = ClientTls::new(config(directory, "client"));
+    let turns = Arc::new(tokio::sync::Semaphore::new(2));
+    let services = services()[&Purpose::Client].clone();
+    let accept = |stream: tokio::io::DuplexStream| {
+        let (tls, services, turns) = (Some(tls.clone()), services.clone(), turns.clone());
+        tokio::spawn(async move {
+            let remote = Remote::unix(Purpose::Client);
+            serve(stream, remote, tls, services, &settings(), turns, CancellationToken::new()).await
+        })
+    };
+    let began = tokio::time::Instant::now();
+    let mut silent = Vec::new();
+    for _ in 0..5 {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        silent.push((near, accept(far)));
+    }
+    tokio::task::yield_now().await;
+    assert_eq!(turns.available_permits(), 0, "two make their handshakes, three wait");
+
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let speaking = accept(far);
+    let connector = tokio_rustls::TlsConnector::from(client.current().unwrap());
+    let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
+    let stream = connector.connect(name, near).await.unwrap();
+    assert!(get(stream, "/late").await.ends_with("http /late"));
+    // Three turns of silence were over before.
+    assert_eq!(began.elapsed().as_secs(), 30);
+    for (near, serving) in silent {
+        let error = serving.await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
+        drop(near);
+    }
+    speaking.await.unwrap().unwrap();
+    assert_eq!(turns.available_permits(), 2);
+}

@@ -142,11 +142,26 @@ impl CallMetrics {
         Ok(Self { methods: Arc::new(methods), shared: Arc::new(shared) })
     }
 
+    /// What is said to a call of a path that no client service has, in the words of grpc-go.
+    pub(crate) fn unknown(&self, path: &str) -> tonic::Status {
+        let Some((service, method)) = path.strip_prefix('/').and_then(|name| name.rsplit_once('/'))
+        else {
+            return tonic::Status::unimplemented(format!("malformed method name: {path:?}"));
+        };
+        let is_service = self.methods.values().any(|known| known.service == service);
+        tonic::Status::unimplemented(match is_service {
+            true => format!("unknown method {method} for service {service}"),
+            false => format!("unknown service {service}"),
+        })
+    }
+
     /// A call to `path` begins; none for a path that no client service has.
     pub fn start(&self, path: &str, headers: &HeaderMap) -> Option<Call> {
         let method = self.methods.get(path)?.clone();
         method.started.inc();
-        let version = headers.get("client-api-version").and_then(|value| value.to_str().ok());
+        let version = headers
+            .get("client-api-version")
+            .and_then(|value| std::str::from_utf8(value.as_bytes()).ok());
         method.count_request(&self.shared.client_requests, version.unwrap_or("unknown"));
         Some(Call {
             method,

@@ -77,3 +77,27 @@ fn reachable(member: &ClientTarget) -> Result<(), String> {
     }
     Err(failed(last))
 }
+
+#[cfg(test)]
+mod tests {
+    use client::SrvTarget;
+
+    use super::*;
+
+    /// What DNS names is used only if it is there and, unless somebody says otherwise, has TLS.
+    #[test]
+    fn cve_2020_15136_discovered_members_without_tls_are_left_out() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let member = |is_secure| ClientTarget {
+            is_secure,
+            target: SrvTarget { priority: 0, weight: 0, port, host: "127.0.0.1".to_owned() },
+        };
+        let insecure = reachable(&member(false)).unwrap_err();
+        assert_eq!(insecure, format!("\"http://127.0.0.1:{port}\" is insecure"));
+        assert_eq!(reachable(&member(true)), Ok(()));
+        drop(listener);
+        let gone = reachable(&member(true)).unwrap_err();
+        assert!(gone.contains("failed to dial"), "{gone}");
+    }
+}

@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_does_not_lead_to_itself() {
+    fn cve_2020_15114_a_gateway_does_not_lead_to_itself() {
         let target = SrvTarget { priority: 0, weight: 0, port: 23790, host: "127.0.0.1".into() };
         let error = check_loops("127.0.0.1:23790", std::slice::from_ref(&target)).unwrap_err();
         assert_eq!(

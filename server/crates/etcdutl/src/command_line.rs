@@ -1,5 +1,7 @@
 //! The arguments of `etcdutl`: commands and flags, with Go's names.
 
+use std::num::{IntErrorKind, ParseIntError};
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
@@ -34,7 +36,12 @@ pub(crate) enum Command {
     /// Makes a data directory from one that Go etcd has left.
     Import(ImportArguments),
     /// Prints the version of etcdutl.
-    Version,
+    Version {
+        /// Nothing is made of what else is given.
+        #[allow(dead_code, reason = "etcd takes it and makes nothing of it either")]
+        #[arg(hide = true)]
+        rest: Vec<String>,
+    },
     /// Generates a completion script.
     Completion {
         /// The shell: bash, zsh, fish or powershell.
@@ -51,6 +58,9 @@ pub(crate) enum SnapshotCommand {
     Status(FileNames),
     /// Restores an etcd member snapshot to an etcd directory.
     Restore(RestoreArguments),
+    /// What there is not, which is answered with the help.
+    #[command(external_subcommand)]
+    Other(#[allow(dead_code, reason = "the help is the same for all")] Vec<String>),
 }
 
 #[derive(Args)]
@@ -111,10 +121,11 @@ pub(crate) struct RestoreArguments {
           default_missing_value = "true")]
     pub(crate) skip_hash_check: bool,
     /// Taken for compatibility and not used: files are read, not mapped.
-    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    #[arg(long, default_value_t = 0, hide_default_value = true, value_parser = unsigned,
+          allow_negative_numbers = true)]
     pub(crate) initial_memory_map_size: u64,
     /// How much to increase the latest revision after restore.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = unsigned, allow_negative_numbers = true)]
     pub(crate) bump_revision: u64,
     /// Mark the latest revision after restore as the point of scheduled compaction (required if
     /// --bump-revision > 0, disallowed otherwise).
@@ -128,6 +139,10 @@ pub(crate) struct DefragArguments {
     /// Required. The data directory, which no server may be using.
     #[arg(long)]
     pub(crate) data_dir: Option<String>,
+    /// Nothing is made of what else is given.
+    #[allow(dead_code, reason = "etcd takes it and makes nothing of it either")]
+    #[arg(hide = true)]
+    pub(crate) rest: Vec<String>,
 }
 
 #[derive(Args)]
@@ -135,7 +150,8 @@ pub(crate) struct HashKvArguments {
     #[command(flatten)]
     pub(crate) names: FileNames,
     /// Maximum revision to hash (default: latest revision).
-    #[arg(long, default_value_t = 0, hide_default_value = true, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 0, hide_default_value = true, allow_negative_numbers = true,
+          value_parser = signed)]
     pub(crate) rev: i64,
 }
 
@@ -162,6 +178,25 @@ pub(crate) fn shell(name: &str) -> Option<Shell> {
         "powershell" => Shell::PowerShell,
         _ => return None,
     })
+}
+
+/// A number as Go's `strconv` reads it, and complains about it.
+fn number<T: FromStr<Err = ParseIntError>>(function: &str, text: &str) -> Result<T, String> {
+    text.parse().map_err(|error: ParseIntError| {
+        let why = match error.kind() {
+            IntErrorKind::PosOverflow | IntErrorKind::NegOverflow => "value out of range",
+            _ => "invalid syntax",
+        };
+        format!("strconv.{function}: parsing {text:?}: {why}")
+    })
+}
+
+fn unsigned(text: &str) -> Result<u64, String> {
+    number("ParseUint", text)
+}
+
+fn signed(text: &str) -> Result<i64, String> {
+    number("ParseInt", text)
 }
 
 /// A duration in Go's notation, as in `1m30s`.

@@ -69,7 +69,7 @@ pub fn hash_kv(file: Bbolt<Content>, revision: i64) -> Result<HashKv, HashKvErro
         compact_revision: meta.compact_revision().unwrap_or(NEVER_COMPACTED),
     };
     let store = Store::rebuild(Arc::new(records), store)?;
-    let answer = store.read().hash_kv(revision.max(0))?;
+    let answer = store.read().hash_kv(revision)?;
     // Go's index has the row without key, so it is hashed; as the last one, if nothing came after it.
     let hash = match bumped {
         None => answer.hash,

@@ -2,6 +2,7 @@
 
 mod command_line;
 
+use std::error::Error as _;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -122,9 +123,37 @@ fn refuse(error: &clap::Error) -> ExitCode {
         ErrorKind::UnknownArgument if given(ContextKind::InvalidArg).starts_with("--") => {
             writeln!(err, "Error: unknown flag: {}", given(ContextKind::InvalidArg))
         }
+        ErrorKind::UnknownArgument if given(ContextKind::InvalidArg).starts_with('-') => {
+            let flags = given(ContextKind::InvalidArg);
+            let letter = flags.trim_start_matches('-').chars().next().unwrap_or('-');
+            writeln!(err, "Error: unknown shorthand flag: {letter:?} in {flags}")
+        }
+        ErrorKind::ValueValidation => {
+            let value = given(ContextKind::InvalidValue);
+            let flag = flag_name(&given(ContextKind::InvalidArg));
+            let why = error.source().map(ToString::to_string).unwrap_or_default();
+            writeln!(err, "Error: invalid argument {value:?} for {flag:?} flag: {why}")
+        }
+        ErrorKind::InvalidValue if given(ContextKind::InvalidValue).is_empty() => {
+            let flag = flag_name(&given(ContextKind::InvalidArg));
+            writeln!(err, "Error: flag needs an argument: {flag}")
+        }
         _ => write!(err, "{}", error.render()),
     };
     ExitCode::from(EXIT_ERROR)
+}
+
+/// A flag without the name of its value.
+fn flag_name(shown: &str) -> String {
+    shown.split(' ').next().unwrap_or_default().to_owned()
+}
+
+/// What `snapshot` has.
+fn snapshot_help() -> String {
+    let mut command = CommandLine::command();
+    command.build();
+    let found = command.find_subcommand_mut("snapshot");
+    found.map(|snapshot| snapshot.render_help().to_string()).unwrap_or_default()
 }
 
 fn fail(error: &CommandError) -> ExitCode {
@@ -142,12 +171,13 @@ fn run(command_line: &CommandLine) -> Result<String, CommandError> {
         Command::Snapshot { command: SnapshotCommand::Restore(arguments) } => {
             snapshot_restore(arguments)
         }
+        Command::Snapshot { command: SnapshotCommand::Other(_) } => Ok(snapshot_help()),
         Command::Defrag(arguments) => defrag(arguments.data_dir.as_deref(), command_line.timeout),
         Command::Hashkv(arguments) => file_hash_kv(arguments, &command_line.write_out),
         Command::Import(arguments) => import(arguments),
         Command::Migrate(arguments) => migrate(arguments),
         Command::Completion { shell } => completion(shell),
-        Command::Version => {
+        Command::Version { .. } => {
             Ok(format!("etcdutl version: {ETCD_VERSION}\nAPI version: {API_VERSION}\n"))
         }
     }

@@ -32,7 +32,8 @@ pub enum SnapshotError {
     Bbolt(#[from] ReadError),
     #[error("snapshot missing hash but --skip-hash-check=false")]
     NoDigest,
-    #[error("expected sha256 {expected}, got {found}: the snapshot is damaged or cut off")]
+    /// Go prints digests as lists of numbers.
+    #[error("expected sha256 {expected}, got {found}")]
     Digest { expected: String, found: String },
 }
 
@@ -108,7 +109,7 @@ impl SnapshotFile {
         if found == stored {
             return Ok(());
         }
-        Err(SnapshotError::Digest { expected: hexadecimal(&stored), found: hexadecimal(&found) })
+        Err(SnapshotError::Digest { expected: numbers(&stored), found: numbers(&found) })
     }
 
     /// The bbolt file in it.
@@ -117,6 +118,7 @@ impl SnapshotFile {
     }
 }
 
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+fn numbers(bytes: &[u8]) -> String {
+    let numbers: Vec<String> = bytes.iter().map(u8::to_string).collect();
+    format!("[{}]", numbers.join(" "))
 }

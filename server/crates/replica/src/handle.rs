@@ -161,7 +161,7 @@ impl Handle {
 
     /// The leader that this member follows.
     pub fn leader(&self) -> Option<MemberId> {
-        self.shared.status.borrow().leader
+        self.shared.status.borrow().answered_leader()
     }
 
     /// Whether this member leads.

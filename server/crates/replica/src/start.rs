@@ -393,6 +393,10 @@ fn follow_status(
             applied: optional_index(metrics.last_applied.as_ref()),
             leads_quorum: metrics.state == ServerState::Leader
                 && acknowledged.is_some_and(|ago| ago < election_timeout),
+            // etcd's leader steps down after one to two timeouts without a quorum; openraft's does not.
+            isolated: metrics.state == ServerState::Leader
+                && voters.len() > 1
+                && acknowledged.is_some_and(|ago| ago >= election_timeout * 2),
             is_learner: own.is_some_and(|node| !node.voter_intent) && !voters.contains(&member),
             removed: !nodes.is_empty() && belonging.is_removed_by(own.is_some()),
             nodes,
@@ -402,7 +406,13 @@ fn follow_status(
     };
     let (sender, receiver) = watch::channel(translate(&metrics.borrow_watched()));
     runtime::spawn(async move {
-        while metrics.changed().await.is_ok() {
+        loop {
+            // Silence changes nothing in the metrics and is looked for all the same.
+            tokio::select! {
+                biased;
+                changed = metrics.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(election_timeout) => {}
+            }
             let status = translate(&metrics.borrow_watched());
             sender.send_if_modified(|current| {
                 let modified = *current != status;

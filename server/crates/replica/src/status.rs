@@ -24,6 +24,9 @@ pub struct Status {
     /// Whether the leader confirmed within the last election timeout that a quorum follows it; only
     /// ever true on the leader.
     pub leads_quorum: bool,
+    /// Whether it leads by its own account only: for two election timeouts no quorum has answered it.
+    /// It goes on asking, but whoever is connected to it must not take it for the leader.
+    pub isolated: bool,
     /// Whether it does not vote and is not meant to.
     pub is_learner: bool,
     /// Whether it was removed from the cluster.
@@ -40,6 +43,11 @@ impl Status {
     /// Whether this member leads.
     pub fn is_leader(&self) -> bool {
         self.leader == Some(self.member_id)
+    }
+
+    /// The leader as clients are to be told: none if it is this member and a quorum does not answer.
+    pub fn answered_leader(&self) -> Option<MemberId> {
+        self.leader.filter(|_| !self.isolated)
     }
 }
 

@@ -165,7 +165,7 @@ async fn metrics_urls_serve_metrics_and_health_only() {
 }
 
 #[tokio::test]
-async fn only_listed_origins_and_hosts_are_welcome() {
+async fn cve_2018_1098_cve_2018_1099_only_listed_origins_and_hosts_are_welcome() {
     let server = serve(Purpose::Client, "https://a.example", "good.example");
     let (head, _) = ask(&server, "GET /version", "host: good.example:2379\r\n").await;
     assert!(head.starts_with("http/1.1 200") && !head.contains("access-control"), "{head}");

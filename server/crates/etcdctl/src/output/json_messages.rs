@@ -139,8 +139,9 @@ fn watch(response: &WatchResponse) -> String {
     };
     let mut object = Object::new();
     object.raw("Header", response.header.as_ref().map_or("null".to_owned(), header));
+    // Go has no list where there is nothing in it.
     let events = || json::list(&response.events, event);
-    object.raw("Events", if response.canceled { "null".to_owned() } else { events() });
+    object.raw("Events", if response.events.is_empty() { "null".to_owned() } else { events() });
     object.raw("CompactRevision", response.compact_revision);
     object.raw("Canceled", response.canceled);
     object.raw("Created", response.created);
