@@ -330,10 +330,16 @@ fn thread_count() -> usize {
 /// Why the replica will not serve any more, once that is so.
 async fn replica_ended(handle: &Handle) -> String {
     let mut status = handle.watch_status();
-    match status.wait_for(|status| status.fatal.is_some() || status.removed).await {
+    let release = crate::version::release();
+    let outgrown = || release.is_outgrown_by(handle.views().cluster_version());
+    let ended = status.wait_for(|status| status.fatal.is_some() || status.removed || outgrown());
+    match ended.await {
         Ok(status) => match &status.fatal {
             Some(reason) => format!("the replica stopped: {reason}"),
-            None => "the member has been permanently removed from the cluster".to_owned(),
+            None if status.removed => {
+                "the member has been permanently removed from the cluster".to_owned()
+            }
+            None => crate::version::OUTGROWN.to_owned(),
         },
         Err(_) => "the replica stopped".to_owned(),
     }
@@ -376,7 +382,7 @@ fn start_chores(
     metrics: &Metrics,
     stop: &CancellationToken,
 ) -> Vec<tokio::task::JoinHandle<()>> {
-    let own = crate::version::ETCD.parse().expect("our own version is well formed");
+    let own = crate::version::release().parsed();
     let outbound = context.handle.clone();
     let versions: chores::cluster_version::MemberVersions =
         Arc::new(move || Box::pin(crate::member::versions_of_others(outbound.clone(), own)));
@@ -527,6 +533,7 @@ fn parts(
         open_engine: engine::opener(config.engine, disk.clone(), instruments.metrics.clone()),
         disk,
         peers: outbound,
+        protocol: crate::version::release().protocol,
         events,
         bootstrap: bootstrap(config, identity),
         force_new_cluster: config.cluster.force_new_cluster,

@@ -55,7 +55,7 @@ impl Vitals for LocalMember {
 
 impl Member for LocalMember {
     fn cluster_version(&self) -> Option<String> {
-        self.handle.views().tables().cluster_version.map(|version| version.to_string())
+        self.handle.views().cluster_version().map(|version| version.to_string())
     }
 
     fn raft_status(&self) -> serde_json::Value {

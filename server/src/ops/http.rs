@@ -168,7 +168,7 @@ fn version(parts: &HttpParts) -> String {
     // The order of the fields is etcd's.
     format!(
         r#"{{"etcdserver":"{}","etcdcluster":"{cluster}","storage":"{storage}"}}"#,
-        crate::version::ETCD
+        crate::version::release().etcd
     )
 }
 

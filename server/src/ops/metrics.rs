@@ -275,7 +275,7 @@ impl Metrics {
     /// Sets what does not change while the process runs.
     pub fn describe(&self, member: MemberId, gates: &FeatureGates, quota_bytes: Option<u64>) {
         self.id.with_label_values(&[&member.to_string()]).set(1.0);
-        self.version.with_label_values(&[crate::version::ETCD]).set(1.0);
+        self.version.with_label_values(&[&crate::version::release().etcd]).set(1.0);
         self.go_version.with_label_values(&["none (Rust)"]).set(1.0);
         self.quota_bytes.set(approximate(quota_bytes.unwrap_or(0)));
         for (name, stage, enabled) in gates.states() {

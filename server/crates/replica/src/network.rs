@@ -29,12 +29,10 @@ use types::{ClusterId, MemberId};
 use crate::codec::{self, Malformed};
 use crate::observation::Observation;
 use crate::peers::{Peer, PeerError, Peers};
+use crate::protocol::ProtocolVersions;
 use crate::raft_types::{LogId, Node, TypeConfig, Vote};
 use crate::snapshot::{self, SnapshotData};
 use crate::state_machine::EventSink;
-
-/// The version of the peer protocol that this build speaks.
-pub const PROTOCOL_VERSION: u32 = 1;
 
 /// Who sends, and how long it waits.
 #[derive(Clone)]
@@ -42,6 +40,7 @@ pub(crate) struct Sender {
     pub(crate) cluster: ClusterId,
     pub(crate) me: MemberId,
     pub(crate) peers: Arc<dyn Peers>,
+    pub(crate) protocol: ProtocolVersions,
     /// How long an answer may take before the peer counts as unreachable: an election timeout.
     pub(crate) patience: Duration,
     pub(crate) events: Arc<dyn EventSink>,
@@ -53,7 +52,8 @@ impl Sender {
             cluster_id: self.cluster.0,
             from: self.me.0,
             to: to.0,
-            protocol_version: PROTOCOL_VERSION,
+            protocol_version: self.protocol.newest,
+            protocol_oldest: self.protocol.oldest,
         })
     }
 }

@@ -31,6 +31,7 @@ use crate::metrics::LogMetrics;
 use crate::network::{Networks, Sender};
 use crate::peers::Peers;
 use crate::proposals::{self, ProposalQueue};
+use crate::protocol::ProtocolVersions;
 use crate::raft_types::{LogId, Node, TypeConfig, optional_index};
 use crate::reads::{self, ReadQueue};
 use crate::runtime;
@@ -88,6 +89,8 @@ pub struct Parts {
     pub open_engine: OpenEngine,
     /// The way to the other members.
     pub peers: Arc<dyn Peers>,
+    /// Which versions of the peer protocol it understands.
+    pub protocol: ProtocolVersions,
     /// Who hears of changes.
     pub events: Arc<dyn EventSink>,
     /// How a new member begins.
@@ -233,6 +236,7 @@ fn sender(parts: &Parts) -> Sender {
         cluster: parts.cluster,
         me: parts.member,
         peers: parts.peers.clone(),
+        protocol: parts.protocol,
         patience: parts.timing.election_timeout,
         events: parts.events.clone(),
     }
