@@ -41,9 +41,10 @@ use crate::member::LocalMember;
 use crate::ops::calls::CallMetrics;
 use crate::ops::health::HealthMetrics;
 use crate::ops::http::{HttpParts, handler, handler_with};
+use crate::ops::measured_disk::MeasuredDisk;
 use crate::ops::metrics::{Metrics, RequestTimes};
 use crate::ops::signals::Terminations;
-use crate::ops::{notify, register_process};
+use crate::ops::{memory, notify, register_process};
 use crate::peer::inbound::PeerService;
 use crate::peer::meters::PeerMeters;
 use crate::peer::outbound::Outbound;
@@ -117,9 +118,13 @@ pub fn serve(config: Config) -> Result<(), Box<dyn Error>> {
 
 async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
     let mut told = Terminations::listen()?;
+    if config.memory_lock {
+        memory::lock()?;
+    }
     make_certificates(&mut config)?;
-    let disk: Arc<dyn Disk> = Arc::new(OsDisk);
     let instruments = Instruments::register(&config)?;
+    let metrics = instruments.metrics.clone();
+    let disk: Arc<dyn Disk> = Arc::new(MeasuredDisk::new(Arc::new(OsDisk), metrics));
     let client_tls = Arc::new(ClientTls::new(config.listen.peer_tls.clone()));
     let dialer = Dialer::new(Arc::new(move || client_tls.current()));
     let outbound = Outbound::new(dialer);

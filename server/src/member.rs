@@ -89,13 +89,7 @@ impl Member for LocalMember {
         });
         let size = views.mvcc.store_size();
         self.metrics.refresh_store(size.total, size.in_use, views.mvcc.key_count());
-        let watches = self.hub.get().stats();
-        self.metrics.refresh_watches(
-            watches.streams,
-            watches.watchers,
-            watches.slow_watchers,
-            watches.events,
-        );
+        self.metrics.refresh_watches(&self.hub.get().stats());
     }
 }
 
