@@ -1,11 +1,14 @@
-//! Servers on unix sockets, with and without TLS: Go etcd's client and ours against Go etcd's server and
-//! ours.
+//! Servers on unix sockets: for clients, with and without TLS, and among members. Go etcd's client and
+//! ours against Go etcd's server and ours.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails, also in its helpers")]
+
+mod calls;
 
 use std::path::Path;
 use std::process::Command;
 
+use calls::{hash_kv, put, read_all, status, until};
 use e2e::processes::{Cluster, ServerOptions};
 
 fn run(program: &Path, arguments: &[&str]) -> (bool, String) {
@@ -55,5 +58,36 @@ fn clients_reach_a_server_through_sockets_with_and_without_tls() {
             let (done, _) = run(client, &[&wrong, "--command-timeout=1s", "get", "key"]);
             assert!(!done, "{}", client.display());
         }
+    }
+}
+
+#[test]
+fn members_reach_each_other_through_sockets() {
+    let program = e2e::peers::our_binary("etcd").unwrap();
+    let etcdctl = e2e::peers::etcd_binaries().unwrap().etcdctl;
+    let mut cluster =
+        Cluster::start(&ServerOptions { members: 3, ..ServerOptions::one(&program) }).unwrap();
+    put(&cluster.members()[0], "before", b"value").unwrap();
+    for index in 0..3 {
+        let member = &cluster.members()[index];
+        let id = format!("{:x}", status(member).unwrap().header.unwrap().member_id);
+        let socket = member.data_directory.with_extension("sock");
+        let url = format!("unix://{}", socket.display());
+        let (endpoint, peer_urls) =
+            (format!("--endpoints={}", member.endpoint), format!("--peer-urls={url}"));
+        let (done, text) = run(&etcdctl, &[&endpoint, "member", "update", &id, &peer_urls]);
+        assert!(done, "{text}");
+        let member = cluster.member_mut(index);
+        member.clear_flag("--listen-peer-urls");
+        member.set_flag(&format!("--listen-peer-urls={url}"));
+        member.restart().unwrap();
+        let member = &cluster.members()[index];
+        until("writes go on", || put(member, &format!("after-{index}"), b"value").is_ok());
+    }
+    let revision = status(&cluster.members()[0]).unwrap().header.unwrap().revision;
+    for member in cluster.members() {
+        assert_eq!(read_all(member).unwrap().len(), 4, "{}", member.name);
+        let hash = hash_kv(&cluster.members()[0], revision).unwrap().hash;
+        assert_eq!(hash_kv(member, revision).unwrap().hash, hash, "{}", member.name);
     }
 }

@@ -6,8 +6,8 @@
 //! then opens the next one.
 
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -24,6 +24,7 @@ use openraft::raft::{
 };
 use openraft::{AnyError, OptionalSend};
 use proto::peerpb;
+use tokio::sync::watch;
 use types::{ClusterId, MemberId};
 
 use crate::codec::{self, Malformed};
@@ -33,6 +34,7 @@ use crate::protocol::ProtocolVersions;
 use crate::raft_types::{LogId, Node, TypeConfig, Vote};
 use crate::snapshot::{self, SnapshotData};
 use crate::state_machine::EventSink;
+use crate::status::Status;
 
 /// Who sends, and how long it waits.
 #[derive(Clone)]
@@ -58,10 +60,33 @@ impl Sender {
     }
 }
 
+/// Where members are now. A [`Network`] outlives a change of its member's URLs: openraft keeps it for as
+/// long as this member leads.
+#[derive(Clone, Default)]
+pub(crate) struct Addresses(Arc<OnceLock<watch::Receiver<Status>>>);
+
+impl Addresses {
+    /// Looks members up in the status from now on.
+    pub(crate) fn follow(&self, status: watch::Receiver<Status>) {
+        // Called once, at start.
+        let _ = self.0.set(status);
+    }
+
+    fn current(&self, known: &Peer) -> Peer {
+        let status = self.0.get().map(watch::Receiver::borrow);
+        let node = status.as_ref().and_then(|status| status.nodes.get(&known.id));
+        node.map_or_else(
+            || known.clone(),
+            |node| Peer { id: known.id, urls: node.peer_urls.clone() },
+        )
+    }
+}
+
 /// Makes a [`Network`] per member.
 #[derive(Clone)]
 pub(crate) struct Networks {
     pub(crate) sender: Sender,
+    pub(crate) addresses: Addresses,
     /// How far the log is purged.
     pub(crate) log: Arc<crate::log_store::Shared>,
 }
@@ -71,7 +96,12 @@ impl RaftNetworkFactory<TypeConfig> for Networks {
 
     async fn new_client(&mut self, target: u64, node: &Node) -> Network {
         let to = Peer { id: MemberId(target), urls: node.peer_urls.clone() };
-        Network { sender: self.sender.clone(), log: self.log.clone(), to }
+        Network {
+            sender: self.sender.clone(),
+            log: self.log.clone(),
+            to,
+            addresses: self.addresses.clone(),
+        }
     }
 }
 
@@ -79,7 +109,9 @@ impl RaftNetworkFactory<TypeConfig> for Networks {
 pub(crate) struct Network {
     sender: Sender,
     log: Arc<crate::log_store::Shared>,
+    /// As it was when openraft asked for the way.
     to: Peer,
+    addresses: Addresses,
 }
 
 type AppendResults<'s> =
@@ -146,7 +178,7 @@ impl Network {
             pre_vote,
             leadership_transfer: request.leadership_transfer,
         };
-        let call = self.sender.peers.vote(self.to.clone(), message);
+        let call = self.sender.peers.vote(self.addresses.current(&self.to), message);
         let response = self.in_time(RPCTypes::Vote, call).await?;
         let vote = codec::vote_from_message(response.vote, "VoteResponse").map_err(unreachable)?;
         let last = codec::optional_log_id(response.last_log_id).map_err(unreachable)?;
@@ -288,7 +320,7 @@ impl RaftNetworkV2<TypeConfig> for Network {
                 };
             };
             let requests = stream::once(async move { first }).chain(requests).boxed();
-            let call = self.sender.peers.append(self.to.clone(), requests);
+            let call = self.sender.peers.append(self.addresses.current(&self.to), requests);
             let answers = match tokio::time::timeout(patience, call).await {
                 Ok(answers) => answers.map_err(rpc_error)?,
                 Err(_) => {
@@ -343,7 +375,7 @@ impl RaftNetworkV2<TypeConfig> for Network {
             total_bytes: 0,
         };
         let chunks = snapshot::send(header, snapshot.snapshot);
-        let call = self.sender.peers.snapshot(self.to.clone(), chunks);
+        let call = self.sender.peers.snapshot(self.addresses.current(&self.to), chunks);
         tokio::pin!(cancel);
         let response = match futures_util::future::select(call, cancel).await {
             futures_util::future::Either::Left((response, _)) => {
@@ -368,7 +400,7 @@ impl RaftNetworkV2<TypeConfig> for Network {
             to_node: *req.to_node_id(),
             last_log_id: req.last_log_id().map(codec::log_id_message),
         };
-        let call = self.sender.peers.transfer_leader(self.to.clone(), message);
+        let call = self.sender.peers.transfer_leader(self.addresses.current(&self.to), message);
         let response = self.in_time(RPCTypes::TransferLeader, call).await?;
         let vote = |vote| codec::vote_from_message(vote, "TransferLeaderResponse");
         let id = |id: Option<peerpb::LogId>| -> Result<Option<LogId>, Malformed> {
