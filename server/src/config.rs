@@ -221,6 +221,8 @@ pub enum LogFormat {
 /// What HTTP serves and to whom.
 #[derive(Clone, Debug)]
 pub struct HttpConfig {
+    /// Whether somebody may ask for traces of calls.
+    pub traces: bool,
     pub gateway: bool,
     /// `--enable-pprof`, or a log that tells everything: profiles, and the level of the log.
     pub profiling: bool,
@@ -503,6 +505,7 @@ fn auth_of(values: &Values<'_>, warnings: &mut Vec<String>) -> Result<AuthConfig
 
 fn http_of(values: &Values<'_>) -> Result<HttpConfig, ConfigError> {
     Ok(HttpConfig {
+        traces: values.text("log-level") == "debug",
         gateway: values.boolean("enable-grpc-gateway")?,
         profiling: values.boolean("enable-pprof")? || values.text("log-level") == "debug",
         cors: values.texts("cors"),
