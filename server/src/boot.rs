@@ -147,11 +147,7 @@ async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
     let hub = HubCell::default();
     let events = Arc::new(Events {
         hub: hub.clone(),
-        options: HubOptions {
-            progress_interval: config.watch_progress_interval,
-            fragment_bytes: config.limits.request_bytes_max + crate::config::GRPC_OVERHEAD_BYTES,
-            ..HubOptions::default()
-        },
+        options: hub_options(&config),
         leases: leases.clone(),
         tokens: Arc::clone(&tokens),
         metrics: instruments.metrics.clone(),
@@ -192,6 +188,14 @@ async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
     stop.cancel();
     replica.shutdown().await;
     ended
+}
+
+fn hub_options(config: &Config) -> HubOptions {
+    HubOptions {
+        progress_interval: config.watch_progress_interval,
+        fragment_bytes: config.limits.request_bytes_max + crate::config::GRPC_OVERHEAD_BYTES,
+        ..HubOptions::default()
+    }
 }
 
 fn facts(config: &Config, identity: &Identity, metrics: &Metrics) -> ServerFacts {
