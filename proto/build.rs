@@ -42,10 +42,11 @@ fn main() -> Result<(), Box<dyn Error>> {
 /// by the compiler.
 fn rpcs(set: &FileDescriptorSet) -> String {
     let mut variants = Vec::new();
-    for file in set.file.iter().filter(|file| file.package() == "etcdserverpb") {
+    const PACKAGES: [&str; 3] = ["etcdserverpb", "v3lockpb", "v3electionpb"];
+    for file in set.file.iter().filter(|file| PACKAGES.contains(&file.package())) {
         for service in &file.service {
             for method in &service.method {
-                let path = format!("/etcdserverpb.{}/{}", service.name(), method.name());
+                let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
                 variants.push((format!("{}{}", service.name(), method.name()), path));
             }
         }
@@ -54,7 +55,7 @@ fn rpcs(set: &FileDescriptorSet) -> String {
         variants.iter().map(line).collect::<Vec<_>>().join("\n")
     };
     format!(
-        "/// A method of `etcdserverpb`.\n\
+        "/// A method of etcd's services.\n\
          #[derive(Clone, Copy, Debug, PartialEq, Eq)]\npub enum Rpc {{\n{}\n}}\n\
          impl Rpc {{\n/// All of them.\npub const ALL: &[Rpc] = &[\n{}\n];\n\
          /// The path of the method, as gRPC names it.\n\

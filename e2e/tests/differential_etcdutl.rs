@@ -200,6 +200,110 @@ fn an_import_holds_what_a_killed_member_of_go_etcd_had_answered() {
     assert!(!member.data_directory.exists());
 }
 
+/// Users, roles and permissions that never reached the backend, and writes that they permitted.
+#[test]
+fn an_import_holds_users_and_roles_that_only_the_log_had() {
+    let tools = Tools::build();
+    // The backend is not committed before the process ends, so everything is in the log alone.
+    let flags = ["--backend-batch-interval=1h", "--backend-batch-limit=1000000", "--bcrypt-cost=4"];
+    let flags = flags.map(str::to_owned).to_vec();
+    let options = ServerOptions { flags, ..ServerOptions::one(&tools.go.etcd) };
+    let mut cluster = Cluster::start(&options).unwrap();
+    let member = cluster.member_mut(0);
+    let ctl = |arguments: &str| {
+        let words: Vec<&str> = arguments.split(' ').collect();
+        tools.etcdctl(member, &words, "").unwrap_or_else(|error| panic!("{arguments}: {error}"))
+    };
+    for command in [
+        "put before 1",
+        "user add root:r",
+        "user add alice:a",
+        "user add bob:b",
+        "role add reader",
+        "role add writer",
+        "role grant-permission writer readwrite a b",
+        "role grant-permission reader read --prefix b",
+        "user grant-role root root",
+        "user grant-role alice writer",
+        "user grant-role bob reader",
+        "auth enable",
+        "--user=alice:a put a1 1",
+        "--user=root:r put b1 1",
+        "--user=root:r user revoke-role bob reader",
+        "--user=root:r role delete reader",
+        "--user=root:r user delete bob",
+        "--user=root:r role grant-permission writer readwrite c",
+        "--user=alice:a put c 1",
+        "--user=root:r role revoke-permission writer a b",
+        "--user=root:r lease grant 3600",
+    ] {
+        ctl(command);
+    }
+    tools
+        .etcdctl(
+            member,
+            &["--user=root:r", "user", "passwd", "alice", "--interactive=false"],
+            "new\n",
+        )
+        .unwrap();
+    ctl("--user=alice:new put c 2");
+    let seen = |member: &Member| -> Vec<String> {
+        [
+            "--user=root:r auth status",
+            "--user=root:r user list",
+            "--user=root:r user get alice --detail",
+            "--user=root:r role list",
+            "--user=root:r get a --from-key -w fields",
+            "--user=root:r lease list",
+            "--user=alice:new get c",
+        ]
+        .iter()
+        .map(|command| {
+            let words: Vec<&str> = command.split(' ').collect();
+            let said = tools.etcdctl(member, &words, "");
+            let said = said.unwrap_or_else(|error| panic!("{command}: {error}"));
+            // Ids and the place in the log are those of another cluster.
+            let same = said.lines().filter(|line| {
+                !["ClusterID", "MemberID", "RaftTerm"].iter().any(|name| line.contains(name))
+            });
+            same.collect::<Vec<_>>().join("\n")
+        })
+        .collect()
+    };
+    let before = seen(member);
+    member.kill().unwrap();
+    let old = member.data_directory.with_extension("go");
+    fs::rename(&member.data_directory, &old).unwrap();
+    let import = |more: &[&str]| {
+        Command::new(&tools.etcdutl)
+            .arg("import")
+            .arg(format!("--from={}", old.display()))
+            .args(identity(member))
+            .args(more)
+            .output()
+            .unwrap()
+    };
+    let refused = import(&["--drop-auth"]);
+    let stderr = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr.contains("nobody can tell which of them are permitted"), "{stderr}");
+    assert!(!member.data_directory.exists());
+    let imported = import(&[]);
+    assert!(imported.status.success(), "{imported:?}");
+    let member = cluster.member_mut(0);
+    member.set_program(&tools.etcd);
+    member.launch().unwrap();
+    member.wait_until_healthy().unwrap();
+    let member = &cluster.members()[0];
+    assert_eq!(seen(member), before);
+    for refused in
+        ["--user=alice:a get c", "--user=alice:new put a1 2", "--user=bob:b get b1", "get c"]
+    {
+        let words: Vec<&str> = refused.split(' ').collect();
+        assert!(tools.etcdctl(member, &words, "").is_err(), "{refused}");
+    }
+}
+
 /// What a backend of some version of etcd looks like.
 struct Shape {
     name: &'static str,

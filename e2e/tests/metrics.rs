@@ -78,6 +78,11 @@ fn the_metrics_of_a_working_cluster_move() {
         ("etcd_debugging_mvcc_db_compaction_last", ""),
         ("etcd_debugging_lease_granted_total", ""),
         ("etcd_debugging_snap_save_total_duration_seconds_count", ""),
+        ("etcd_debugging_snap_save_marshalling_duration_seconds_count", ""),
+        ("etcd_snap_fsync_duration_seconds_count", ""),
+        ("etcd_debugging_disk_backend_commit_write_duration_seconds_count", ""),
+        ("process_network_receive_bytes_total", ""),
+        ("process_network_transmit_bytes_total", ""),
         ("grpc_server_handled_total", "grpc_method=\"Put\""),
     ];
     for (member, before) in [leading, following].into_iter().zip(&before) {

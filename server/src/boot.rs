@@ -41,9 +41,10 @@ use crate::member::LocalMember;
 use crate::ops::calls::CallMetrics;
 use crate::ops::health::HealthMetrics;
 use crate::ops::http::{HttpParts, handler, handler_with};
+use crate::ops::measured_disk::MeasuredDisk;
 use crate::ops::metrics::{Metrics, RequestTimes};
 use crate::ops::signals::Terminations;
-use crate::ops::{notify, register_process};
+use crate::ops::{memory, notify, register_process};
 use crate::peer::inbound::PeerService;
 use crate::peer::meters::PeerMeters;
 use crate::peer::outbound::Outbound;
@@ -117,9 +118,13 @@ pub fn serve(config: Config) -> Result<(), Box<dyn Error>> {
 
 async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
     let mut told = Terminations::listen()?;
+    if config.memory_lock {
+        memory::lock()?;
+    }
     make_certificates(&mut config)?;
-    let disk: Arc<dyn Disk> = Arc::new(OsDisk);
     let instruments = Instruments::register(&config)?;
+    let metrics = instruments.metrics.clone();
+    let disk: Arc<dyn Disk> = Arc::new(MeasuredDisk::new(Arc::new(OsDisk), metrics));
     let client_tls = Arc::new(ClientTls::new(config.listen.peer_tls.clone()));
     let dialer = Dialer::new(Arc::new(move || client_tls.current()));
     let outbound = Outbound::new(dialer);
@@ -142,11 +147,7 @@ async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
     let hub = HubCell::default();
     let events = Arc::new(Events {
         hub: hub.clone(),
-        options: HubOptions {
-            progress_interval: config.watch_progress_interval,
-            fragment_bytes: config.limits.request_bytes_max + crate::config::GRPC_OVERHEAD_BYTES,
-            ..HubOptions::default()
-        },
+        options: hub_options(&config),
         leases: leases.clone(),
         tokens: Arc::clone(&tokens),
         metrics: instruments.metrics.clone(),
@@ -187,6 +188,14 @@ async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
     stop.cancel();
     replica.shutdown().await;
     ended
+}
+
+fn hub_options(config: &Config) -> HubOptions {
+    HubOptions {
+        progress_interval: config.watch_progress_interval,
+        fragment_bytes: config.limits.request_bytes_max + crate::config::GRPC_OVERHEAD_BYTES,
+        ..HubOptions::default()
+    }
 }
 
 fn facts(config: &Config, identity: &Identity, metrics: &Metrics) -> ServerFacts {
@@ -330,10 +339,16 @@ fn thread_count() -> usize {
 /// Why the replica will not serve any more, once that is so.
 async fn replica_ended(handle: &Handle) -> String {
     let mut status = handle.watch_status();
-    match status.wait_for(|status| status.fatal.is_some() || status.removed).await {
+    let release = crate::version::release();
+    let outgrown = || release.is_outgrown_by(handle.views().cluster_version());
+    let ended = status.wait_for(|status| status.fatal.is_some() || status.removed || outgrown());
+    match ended.await {
         Ok(status) => match &status.fatal {
             Some(reason) => format!("the replica stopped: {reason}"),
-            None => "the member has been permanently removed from the cluster".to_owned(),
+            None if status.removed => {
+                "the member has been permanently removed from the cluster".to_owned()
+            }
+            None => crate::version::OUTGROWN.to_owned(),
         },
         Err(_) => "the replica stopped".to_owned(),
     }
@@ -376,7 +391,7 @@ fn start_chores(
     metrics: &Metrics,
     stop: &CancellationToken,
 ) -> Vec<tokio::task::JoinHandle<()>> {
-    let own = crate::version::ETCD.parse().expect("our own version is well formed");
+    let own = crate::version::release().parsed();
     let outbound = context.handle.clone();
     let versions: chores::cluster_version::MemberVersions =
         Arc::new(move || Box::pin(crate::member::versions_of_others(outbound.clone(), own)));
@@ -527,6 +542,7 @@ fn parts(
         open_engine: engine::opener(config.engine, disk.clone(), instruments.metrics.clone()),
         disk,
         peers: outbound,
+        protocol: crate::version::release().protocol,
         events,
         bootstrap: bootstrap(config, identity),
         force_new_cluster: config.cluster.force_new_cluster,

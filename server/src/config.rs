@@ -11,6 +11,7 @@ mod discovery;
 mod file;
 #[cfg(feature = "fuzz")]
 pub(crate) mod fuzz;
+mod log;
 mod values;
 
 use std::time::Duration;
@@ -27,6 +28,7 @@ use values::{Values, value_error};
 pub use bootstrap::{ClusterState, InitialCluster};
 pub use compaction::{AutoCompaction, Retention};
 pub use discovery::{Discovery, Registry};
+pub use log::LogRotation;
 
 /// What gRPC may carry around a request (`server/embed`, `grpcOverheadBytes`).
 pub const GRPC_OVERHEAD_BYTES: usize = 512 * 1024;
@@ -49,6 +51,8 @@ pub struct Config {
     pub limits: Limits,
     pub compaction: AutoCompaction,
     pub log: LogConfig,
+    /// Nothing of the process is to be swapped out.
+    pub memory_lock: bool,
     pub http: HttpConfig,
     pub gates: FeatureGates,
     pub auth: AuthConfig,
@@ -186,6 +190,8 @@ pub struct LogConfig {
     pub outputs: Vec<LogOutput>,
     pub level: LogLevel,
     pub format: LogFormat,
+    /// How the one file among the outputs makes room for itself, if it does.
+    pub rotation: Option<LogRotation>,
 }
 
 /// One target of the log.
@@ -215,6 +221,8 @@ pub enum LogFormat {
 /// What HTTP serves and to whom.
 #[derive(Clone, Debug)]
 pub struct HttpConfig {
+    /// Whether somebody may ask for traces of calls.
+    pub traces: bool,
     pub gateway: bool,
     /// `--enable-pprof`, or a log that tells everything: profiles, and the level of the log.
     pub profiling: bool,
@@ -257,7 +265,7 @@ impl Config {
         warnings.extend(gates.check().map_err(ConfigError)?);
         let values = Values(&raw);
         let listen = listen_of(&values)?;
-        let log = log_of(&values)?;
+        let log = log::log_of(&values, &mut warnings)?;
         let auth = auth_of(&values, &mut warnings)?;
         let mut config = Config {
             name: values.text("name"),
@@ -277,6 +285,7 @@ impl Config {
                 raw.text("auto-compaction-retention"),
             )?,
             log,
+            memory_lock: values.boolean("memory-mlock")?,
             http: http_of(&values)?,
             gates,
             auth,
@@ -494,51 +503,9 @@ fn auth_of(values: &Values<'_>, warnings: &mut Vec<String>) -> Result<AuthConfig
     Ok(AuthConfig { tokens, bcrypt_cost })
 }
 
-fn log_of(values: &Values<'_>) -> Result<LogConfig, ConfigError> {
-    match values.text("logger").as_str() {
-        "zap" => {}
-        "capnslog" => return refuse("--logger=capnslog is removed in v3.5"),
-        other => return refuse(format!("unknown logger option {other:?}")),
-    }
-    let mut names = values.texts("log-outputs");
-    names.dedup();
-    if names.len() > 1 && names.iter().any(|name| name == "default") {
-        return refuse("multi logoutput for \"default\" is not supported yet");
-    }
-    let outputs = names
-        .into_iter()
-        .map(|name| match name.as_str() {
-            "default" | "stderr" => Ok(LogOutput::Stderr),
-            "stdout" => Ok(LogOutput::Stdout),
-            "systemd/journal" => refuse(
-                "--log-outputs=systemd/journal is not supported yet; write to stderr and let systemd collect it",
-            ),
-            _ => Ok(LogOutput::File(name)),
-        })
-        .collect::<Result<Vec<_>, _>>()?;
-    Ok(LogConfig {
-        outputs: if outputs.is_empty() { vec![LogOutput::Stderr] } else { outputs },
-        level: match values.text("log-level").as_str() {
-            "debug" => LogLevel::Debug,
-            "info" | "" => LogLevel::Info,
-            "warn" => LogLevel::Warn,
-            "error" | "dpanic" | "panic" | "fatal" => LogLevel::Error,
-            other => return refuse(format!("unrecognized level: {other:?}")),
-        },
-        format: match values.text("log-format").as_str() {
-            "json" | "" => LogFormat::Json,
-            "console" => LogFormat::Console,
-            other => {
-                return refuse(format!(
-                    "unknown log format: {other}, supported values json, console"
-                ));
-            }
-        },
-    })
-}
-
 fn http_of(values: &Values<'_>) -> Result<HttpConfig, ConfigError> {
     Ok(HttpConfig {
+        traces: values.text("log-level") == "debug",
         gateway: values.boolean("enable-grpc-gateway")?,
         profiling: values.boolean("enable-pprof")? || values.text("log-level") == "debug",
         cors: values.texts("cors"),

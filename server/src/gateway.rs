@@ -1,4 +1,5 @@
-//! The HTTP/JSON gateway: every RPC of the API but RangeStream as a POST below `/v3/`.
+//! The HTTP/JSON gateway: every RPC of the API but RangeStream, which has no path in etcd either, as a
+//! POST below `/v3/`, or through a [`websocket`].
 //!
 //! In: a JSON body, or several of them for an RPC that takes a stream. Out: one JSON object, or one
 //! per line (`{"result":..}` or `{"error":..}`) for an RPC that answers with a stream. etcd has this
@@ -12,18 +13,18 @@
 //! types from the descriptors. A call goes to the same services as gRPC's, in the same thread and
 //! without a connection, so it is checked and counted like any other. What a client's certificate
 //! says is not passed on, as in etcd: a gateway's certificate is no user's.
-//!
-//! Deliberately absent: upgrades to WebSocket.
 
 mod call;
 mod decode;
 mod encode;
+mod frame;
 #[cfg(feature = "fuzz")]
 pub(crate) mod fuzz;
 mod metadata;
 mod routes;
 mod schema;
 mod syntax;
+pub(crate) mod websocket;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method as HttpMethod, Request, Response, StatusCode, header};
@@ -58,6 +59,11 @@ impl Gateway {
     /// A gateway to `grpc`, which takes messages of up to `message_bytes_max`.
     pub(crate) fn new(grpc: GrpcCalls, message_bytes_max: usize) -> Self {
         Self { calls: Calls::new(grpc, message_bytes_max) }
+    }
+
+    /// How long a request may be in JSON.
+    fn json_bytes_max(&self) -> usize {
+        self.calls.json_bytes_max()
     }
 
     /// Answers a request below `/v3/`.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use disk::Disk;
+use replica::ProtocolVersions;
 use serde::{Deserialize, Serialize};
 use types::{ClusterId, MemberId};
 
@@ -75,6 +76,8 @@ pub(crate) enum IdentityError {
          member to the cluster first (etcdctl member add) with exactly the peer URLs it advertises"
     )]
     Unknown(String),
+    #[error(transparent)]
+    Incompatible(#[from] crate::version::Incompatible),
 }
 
 impl Identity {
@@ -216,6 +219,7 @@ async fn ask_peers(
                     let known = answer.members.iter().find(|member| same(&member.peer_urls, &own));
                     match known {
                         Some(member) => {
+                            check_versions(&answer)?;
                             return Ok((MemberId(member.id), ClusterId(answer.cluster_id)));
                         }
                         None => reason = format!("{name} knows no member with peer URLs {own:?}"),
@@ -227,6 +231,13 @@ async fn ask_peers(
         tracing::warn!(reason, "could not join the cluster yet; asking again");
     }
     Err(IdentityError::Unknown(reason))
+}
+
+/// A process that the cluster's members would not understand, or that does not know what they may keep,
+/// ends before it has stored anything.
+fn check_versions(answer: &proto::peerpb::MembersResponse) -> Result<(), IdentityError> {
+    let members = ProtocolVersions { oldest: answer.protocol_min, newest: answer.protocol_max };
+    Ok(crate::version::release().check_join(answer.cluster_version.parse().ok(), members)?)
 }
 
 fn same(a: &[String], b: &[String]) -> bool {

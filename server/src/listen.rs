@@ -25,7 +25,7 @@ mod ping_police;
 mod threads;
 
 pub use accept::{BindError, Endpoint, ListenOptions, Listeners};
-pub use connection::{ConnectionInfo, ConnectionSettings};
+pub use connection::{AfterUpgrade, ConnectionInfo, ConnectionSettings};
 pub use dispatch::{DirectService, GrpcCalls, HttpBody, HttpFuture, HttpHandler, Services};
 pub use threads::{RpcThread, RpcThreads, ServiceSet};
 

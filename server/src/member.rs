@@ -55,7 +55,7 @@ impl Vitals for LocalMember {
 
 impl Member for LocalMember {
     fn cluster_version(&self) -> Option<String> {
-        self.handle.views().tables().cluster_version.map(|version| version.to_string())
+        self.handle.views().cluster_version().map(|version| version.to_string())
     }
 
     fn raft_status(&self) -> serde_json::Value {
@@ -89,13 +89,7 @@ impl Member for LocalMember {
         });
         let size = views.mvcc.store_size();
         self.metrics.refresh_store(size.total, size.in_use, views.mvcc.key_count());
-        let watches = self.hub.get().stats();
-        self.metrics.refresh_watches(
-            watches.streams,
-            watches.watchers,
-            watches.slow_watchers,
-            watches.events,
-        );
+        self.metrics.refresh_watches(&self.hub.get().stats());
     }
 }
 

@@ -3,7 +3,10 @@
 pub mod calls;
 pub mod health;
 pub mod http;
+mod log_file;
 pub mod logging;
+pub mod measured_disk;
+pub mod memory;
 pub mod metrics;
 pub mod notify;
 pub mod observed;

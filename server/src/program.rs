@@ -89,6 +89,7 @@ fn plain_logs() -> Option<Logs> {
         outputs: vec![LogOutput::Stderr],
         level: LogLevel::Info,
         format: LogFormat::Json,
+        rotation: None,
     };
     Logs::start(&config).ok()
 }

@@ -43,6 +43,7 @@ fn start(group: &Group, values: &command::Values, arguments: &[String]) -> ExitC
         outputs: vec![LogOutput::Stderr],
         level: LogLevel::Info,
         format: LogFormat::Json,
+        rotation: None,
     }) {
         Ok(logs) => logs,
         Err(error) => {

@@ -125,8 +125,8 @@ fn write_buckets(views: &Views, bucket: &mut Bucket<'_>) -> Result<(), SnapshotF
     })?;
     put_auth(&tables.auth, bucket)?;
     bucket(b"cluster", &mut |put| {
-        let cluster_version = tables.cluster_version.map(|version| version.to_string());
-        put(b"clusterVersion", cluster_version.as_deref().unwrap_or(version::CLUSTER).as_bytes())?;
+        let cluster_version = tables.cluster_version.unwrap_or(version::release().cluster());
+        put(b"clusterVersion", cluster_version.to_string().as_bytes())?;
         let target = tables.downgrade.target_version.clone();
         let enabled = target.is_some();
         let target = target.unwrap_or_default();

@@ -34,6 +34,11 @@ impl Watch {
             start_revision,
             ..WatchCreateRequest::default()
         };
+        Watch::create(member, create)
+    }
+
+    /// Watches what a request asks for.
+    pub(crate) fn create(member: &Member, create: WatchCreateRequest) -> Watch {
         let request = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
         let poll = Poll::new().unwrap();
         let mut connection =

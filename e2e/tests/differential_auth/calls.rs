@@ -20,6 +20,8 @@ use super::codec::BytesCodec;
 pub(crate) enum Answer {
     Message(Bytes),
     Error(Code, String),
+    /// The stream ended and said nothing: how both servers refuse to observe an election.
+    Nothing,
 }
 
 /// The texts with which auth refuses.
@@ -59,6 +61,7 @@ impl Answer {
             Self::Error(code, text) if REFUSALS.contains(&text.as_str()) => {
                 Some((*code, text.clone()))
             }
+            Self::Nothing => Some((Code::Unknown, String::new())),
             _ => None,
         }
     }
@@ -108,10 +111,14 @@ impl Server {
         let called = async {
             let mut answers = self.stream(rpc, request, token).await?;
             let first = answers.next().await;
-            first.unwrap_or_else(|| Err(Status::unknown("the stream ended without a message")))
+            Ok(match first {
+                Some(first) => Answer::of(rpc, first),
+                None => Answer::Nothing,
+            })
         };
         let called = tokio::time::timeout(PATIENCE, called).await;
-        Answer::of(rpc, called.unwrap_or_else(|_| Err(Status::unknown("no answer"))))
+        let called = called.unwrap_or_else(|_| Err(Status::unknown("no answer")));
+        called.unwrap_or_else(|status: Status| Answer::of(rpc, Err(status)))
     }
 
     /// A call that must succeed.

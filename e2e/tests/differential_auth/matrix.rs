@@ -21,6 +21,7 @@ use proto::etcdserverpb::request_op::Request as Op;
 use proto::etcdserverpb::watch_request::RequestUnion;
 use proto::etcdserverpb::{self as pb};
 use proto::rpc::Rpc;
+use proto::{v3electionpb, v3lockpb};
 use tonic::Code;
 
 use super::calls::{Answer, Server};
@@ -41,6 +42,8 @@ enum Want {
     Everybody,
     /// By the keys that are named: `exact`, `prefix`, `from`.
     Keys(bool, bool, bool),
+    /// The same of a recipe, whose calls are made inside of the server: refusals lose their code.
+    Recipe(bool, bool, bool),
 }
 
 const DENIED: (Code, &str) = (Code::PermissionDenied, "etcdserver: permission denied");
@@ -62,6 +65,9 @@ impl Want {
         match self {
             Want::Admin => by_column([false; 3]),
             Want::Keys(exact, prefix, from) => by_column([exact, prefix, from]),
+            Want::Recipe(exact, prefix, from) => {
+                by_column([exact, prefix, from]).map(|(_, text)| (Code::Unknown, text))
+            }
             Want::AnyUser if who == "none" => None,
             Want::AnyUser => by_column([true; 3]),
             Want::Anybody => (who == "bad token").then_some(TOKEN),
@@ -89,10 +95,12 @@ struct Probe {
     name: &'static str,
     request: Bytes,
     want: Want,
+    /// The stream ends without a word instead.
+    is_refused_in_silence: bool,
 }
 
 fn probe(name: &'static str, request: impl Message, want: Want) -> Probe {
-    Probe { name, request: request.encode_to_vec().into(), want }
+    Probe { name, request: request.encode_to_vec().into(), want, is_refused_in_silence: false }
 }
 
 fn only(request: impl Message, want: Want) -> Vec<Probe> {
@@ -156,7 +164,15 @@ pub(crate) async fn run(cluster: &Cluster) -> Vec<Cell> {
     // What ends auth for everybody comes last.
     let mut rpcs = Rpc::ALL.to_vec();
     rpcs.sort_by_key(|rpc| match rpc {
-        Rpc::AuthAuthDisable => 2,
+        Rpc::AuthAuthDisable => 3,
+        // They hang keys on the leases.
+        Rpc::LockLock
+        | Rpc::LockUnlock
+        | Rpc::ElectionCampaign
+        | Rpc::ElectionProclaim
+        | Rpc::ElectionLeader
+        | Rpc::ElectionObserve
+        | Rpc::ElectionResign => 2,
         Rpc::LeaseLeaseRevoke => 1,
         _ => 0,
     });
@@ -168,7 +184,12 @@ pub(crate) async fn run(cluster: &Cluster) -> Vec<Cell> {
                 let request = Raw(probe.request.clone());
                 let answer = server.call(rpc, &request, token.as_deref()).await;
                 let name = format!("{} {} as {who}", rpc.path(), probe.name);
-                cells.push(Cell { name, answer, wanted: probe.want.refusal(who) });
+                let refusal = probe.want.refusal(who);
+                let wanted = match probe.is_refused_in_silence {
+                    true => refusal.map(|_| (Code::Unknown, "")),
+                    false => refusal,
+                };
+                cells.push(Cell { name, answer, wanted });
             }
         }
     }
@@ -440,5 +461,52 @@ fn probes(rpc: Rpc, peer_url: &str) -> Vec<Probe> {
                 pb::AuthRoleRevokePermissionRequest { role, key, range_end: Bytes::new() };
             only(request, Want::Admin)
         }
+        Rpc::LockLock => {
+            recipes("", |name, lease| v3lockpb::LockRequest { name: name.to_owned().into(), lease })
+        }
+        Rpc::LockUnlock => recipes("", |name, lease| v3lockpb::UnlockRequest {
+            key: candidate(name, lease).into(),
+        }),
+        Rpc::ElectionCampaign => recipes("-e", |name, lease| v3electionpb::CampaignRequest {
+            name: name.to_owned().into(),
+            lease,
+            value: "somebody".into(),
+        }),
+        Rpc::ElectionProclaim => recipes("-e", |name, lease| v3electionpb::ProclaimRequest {
+            leader: Some(leader(name, lease)),
+            value: "somebody else".into(),
+        }),
+        Rpc::ElectionLeader => {
+            recipes("-e", |name, _| v3electionpb::LeaderRequest { name: name.to_owned().into() })
+        }
+        Rpc::ElectionObserve => {
+            recipes("-e", |name, _| v3electionpb::LeaderRequest { name: name.to_owned().into() })
+                .into_iter()
+                .map(|probe| Probe { is_refused_in_silence: true, ..probe })
+                .collect()
+        }
+        Rpc::ElectionResign => recipes("-e", |name, lease| v3electionpb::ResignRequest {
+            leader: Some(leader(name, lease)),
+        }),
     }
+}
+
+/// Locks and elections: keys below a name, each name with a lease whose keys are as hard to come by.
+fn recipes<M: Message>(ending: &str, request: fn(&str, i64) -> M) -> Vec<Probe> {
+    let of = |name: &str, lease| request(&format!("{name}{ending}"), lease);
+    vec![
+        probe("k", of("k", LEASE_ON_K), Want::Recipe(false, true, true)),
+        probe("zz", of("zz", LEASE_ON_NOTHING), Want::Recipe(false, false, true)),
+        probe("j", of("j", LEASE_ON_J), Want::Recipe(false, false, false)),
+    ]
+}
+
+/// The key by which the holder of a lease takes part.
+fn candidate(name: &str, lease: i64) -> String {
+    format!("{name}/{lease:x}")
+}
+
+fn leader(name: &str, lease: i64) -> v3electionpb::LeaderKey {
+    let (key, name) = (candidate(name, lease).into(), name.to_owned().into());
+    v3electionpb::LeaderKey { name, key, rev: 1, lease }
 }

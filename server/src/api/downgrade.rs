@@ -40,7 +40,7 @@ pub(super) async fn downgrade(
         }
         Err(_) => return Err(Status::unknown("etcdserver: unknown method")),
     }
-    let version = context.handle.views().tables().cluster_version;
+    let version = context.handle.views().cluster_version();
     Ok(DowngradeResponse {
         header: Some(context.header(context.handle.views().mvcc.revision())),
         version: version.map(|v| format!("{}.{}", v.major, v.minor)).unwrap_or_default(),
@@ -50,7 +50,7 @@ pub(super) async fn downgrade(
 /// The target, if the cluster may be downgraded to it now.
 async fn validate(context: &ApiContext, target: &str) -> Result<ClusterVersion, Status> {
     let target = parse(target).ok_or(ApiError::WrongDowngradeVersionFormat)?;
-    let known = || context.handle.views().tables().cluster_version;
+    let known = || context.handle.views().cluster_version();
     if known().is_none() {
         return Err(ApiError::ClusterVersionUnavailable.into());
     }

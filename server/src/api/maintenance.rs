@@ -86,7 +86,7 @@ impl Maintenance for MaintenanceService {
         let downgrade = views.tables().downgrade;
         Ok(Response::new(StatusResponse {
             header: Some(self.context.header(views.mvcc.revision())),
-            version: version::ETCD.to_owned(),
+            version: version::release().etcd,
             db_size: to_i64(size.total),
             leader: status.answered_leader().map_or(0, |id| id.0),
             raft_index: status.committed.0,

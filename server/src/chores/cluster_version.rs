@@ -125,11 +125,11 @@ pub async fn run(
     let mut status = handle.watch_status();
     loop {
         let now = handle.status();
-        let undecided = handle.views().tables().cluster_version.is_none();
+        let undecided = handle.views().cluster_version().is_none();
         if now.is_leader() {
             let mut versions = others().await;
             versions.insert(now.member_id, own);
-            let current = handle.views().tables().cluster_version;
+            let current = handle.views().cluster_version();
             let target = downgrade_target(&handle);
             if let Some(version) = next(current, &members(&handle), &versions, target) {
                 set(&handle, version).await;

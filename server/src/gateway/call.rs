@@ -39,7 +39,7 @@ impl Calls {
         Grpc::new(self.grpc.clone()).max_decoding_message_size(usize::MAX)
     }
 
-    fn json_bytes_max(&self) -> usize {
+    pub(super) fn json_bytes_max(&self) -> usize {
         self.message_bytes_max.saturating_mul(JSON_EXPANSION_MAX)
     }
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -182,8 +182,9 @@ where
     // Members ping each other by rules of their own.
     let min_time = (info.purpose == Purpose::Client).then_some(settings.keepalive_min_time);
     let stream = PingPolice::new(Coalescing::new(stream), min_time, calls.clone());
-    let service = ConnectionService { services, info, calls };
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    let after = AfterUpgrade::default();
+    let service = ConnectionService { services, info, calls, after: after.clone() };
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         biased;
@@ -193,6 +194,13 @@ where
         }
         ended = connection.as_mut() => ended,
     };
+    if let Some(next) = after.take() {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            () = next => {}
+        }
+    }
     ended.map_err(io::Error::other)
 }
 
@@ -218,10 +226,30 @@ fn builder(settings: &ConnectionSettings) -> Builder<TokioExecutor> {
     builder
 }
 
+type Conversation = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// What a connection is for once its last request has made something else of it. A handler that
+/// accepts an upgrade finds this among the extensions of the request; what it sets is awaited in the
+/// connection's place, and so counts as the connection and ends with the server.
+#[derive(Clone, Default)]
+// A std mutex: held to put something in or to take it out, which never waits.
+pub struct AfterUpgrade(Arc<Mutex<Option<Conversation>>>);
+
+impl AfterUpgrade {
+    pub fn set(&self, conversation: impl Future<Output = ()> + Send + 'static) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::pin(conversation));
+    }
+
+    fn take(&self) -> Option<Conversation> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
 struct ConnectionService {
     services: Services,
     info: ConnectionInfo,
     calls: Arc<Calls>,
+    after: AfterUpgrade,
 }
 
 impl Service<Request<Incoming>> for ConnectionService {
@@ -231,6 +259,11 @@ impl Service<Request<Incoming>> for ConnectionService {
 
     fn call(&self, mut request: Request<Incoming>) -> TrackedAnswer {
         request.extensions_mut().insert(self.info.clone());
+        if request.version() <= http::Version::HTTP_11
+            && request.headers().contains_key(http::header::UPGRADE)
+        {
+            request.extensions_mut().insert(self.after.clone());
+        }
         let call = CallUnderWay::begin(&self.calls);
         TrackedAnswer { answer: self.services.call(request), call: Some(call) }
     }

@@ -11,7 +11,7 @@ use hyper::body::Incoming;
 use prometheus::{Registry, TextEncoder};
 
 use crate::config::HttpConfig;
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, websocket};
 use crate::listen::{ConnectionInfo, HttpBody, HttpHandler, Purpose};
 
 use super::health::{self, HealthMetrics, Vitals};
@@ -70,7 +70,10 @@ async fn answer(
             log_level(request).await.map(as_body)
         }
         (_, Some(gateway)) if is_gateway_path(request.uri().path()) => {
-            gateway.answer(request).await
+            match websocket::is_wanted(request.headers()) {
+                true => websocket::accept(gateway.clone(), request),
+                false => gateway.answer(request).await,
+            }
         }
         _ => route(parts, purpose, &request).await.map(as_body),
     };
@@ -109,6 +112,9 @@ async fn route(
                 false => profile::answer(&path[profile::PREFIX.len()..], query).await,
             }
         }
+        "/debug/requests" | "/debug/events" if parts.config.traces => {
+            text(StatusCode::NOT_IMPLEMENTED, NO_TRACES.to_owned())
+        }
         _ if is_health(path) && !is_get => method_not_allowed(),
         _ => match health::answer(parts.member.as_ref(), &parts.health, path, query).await {
             Some(answer) => text(answer.status, answer.body),
@@ -116,6 +122,11 @@ async fn route(
         },
     }
 }
+
+/// What etcd shows here with `--log-level=debug` is kept by a library of Go.
+const NO_TRACES: &str = "calls are not traced here.\nUse /metrics for how long calls take \
+    (etcd_server_request_duration_seconds, and grpc_server_handling_seconds with --metrics=extensive)\n\
+    and the log for those that take longer than --warning-unary-request-duration.\n";
 
 /// Where etcd up to 3.4 changed the level of its log.
 const LOG_LEVEL_PATH: &str = "/config/local/log";
@@ -168,7 +179,7 @@ fn version(parts: &HttpParts) -> String {
     // The order of the fields is etcd's.
     format!(
         r#"{{"etcdserver":"{}","etcdcluster":"{cluster}","storage":"{storage}"}}"#,
-        crate::version::ETCD
+        crate::version::release().etcd
     )
 }
 

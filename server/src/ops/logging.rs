@@ -12,6 +12,7 @@
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -26,7 +27,8 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, reload};
 
-use crate::config::{LogConfig, LogFormat, LogLevel, LogOutput};
+use super::log_file::LogFile;
+use crate::config::{LogConfig, LogFormat, LogLevel, LogOutput, LogRotation};
 
 /// Lines that wait for the target.
 const QUEUE_LINES: usize = 8192;
@@ -51,7 +53,11 @@ impl Logs {
     /// # Errors
     /// When a file cannot be opened, or when the process logs already.
     pub fn start(config: &LogConfig) -> io::Result<Self> {
-        let targets = config.outputs.iter().map(open).collect::<io::Result<Vec<_>>>()?;
+        let targets = config
+            .outputs
+            .iter()
+            .map(|output| open(output, config.rotation))
+            .collect::<io::Result<Vec<_>>>()?;
         let (queue, lines) = sync_channel(QUEUE_LINES);
         std::thread::Builder::new()
             .name("log".to_owned())
@@ -149,17 +155,21 @@ enum Target {
     Stderr,
     Stdout,
     File(File),
+    Rotating(LogFile),
 }
 
-fn open(output: &LogOutput) -> io::Result<Target> {
+fn open(output: &LogOutput, rotation: Option<LogRotation>) -> io::Result<Target> {
     Ok(match output {
         LogOutput::Stderr => Target::Stderr,
         LogOutput::Stdout => Target::Stdout,
         LogOutput::File(path) => {
-            let opened = OpenOptions::new().create(true).append(true).open(path);
-            Target::File(opened.map_err(|error| {
+            let opened = match rotation {
+                None => OpenOptions::new().create(true).append(true).open(path).map(Target::File),
+                Some(rotation) => LogFile::open(Path::new(path), rotation).map(Target::Rotating),
+            };
+            opened.map_err(|error| {
                 io::Error::new(error.kind(), format!("open --log-outputs {path}: {error}"))
-            })?)
+            })?
         }
     })
 }
@@ -174,6 +184,7 @@ impl Target {
                 stdout.flush()
             }
             Target::File(file) => file.write_all(line),
+            Target::Rotating(file) => file.write(line),
         }
     }
 }
@@ -315,7 +326,7 @@ fn caller(file: &str, line: u32) -> String {
 
 /// RFC 3339 in UTC with microseconds. Days to a date: the algorithm of Howard Hinnant,
 /// `chrono-Compatible Low-Level Date Algorithms`, `civil_from_days`.
-fn timestamp(since_epoch: Duration) -> String {
+pub(super) fn timestamp(since_epoch: Duration) -> String {
     let seconds = since_epoch.as_secs();
     let (days, second) = (seconds / 86_400, seconds % 86_400);
     let shifted = days + 719_468;

@@ -129,6 +129,7 @@ table! {
         proxy_watchers_coalescing = "etcd_grpc_proxy_watchers_coalescing_total", "Watchers that the gRPC proxy joins.";
         fd_used = "os_fd_used", "File descriptors in use.";
         fd_limit = "os_fd_limit", "File descriptors that may be used.";
+        virtual_memory_max = "process_virtual_memory_max_bytes", "Virtual memory that may be used; the largest number there is without a limit.";
     }
     counters {
         leader_changes = "etcd_server_leader_changes_seen_total", "The number of leader changes seen.";
@@ -150,11 +151,13 @@ table! {
         leases_expired = "etcd_debugging_server_lease_expired_total", "Leases that expired.";
         store_expires = "etcd_debugging_store_expires_total", "Expired keys of the v2 store, which does not exist.";
         store_watch_requests = "etcd_debugging_store_watch_requests_total", "Watches of the v2 store, which does not exist.";
+        network_received = "process_network_receive_bytes_total", "Bytes that this process's network has received.";
+        network_sent = "process_network_transmit_bytes_total", "Bytes that this process's network has sent.";
         proxy_events_coalescing = "etcd_grpc_proxy_events_coalescing_total", "Events that the gRPC proxy joins.";
     }
     histograms {
         backend_commit = "etcd_disk_backend_commit_duration_seconds", SLOW, "How long a flush of the store takes.";
-        backend_commit_write = "etcd_debugging_disk_backend_commit_write_duration_seconds", SLOW, "How long the write of a bbolt commit takes; there is no bbolt.";
+        backend_commit_write = "etcd_debugging_disk_backend_commit_write_duration_seconds", SLOW, "How long the writing part of a flush takes, which is all of it.";
         backend_commit_spill = "etcd_debugging_disk_backend_commit_spill_duration_seconds", SLOW, "How long the spill of a bbolt commit takes; there is no bbolt.";
         backend_commit_rebalance = "etcd_debugging_disk_backend_commit_rebalance_duration_seconds", SLOW, "How long the rebalance of a bbolt commit takes; there is no bbolt.";
         defrag = "etcd_disk_backend_defrag_duration_seconds", DEFRAG, "How long Defragment takes.";
@@ -275,7 +278,7 @@ impl Metrics {
     /// Sets what does not change while the process runs.
     pub fn describe(&self, member: MemberId, gates: &FeatureGates, quota_bytes: Option<u64>) {
         self.id.with_label_values(&[&member.to_string()]).set(1.0);
-        self.version.with_label_values(&[crate::version::ETCD]).set(1.0);
+        self.version.with_label_values(&[&crate::version::release().etcd]).set(1.0);
         self.go_version.with_label_values(&["none (Rust)"]).set(1.0);
         self.quota_bytes.set(approximate(quota_bytes.unwrap_or(0)));
         for (name, stage, enabled) in gates.states() {
@@ -357,6 +360,12 @@ impl Metrics {
         let (used, limit) = file_descriptors();
         self.fd_used.set(used);
         self.fd_limit.set(limit);
+        let memory = rustix::process::getrlimit(rustix::process::Resource::As).current;
+        self.virtual_memory_max.set(memory.map_or(18_446_744_073_709_551_615.0, approximate));
+        if let Some((received, sent)) = network_bytes() {
+            raise(&self.network_received, received);
+            raise(&self.network_sent, sent);
+        }
     }
 }
 
@@ -368,14 +377,37 @@ impl Metrics {
         self.keys.set(approximate(keys));
     }
 
-    /// Sets what the watch hub counts; `events` is its count since the start.
-    pub fn refresh_watches(&self, streams: usize, watchers: usize, slow: usize, events: usize) {
-        self.watch_streams.set(approximate(streams as u64));
-        self.watchers.set(approximate(watchers as u64));
-        self.slow_watchers.set(approximate(slow as u64));
-        // A scrape may run beside another one; a counter must not go down.
-        self.events.inc_by((approximate(events as u64) - self.events.get()).max(0.0));
+    /// Sets what the watch hub counts.
+    pub fn refresh_watches(&self, stats: &watch::HubStats) {
+        self.watch_streams.set(approximate(stats.streams as u64));
+        self.watchers.set(approximate(stats.watchers as u64));
+        self.slow_watchers.set(approximate(stats.slow_watchers as u64));
+        self.pending_events.set(approximate(stats.pending_events as u64));
+        raise(&self.events, stats.events as u64);
     }
+}
+
+/// Brings a counter up to what somebody else has counted. A scrape may run beside another one, and a
+/// counter must not go down.
+fn raise(counter: &Counter, to: u64) {
+    counter.inc_by((approximate(to) - counter.get()).max(0.0));
+}
+
+/// Bytes received and sent in the network namespace of this process, which is what the Go library for
+/// metrics shows under these names too.
+fn network_bytes() -> Option<(u64, u64)> {
+    octets(&std::fs::read_to_string("/proc/self/net/netstat").ok()?)
+}
+
+/// The columns `InOctets` and `OutOctets` of the two lines that begin with `IpExt:`.
+fn octets(netstat: &str) -> Option<(u64, u64)> {
+    let mut lines = netstat.lines().filter_map(|line| line.strip_prefix("IpExt:"));
+    let (names, values) = (lines.next()?, lines.next()?);
+    let column = |wanted: &str| {
+        let at = names.split_whitespace().position(|name| name == wanted)?;
+        values.split_whitespace().nth(at)?.parse().ok()
+    };
+    Some((column("InOctets")?, column("OutOctets")?))
 }
 
 fn file_descriptors() -> (f64, f64) {
@@ -403,8 +435,7 @@ mod tests {
     use crate::ops::calls::CallMetrics;
     use crate::ops::health::HealthMetrics;
 
-    /// Every family that Go etcd 3.7.3 shows right after its start, without those of the Go runtime
-    /// and three that only newer Go clients of Prometheus have.
+    /// Every family that Go etcd 3.7.3 shows right after its start, without those of the Go runtime.
     #[test]
     fn no_metric_of_etcd_is_missing() {
         let registry = Registry::new();
@@ -432,6 +463,15 @@ mod tests {
     }
 
     #[test]
+    fn the_bytes_of_the_network_are_found_by_name() {
+        let netstat =
+            "TcpExt: A InOctets\nTcpExt: 1 2\nIpExt: A InOctets OutOctets B\nIpExt: 9 10 20 0\n";
+        assert_eq!(octets(netstat), Some((10, 20)));
+        assert_eq!(octets("IpExt: A\nIpExt: 9\n"), None);
+        assert!(network_bytes().is_some());
+    }
+
+    #[test]
     fn a_sample_is_what_is_shown() {
         let registry = Registry::new();
         let metrics = Metrics::register(&registry).unwrap();
@@ -456,12 +496,22 @@ mod tests {
             )
         );
         metrics.refresh_store(3 << 20, 1 << 20, 12);
-        metrics.refresh_watches(1, 2, 0, 40);
-        metrics.refresh_watches(1, 2, 0, 42);
+        let mut stats = watch::HubStats {
+            streams: 1,
+            watchers: 2,
+            slow_watchers: 0,
+            events: 40,
+            pending_events: 3,
+            position: Revision(7),
+        };
+        metrics.refresh_watches(&stats);
+        stats.events = 42;
+        metrics.refresh_watches(&stats);
         let shown = text(&registry);
         assert!(shown.contains("etcd_mvcc_db_total_size_in_bytes 3145728\n"));
         assert!(shown.contains("etcd_debugging_mvcc_watcher_total 2\n"));
         assert!(shown.contains("etcd_debugging_mvcc_events_total 42\n"));
+        assert!(shown.contains("etcd_debugging_mvcc_pending_events_total 3\n"));
         sample.alarms.clear();
         metrics.refresh(&sample);
         assert!(!text(&registry).contains("NOSPACE"), "a cleared alarm is shown no more");

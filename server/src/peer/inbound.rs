@@ -233,6 +233,8 @@ impl Member for PeerService {
             member_id: own.member_id.0,
             term: own.term.0,
             leader: own.leader.map_or(0, |id| id.0),
+            protocol_min: version::release().protocol.oldest,
+            protocol_max: version::release().protocol.newest,
         }))
     }
 
@@ -267,12 +269,12 @@ impl Member for PeerService {
         _: Request<peerpb::VersionRequest>,
     ) -> Result<Response<peerpb::VersionResponse>, Status> {
         Ok(Response::new(peerpb::VersionResponse {
-            etcd_version: version::ETCD.to_owned(),
+            etcd_version: version::release().etcd,
             keelson_version: version::KEELSON.to_owned(),
-            cluster_version: version_text(self.handle.views().tables().cluster_version),
-            storage_version: version::storage(self.handle.views().tables().cluster_version),
-            protocol_min: replica::PROTOCOL_VERSION,
-            protocol_max: replica::PROTOCOL_VERSION,
+            cluster_version: version_text(self.handle.views().cluster_version()),
+            storage_version: version::storage(self.handle.views().cluster_version()),
+            protocol_min: version::release().protocol.oldest,
+            protocol_max: version::release().protocol.newest,
         }))
     }
 }

@@ -204,5 +204,8 @@ fn hash_covers_what_the_member_holds_and_not_where_it_stands() {
 
 #[test]
 fn a_version_that_the_cluster_agreed_on_is_written_as_text() {
-    assert_eq!("3.7.0".parse::<ClusterVersion>().unwrap().to_string(), version::CLUSTER);
+    assert_eq!(
+        "3.7.0".parse::<ClusterVersion>().unwrap().to_string(),
+        version::release().cluster().to_string()
+    );
 }

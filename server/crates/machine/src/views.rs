@@ -6,7 +6,7 @@ use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use bytes::Bytes;
 use lease::{Lease, Lessor};
 use mvcc::ReadView;
-use tables::{Alarm, AlarmKind, Alarms, Auth, LogPosition, MemberRecord, Tables};
+use tables::{Alarm, AlarmKind, Alarms, Auth, ClusterVersion, LogPosition, MemberRecord, Tables};
 use types::{LeaseId, LogIndex, MemberId};
 
 /// The replicated state beside the keys.
@@ -111,6 +111,11 @@ impl Views {
     /// A copy of all small tables at one moment.
     pub fn tables(&self) -> Tables {
         self.state.read().tables.clone()
+    }
+
+    /// The version that the cluster has agreed on.
+    pub fn cluster_version(&self) -> Option<ClusterVersion> {
+        self.state.read().tables.cluster_version
     }
 
     /// Users and roles. A read that is judged by them is done in this order: the users and roles, the

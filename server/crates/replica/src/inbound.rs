@@ -20,9 +20,9 @@ use types::{LogIndex, MemberId, Term};
 use crate::codec::{self, Malformed};
 use crate::handle::Shared;
 use crate::membership::{MembershipChange, MembershipRefusal};
-use crate::network::PROTOCOL_VERSION;
 use crate::observation::Observation;
 use crate::peers::{PeerError, PeerResult};
+use crate::protocol::ProtocolVersions;
 use crate::raft_types::{TypeConfig, Vote, index_of};
 use crate::snapshot;
 use crate::unavailable::Unavailable;
@@ -75,12 +75,7 @@ impl Inbound {
     /// [`PeerError::Refused`] with the reason, for the sender's log.
     pub fn check(&self, envelope: Option<&peerpb::Envelope>) -> PeerResult<MemberId> {
         let envelope = envelope.ok_or_else(|| refused("a message without an envelope"))?;
-        if envelope.protocol_version != PROTOCOL_VERSION {
-            return Err(refused(format!(
-                "peer protocol {} is not understood, this member speaks {PROTOCOL_VERSION}",
-                envelope.protocol_version
-            )));
-        }
+        self.shared.sender.protocol.check(ProtocolVersions::of(envelope)).map_err(refused)?;
         if envelope.cluster_id != self.shared.cluster.0 {
             return Err(refused(format!(
                 "cluster ID mismatch: {:x}, this member belongs to {}",

@@ -8,7 +8,7 @@
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -25,18 +25,17 @@ use openraft::raft::{
 };
 use openraft::{AnyError, OptionalSend};
 use proto::peerpb;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use types::{ClusterId, MemberId};
 
 use crate::codec::{self, Malformed};
 use crate::observation::Observation;
 use crate::peers::{AppendResponses, Peer, PeerError, Peers};
+use crate::protocol::ProtocolVersions;
 use crate::raft_types::{LogId, Node, TypeConfig, Vote};
 use crate::snapshot::{self, SnapshotData};
 use crate::state_machine::EventSink;
-
-/// The version of the peer protocol that this build speaks.
-pub const PROTOCOL_VERSION: u32 = 1;
+use crate::status::Status;
 
 /// Who sends, and how long it waits.
 #[derive(Clone)]
@@ -44,6 +43,7 @@ pub(crate) struct Sender {
     pub(crate) cluster: ClusterId,
     pub(crate) me: MemberId,
     pub(crate) peers: Arc<dyn Peers>,
+    pub(crate) protocol: ProtocolVersions,
     /// How long an answer may take before the peer counts as unreachable: an election timeout.
     pub(crate) patience: Duration,
     pub(crate) events: Arc<dyn EventSink>,
@@ -55,8 +55,31 @@ impl Sender {
             cluster_id: self.cluster.0,
             from: self.me.0,
             to: to.0,
-            protocol_version: PROTOCOL_VERSION,
+            protocol_version: self.protocol.newest,
+            protocol_oldest: self.protocol.oldest,
         })
+    }
+}
+
+/// Where members are now. A [`Network`] outlives a change of its member's URLs: openraft keeps it for as
+/// long as this member leads.
+#[derive(Clone, Default)]
+pub(crate) struct Addresses(Arc<OnceLock<watch::Receiver<Status>>>);
+
+impl Addresses {
+    /// Looks members up in the status from now on.
+    pub(crate) fn follow(&self, status: watch::Receiver<Status>) {
+        // Called once, at start.
+        let _ = self.0.set(status);
+    }
+
+    fn current(&self, known: &Peer) -> Peer {
+        let status = self.0.get().map(watch::Receiver::borrow);
+        let node = status.as_ref().and_then(|status| status.nodes.get(&known.id));
+        node.map_or_else(
+            || known.clone(),
+            |node| Peer { id: known.id, urls: node.peer_urls.clone() },
+        )
     }
 }
 
@@ -64,6 +87,7 @@ impl Sender {
 #[derive(Clone)]
 pub(crate) struct Networks {
     pub(crate) sender: Sender,
+    pub(crate) addresses: Addresses,
     /// How far the log is purged.
     pub(crate) log: Arc<crate::log_store::Shared>,
 }
@@ -77,6 +101,7 @@ impl RaftNetworkFactory<TypeConfig> for Networks {
             sender: self.sender.clone(),
             log: self.log.clone(),
             to,
+            addresses: self.addresses.clone(),
             heartbeats: Mutex::default(),
         }
     }
@@ -86,7 +111,9 @@ impl RaftNetworkFactory<TypeConfig> for Networks {
 pub(crate) struct Network {
     sender: Sender,
     log: Arc<crate::log_store::Shared>,
+    /// As it was when openraft asked for the way.
     to: Peer,
+    addresses: Addresses,
     /// Taken while a heartbeat is under way: one that is given up takes its stream with it. Nobody
     /// locks the mutex: it makes the network `Sync`, which openraft asks for.
     heartbeats: Mutex<Option<HeartbeatStream>>,
@@ -171,7 +198,8 @@ impl Network {
         let (requests, mut sent) = mpsc::channel(1);
         let first = stream::once(async move { message });
         let later = stream::poll_fn(move |cx| sent.poll_recv(cx));
-        let call = self.sender.peers.append(self.to.clone(), first.chain(later).boxed());
+        let call =
+            self.sender.peers.append(self.addresses.current(&self.to), first.chain(later).boxed());
         let mut answers = call.await.map_err(rpc_error)?;
         let answer = match answers.next().await {
             Some(answer) => answer.map_err(rpc_error)?,
@@ -193,7 +221,7 @@ impl Network {
             pre_vote,
             leadership_transfer: request.leadership_transfer,
         };
-        let call = self.sender.peers.vote(self.to.clone(), message);
+        let call = self.sender.peers.vote(self.addresses.current(&self.to), message);
         let response = self.in_time(RPCTypes::Vote, call).await?;
         let vote = codec::vote_from_message(response.vote, "VoteResponse").map_err(unreachable)?;
         let last = codec::optional_log_id(response.last_log_id).map_err(unreachable)?;
@@ -342,7 +370,7 @@ impl RaftNetworkV2<TypeConfig> for Network {
                 };
             };
             let requests = stream::once(async move { first }).chain(requests).boxed();
-            let call = self.sender.peers.append(self.to.clone(), requests);
+            let call = self.sender.peers.append(self.addresses.current(&self.to), requests);
             let answers = match tokio::time::timeout(patience, call).await {
                 Ok(answers) => answers.map_err(rpc_error)?,
                 Err(_) => {
@@ -397,7 +425,7 @@ impl RaftNetworkV2<TypeConfig> for Network {
             total_bytes: 0,
         };
         let chunks = snapshot::send(header, snapshot.snapshot);
-        let call = self.sender.peers.snapshot(self.to.clone(), chunks);
+        let call = self.sender.peers.snapshot(self.addresses.current(&self.to), chunks);
         tokio::pin!(cancel);
         let response = match futures_util::future::select(call, cancel).await {
             futures_util::future::Either::Left((response, _)) => {
@@ -422,7 +450,7 @@ impl RaftNetworkV2<TypeConfig> for Network {
             to_node: *req.to_node_id(),
             last_log_id: req.last_log_id().map(codec::log_id_message),
         };
-        let call = self.sender.peers.transfer_leader(self.to.clone(), message);
+        let call = self.sender.peers.transfer_leader(self.addresses.current(&self.to), message);
         let response = self.in_time(RPCTypes::TransferLeader, call).await?;
         let vote = |vote| codec::vote_from_message(vote, "TransferLeaderResponse");
         let id = |id: Option<peerpb::LogId>| -> Result<Option<LogId>, Malformed> {

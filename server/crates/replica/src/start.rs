@@ -28,9 +28,10 @@ use crate::limits::{Rules, SPACE_RESERVE_BYTES};
 use crate::log_store::{LogStore, WRITE_QUEUE_LENGTH};
 use crate::log_writer::{LogWriter, LogWriterPlacement, RunningWriter};
 use crate::metrics::LogMetrics;
-use crate::network::{Networks, Sender};
+use crate::network::{Addresses, Networks, Sender};
 use crate::peers::Peers;
 use crate::proposals::{self, ProposalQueue};
+use crate::protocol::ProtocolVersions;
 use crate::raft_types::{LogId, Node, TypeConfig, optional_index};
 use crate::reads::{self, ReadQueue};
 use crate::runtime;
@@ -88,6 +89,8 @@ pub struct Parts {
     pub open_engine: OpenEngine,
     /// The way to the other members.
     pub peers: Arc<dyn Peers>,
+    /// Which versions of the peer protocol it understands.
+    pub protocol: ProtocolVersions,
     /// Who hears of changes.
     pub events: Arc<dyn EventSink>,
     /// How a new member begins.
@@ -194,7 +197,9 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
         parts.blocking,
     );
     let config = raft_config(parts.timing, parts.images)?;
-    let networks = Networks { sender: sender.clone(), log: log_shared.clone() };
+    let addresses = Addresses::default();
+    let networks =
+        Networks { sender: sender.clone(), addresses: addresses.clone(), log: log_shared.clone() };
     let raft = Raft::new(parts.member.0, config, networks, log, machine)
         .await
         .map_err(|fatal| StartError::Raft(fatal.to_string()))?;
@@ -202,6 +207,7 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
 
     let belonging = belonging(&current, parts.member);
     let status = follow_status(&raft, parts.member, parts.cluster, parts.timing, belonging);
+    addresses.follow(status.clone());
     let shared = Arc::new(Shared {
         me: parts.member,
         cluster: parts.cluster,
@@ -233,6 +239,7 @@ fn sender(parts: &Parts) -> Sender {
         cluster: parts.cluster,
         me: parts.member,
         peers: parts.peers.clone(),
+        protocol: parts.protocol,
         patience: parts.timing.election_timeout,
         events: parts.events.clone(),
     }

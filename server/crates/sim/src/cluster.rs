@@ -255,6 +255,7 @@ impl Cluster {
                 Ok(Arc::new(log) as Arc<dyn revlog::RevStore>)
             }),
             peers: Arc::new(NodePeers { network: self.network.clone(), life: life.clone() }),
+            protocol: replica::ProtocolVersions::OWN,
             events: sink,
             bootstrap,
             force_new_cluster: false,

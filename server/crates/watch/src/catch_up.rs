@@ -19,10 +19,14 @@ impl HubTask {
         self.cancel_compacted();
         let behind = &self.watchers.behind;
         let next = behind.range((self.cursor, 0)..).next().or_else(|| behind.first());
-        let Some((from, _)) = next.copied() else { return Ok(false) };
+        let Some((from, slot)) = next.copied() else { return Ok(false) };
         let position = self.watchers.position;
         let until = Revision(position + 1);
-        let (events, bytes) = (self.options.slice_events, self.options.slice_bytes);
+        let events = self.options.slice_events;
+        let bytes = match self.watchers.get(slot).fragment {
+            true => self.options.slice_bytes_in_fragments,
+            false => self.options.slice_bytes,
+        };
         let groups = match self.view.history_within(Revision(from), until, events, bytes) {
             Ok(groups) => groups,
             // The watermark moved since; the next turn cancels whom it passed.

@@ -32,6 +32,9 @@ pub struct HubOptions {
     /// How many events one slice of work handles, and how many bytes of records.
     pub slice_events: usize,
     pub slice_bytes: usize,
+    /// How many bytes of records a slice of the history has for a watcher that allows fragments: it
+    /// gets them as one response in parts, as from etcd, which reads a thousand revisions at once.
+    pub slice_bytes_in_fragments: usize,
 }
 
 impl Default for HubOptions {
@@ -43,6 +46,7 @@ impl Default for HubOptions {
             fragment_bytes: 1_572_864 + (512 << 10),
             slice_events: 1000,
             slice_bytes: 1 << 20,
+            slice_bytes_in_fragments: 8 << 20,
         }
     }
 }
@@ -163,6 +167,8 @@ pub struct HubStats {
     pub slow_watchers: usize,
     /// Events handed to streams since the start, once for each watcher.
     pub events: usize,
+    /// Events that are handed to streams and not taken from them yet.
+    pub pending_events: usize,
     /// The revision up to which synced watchers have been served.
     pub position: Revision,
 }
@@ -173,6 +179,7 @@ pub(crate) struct Stats {
     watchers: AtomicUsize,
     slow: AtomicUsize,
     events: AtomicUsize,
+    pending: Arc<AtomicUsize>,
     position: AtomicI64,
 }
 
@@ -259,7 +266,8 @@ impl Hub {
     /// Opens a stream without watches.
     pub fn open(&self) -> (StreamHandle, StreamOutput) {
         let stream = self.shared.next_stream.fetch_add(1, Ordering::Relaxed);
-        let queue = Arc::new(StreamQueue::new(stream, self.shared.stream_bytes));
+        let pending = Arc::clone(&self.shared.stats.pending);
+        let queue = Arc::new(StreamQueue::new(stream, self.shared.stream_bytes, pending));
         let output = StreamOutput { queue: Arc::clone(&queue), shared: Arc::clone(&self.shared) };
         let handle = StreamHandle {
             queue,
@@ -277,6 +285,7 @@ impl Hub {
             watchers: stats.watchers.load(Ordering::Relaxed),
             slow_watchers: stats.slow.load(Ordering::Relaxed),
             events: stats.events.load(Ordering::Relaxed),
+            pending_events: stats.pending.load(Ordering::Relaxed),
             position: Revision(stats.position.load(Ordering::Relaxed)),
         }
     }

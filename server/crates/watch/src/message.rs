@@ -53,6 +53,14 @@ impl WatchMessage {
         }
     }
 
+    /// How many events it carries.
+    pub(crate) fn event_count(&self) -> usize {
+        match self {
+            WatchMessage::Events { events, .. } => events.frames().len(),
+            _ => 0,
+        }
+    }
+
     /// What it takes of its stream's bound.
     pub(crate) fn weight(&self) -> usize {
         match self {

@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 
@@ -34,13 +35,15 @@ pub(crate) struct StreamQueue {
     pub(crate) stream: u64,
     limit: usize,
     inner: Mutex<Inner>,
+    /// Events in all queues of the hub.
+    pending: Arc<AtomicUsize>,
     /// Told when there is room again, for requests that wait.
     pub(crate) room: Notify,
 }
 
 impl StreamQueue {
-    pub(crate) fn new(stream: u64, limit: usize) -> Self {
-        Self { stream, limit, inner: Mutex::default(), room: Notify::new() }
+    pub(crate) fn new(stream: u64, limit: usize, pending: Arc<AtomicUsize>) -> Self {
+        Self { stream, limit, inner: Mutex::default(), pending, room: Notify::new() }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -63,6 +66,7 @@ impl StreamQueue {
             return;
         }
         inner.bytes += message.weight();
+        self.pending.fetch_add(message.event_count(), Ordering::Relaxed);
         inner.messages.push_back(message);
         if let Some(waker) = inner.waker.take() {
             drop(inner);
@@ -100,6 +104,7 @@ impl StreamQueue {
             return Poll::Pending;
         };
         inner.bytes -= message.weight();
+        self.pending.fetch_sub(message.event_count(), Ordering::Relaxed);
         let half_empty = inner.bytes <= self.limit / 2;
         let wanted = half_empty && std::mem::take(&mut inner.starved);
         let room = inner.bytes < self.limit;
@@ -108,6 +113,14 @@ impl StreamQueue {
             self.room.notify_one();
         }
         Poll::Ready((Some(message), wanted))
+    }
+}
+
+impl Drop for StreamQueue {
+    fn drop(&mut self) {
+        // A client that has gone away leaves what it has not taken.
+        let left = self.inner().messages.iter().map(WatchMessage::event_count).sum();
+        self.pending.fetch_sub(left, Ordering::Relaxed);
     }
 }
 
@@ -142,5 +155,40 @@ impl Drop for StreamOutput {
     fn drop(&mut self) {
         self.queue.close();
         self.shared.closed(self.queue.stream);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use types::Revision;
+
+    use super::*;
+    use crate::encoded::EncodedEvents;
+
+    #[test]
+    fn events_are_pending_until_they_are_taken_or_their_stream_is_gone() {
+        let pending = Arc::new(AtomicUsize::new(0));
+        let queue = StreamQueue::new(1, 1000, Arc::clone(&pending));
+        let count = || pending.load(Ordering::Relaxed);
+        let frames = vec![Bytes::from_static(b"event"); 3];
+        let events = WatchMessage::Events {
+            id: 1,
+            revision: Revision(2),
+            events: EncodedEvents::new(frames),
+            fragment: false,
+        };
+        queue.push(WatchMessage::Created { id: 1, revision: Revision(1) });
+        queue.push(events.clone());
+        queue.push(events.clone());
+        assert_eq!(count(), 6);
+        let waker = Waker::noop();
+        assert!(queue.pop(waker).is_ready() && queue.pop(waker).is_ready());
+        assert_eq!(count(), 3);
+        queue.close();
+        queue.push(events);
+        assert_eq!(count(), 3, "a closed queue takes nothing");
+        drop(queue);
+        assert_eq!(count(), 0);
     }
 }

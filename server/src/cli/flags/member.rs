@@ -21,8 +21,7 @@ pub(super) const FLAGS: &[Flag] = &[
         .no_effect("images are kept as long as recovery may need them"),
     Flag::new(Member, "max-wals", Kind::Uint64, "5", "Maximum number of wal files to retain (0 is unlimited).")
         .no_effect("log segments are kept as long as recovery or a follower may need them"),
-    Flag::new(Member, "memory-mlock", Kind::Bool, "false", "Enable to enforce etcd pages to stay in RAM.")
-        .refused("locking memory is not supported yet"),
+    Flag::new(Member, "memory-mlock", Kind::Bool, "false", "Enable to enforce etcd pages to stay in RAM."),
     Flag::new(Member, "quota-backend-bytes", Kind::Int64, "0", "Size (in bytes) beyond which the store raises an alarm and refuses to grow. 0 means the default of 2GiB, a negative number no limit."),
     Flag::new(Member, "backend-bbolt-freelist-type", Kind::Text, "map", "Type of the freelist of the bbolt backend (array or map).").no_effect(NO_BBOLT),
     Flag::new(Member, "backend-batch-interval", Kind::Duration, "", "Maximum time before the backend transaction is committed.").no_effect(NO_BBOLT),

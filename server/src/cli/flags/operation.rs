@@ -68,16 +68,14 @@ pub(super) const FLAGS: &[Flag] = &[
         Kind::Bool,
         "false",
         "Enable log rotation of a single log-outputs file target.",
-    )
-    .refused("rotating log files is not supported yet; use the rotation of your log collector"),
+    ),
     Flag::new(
         Logging,
         "log-rotation-config-json",
         Kind::Text,
         r#"{"maxsize": 100, "maxage": 0, "maxbackups": 0, "localtime": false, "compress": false}"#,
-        "Configures log rotation if enabled with a JSON logger config.",
-    )
-    .no_effect("it only means something together with --enable-log-rotation"),
+        "Configures log rotation if enabled: maxsize in MiB, maxage in days, maxbackups.",
+    ),
     Flag::new(
         Logging,
         "warning-unary-request-duration",

@@ -63,6 +63,7 @@ fn serve(purpose: Purpose, cors: &str, hosts: &str) -> Server {
         health: HealthMetrics::register(&registry).unwrap(),
         registry,
         config: HttpConfig {
+            traces: false,
             gateway: true,
             profiling: purpose == Purpose::Client,
             cors: vec![cors.to_owned()],

@@ -66,6 +66,7 @@ pub(crate) async fn start(data_dir: &Path, restored: &Restored) -> Replica {
             Ok(Arc::new(log) as Arc<dyn RevStore>)
         }),
         peers: Arc::new(Nobody),
+        protocol: replica::ProtocolVersions::OWN,
         events: Arc::new(Nobody),
         bootstrap: Bootstrap::New(bootstrap),
         force_new_cluster: false,

@@ -194,6 +194,7 @@ pub(crate) async fn start_with(
             Ok(Arc::new(log) as Arc<dyn revlog::RevStore>)
         }),
         peers: Arc::new(wires.clone()),
+        protocol: replica::ProtocolVersions::OWN,
         events: Arc::new(Nobody),
         bootstrap,
         force_new_cluster: false,

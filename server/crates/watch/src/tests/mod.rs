@@ -54,6 +54,7 @@ impl World {
             fragment_bytes: 120,
             slice_events: 3,
             slice_bytes: 200,
+            slice_bytes_in_fragments: 200,
         })
     }
 
