@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use concurrency::{Calls, Place};
+use machine::Refusal;
 use proto::etcdserverpb::request_op::Request as Operation;
 use proto::etcdserverpb::{self as pb, ResponseHeader};
 use proto::mvccpb::event::EventType;
@@ -26,6 +27,9 @@ use crate::workload::Order;
 /// How long a candidate waits for its turn.
 const PATIENCE: Duration = Duration::from_secs(6);
 
+/// How often a lease is revoked at the end until that is certain.
+const CLEAN_UP_TRIES: usize = 100;
+
 /// The longest lease of a candidate, in seconds. Those of other clients outlast every run.
 pub const TTL_MAX: i64 = 3;
 
@@ -35,6 +39,8 @@ pub struct Locker {
     chance: Chance,
     order: signal::Receiver<Order>,
     puts: u64,
+    /// Leases that it asked for.
+    leases: Vec<i64>,
 }
 
 /// The recipes' calls, all of them to one member.
@@ -104,7 +110,7 @@ impl Locker {
     /// A client that has not begun.
     pub fn new(session: Arc<Session>, order: signal::Receiver<Order>) -> Self {
         let seed = session.cluster.plan.seed.wrapping_add(session.number << 32);
-        Self { session, chance: Chance::new(seed, "locker"), order, puts: 0 }
+        Self { session, chance: Chance::new(seed, "locker"), order, puts: 0, leases: Vec::new() }
     }
 
     /// Works until it is told to finish.
@@ -114,6 +120,29 @@ impl Locker {
             if let Some(turn) = self.wait_for_turn().await {
                 self.use_turn(&turn).await;
                 self.end_turn(&turn).await;
+            }
+        }
+        self.clean_up().await;
+    }
+
+    /// Ends all leases, so that nothing is written any more when clients have finished. Time alone
+    /// may not end them: each new leader gives them all of their time again, and where messages take
+    /// longer than a heartbeat interval leaders change more often than that.
+    async fn clean_up(&mut self) {
+        for id in std::mem::take(&mut self.leases) {
+            for _ in 0..CLEAN_UP_TRIES {
+                let ended = match self.session.any_service(&mut self.chance) {
+                    None => false,
+                    Some(service) => {
+                        let revoke = Request::Revoke(pb::LeaseRevokeRequest { id });
+                        let told = self.session.ask(&service, revoke).await;
+                        matches!(told, Ok(_) | Err(Failure::Refused(Refusal::LeaseNotFound)))
+                    }
+                };
+                if ended {
+                    break;
+                }
+                sleep(Duration::from_millis(20)).await;
             }
         }
     }
@@ -131,6 +160,7 @@ impl Locker {
         let service = self.session.any_service(&mut self.chance)?;
         let lease = LeaseId((self.chance.next_u64() >> 1).max(1) as i64);
         let ttl = self.chance.between(1, TTL_MAX as u64) as i64;
+        self.leases.push(lease.0);
         let grant = Request::Grant(pb::LeaseGrantRequest { id: lease.0, ttl });
         self.session.ask(&service, grant).await.ok()?;
         let election = self.chance.hits(400);
