@@ -48,8 +48,20 @@ const ROOMS: [(&str, &[&str]); 19] = [
     (
         "server",
         &[
-            "types", "disk", "wal", "revlog", "mvcc", "lease", "tables", "machine", "watch",
-            "replica", "bbolt", "client", "concurrency", "proto",
+            "types",
+            "disk",
+            "wal",
+            "revlog",
+            "mvcc",
+            "lease",
+            "tables",
+            "machine",
+            "watch",
+            "replica",
+            "bbolt",
+            "client",
+            "concurrency",
+            "proto",
         ],
     ),
 ];

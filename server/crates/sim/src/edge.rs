@@ -137,9 +137,7 @@ fn command(request: &Request) -> Option<(CommandKind, Vec<u8>, Access)> {
         Request::Compact(compact) => {
             (CommandKind::Compaction, compact.encode_to_vec(), Access::Admin)
         }
-        Request::Grant(grant) => {
-            (CommandKind::LeaseGrant, grant.encode_to_vec(), Access::AnyUser)
-        }
+        Request::Grant(grant) => (CommandKind::LeaseGrant, grant.encode_to_vec(), Access::AnyUser),
         Request::Revoke(revoke) => {
             (CommandKind::LeaseRevoke, revoke.encode_to_vec(), Access::AnyUser)
         }
@@ -215,14 +213,14 @@ fn judge_too_early(
         Request::Txn(txn) => {
             txn.compare.iter().try_for_each(|c| read(&c.key, &c.range_end))?;
             let operations = txn.success.iter().chain(&txn.failure);
-            operations.filter_map(|operation| operation.request.as_ref()).try_for_each(|op| {
-                match op {
+            operations.filter_map(|operation| operation.request.as_ref()).try_for_each(
+                |op| match op {
                     Op::RequestPut(request) => put(request),
                     Op::RequestDeleteRange(request) => delete(request),
                     Op::RequestRange(range) => read(&range.key, &range.range_end),
                     Op::RequestTxn(_) => Ok(()),
-                }
-            })
+                },
+            )
         }
         _ => Ok(()),
     }

@@ -214,12 +214,7 @@ impl History {
     }
 
     /// The client is told.
-    pub fn answer(
-        &self,
-        id: usize,
-        result: Result<Response, Failure>,
-        witness: Option<Witness>,
-    ) {
+    pub fn answer(&self, id: usize, result: Result<Response, Failure>, witness: Option<Witness>) {
         let mut state = self.state();
         let returned = state.tick();
         self.trace.note(format_args!("client told op {id} {result:?}"));

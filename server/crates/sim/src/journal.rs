@@ -112,9 +112,8 @@ impl Journal {
     pub fn expiries(&self) -> usize {
         let state = self.state();
         let commands = state.entries.values().flat_map(|entry| &entry.commands);
-        let expired = |command: &&Logged| {
-            command.done && command.proposal.kind == CommandKind::LeaseExpire
-        };
+        let expired =
+            |command: &&Logged| command.done && command.proposal.kind == CommandKind::LeaseExpire;
         commands.filter(expired).count()
     }
 

@@ -97,7 +97,8 @@ impl AuthModel {
     /// What differs from a member's, if anything does.
     pub fn compare(&self, auth: &Auth) -> Result<(), String> {
         let users = auth.users().map(|(name, user)| {
-            let password = PASSWORDS.iter().find(|(plain, _)| user.password_hash == plain.as_bytes());
+            let password =
+                PASSWORDS.iter().find(|(plain, _)| user.password_hash == plain.as_bytes());
             let password = password.map_or("", |(plain, _)| *plain);
             (name.to_owned(), User { password, roles: user.roles.iter().cloned().collect() })
         });
@@ -195,10 +196,9 @@ impl AuthModel {
         index: u64,
     ) -> Result<AuthBody, AuthRefusal> {
         match request {
-            AuthRequest::Status(_) => Ok(AuthBody::Status {
-                enabled: self.enabled,
-                auth_revision: self.revision,
-            }),
+            AuthRequest::Status(_) => {
+                Ok(AuthBody::Status { enabled: self.enabled, auth_revision: self.revision })
+            }
             AuthRequest::Authenticate(request) => {
                 if !self.enabled {
                     return Err(AuthRefusal::NotEnabled);
@@ -373,7 +373,8 @@ mod tests {
 
     #[test]
     fn permissions_that_touch_are_one_and_those_with_a_gap_are_not() {
-        let [point, one, two] = [permission("a", ""), permission("a\0", "b"), permission("c", "\0")];
+        let [point, one, two] =
+            [permission("a", ""), permission("a\0", "b"), permission("c", "\0")];
         let all = [&point, &one, &two];
         assert!(cover(&all, b"a", b"b"));
         assert!(!cover(&all, b"a", b"c"));

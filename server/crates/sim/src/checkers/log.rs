@@ -251,11 +251,8 @@ impl Replay<'_> {
         for operation in txn.success.iter().chain(&txn.failure) {
             match &operation.request {
                 Some(Op::RequestPut(put)) => {
-                    let attached = if put.lease == 0 {
-                        Vec::new()
-                    } else {
-                        self.model.attached(put.lease)
-                    };
+                    let attached =
+                        if put.lease == 0 { Vec::new() } else { self.model.attached(put.lease) };
                     self.auth.put(caller, put, &attached)?;
                 }
                 Some(Op::RequestDeleteRange(delete)) => self.auth.delete(caller, delete)?,
@@ -462,9 +459,8 @@ impl Replay<'_> {
         range: &pb::RangeRequest,
         witness: &Witness,
     ) -> Verdict {
-        let may = |index: u64| {
-            self.auth_at(index).read(&witness.caller, &range.key, &range.range_end)
-        };
+        let may =
+            |index: u64| self.auth_at(index).read(&witness.caller, &range.key, &range.range_end);
         let changed = |index: u64| match witness.caller.auth_revision {
             0 => self.auth_at(index).is_enabled(),
             revision => self.auth_at(index).revision() != revision,
