@@ -32,7 +32,7 @@ impl Proxy {
             .unwrap();
         let proxy = Proxy { child, address };
         until("the proxy is healthy", || {
-            http_get(&proxy.address, "/proxy/health").is_ok_and(|body| body.contains("\"true\""))
+            http_get(&proxy.address, "/health").is_ok_and(|body| body.contains("\"true\""))
         });
         proxy
     }

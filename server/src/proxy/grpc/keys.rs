@@ -2,7 +2,8 @@
 //! members, and what passes tells the memory what it has to forget.
 //!
 //! With `--experimental-serializable-ordering` no serializable read shows an older revision than a read
-//! before it did: an answer of a member that is behind is not taken, and the next member is asked.
+//! before it did: an answer of a member that is behind, or of the memory, is not taken then, and the next
+//! member is asked.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -36,6 +37,11 @@ pub(super) struct Order {
 impl Order {
     pub(super) fn new(members: usize) -> Self {
         Self { members, newest: AtomicI64::new(0) }
+    }
+
+    fn allows(&self, response: &RangeResponse) -> bool {
+        let revision = response.header.map_or(0, |header| header.revision);
+        revision >= self.newest.load(Ordering::Relaxed)
     }
 
     fn seen(&self, header: Option<&ResponseHeader>) -> i64 {
@@ -156,6 +162,7 @@ impl Kv for Keys {
         let question = Question::new(caller.token(), request.get_ref());
         if request.get_ref().serializable
             && let Some(response) = self.cache.get(&question)?
+            && self.order.as_ref().is_none_or(|order| order.allows(&response))
         {
             return Ok(Response::new(response));
         }
@@ -218,6 +225,17 @@ impl Kv for Keys {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_older_than_what_was_shown_is_in_order() {
+        let order = Order::new(3);
+        let at = |revision| ResponseHeader { revision, ..ResponseHeader::default() };
+        let answer = |revision| RangeResponse { header: Some(at(revision)), ..Default::default() };
+        assert_eq!(order.seen(Some(&at(5))), 5);
+        assert_eq!(order.seen(Some(&at(4))), 4);
+        assert!(!order.allows(&answer(4)), "5 was shown already");
+        assert!(order.allows(&answer(5)));
+    }
 
     fn put(key: &'static str) -> RequestOp {
         let put = PutRequest { key: key.into(), ..PutRequest::default() };

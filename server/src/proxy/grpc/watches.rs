@@ -85,8 +85,15 @@ impl Watch for Watches {
         let (session, pump) = Session::new(number, RESPONSES_MAX);
         let created = Arc::new(Mutex::new(BTreeMap::new()));
         let guard = Leaving { shared: self.0.clone(), number, created: created.clone() };
-        let client = Client { shared: self.0.clone(), caller, session, created, next_id: 0 };
-        tokio::spawn(client.take_requests(request.into_inner()));
+        let (shared, of_client) = (self.0.clone(), session.clone());
+        let client = Client { shared, caller, session: of_client, created, next_id: 0 };
+        let requests = request.into_inner();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = session.gone() => {}
+                () = client.take_requests(requests) => {}
+            }
+        });
         Ok(Response::new(Box::pin(pump.into_stream(guard))))
     }
 }

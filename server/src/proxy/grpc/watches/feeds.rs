@@ -325,17 +325,22 @@ impl Feeds {
             return self.failed(watched, number, &status);
         }
         let Some(feed) = self.feed(watched, number) else { return Next::End };
-        let receivers = std::mem::take(&mut feed.receivers);
-        for receiver in receivers {
+        let mut waits_for = None;
+        feed.receivers.retain(|receiver| {
             // Who came later than what was compacted misses nothing.
             if receiver.next >= response.compact_revision {
-                feed.receivers.push(receiver);
-                continue;
+                return true;
             }
             let told = WatchResponse { watch_id: receiver.id, ..response.clone() };
-            if receiver.session.push(vec![told]).is_err() {
-                receiver.session.end(Status::unavailable("the watch has to be opened again"));
+            let is_full = receiver.session.push(vec![told]).is_err();
+            if is_full {
+                waits_for = Some(receiver.session.clone());
             }
+            is_full
+        });
+        if let Some(session) = waits_for {
+            feed.is_held_up = true;
+            return Next::WaitFor(session);
         }
         feed.next = feed.receivers.iter().map(|it| it.next).min().unwrap_or(feed.next);
         match self.remove_if_unused(watched, number) {

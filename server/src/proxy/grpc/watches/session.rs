@@ -94,6 +94,11 @@ impl Session {
         }
     }
 
+    /// Resolves when the client has gone.
+    pub(super) async fn gone(&self) {
+        self.queue.closed().await;
+    }
+
     pub(super) fn is_gone(&self) -> bool {
         self.queue.is_closed()
     }
