@@ -326,19 +326,27 @@ impl Shared {
         };
         let mut ticks = interval(ASK_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut is_asked = false;
         loop {
             let wanted = self.lock().feeds.wants_progress(&feed.watched, feed.number);
             let response = tokio::select! {
                 response = answers.next() => response,
                 () = feed.signals.ask.notified() => {
                     ask();
+                    ticks.reset();
+                    is_asked = true;
                     continue;
                 }
                 _ = ticks.tick(), if wanted => {
+                    if is_asked {
+                        self.lock().feeds.asked_in_vain(&feed.watched, feed.number);
+                    }
                     ask();
+                    is_asked = true;
                     continue;
                 }
             };
+            is_asked = false;
             let step = match response {
                 Ok(Some(response)) => self.deliver(feed, &response).await,
                 Ok(None) => Next::Reopen,

@@ -101,6 +101,9 @@ struct Feed {
     next: i64,
     /// Whether the members have said that it is not behind.
     has_caught_up: bool,
+    /// Where the members were when it began after that, as long as nothing has come since. They do not
+    /// say how far a watch is whose first revision is still to come.
+    begun: Option<ResponseHeader>,
     /// Whether it waits for a client.
     is_held_up: bool,
     receivers: Vec<Receiver>,
@@ -165,6 +168,7 @@ impl Feeds {
         let feed = Feed {
             next: receiver.next,
             has_caught_up: false,
+            begun: None,
             is_held_up: false,
             receivers: vec![receiver],
             questions: Vec::new(),
@@ -190,6 +194,7 @@ impl Feeds {
     pub(super) fn start(&mut self, watched: &Watched, number: u64) -> Option<(i64, Caller)> {
         let feed = self.feed(watched, number)?;
         feed.has_caught_up = false;
+        feed.begun = None;
         feed.is_held_up = false;
         let sponsor = feed.receivers.first()?;
         Some((feed.next, sponsor.caller.clone()))
@@ -199,6 +204,16 @@ impl Feeds {
     pub(super) fn wants_progress(&mut self, watched: &Watched, number: u64) -> bool {
         let feed = self.feed(watched, number);
         feed.is_some_and(|feed| !feed.has_caught_up || !feed.questions.is_empty())
+    }
+
+    /// The members have had time to say how far a feed is. Those who say nothing of one that has begun
+    /// where they are have nothing newer.
+    pub(super) fn asked_in_vain(&mut self, watched: &Watched, number: u64) {
+        if let Some(feed) = self.feed(watched, number)
+            && let Some(begun) = feed.begun
+        {
+            feed.answer(Some(begun));
+        }
     }
 
     /// Hands out what a feed has got. It may be called again with the same response until it says
@@ -217,7 +232,9 @@ impl Feeds {
         }
         let Some(feed) = self.feed(watched, number) else { return (Next::End, Vec::new()) };
         if response.created && !response.canceled {
-            return (Next::Read, Vec::new());
+            feed.begun = response.header.filter(|header| header.revision < feed.next);
+            feed.has_caught_up = feed.begun.is_some();
+            return (self.merge(watched, number), Vec::new());
         }
         if response.canceled {
             return (self.cancelled(watched, number, response), Vec::new());
@@ -227,6 +244,7 @@ impl Feeds {
             self.progressed(watched, number, response);
             return (self.merge(watched, number), Vec::new());
         };
+        feed.begun = None;
         let full = feed.hand_out(response, last);
         if full.len() == 1 && feed.receivers.len() == 1 {
             feed.is_held_up = true;
@@ -305,6 +323,7 @@ impl Feeds {
         let Some(feed) = self.feed(watched, number) else { return };
         let Some(header) = response.header else { return };
         feed.has_caught_up = true;
+        feed.begun = None;
         feed.next = feed.next.max(header.revision + 1);
         let was_asked_for = response.watch_id == super::session::NO_WATCH;
         for receiver in &mut feed.receivers {

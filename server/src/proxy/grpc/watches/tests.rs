@@ -204,7 +204,14 @@ impl World {
         let Some(next) = task.open else {
             let start = self.feeds.start(&task.feed.watched, task.feed.number);
             match start {
-                Some((next, _)) => task.open = Some(next),
+                Some((next, _)) => {
+                    let created = WatchResponse {
+                        header: Some(header(self.revision())),
+                        created: true,
+                        ..WatchResponse::default()
+                    };
+                    self.deliver(nth, &created, next);
+                }
                 None => drop(self.tasks.remove(nth)),
             }
             return;
@@ -238,6 +245,8 @@ impl World {
             return;
         }
         let next = task.open.unwrap();
+        let (watched, number) = (task.feed.watched.clone(), task.feed.number);
+        self.feeds.asked_in_vain(&watched, number);
         let response = WatchResponse {
             header: Some(header(self.revision())),
             watch_id: NO_WATCH,
