@@ -167,7 +167,7 @@ impl Pool {
     fn last_error(&self) -> String {
         let slots = self.slots();
         let errors = slots.iter().map(|slot| slot.lock().last_error.clone());
-        errors.filter(|error| !error.is_empty()).last().unwrap_or_default()
+        errors.filter(|error| !error.is_empty()).next_back().unwrap_or_default()
     }
 }
 
