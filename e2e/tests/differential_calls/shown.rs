@@ -4,8 +4,8 @@ use std::fmt::Debug;
 
 use bytes::Bytes;
 use prost::Message;
-use proto::etcdserverpb as pb;
 use proto::rpc::Rpc;
+use proto::{etcdserverpb as pb, v3electionpb, v3lockpb};
 
 /// Numbers that follow these names depend on the run.
 const VOLATILE: [&str; 10] = [
@@ -39,6 +39,7 @@ fn by_name(mut members: Vec<pb::Member>) -> Vec<pb::Member> {
 }
 
 /// A message as text. A method without an arm does not compile.
+#[expect(clippy::too_many_lines, reason = "one table, an arm per method")]
 pub(crate) fn shown(rpc: Option<Rpc>, message: &Bytes) -> String {
     let Some(rpc) = rpc else { return format!("{message:?} ") };
     match rpc {
@@ -134,6 +135,12 @@ pub(crate) fn shown(rpc: Option<Rpc>, message: &Bytes) -> String {
         Rpc::AuthRoleDelete => text::<pb::AuthRoleDeleteResponse>(message),
         Rpc::AuthRoleGrantPermission => text::<pb::AuthRoleGrantPermissionResponse>(message),
         Rpc::AuthRoleRevokePermission => text::<pb::AuthRoleRevokePermissionResponse>(message),
+        Rpc::LockLock => text::<v3lockpb::LockResponse>(message),
+        Rpc::LockUnlock => text::<v3lockpb::UnlockResponse>(message),
+        Rpc::ElectionCampaign => text::<v3electionpb::CampaignResponse>(message),
+        Rpc::ElectionProclaim => text::<v3electionpb::ProclaimResponse>(message),
+        Rpc::ElectionLeader | Rpc::ElectionObserve => text::<v3electionpb::LeaderResponse>(message),
+        Rpc::ElectionResign => text::<v3electionpb::ResignResponse>(message),
     }
 }
 

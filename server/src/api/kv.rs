@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::stream;
 use http_body::Body as HttpBody;
 use machine::{CommandKind, Outcome, Permit, ReadOnlyError, check, range_query};
-use mvcc::RangeAnswer;
+use mvcc::{RangeAnswer, RangeQuery};
 use prost::Message;
 use proto::etcdserverpb::{
     CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, ResponseHeader, TxnRequest,

@@ -166,8 +166,8 @@ impl Pool {
 
     fn last_error(&self) -> String {
         let slots = self.slots();
-        let errors = slots.iter().map(|slot| slot.lock().last_error.clone());
-        errors.filter(|error| !error.is_empty()).next_back().unwrap_or_default()
+        let mut errors = slots.iter().map(|slot| slot.lock().last_error.clone());
+        errors.rfind(|error| !error.is_empty()).unwrap_or_default()
     }
 }
 

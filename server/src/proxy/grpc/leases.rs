@@ -32,14 +32,16 @@ const REOPEN_PAUSE: Duration = Duration::from_millis(500);
 type Answer = Result<LeaseKeepAliveResponse, Status>;
 /// Room for an answer in the stream of a client.
 type Waiting = mpsc::OwnedPermit<Answer>;
-type Renewals = mpsc::Sender<(i64, Waiting)>;
+/// A lease, and who waits for its renewal.
+type Renewal = (i64, Waiting);
+type Renewals = mpsc::Sender<Renewal>;
 
 /// The service.
 #[derive(Clone)]
 pub(super) struct Leases {
     members: Namespace,
     /// The streams to the members. A sender is held by those who use it; a stream without users ends.
-    streams: Arc<Mutex<BTreeMap<Caller, mpsc::WeakSender<(i64, Waiting)>>>>,
+    streams: Arc<Mutex<BTreeMap<Caller, mpsc::WeakSender<Renewal>>>>,
 }
 
 impl Leases {

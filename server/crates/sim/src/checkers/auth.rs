@@ -353,11 +353,11 @@ impl AuthModel {
 /// Adds a permission to those of a role, in the order of their first keys. As in etcd only the first
 /// that begins at the same key is compared with it.
 fn grant(granted: &mut Vec<authpb::Permission>, permission: authpb::Permission) {
-    if let Some(first) = granted.iter_mut().find(|other| other.key >= permission.key) {
-        if (&first.key, &first.range_end) == (&permission.key, &permission.range_end) {
-            first.perm_type = permission.perm_type;
-            return;
-        }
+    if let Some(first) = granted.iter_mut().find(|other| other.key >= permission.key)
+        && (&first.key, &first.range_end) == (&permission.key, &permission.range_end)
+    {
+        first.perm_type = permission.perm_type;
+        return;
     }
     let place = granted.iter().position(|other| other.key > permission.key);
     granted.insert(place.unwrap_or(granted.len()), permission);

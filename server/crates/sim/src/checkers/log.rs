@@ -326,10 +326,10 @@ impl Replay<'_> {
         };
         compare(&expected, command)?;
         let Ok(body) = told else { return Ok(()) };
-        if let Some(Outcome::Auth(answer)) = &command.outcome {
-            if answer.body != body || answer.revision.0 != self.model.revision() {
-                return Err(format!("should have been told {body:?}"));
-            }
+        if let Some(Outcome::Auth(answer)) = &command.outcome
+            && (answer.body != body || answer.revision.0 != self.model.revision())
+        {
+            return Err(format!("should have been told {body:?}"));
         }
         match request {
             AuthRequest::Authenticate(request) => {
