@@ -122,7 +122,15 @@ impl Chance {
 
     fn operation(&mut self, now: i64, depth: u32) -> pb::RequestOp {
         let request = match self.below(20) {
-            0..=7 => Some(Op::RequestPut(self.put())),
+            // Go etcd ends when a put keeps the value of a key that its transaction deletes.
+            0..=7 => {
+                let put = self.put();
+                Some(Op::RequestPut(pb::PutRequest {
+                    ignore_value: false,
+                    ignore_lease: false,
+                    ..put
+                }))
+            }
             8..=10 => Some(Op::RequestDeleteRange(self.delete())),
             11..=16 => Some(Op::RequestRange(self.range(now))),
             17 | 18 if depth > 0 => Some(Op::RequestTxn(self.txn(now, depth - 1))),

@@ -61,7 +61,12 @@ pub(crate) fn shown(rpc: Option<Rpc>, message: &Bytes) -> String {
             answer.ttl = answer.ttl.min(1);
             format!("{answer:?} ")
         }
-        Rpc::LeaseLeaseLeases => text::<pb::LeaseLeasesResponse>(message),
+        Rpc::LeaseLeaseLeases => {
+            // They come in the order in which they expire, which a follower of Go etcd does not know.
+            let mut answer: pb::LeaseLeasesResponse = read(message);
+            answer.leases.sort_by_key(|lease| lease.id);
+            format!("{answer:?} ")
+        }
         Rpc::ClusterMemberAdd => {
             let answer: pb::MemberAddResponse = read(message);
             format!("{:?} ", pb::MemberAddResponse { members: by_name(answer.members), ..answer })
