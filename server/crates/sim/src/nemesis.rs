@@ -311,9 +311,6 @@ impl Nemesis {
             }
         };
         self.cluster.trace.note(format_args!("membership {change:?}"));
-        if let MembershipChange::Remove { id } = &change {
-            self.cluster.may_leave(*id);
-        }
         let life = service.life.clone();
         let asked = change.clone();
         let handle = service.handle;
@@ -323,11 +320,8 @@ impl Nemesis {
         self.cluster.trace.note(format_args!("membership {change:?}: {result:?}"));
         match (change, result) {
             // Whatever came of it, the new member may try to join.
-            (MembershipChange::Add { id, .. }, result) => {
+            (MembershipChange::Add { id, .. }, _) => {
                 self.cluster.add(id, Bootstrap::Join);
-                if !matches!(result, Ok(Some(Ok(())))) {
-                    self.cluster.may_leave(id);
-                }
                 self.cluster.start(id).await;
             }
             (MembershipChange::Remove { id }, Ok(Some(Ok(())))) => {
