@@ -100,7 +100,7 @@ fn a_contradiction_ends_with_1_and_a_line_of_the_log() {
         (&[], &[("ETCD_HEARTBEAT_INTERVAL", "z")], "ETCD_HEARTBEAT_INTERVAL: parse error"),
         (&["--name=b"], &[("ETCD_NAME", "a")], "is shadowed by corresponding command-line flag"),
         (&["--config-file=missing.yaml"], &[], "cannot read --config-file missing.yaml"),
-        (&["--memory-mlock"], &[], "not supported yet"),
+        (&["--enable-distributed-tracing"], &[], "not supported yet"),
     ];
     for (arguments, environment, part) in cases {
         let output = etcd(arguments, environment);

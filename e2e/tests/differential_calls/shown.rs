@@ -100,8 +100,8 @@ pub(crate) fn shown(rpc: Option<Rpc>, message: &Bytes) -> String {
         Rpc::MaintenanceStatus => {
             // An empty store takes no space here.
             let mut answer: pb::StatusResponse = read(message);
-            // Go lists alarms in the order of its map, which is none.
-            answer.errors.sort();
+            // Go lists alarms in the order of its map, which is none; ids are chosen by chance.
+            answer.errors.sort_by_key(|error| masked(error));
             format!("{:?} ", pb::StatusResponse { db_size_in_use: 1, ..answer })
         }
         Rpc::MaintenanceDefragment => text::<pb::DefragmentResponse>(message),

@@ -26,13 +26,15 @@ pub(super) struct LogFile {
     rotation: LogRotation,
     file: File,
     size: u64,
+    /// The time in the name of the last backup: the next one's is later, however fast they come.
+    rotated: Duration,
 }
 
 impl LogFile {
     pub(super) fn open(path: &Path, rotation: LogRotation) -> io::Result<Self> {
         let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
         let size = file.metadata()?.len();
-        let opened = Self { path: path.to_owned(), rotation, file, size };
+        let opened = Self { path: path.to_owned(), rotation, file, size, rotated: Duration::ZERO };
         opened.drop_backups(now())?;
         Ok(opened)
     }
@@ -48,17 +50,20 @@ impl LogFile {
         Ok(())
     }
 
-    fn rotate(&mut self, mut at: Duration) -> io::Result<()> {
+    fn rotate(&mut self, now: Duration) -> io::Result<()> {
+        const STEP: Duration = Duration::from_millis(1);
         let mode = self.file.metadata()?.mode();
+        let mut at = now.max(self.rotated + STEP);
         let backup = loop {
             let backup = self.backup(at);
             if !backup.try_exists()? {
                 break backup;
             }
-            // Another one of the same millisecond; it is not to be lost.
-            at += Duration::from_millis(1);
+            // Another process's of the same millisecond; it is not to be lost.
+            at += STEP;
         };
         fs::rename(&self.path, backup)?;
+        self.rotated = at;
         self.file =
             OpenOptions::new().create(true).append(true).mode(mode & 0o777).open(&self.path)?;
         self.size = 0;
