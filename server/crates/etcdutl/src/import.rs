@@ -11,9 +11,6 @@
 //! several members the one to import is therefore one that was stopped last, or the last leader: what
 //! only others have is lost.
 //!
-//! Users and roles come the same way: an entry names who asked for it and the revision of users and roles
-//! of that moment, so our applier refuses what etcd's refused.
-//!
 //! Members and ids are those of the new cluster, as in [`crate::restore`], and each member of it is
 //! imported from the same directory. Changes of the old cluster's members are passed over.
 
@@ -22,7 +19,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use disk::Disk;
-use machine::{Caller, CommandKind, Proposal};
+use machine::{CommandKind, Proposal};
 use prost::Message;
 use proto::etcdserverpb::InternalRaftRequest;
 use rustix::fs::FlockOperation;
@@ -50,16 +47,11 @@ pub enum ImportError {
     )]
     Gap { path: PathBuf, consistent_index: u64, first: u64 },
     #[error(
-        "{}: the log holds {count} requests that the backend lacks, and without the users and roles \
-         nobody can tell which of them are permitted: import them too, or start Go etcd on it once and \
-         stop it", path.display()
+        "{}: the log holds {count} requests that the backend lacks, and authentication is enabled or \
+         about to be, so only Go etcd can tell which of them are permitted: start Go etcd on it once \
+         and stop it", path.display()
     )]
-    DroppedAuth { path: PathBuf, count: usize },
-    #[error(
-        "{}: log entry {index} holds a password and not its hash, as before etcd 3.5: start Go etcd on \
-         it once and stop it", path.display()
-    )]
-    Password { path: PathBuf, index: u64 },
+    Auth { path: PathBuf, count: usize },
     #[error("{}: log entry {index} cannot be read: {source}", path.display())]
     Entry { path: PathBuf, index: u64, source: prost::DecodeError },
 }
@@ -97,14 +89,12 @@ impl GoDataDir {
         self.path.join("member/snap/db")
     }
 
-    /// The requests that the backend lacks, in order. `drops_auth`: the users and roles that are in the
-    /// backend or come to be are not wanted, and it is not known either who may do what.
+    /// The requests that the backend lacks, in order.
     pub fn requests_above(
         &self,
         disk: &dyn Disk,
         consistent_index: u64,
         has_auth: bool,
-        drops_auth: bool,
     ) -> Result<Vec<Proposal>, ImportError> {
         let tail = go_wal::read_tail(disk, &self.wal, consistent_index)?;
         let mut requests = Vec::new();
@@ -117,26 +107,17 @@ impl GoDataDir {
             }
             expected += 1;
             let Some(request) = self.request(entry)? else { continue };
-            if holds_password(&request) {
-                return Err(ImportError::Password { path: self.path.clone(), index });
-            }
-            let change = auth_change(&request);
-            guarded |= change.is_some();
-            requests.extend(
-                change
-                    .or_else(|| proposal(&request))
-                    .map(|found| Proposal { caller: caller(&request), ..found }),
-            );
+            guarded |= changes_auth(&request);
+            requests.push(request);
         }
         if tail.commit >= expected {
             let path = self.path.clone();
             return Err(ImportError::Gap { path, consistent_index, first: tail.commit });
         }
-        if guarded && drops_auth && !requests.is_empty() {
-            let (path, count) = (self.path.clone(), requests.len());
-            return Err(ImportError::DroppedAuth { path, count });
+        if guarded && !requests.is_empty() {
+            return Err(ImportError::Auth { path: self.path.clone(), count: requests.len() });
         }
-        Ok(requests)
+        Ok(requests.iter().filter_map(proposal).collect())
     }
 
     fn request(&self, entry: Entry) -> Result<Option<InternalRaftRequest>, ImportError> {
@@ -151,50 +132,19 @@ impl GoDataDir {
     }
 }
 
-/// In whose name a request was made, and under which users and roles.
-fn caller(request: &InternalRaftRequest) -> Caller {
-    let header = request.header.as_ref();
-    Caller {
-        user: header.map(|header| header.username.clone()).unwrap_or_default(),
-        auth_revision: header.map_or(0, |header| header.auth_revision),
-    }
-}
-
-/// Whether a request has a password where there should be its hash: then each member hashed it anew.
-fn holds_password(request: &InternalRaftRequest) -> bool {
-    let added = request.auth_user_add.as_ref();
-    let changed = request.auth_user_change_password.as_ref();
-    added.is_some_and(|add| !add.password.is_empty() && add.hashed_password.is_empty())
-        || changed.is_some_and(|new| !new.password.is_empty() && new.hashed_password.is_empty())
-}
-
-/// A request that changes users, roles or whether they count.
-fn auth_change(found: &InternalRaftRequest) -> Option<Proposal> {
-    Some(if let Some(request) = &found.auth_enable {
-        Proposal::new(CommandKind::AuthEnable, request)
-    } else if let Some(request) = &found.auth_disable {
-        Proposal::new(CommandKind::AuthDisable, request)
-    } else if let Some(request) = &found.auth_user_add {
-        Proposal::new(CommandKind::UserAdd, request)
-    } else if let Some(request) = &found.auth_user_delete {
-        Proposal::new(CommandKind::UserDelete, request)
-    } else if let Some(request) = &found.auth_user_change_password {
-        Proposal::new(CommandKind::UserChangePassword, request)
-    } else if let Some(request) = &found.auth_user_grant_role {
-        Proposal::new(CommandKind::UserGrantRole, request)
-    } else if let Some(request) = &found.auth_user_revoke_role {
-        Proposal::new(CommandKind::UserRevokeRole, request)
-    } else if let Some(request) = &found.auth_role_add {
-        Proposal::new(CommandKind::RoleAdd, request)
-    } else if let Some(request) = &found.auth_role_delete {
-        Proposal::new(CommandKind::RoleDelete, request)
-    } else if let Some(request) = &found.auth_role_grant_permission {
-        Proposal::new(CommandKind::RoleGrantPermission, request)
-    } else if let Some(request) = &found.auth_role_revoke_permission {
-        Proposal::new(CommandKind::RoleRevokePermission, request)
-    } else {
-        return None;
-    })
+/// Whether a request changes users, roles or whether they count.
+fn changes_auth(request: &InternalRaftRequest) -> bool {
+    request.auth_enable.is_some()
+        || request.auth_disable.is_some()
+        || request.auth_user_add.is_some()
+        || request.auth_user_delete.is_some()
+        || request.auth_user_change_password.is_some()
+        || request.auth_user_grant_role.is_some()
+        || request.auth_user_revoke_role.is_some()
+        || request.auth_role_add.is_some()
+        || request.auth_role_delete.is_some()
+        || request.auth_role_grant_permission.is_some()
+        || request.auth_role_revoke_permission.is_some()
 }
 
 /// A request of Go etcd's log in our terms; nothing for one that leaves the state as it is.

@@ -173,7 +173,7 @@ pub fn import(
     let meta = source.backend().meta().map_err(source.content())?;
     let guarded = source.backend().auth().map_err(source.content())?.enabled;
     let above = meta.consistent_index.unwrap_or(0);
-    let requests = from.requests_above(&**disk, above, guarded, order.drop_auth)?;
+    let requests = from.requests_above(&**disk, above, guarded)?;
     build(disk, &order, founding, source, requests)
 }
 
