@@ -408,6 +408,7 @@ const DEVIATIONS: [(&str, &str); 5] = [
 ];
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one table, a line per command line")]
 fn command_lines_get_the_answers_of_go_etcdutl() {
     let tools = Tools::build();
     let cluster = Cluster::start(&ServerOptions::one(&tools.go.etcd)).unwrap();
