@@ -150,7 +150,7 @@ fn watch(endpoint: &str, seen: &mut Seen) {
     let (mut socket, _) = Socket::websocket(endpoint, "/v3/watch", &[]);
     socket.say(r#"{"create_request":{"key":"dw=="}}"#);
     let mut heard = vec![socket.hear()];
-    post(endpoint, "/kv/put", r#"{"key":"dw==","value":"MQ=="}"#);
+    post(endpoint, "kv/put", r#"{"key":"dw==","value":"MQ=="}"#);
     heard.push(socket.hear());
     // In two frames, with a ping between them.
     socket.send(0x01, br#"{"create_request":{"key":"#);
@@ -166,7 +166,7 @@ fn watch(endpoint: &str, seen: &mut Seen) {
 }
 
 fn keep_alive(endpoint: &str, seen: &mut Seen) {
-    post(endpoint, "/lease/grant", r#"{"ID":"77","TTL":"100"}"#);
+    post(endpoint, "lease/grant", r#"{"ID":"77","TTL":"100"}"#);
     let (mut socket, _) = Socket::websocket(endpoint, "/v3/lease/keepalive", &[]);
     let mut heard = Vec::new();
     for id in ["77", "77", "78"] {
