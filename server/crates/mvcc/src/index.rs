@@ -111,19 +111,19 @@ impl Index {
 
     /// The keys of a range from `resume` on, in order, with their histories.
     pub(crate) fn walk<'a>(&'a self, range: &'a KeyRange, resume: Option<&'a [u8]>) -> Walk<'a> {
-        if matches!(range.end, RangeEnd::Single) {
+        let upper = match &range.end {
             // One descent instead of the two of a range; after the key there is nothing.
-            let only = self.keys.get_key_value(range.start.as_ref());
-            let only = only.filter(|_| resume.is_none());
-            return Walk::Single(only.map(|(key, history)| (key.as_ref(), history)));
-        }
+            RangeEnd::Single => {
+                let only = self.keys.get_key_value(range.start.as_ref());
+                let only = only.filter(|_| resume.is_none());
+                return Walk::Single(only.map(|(key, history)| (key.as_ref(), history)));
+            }
+            RangeEnd::Unbounded => Bound::Unbounded,
+            RangeEnd::Before(end) => Bound::Excluded(end.as_ref()),
+        };
         let lower = match resume {
             Some(key) => Bound::Excluded(key),
             None => Bound::Included(range.start.as_ref()),
-        };
-        let upper = match &range.end {
-            RangeEnd::Single | RangeEnd::Unbounded => Bound::Unbounded,
-            RangeEnd::Before(end) => Bound::Excluded(end.as_ref()),
         };
         if range.is_empty() || is_inverted(lower, upper) {
             return Walk::Single(None);
