@@ -17,7 +17,9 @@ use proto::etcdserverpb::{CompactionRequest, DeleteRangeRequest};
 use replica::{Bootstrap, LogWriterPlacement, MembershipChange, Unavailable};
 use types::MemberId;
 
-use wires::{CLUSTER, Wires, all_follow_a_leader, get, leader, node, put, start, start_with};
+use wires::{
+    CLUSTER, Wires, all_follow_a_leader, get, leader, node, put, start, start_and_elect, start_with,
+};
 
 #[tokio::test(start_paused = true)]
 async fn one_member_answers_and_remembers() {
@@ -266,13 +268,7 @@ async fn heartbeats_of_many_reads_go_over_one_stream_until_it_breaks() {
     let wires = Wires::default();
     let disks: Vec<_> = (1..=2).map(|seed| Arc::new(SimDisk::new(seed))).collect();
     let members: BTreeMap<_, _> = (1..=2).map(node).collect();
-    let mut replicas = Vec::new();
-    for (id, disk) in (1..).zip(&disks) {
-        replicas.push(start(id, disk, &wires, Bootstrap::New(members.clone())).await);
-    }
-    all_follow_a_leader(&replicas).await;
-    let at = replicas.iter().position(|replica| replica.handle().leads()).unwrap();
-    let leading = replicas.swap_remove(at);
+    let (leading, mut replicas) = start_and_elect(&members, &disks, &wires).await;
     leading.handle().read_index().await.unwrap();
     let before = wires.opened.load(Ordering::SeqCst);
     for _ in 0..100 {
@@ -297,13 +293,7 @@ async fn a_follower_that_needs_a_snapshot_still_hears_that_its_leader_leads() {
     let wires = Wires::default();
     let disks: Vec<_> = (1..=3).map(|seed| Arc::new(SimDisk::new(seed))).collect();
     let members: BTreeMap<_, _> = (1..=3).map(node).collect();
-    let mut replicas = Vec::new();
-    for (id, disk) in (1..).zip(&disks) {
-        replicas.push(start(id, disk, &wires, Bootstrap::New(members.clone())).await);
-    }
-    all_follow_a_leader(&replicas).await;
-    let at = replicas.iter().position(|replica| replica.handle().leads()).unwrap();
-    let leading = replicas.swap_remove(at);
+    let (leading, mut replicas) = start_and_elect(&members, &disks, &wires).await;
     let (behind, other) = (replicas.remove(0), replicas.remove(0));
     *wires.cut_off.lock().unwrap() = Some(behind.handle().status().member_id);
     wires.snapshots_crawl.store(true, Ordering::SeqCst);

@@ -253,3 +253,19 @@ pub(crate) async fn all_follow_a_leader(replicas: &[Replica]) {
         status.wait_for(|status| status.leader == Some(leader)).await.unwrap();
     }
 }
+
+/// Starts all members at once; answers the one that leads, and the others.
+pub(crate) async fn start_and_elect(
+    members: &BTreeMap<MemberId, Node>,
+    disks: &[Arc<SimDisk>],
+    wires: &Wires,
+) -> (Replica, Vec<Replica>) {
+    let mut replicas = Vec::new();
+    for (id, disk) in members.keys().zip(disks) {
+        replicas.push(start(id.0, disk, wires, Bootstrap::New(members.clone())).await);
+    }
+    all_follow_a_leader(&replicas).await;
+    let at = replicas.iter().position(|replica| replica.handle().leads()).unwrap();
+    let leading = replicas.swap_remove(at);
+    (leading, replicas)
+}
