@@ -59,10 +59,6 @@ enum Group {
     Kubernetes,
 }
 
-/// Groups that run only when they are named: one downloads the packages of others' clients, the other
-/// changes the networks and mounts of the machine that it runs on.
-const NAMED_ONLY: [Group; 2] = [Group::Clients, Group::Kubernetes];
-
 /// What every group compiles. It is the same for all of them, whatever they then run, because cargo
 /// compiles a library once for each set of features that the chosen packages ask of it.
 const EVERYTHING: [&str; 3] = ["--workspace", "--features", "e2e/cluster"];
@@ -104,10 +100,7 @@ const ONE: Counts = Counts { passed: 1, failed: 0 };
 pub(crate) fn run(workspace: &Workspace, progress: &Progress, options: &Options) -> Result<bool> {
     let mut summary = Summary::default();
     let chosen = Group::value_variants().iter().copied().filter(|group| {
-        let wanted = match options.only.is_empty() {
-            true => !NAMED_ONLY.contains(group),
-            false => options.only.contains(group),
-        };
+        let wanted = options.only.is_empty() || options.only.contains(group);
         wanted && !options.skip.contains(group)
     });
     let tests = Tests { workspace, progress, options };
