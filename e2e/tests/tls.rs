@@ -222,7 +222,7 @@ fn go_reads_the_profiles_of_our_server() {
     let cluster = Cluster::start(&options).expect("start a server");
     let member = &cluster.members()[0];
     let shown = Command::new("go")
-        .args(["tool", "pprof", "-raw", "-symbolize=none"])
+        .args(["tool", "pprof", "-raw", "-symbolize=none", "-timeout=60"])
         .arg(format!("{}/debug/pprof/profile?seconds=1", member.client_url()))
         .env("PPROF_TMPDIR", member.data_directory.join("pprof"))
         .output()

@@ -126,6 +126,7 @@ async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
     let metrics = instruments.metrics.clone();
     let disk: Arc<dyn Disk> = Arc::new(MeasuredDisk::new(Arc::new(OsDisk), metrics));
     let client_tls = Arc::new(ClientTls::new(config.listen.peer_tls.clone()));
+    client_tls.check()?;
     let dialer = Dialer::new(Arc::new(move || client_tls.current()));
     let outbound = Outbound::new(dialer);
     let (clients, peers) = bind(&config)?;
@@ -508,13 +509,13 @@ fn bind(config: &Config) -> Result<(Listeners, Listeners), Box<dyn Error>> {
         urls.iter().map(move |url| Endpoint { url: url.clone(), purpose, tls: tls.clone() })
     });
     let options = ListenOptions { reuse_port: listen.reuse_port };
-    let clients = Listeners::bind(endpoints, options)?;
-    let endpoints = listen.peer_urls.iter().map(|url| Endpoint {
+    let peers = listen.peer_urls.iter().map(|url| Endpoint {
         url: url.clone(),
         purpose: Purpose::Peer,
         tls: peer_tls.clone(),
     });
-    Ok((clients, Listeners::bind(endpoints, options)?))
+    let peers = Listeners::bind(peers, options)?;
+    Ok((Listeners::bind(endpoints, options)?, peers))
 }
 
 fn parts(

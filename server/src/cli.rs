@@ -57,6 +57,12 @@ pub enum CliError {
     /// Logged as `failed to verify flags`; exit code 1.
     #[error("{0}")]
     Verify(String),
+    /// Logged with the variable as a field of its own; exit code 1.
+    #[error(
+        "conflicting environment variable is shadowed by corresponding command-line flag \
+         (either unset environment variable or disable flag))"
+    )]
+    Shadowed { variable: String },
 }
 
 /// Reads arguments (without the program's name) and the environment.
@@ -110,6 +116,10 @@ impl RawConfig {
                 self.warnings.push(format!("--{} is an older name of --{name}", flag.name));
                 self.values.insert(name, (value, source));
             }
+            // etcd's lists of URLs stay as they are when they are set to nothing.
+            _ if flag.kind == Kind::Urls && value.is_empty() => {
+                self.values.entry(flag.name).or_insert((value, source));
+            }
             _ => {
                 self.values.insert(flag.name, (value, source));
             }
@@ -122,7 +132,12 @@ impl RawConfig {
             self.warnings.push(format!("unknown key {name:?} in the configuration file"));
             return Ok(());
         };
-        if !(value.is_empty() && matches!(flag.kind, Kind::OneOf(_) | Kind::AllOf(_))) {
+        let is_checked_later = match flag.kind {
+            Kind::OneOf(_) | Kind::AllOf(_) | Kind::Origins => value.is_empty(),
+            Kind::Gates => true,
+            _ => false,
+        };
+        if !is_checked_later && flag.name != "initial-cluster-state" {
             flag.kind.check(&value).map_err(|error| {
                 CliError::Verify(format!("invalid value {value:?} for {name}: {error}"))
             })?;
@@ -185,10 +200,7 @@ impl RawConfig {
                 continue;
             }
             if self.is_set(flag.name) {
-                return Err(CliError::Verify(format!(
-                    "conflicting environment variable {variable} is shadowed by corresponding \
-                     command-line flag (either unset environment variable or disable flag)"
-                )));
+                return Err(CliError::Shadowed { variable });
             }
             if value.is_empty() {
                 continue;

@@ -286,7 +286,7 @@ impl Config {
             )?,
             log,
             memory_lock: values.boolean("memory-mlock")?,
-            http: http_of(&values)?,
+            http: http_of(&values, &mut warnings)?,
             gates,
             auth,
             watch_progress_interval: values
@@ -313,10 +313,11 @@ impl Config {
 
 fn corruption_of(values: &Values<'_>) -> Result<CorruptionChecks, ConfigError> {
     let periodic = values.duration("corrupt-check-time")?.unwrap_or_default();
-    let compactions = values.duration("compact-hash-check-time")?.unwrap_or_default();
-    if compactions.is_zero() {
-        return refuse("--compact-hash-check-time must be >0 (set to 0s)");
-    }
+    let Some(compactions) = values.duration("compact-hash-check-time")? else {
+        let text = values.text("compact-hash-check-time");
+        let set = if text.starts_with('-') { &text } else { "0s" };
+        return refuse(format!("--compact-hash-check-time must be >0 (set to {set})"));
+    };
     Ok(CorruptionChecks { periodic, compactions })
 }
 
@@ -403,7 +404,8 @@ fn cluster_of(
         advertise_peer_urls,
         advertise_client_urls,
         strict_reconfig_check: values.boolean("strict-reconfig-check")?,
-        learners_max: usize::try_from(values.signed("max-learners")?).unwrap_or(0),
+        learners_max: usize::try_from(values.signed("max-learners")?)
+            .map_err(|_| ConfigError("--max-learners must be 0 or more".to_owned()))?,
         force_new_cluster: values.boolean("force-new-cluster")?,
         expect_cluster_id: values.identity("expect-cluster-id")?.map(ClusterId),
         expect_member_id: values.identity("expect-member-id")?.map(MemberId),
@@ -449,6 +451,9 @@ fn tls_of(values: &Values<'_>, prefix: &str) -> Result<TlsConfig, ConfigError> {
             refuse(format!("unexpected TLS version {other:?} (must be one of: TLS1.2, TLS1.3)"))
         }
     };
+    if values.0.is_set("cipher-suites") && values.0.text("cipher-suites").is_empty() {
+        return refuse("unexpected TLS cipher suite \"\"");
+    }
     let (crl, hostnames) = match is_peer {
         true => ("peer-crl-file", "peer-cert-allowed-hostname"),
         false => ("client-crl-file", "client-cert-allowed-hostname"),
@@ -503,22 +508,21 @@ fn auth_of(values: &Values<'_>, warnings: &mut Vec<String>) -> Result<AuthConfig
     Ok(AuthConfig { tokens, bcrypt_cost })
 }
 
-fn http_of(values: &Values<'_>) -> Result<HttpConfig, ConfigError> {
+fn http_of(values: &Values<'_>, warnings: &mut Vec<String>) -> Result<HttpConfig, ConfigError> {
+    let metrics = values.text("metrics");
+    if !matches!(metrics.as_str(), "extensive" | "basic") {
+        // etcd takes anything else for `basic`.
+        warnings.push(format!(
+            "unknown --metrics level {metrics:?}, using basic; known are basic and extensive"
+        ));
+    }
     Ok(HttpConfig {
         traces: values.text("log-level") == "debug",
         gateway: values.boolean("enable-grpc-gateway")?,
         profiling: values.boolean("enable-pprof")? || values.text("log-level") == "debug",
         cors: values.texts("cors"),
         host_whitelist: values.texts("host-whitelist"),
-        extensive_metrics: match values.text("metrics").as_str() {
-            "extensive" => true,
-            "basic" => false,
-            other => {
-                return refuse(format!(
-                    "unknown --metrics level {other:?}; use basic or extensive"
-                ));
-            }
-        },
+        extensive_metrics: metrics == "extensive",
     })
 }
 

@@ -34,6 +34,11 @@ pub fn run(serve: impl FnOnce(Config) -> Result<(), Box<dyn std::error::Error>>)
             complain(&format!("{error}\n{}\n", cli::usage()));
             ExitCode::from(2)
         }
+        Err(ref error @ CliError::Shadowed { ref variable }) => {
+            let _logs = plain_logs();
+            tracing::error!("environment-variable" = variable, "{error}");
+            ExitCode::FAILURE
+        }
         Err(CliError::Verify(error)) => {
             let _logs = plain_logs();
             refuse(&arguments, &error)

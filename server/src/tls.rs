@@ -33,7 +33,7 @@ use crate::config::{TlsConfig, TlsVersion};
 /// Why TLS cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    #[error("read {path}: {source}")]
+    #[error("open {path}: {}", ::client::io_reason(source))]
     Read { path: String, source: std::io::Error },
     #[error("no certificate in {path}; it must hold certificates in PEM form")]
     NoCertificate { path: String },
@@ -157,6 +157,14 @@ const SUITES: [(&str, rustls::CipherSuite); 6] = {
         ),
     ]
 };
+
+/// Whether there is something to speak with these suites.
+///
+/// # Errors
+/// When one is unknown, or none of them is supported.
+pub(crate) fn check_cipher_suites(names: &[String]) -> Result<(), TlsError> {
+    provider(names).map(drop)
+}
 
 /// ring with the suites that were asked for.
 fn provider(names: &[String]) -> Result<Arc<CryptoProvider>, TlsError> {

@@ -112,6 +112,11 @@ impl Url {
         split_host_port(&self.authority).map_or("", |(_, port)| port)
     }
 
+    /// Host and port as they are written.
+    pub fn authority(&self) -> &str {
+        &self.authority
+    }
+
     /// The path of a socket as etcd opens it: host and path together (`client/pkg/transport`).
     pub fn socket_path(&self) -> String {
         format!("{}{}", self.authority, self.path)

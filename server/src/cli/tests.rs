@@ -89,7 +89,7 @@ fn the_environment_sets_what_the_command_line_left_open() {
     assert_eq!(raw_config.text("data-dir"), "/d");
     assert_eq!(raw_config.warnings, ["unrecognized environment variable ETCD_FOO"]);
     let shadowed = run(&["--name=a"], &[("ETCD_NAME", "b")]).unwrap_err();
-    assert!(shadowed.to_string().starts_with("conflicting environment variable ETCD_NAME"));
+    assert_eq!(shadowed, CliError::Shadowed { variable: "ETCD_NAME".to_owned() });
     assert_eq!(
         run(&[], &[("ETCD_HEARTBEAT_INTERVAL", "z")]).unwrap_err(),
         CliError::Verify("invalid value \"z\" for ETCD_HEARTBEAT_INTERVAL: parse error".to_owned())

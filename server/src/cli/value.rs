@@ -53,10 +53,10 @@ impl Kind {
             Kind::Uint64 => parse_integer::<u64>(value).map(drop),
             Kind::Int64 => parse_integer::<i64>(value).map(drop),
             Kind::Uint32 => parse_uint32(value).map(drop),
-            Kind::Duration => parse_duration(value).map(drop),
+            Kind::Duration => Ok(parse_duration(value).map(drop)?),
             Kind::Urls => parse_urls(value).map(drop),
-            Kind::Origins if value.is_empty() || value == "*" => Ok(()),
-            Kind::Origins => parse_urls(value).map(drop),
+            Kind::Origins if value == "*" => Ok(()),
+            Kind::Origins => parse_url_list(value).map(drop),
             Kind::OneOf(words) if words.contains(&value) => Ok(()),
             Kind::OneOf(_) => Err(ValueError::new("invalid value")),
             Kind::AllOf(words) => match value.split(',').find(|word| !words.contains(word)) {
@@ -134,9 +134,27 @@ pub(crate) fn parse_uint32(value: &str) -> Result<u32, ValueError> {
     }
 }
 
+/// Why a text is no length of time, in the words of Go's `time.ParseDuration`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum DurationError {
+    #[error("time: invalid duration {0:?}")]
+    Invalid(String),
+    #[error("time: missing unit in duration {0:?}")]
+    MissingUnit(String),
+    #[error("time: unknown unit {unit:?} in duration {text:?}")]
+    UnknownUnit { unit: String, text: String },
+}
+
+/// Go's flags say only this much of what they cannot read.
+impl From<DurationError> for ValueError {
+    fn from(_: DurationError) -> Self {
+        ValueError::new("parse error")
+    }
+}
+
 /// Go's `time.ParseDuration`, in nanoseconds.
-pub(crate) fn parse_duration(value: &str) -> Result<i64, ValueError> {
-    let error = || ValueError::new("parse error");
+pub(crate) fn parse_duration(value: &str) -> Result<i64, DurationError> {
+    let invalid = || DurationError::Invalid(value.to_owned());
     let (negative, mut rest) = match value.as_bytes() {
         [b'-', ..] => (true, &value[1..]),
         [b'+', ..] => (false, &value[1..]),
@@ -146,18 +164,28 @@ pub(crate) fn parse_duration(value: &str) -> Result<i64, ValueError> {
         return Ok(0);
     }
     if rest.is_empty() {
-        return Err(error());
+        return Err(invalid());
     }
+    let is_number = |c: char| c.is_ascii_digit() || c == '.';
     let mut total: i128 = 0;
     while !rest.is_empty() {
-        let number_len = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(error)?;
+        let number_len = rest.find(|c| !is_number(c)).unwrap_or(rest.len());
         let (number, after) = rest.split_at(number_len);
-        let unit_len = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
-        let (unit, next) = after.split_at(unit_len);
-        total += scaled(number, unit_nanos(unit).ok_or_else(error)?).ok_or_else(error)?;
+        if !number.contains(|c: char| c.is_ascii_digit()) {
+            return Err(invalid());
+        }
+        let (unit, next) = after.split_at(after.find(is_number).unwrap_or(after.len()));
+        if unit.is_empty() {
+            return Err(DurationError::MissingUnit(value.to_owned()));
+        }
+        let nanos = unit_nanos(unit).ok_or_else(|| DurationError::UnknownUnit {
+            unit: unit.to_owned(),
+            text: value.to_owned(),
+        })?;
+        total += scaled(number, nanos).ok_or_else(invalid)?;
         rest = next;
     }
-    i64::try_from(if negative { -total } else { total }).map_err(|_| error())
+    i64::try_from(if negative { -total } else { total }).map_err(|_| invalid())
 }
 
 fn unit_nanos(unit: &str) -> Option<i128> {
@@ -186,9 +214,11 @@ fn scaled(number: &str, unit: i128) -> Option<i128> {
 
 /// etcd's `types.NewURLs`: sorted, without doubles; an empty text is no URL at all.
 pub(crate) fn parse_urls(value: &str) -> Result<Vec<Url>, ValueError> {
-    if value.is_empty() {
-        return Ok(Vec::new());
-    }
+    if value.is_empty() { Ok(Vec::new()) } else { parse_url_list(value) }
+}
+
+/// The same of a text that must not be empty.
+fn parse_url_list(value: &str) -> Result<Vec<Url>, ValueError> {
     let mut urls = value
         .split(',')
         .map(|text| text.trim().parse::<Url>().map_err(|error| ValueError::new(error.to_string())))
@@ -235,6 +265,13 @@ mod tests {
         for bad in ["", "5", "s", "5x", "1.2.3s", "-", ".s", "5 s", "9223372036854775808ns", "1e3s"]
         {
             assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+        for (bad, text) in [
+            ("", "time: invalid duration \"\""),
+            ("-1", "time: missing unit in duration \"-1\""),
+            ("1x", "time: unknown unit \"x\" in duration \"1x\""),
+        ] {
+            assert_eq!(parse_duration(bad).unwrap_err().to_string(), text);
         }
     }
 

@@ -46,7 +46,7 @@ impl Config {
                     .to_owned(),
             );
         }
-        check_tls(&self.listen)?;
+        check_tls(&self.listen, &mut self.warnings)?;
         for (kind, auto, tls) in [
             ("client", self.listen.client_auto_tls, &self.listen.client_tls),
             ("peer", self.listen.peer_auto_tls, &self.listen.peer_tls),
@@ -82,12 +82,12 @@ fn check_advertised(config: &Config) -> Result<(), ConfigError> {
     Ok(())
 }
 
-fn check_tls(listen: &ListenConfig) -> Result<(), ConfigError> {
-    check_tls_files("", &listen.client_tls)?;
-    check_tls_files("peer-", &listen.peer_tls)?;
+fn check_tls(listen: &ListenConfig, warnings: &mut Vec<String>) -> Result<(), ConfigError> {
     let secure = |urls: &[Url]| urls.iter().find(|url| url.scheme().is_secure()).cloned();
-    if listen.client_tls.cert_file.is_empty() && !listen.client_auto_tls {
-        if let Some(url) = secure(&listen.client_urls).or(secure(&listen.client_http_urls)) {
+    let for_clients = secure(&listen.client_urls).or(secure(&listen.client_http_urls));
+    let tls = &listen.client_tls;
+    if tls.cert_file.is_empty() && tls.key_file.is_empty() && !listen.client_auto_tls {
+        if let Some(url) = for_clients {
             return refuse(format!(
                 "TLS key/cert (--cert-file, --key-file) must be provided for client url {url} with HTTPS scheme"
             ));
@@ -97,7 +97,15 @@ fn check_tls(listen: &ListenConfig) -> Result<(), ConfigError> {
                 "client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url",
             );
         }
+    } else if for_clients.is_some() || secure(&listen.metrics_urls).is_some() {
+        check_tls_files("", tls)?;
+    } else if !listen.client_auto_tls {
+        warnings.push(
+            "scheme is http or unix while key and cert files are present; ignoring key and cert files"
+                .to_owned(),
+        );
     }
+    check_tls_files("peer-", &listen.peer_tls)?;
     if listen.peer_tls.cert_file.is_empty()
         && !listen.peer_auto_tls
         && let Some(url) = secure(&listen.peer_urls)
@@ -107,22 +115,26 @@ fn check_tls(listen: &ListenConfig) -> Result<(), ConfigError> {
             "cannot listen on TLS for {address}: KeyFile and CertFile are not presented"
         ));
     }
-    let tls = &listen.client_tls;
     if tls.min_version > tls.max_version {
         return refuse("min version (TLS1.3) is greater than max version (TLS1.2)");
     }
     if tls.min_version == TlsVersion::Tls13 && !tls.cipher_suites.is_empty() {
         return refuse("cipher suites cannot be configured when only TLS1.3 is enabled");
     }
-    Ok(())
+    crate::tls::check_cipher_suites(&tls.cipher_suites)
+        .map_err(|error| ConfigError(error.to_string()))
 }
 
+/// The files of one side; without a pair nothing else of them is used, as in etcd.
 fn check_tls_files(prefix: &str, tls: &TlsConfig) -> Result<(), ConfigError> {
     if tls.cert_file.is_empty() != tls.key_file.is_empty() {
         return refuse(format!(
-            "KeyFile and CertFile must both be present[key: {}, cert: {}] (--{prefix}key-file, --{prefix}cert-file)",
+            "KeyFile and CertFile must both be present[key: {}, cert: {}]",
             tls.key_file, tls.cert_file
         ));
+    }
+    if tls.cert_file.is_empty() {
+        return Ok(());
     }
     if tls.client_cert_file.is_empty() != tls.client_key_file.is_empty() {
         return refuse(format!(
@@ -130,7 +142,7 @@ fn check_tls_files(prefix: &str, tls: &TlsConfig) -> Result<(), ConfigError> {
             tls.client_key_file, tls.client_cert_file
         ));
     }
-    if tls.client_cert_auth && tls.trusted_ca_file.is_empty() && !tls.cert_file.is_empty() {
+    if tls.client_cert_auth && tls.trusted_ca_file.is_empty() {
         return refuse(format!(
             "--{prefix}client-cert-auth needs --{prefix}trusted-ca-file to check the certificates with"
         ));

@@ -28,10 +28,9 @@ impl AutoCompaction {
         let number = retention.parse::<i64>().ok().filter(|number| *number >= 0);
         let nanos = match number {
             Some(_) => 0,
-            None => parse_duration(retention).map_err(|_| {
-                ConfigError(format!(
-                    "error parsing CompactionRetention: time: invalid duration {retention:?}"
-                ))
+            None if retention.is_empty() => 0,
+            None => parse_duration(retention).map_err(|error| {
+                ConfigError(format!("error parsing CompactionRetention: {error}"))
             })?,
         };
         let retention = match (mode, number) {

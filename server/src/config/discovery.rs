@@ -35,11 +35,18 @@ pub struct Registry {
 impl Discovery {
     /// What the flags ask for, checked with etcd's rules; nothing if the members are named.
     pub(super) fn of(values: &Values<'_>, raw: &RawConfig) -> Result<Option<Self>, ConfigError> {
+        if values.text("discovery-fallback") == "proxy" {
+            return refuse(
+                "v2 proxy is deprecated, and --discovery-fallback can't be configured as \"proxy\"",
+            );
+        }
         let domain = values.text("discovery-srv");
         let endpoints = values.texts("discovery-endpoints");
         let token = values.text("discovery-token");
         let named = raw.is_set("initial-cluster") && !raw.text("initial-cluster").is_empty();
-        let ways = [named, !domain.is_empty(), !endpoints.is_empty()];
+        // On the command line a flag without endpoints counts as well.
+        let registry = !endpoints.is_empty() || raw.is_set("discovery-endpoints");
+        let ways = [named, !domain.is_empty(), registry];
         if ways.into_iter().filter(|is_set| *is_set).count() > 1 {
             return refuse(
                 "multiple discovery or bootstrap flags are set. Choose one of \"initial-cluster\", \

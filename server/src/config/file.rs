@@ -62,7 +62,7 @@ fn stands_at_top_level(name: &str) -> bool {
 /// Reads the file at `path`.
 pub(super) fn read(path: &str) -> Result<RawConfig, ConfigError> {
     let text = std::fs::read_to_string(path)
-        .map_err(|error| ConfigError(format!("cannot read --config-file {path}: {error}")))?;
+        .map_err(|error| ConfigError(format!("open {path}: {}", client::io_reason(&error))))?;
     let mut raw = parse(&text)?;
     raw.config_file = Some(path.to_owned());
     Ok(raw)

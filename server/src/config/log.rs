@@ -90,6 +90,9 @@ pub(super) fn log_of(
         "capnslog" => return refuse("--logger=capnslog is removed in v3.5"),
         other => return refuse(format!("unknown logger option {other:?}")),
     }
+    if values.0.is_set("log-outputs") && values.0.text("log-outputs").is_empty() {
+        return refuse("open sink \"\": open : no such file or directory");
+    }
     let mut names = values.texts("log-outputs");
     names.dedup();
     if names.len() > 1 && names.iter().any(|name| name == "default") {

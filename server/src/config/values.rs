@@ -8,7 +8,7 @@ use crate::cli::value::{
 };
 use crate::urls::Url;
 
-use super::{ConfigError, refuse};
+use super::ConfigError;
 
 /// Typed access to texts that were checked when they were set.
 pub(super) struct Values<'r>(pub(super) &'r RawConfig);
@@ -45,14 +45,11 @@ impl Values<'_> {
         }
     }
 
-    /// None for zero, which etcd reads as "off" or "the default".
+    /// None for zero and what is below it, which etcd reads as "off" or "the default".
     pub(super) fn duration(&self, name: &str) -> Result<Option<Duration>, ConfigError> {
-        let nanos = parse_duration(self.0.text(name)).map_err(value_error)?;
-        match u64::try_from(nanos) {
-            Ok(0) => Ok(None),
-            Ok(nanos) => Ok(Some(Duration::from_nanos(nanos))),
-            Err(_) => refuse(format!("--{name} must not be negative")),
-        }
+        let nanos = parse_duration(self.0.text(name)).map_err(|error| value_error(error.into()))?;
+        let nanos = u64::try_from(nanos).unwrap_or(0);
+        Ok((nanos > 0).then(|| Duration::from_nanos(nanos)))
     }
 }
 

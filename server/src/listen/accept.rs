@@ -44,10 +44,22 @@ pub struct ListenOptions {
 /// Why a URL cannot be listened on.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    #[error("listen on {url}: {source}")]
-    Bind { url: String, source: io::Error },
+    /// In Go's words, which people and tools search for.
+    #[error("listen {network} {address}: bind: {}", client::io_reason(source))]
+    Bind { network: &'static str, address: String, source: io::Error },
     #[error("listen on {url}: a certificate and a key are needed")]
     NoTls { url: String },
+}
+
+impl BindError {
+    fn new(url: &Url, source: io::Error) -> Self {
+        let (network, address) = match socket_address(url) {
+            _ if url.scheme().is_unix() => ("unix", url.socket_path()),
+            Ok(address) => ("tcp", address.to_string()),
+            Err(_) => ("tcp", url.authority().to_owned()),
+        };
+        Self::Bind { network, address, source }
+    }
 }
 
 /// Sockets that are bound and not yet served.
@@ -75,7 +87,7 @@ impl Listeners {
                 return Err(BindError::NoTls { url: endpoint.url.to_string() });
             }
             let socket = bind(&endpoint.url, options)
-                .map_err(|source| BindError::Bind { url: endpoint.url.to_string(), source })?;
+                .map_err(|source| BindError::new(&endpoint.url, source))?;
             bound.push((endpoint, socket));
         }
         Ok(Self { bound })

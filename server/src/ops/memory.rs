@@ -9,13 +9,14 @@ use std::io;
 
 use rustix::mm::{MlockAllFlags, mlockall};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::thread::{CapabilitySet, capabilities};
 
 /// Why memory is not locked.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     #[error(
         "--memory-mlock: this process may lock {limit} bytes of memory, and needs to lock all it will \
-         ever use; allow it with `ulimit -l unlimited`, LimitMEMLOCK=infinity or CAP_SYS_RESOURCE, or \
+         ever use; allow it with `ulimit -l unlimited`, LimitMEMLOCK=infinity or CAP_IPC_LOCK, or \
          turn swap off and leave the flag out"
     )]
     Limited { limit: u64 },
@@ -28,7 +29,9 @@ pub enum MemoryError {
 /// # Errors
 /// When the process may not.
 pub fn lock() -> Result<(), MemoryError> {
-    if let Some(limit) = getrlimit(Resource::Memlock).current {
+    let is_limited =
+        !capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK));
+    if let Some(limit) = getrlimit(Resource::Memlock).current.filter(|_| is_limited) {
         let unlimited = Rlimit { current: None, maximum: None };
         setrlimit(Resource::Memlock, unlimited).map_err(|_| MemoryError::Limited { limit })?;
     }

@@ -44,6 +44,17 @@ impl ClientTls {
         }
     }
 
+    /// Finds files that cannot be used at the start, and not at the first connection to a member.
+    ///
+    /// # Errors
+    /// When files were named and one of them cannot be used.
+    pub fn check(&self) -> io::Result<()> {
+        match self.config.cert_file.is_empty() && self.config.trusted_ca_file.is_empty() {
+            true => Ok(()),
+            false => self.current().map(drop),
+        }
+    }
+
     /// What this member shows of itself: a client's pair, else the server's, as etcd does.
     fn pair(&self) -> (&str, &str) {
         let config = &self.config;

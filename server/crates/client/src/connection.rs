@@ -21,7 +21,7 @@ use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
 use crate::config::Config;
-use crate::error::Error;
+use crate::error::{Error, io_reason};
 use crate::tls;
 
 /// The shortest interval between pings that a server tolerates by default.
@@ -117,7 +117,7 @@ impl Dialer {
             format!(
                 "connection error: desc = \"transport: Error while dialing: dial {}: connect: {}\"",
                 address.describe(),
-                error.to_string().split(" (os error").next().unwrap_or_default().to_lowercase()
+                io_reason(&error)
             )
         };
         let stream: Box<dyn Stream> = match address {

@@ -131,6 +131,14 @@ fn code_name(code: Code) -> &'static str {
     }
 }
 
+/// The reason of an I/O error as Go prints it: its first letter is small, and it has no number.
+pub fn io_reason(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    let reason = text.split(" (os error").next().unwrap_or(&text);
+    let mut letters = reason.chars();
+    letters.next().map(|first| first.to_lowercase().chain(letters).collect()).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

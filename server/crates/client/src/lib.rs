@@ -35,7 +35,7 @@ pub use connection::http_get;
 pub use discovery::{
     ClientTarget, SrvTarget, discover_client_targets, discover_endpoints, look_up_srv,
 };
-pub use error::Error;
+pub use error::{Error, io_reason};
 pub use keep_alive::KeepAlive;
 pub use range_end::prefix_range_end;
 pub use tls::AcceptAny;

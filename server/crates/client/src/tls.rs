@@ -26,7 +26,7 @@ use rustls_pki_types::{
 
 use crate::config::TlsOptions;
 use crate::der;
-use crate::error::Error;
+use crate::error::{Error, io_reason};
 
 /// Where Linux distributions keep the authorities that they trust, as Go's crypto/x509 looks for
 /// them.
@@ -128,15 +128,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {
     fs::read(path)
-        .map_err(|error| Error::File { path: path.to_path_buf(), reason: go_reason(&error) })
-}
-
-/// The reason of an I/O error without Rust's number, which is how Go prints it.
-fn go_reason(error: &std::io::Error) -> String {
-    let text = error.to_string();
-    let reason = text.split(" (os error").next().unwrap_or(&text);
-    let mut letters = reason.chars();
-    letters.next().map(|first| first.to_lowercase().chain(letters).collect()).unwrap_or_default()
+        .map_err(|error| Error::File { path: path.to_path_buf(), reason: io_reason(&error) })
 }
 
 fn tls_error(error: rustls::Error) -> Error {

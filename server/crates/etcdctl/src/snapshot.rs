@@ -162,7 +162,5 @@ fn sync_directory(path: &str) -> std::io::Result<()> {
 
 /// An I/O error as Go prints it.
 fn go_error(operation: &str, path: &str, error: &std::io::Error) -> String {
-    let text = error.to_string();
-    let reason = text.split(" (os error").next().unwrap_or(&text).to_lowercase();
-    format!("{operation} {path}: {reason}")
+    format!("{operation} {path}: {}", client::io_reason(error))
 }

@@ -24,8 +24,7 @@ pub(super) const FLAGS: &[Flag] = &[
     Flag::new(Clustering, "discovery-cacert", Kind::Text, "", "V3 discovery: CA bundle that verifies the discovery service."),
     Flag::new(Clustering, "discovery-user", Kind::Text, "", "V3 discovery: username[:password] for authentication."),
     Flag::new(Clustering, "discovery-password", Kind::Text, "", "V3 discovery: password for authentication."),
-    Flag::new(Clustering, "discovery-fallback", Kind::OneOf(&["exit", "proxy"]), "exit", "Expected behavior ('exit') when discovery services fail.")
-        .refused("v2 proxy is deprecated, and --discovery-fallback can't be configured as \"proxy\""),
+    Flag::new(Clustering, "discovery-fallback", Kind::OneOf(&["exit", "proxy"]), "exit", "Expected behavior ('exit') when discovery services fail."),
     Flag::new(Clustering, "discovery-proxy", Kind::Text, "", "HTTP proxy to use for traffic to the discovery service.").refused(NO_DISCOVERY),
     Flag::new(Clustering, "discovery-srv", Kind::Text, "", "DNS srv domain used to bootstrap the cluster."),
     Flag::new(Clustering, "discovery-srv-name", Kind::Text, "", "Suffix to the dns srv name queried when bootstrapping."),

@@ -7,6 +7,7 @@ use super::{
 };
 
 const NO_TRACING: &str = "distributed tracing is not supported yet";
+const NOT_TRACING: &str = "it only means something with distributed tracing, which is off";
 const NO_DEFRAGMENTATION: &str =
     "space is returned while the server runs; there is nothing to defragment";
 
@@ -98,7 +99,7 @@ pub(super) const FLAGS: &[Flag] = &[
         "localhost:4317",
         "Distributed tracing collector address.",
     )
-    .refused(NO_TRACING),
+    .no_effect(NOT_TRACING),
     Flag::new(
         Tracing,
         "distributed-tracing-service-name",
@@ -106,7 +107,7 @@ pub(super) const FLAGS: &[Flag] = &[
         "etcd",
         "Distributed tracing service name, must be same across all etcd instances.",
     )
-    .refused(NO_TRACING),
+    .no_effect(NOT_TRACING),
     Flag::new(
         Tracing,
         "distributed-tracing-instance-id",
@@ -114,7 +115,7 @@ pub(super) const FLAGS: &[Flag] = &[
         "",
         "Distributed tracing instance ID, must be unique per each etcd instance.",
     )
-    .refused(NO_TRACING),
+    .no_effect(NOT_TRACING),
     Flag::new(
         Tracing,
         "distributed-tracing-sampling-rate",
@@ -122,7 +123,7 @@ pub(super) const FLAGS: &[Flag] = &[
         "0",
         "Number of samples to collect per million spans for distributed tracing.",
     )
-    .refused(NO_TRACING),
+    .no_effect(NOT_TRACING),
     Flag::new(
         Features,
         "corrupt-check-time",
