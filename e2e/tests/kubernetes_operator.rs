@@ -2,8 +2,8 @@
 //! volumes, a network and nodes that fail. What the planner decides is tested without all that, in
 //! the operator itself.
 //!
-//! The tests run one after another, in the order of their names, each with its own namespace; the
-//! last one, `uninstall`, removes the operator. `cargo xtask test --only kubernetes` runs them.
+//! Each test has its own namespace, and several run at a time, except those that take nodes away and
+//! the last one, `uninstall`, which removes the operator. `cargo xtask test --only kubernetes` runs them.
 
 #[path = "kubernetes_operator/backup.rs"]
 mod backup;
