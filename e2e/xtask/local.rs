@@ -133,12 +133,11 @@ fn start(workspace: &Workspace, profile: Profile, member: &Member) -> Result<()>
 
 /// An error names the first member that does not run.
 fn running(workspace: &Workspace) -> Result<()> {
-    match MEMBERS.iter().find(|member| member.process(workspace).is_none()) {
-        Some(member) => bail!(
-            "{} has ended: see {}",
-            member.name,
-            member.directory(workspace).join("log").display()
-        ),
-        None => Ok(()),
-    }
+    let Some(member) = MEMBERS.iter().find(|member| member.process(workspace).is_none()) else {
+        return Ok(());
+    };
+    let path = member.directory(workspace).join("log");
+    let log = fs::read_to_string(&path).unwrap_or_default();
+    let last = log.lines().next_back().unwrap_or("it wrote nothing");
+    bail!("{} has ended: {last}\n(all it wrote is in {})", member.name, path.display())
 }
