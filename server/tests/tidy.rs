@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// What each room may name under `[dependencies]`, of the other rooms. `ARCHITECTURE.md` explains the
 /// arrows; none of them points up.
-const ROOMS: [(&str, &[&str]); 18] = [
+const ROOMS: [(&str, &[&str]); 19] = [
     ("types", &[]),
     ("disk", &["types"]),
     ("wal", &["disk", "types"]),
@@ -20,7 +20,22 @@ const ROOMS: [(&str, &[&str]); 18] = [
     ("watch", &["mvcc", "revlog", "types", "proto"]),
     ("replica", &["wal", "disk", "revlog", "mvcc", "machine", "types", "proto"]),
     ("bbolt", &["types", "proto"]),
-    ("sim", &["replica", "machine", "mvcc", "revlog", "disk", "watch", "types", "proto"]),
+    ("concurrency", &["types", "proto"]),
+    (
+        "sim",
+        &[
+            "replica",
+            "machine",
+            "mvcc",
+            "revlog",
+            "lease",
+            "disk",
+            "watch",
+            "concurrency",
+            "types",
+            "proto",
+        ],
+    ),
     ("client", &["proto", "types"]),
     ("etcdctl", &["client", "proto", "types"]),
     // It makes data directories, so it needs the rooms that own their formats.
@@ -33,8 +48,20 @@ const ROOMS: [(&str, &[&str]); 18] = [
     (
         "server",
         &[
-            "types", "disk", "wal", "revlog", "mvcc", "lease", "tables", "machine", "watch",
-            "replica", "bbolt", "client", "proto",
+            "types",
+            "disk",
+            "wal",
+            "revlog",
+            "mvcc",
+            "lease",
+            "tables",
+            "machine",
+            "watch",
+            "replica",
+            "bbolt",
+            "client",
+            "concurrency",
+            "proto",
         ],
     ),
 ];

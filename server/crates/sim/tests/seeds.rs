@@ -13,7 +13,7 @@ fn every_size_of_cluster_and_every_kind_of_fault_occurs() {
         assert!(plans.iter().any(|plan| plan.members == members), "{members} members");
     }
     type Weight = fn(&Plan) -> u64;
-    let kinds: [(&str, Weight); 14] = [
+    let kinds: [(&str, Weight); 16] = [
         ("power loss", |plan| plan.faults.power_loss),
         ("power loss at an operation", |plan| plan.faults.power_loss_at_operation),
         ("power loss of all", |plan| plan.faults.power_loss_of_all),
@@ -28,6 +28,8 @@ fn every_size_of_cluster_and_every_kind_of_fault_occurs() {
         ("disk error", |plan| plan.faults.disk_error),
         ("compaction", |plan| plan.workload.compact),
         ("lease", |plan| plan.workload.lease),
+        ("auth", |plan| u64::from(plan.auth.is_used)),
+        ("locks", |plan| plan.locks.clients),
     ];
     for (kind, weight) in kinds {
         let count = plans.iter().filter(|plan| weight(plan) > 0).count();
@@ -50,6 +52,21 @@ fn clients_are_served_meanwhile() {
         let report = sim::run(seed, false);
         assert!(report.acknowledged >= 10, "seed {seed}: {report:?}");
     }
+}
+
+/// Users are refused as well as served, and locks are held, else the checks of both check nothing.
+#[test]
+fn permissions_are_refused_and_locks_are_held() {
+    let (mut unauthorized, mut logins, mut held, mut expired) = (0, 0, 0, 0);
+    for seed in 1..=12 {
+        let report = sim::run(seed, false);
+        unauthorized += report.unauthorized;
+        logins += report.logins;
+        held += report.fenced_writes;
+        expired += report.leases_expired;
+    }
+    let counts = [unauthorized, logins, held, expired];
+    assert!(counts.iter().all(|count| *count >= 20), "{counts:?}");
 }
 
 /// Exact only with tokio's own choices seeded, see the crate's documentation.
