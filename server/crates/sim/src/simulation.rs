@@ -306,10 +306,16 @@ fn stable_leader(cluster: &Cluster) -> Option<MemberId> {
     cluster.running().into_iter().find(leads)
 }
 
-/// Members that are not part of the leader's cluster: removed, or never added.
+/// Members that are not part of the leader's cluster: removed, or never added. A leader that does not
+/// know yet that it was deposed is not asked; it may not have heard of an addition.
 fn retire_strangers(cluster: &Cluster, leader: MemberId) {
     let Some(service) = cluster.service(leader) else { return };
-    let nodes = service.handle.status().nodes;
+    let status = service.handle.status();
+    let running = cluster.running().into_iter().filter_map(|id| cluster.service(id));
+    if running.map(|service| service.handle.term()).any(|term| term > status.term) {
+        return;
+    }
+    let nodes = status.nodes;
     for id in cluster.all() {
         if !nodes.contains_key(&id) {
             cluster.retire_stranger(id);
