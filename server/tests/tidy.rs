@@ -184,6 +184,23 @@ fn pure_rooms_repeat_the_rules_of_the_root_and_add_their_own() {
     }
 }
 
+/// T23 (etcd #12291): leases had negative times to live after the wall clock was set. Nothing that counts
+/// them knows it.
+#[test]
+fn t23_leases_are_counted_without_a_wall_clock() {
+    let mut sources = vec![root().join("server/src/leases.rs")];
+    files(&root().join("server/crates/lease/src"), &["rs"], &mut sources);
+    assert!(sources.len() > 3, "{sources:?}");
+    for path in sources {
+        let text = read(&path);
+        for clock in ["SystemTime", "UNIX_EPOCH", "std::time::Instant"] {
+            assert!(!text.contains(clock), "{} knows {clock}", path.display());
+        }
+    }
+    let rules = read(&root().join("server/crates/lease/clippy.toml"));
+    assert!(rules.contains("SystemTime::now") && rules.contains("Instant::now"));
+}
+
 #[test]
 fn files_are_short() {
     let mut sources = Vec::new();

@@ -1,6 +1,7 @@
 //! So many seeds in every test run; `cargo xtask sim` runs more, or one again.
 
 use sim::Plan;
+use sim::swarm::{FaultPlan, WorkloadPlan};
 
 /// Seeds of a test run.
 const SEEDS: u64 = 300;
@@ -70,6 +71,35 @@ fn permissions_are_refused_and_locks_are_held() {
     }
     let counts = [unauthorized, logins, held, expired];
     assert!(counts.iter().all(|count| *count >= 20), "{counts:?}");
+}
+
+/// T17 (etcd #20418): a leader that was stopped, as by SIGSTOP, and cut off meanwhile believes for a
+/// while that it still leads. Nothing else goes wrong here, and most requests are reads.
+#[test]
+fn t17_whoever_was_stopped_or_cut_off_reads_nothing_stale() {
+    let plans = (1..=40).map(Plan::of).filter(|plan| plan.members > 1).map(|plan| Plan {
+        faults: FaultPlan {
+            partition: 3,
+            one_way: 2,
+            freeze: 5,
+            move_leader: 1,
+            power_loss: 0,
+            power_loss_at_operation: 0,
+            power_loss_of_all: 0,
+            kill: 0,
+            stop: 0,
+            membership: 0,
+            save_image: 0,
+            disk_error: 0,
+            ..plan.faults
+        },
+        workload: WorkloadPlan { range: 20, serializable: 0, past: 0, ..plan.workload },
+        ..plan
+    });
+    let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+    if let Some(report) = sim::first_violation(plans, jobs) {
+        panic!("{:?} with the faults of this test, seed {}", report.violation, report.seed);
+    }
 }
 
 /// Exact only with tokio's own choices seeded, see the crate's documentation.
