@@ -307,12 +307,16 @@ fn stable_leader(cluster: &Cluster) -> Option<MemberId> {
 }
 
 /// Members that are not part of the leader's cluster: removed, or never added. A leader that does not
-/// know yet that it was deposed is not asked; it may not have heard of an addition.
+/// know yet that it was deposed is not asked; it may not have heard of an addition. It was not deposed if
+/// a majority of its voters is not in a later term: only they could have begun one with another leader.
+/// The strangers themselves say nothing: one that was removed unawares may campaign for ever.
 fn retire_strangers(cluster: &Cluster, leader: MemberId) {
     let Some(service) = cluster.service(leader) else { return };
     let status = service.handle.status();
-    let running = cluster.running().into_iter().filter_map(|id| cluster.service(id));
-    if running.map(|service| service.handle.term()).any(|term| term > status.term) {
+    let follows = |id: &&MemberId| {
+        cluster.service(**id).is_some_and(|service| service.handle.term() <= status.term)
+    };
+    if status.voters.iter().filter(follows).count() * 2 <= status.voters.len() {
         return;
     }
     let nodes = status.nodes;

@@ -46,6 +46,17 @@ fn the_first_seeds_keep_every_promise() {
     }
 }
 
+/// A member that was removed unawares is taken out of the cluster by the simulator, as by an operator:
+/// neither does a leader decide that which was deposed unawares (297), nor does the member's own campaign
+/// keep it there (988).
+#[test]
+fn seeds_in_which_a_member_is_removed_unawares_come_to_an_end() {
+    for seed in [297, 988] {
+        let report = sim::run(seed, false);
+        assert_eq!(report.violation, None, "seed {seed}");
+    }
+}
+
 /// A run in which nobody was served proves nothing.
 #[test]
 fn clients_are_served_meanwhile() {
