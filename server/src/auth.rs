@@ -21,7 +21,7 @@ mod simple;
 use std::sync::Arc;
 use std::time::Duration;
 
-use machine::{Auth, AuthRefusal, Caller, Views};
+use machine::{AuthRefusal, Caller, Views};
 use replica::Handle;
 use types::LogIndex;
 
@@ -132,34 +132,4 @@ impl Authentication {
 async fn wait_for(handle: &Handle, index: LogIndex) -> Result<(), InvalidToken> {
     let reached = tokio::time::timeout(TOKEN_PATIENCE, handle.applied(index)).await;
     reached.map_err(|_| InvalidToken)
-}
-
-/// A user whose password is to be compared, and the revision that the comparison is about.
-pub(crate) fn user_with_password(
-    auth: &Auth,
-    name: &str,
-) -> Result<(bytes::Bytes, u64), PasswordError> {
-    if !auth.is_enabled() {
-        return Err(AuthRefusal::NotEnabled.into());
-    }
-    let user = auth.user(name).map_err(|_| AuthRefusal::AuthenticationFailed)?;
-    if user.has_no_password() {
-        return Err(AuthRefusal::NoPasswordUser.into());
-    }
-    Ok((user.password_hash.clone(), auth.revision()))
-}
-
-/// Whether what was read under a caller's permissions may be shown: not if they have changed while
-/// it was read, nor if auth was off before and is on now. (etcd shows it in the latter case.)
-pub(crate) fn still_valid(caller: &Caller, views: &Views) -> Result<(), AuthRefusal> {
-    if caller.auth_revision == 0 && views.auth_is_off() {
-        return Ok(());
-    }
-    let auth = views.auth();
-    match caller.auth_revision {
-        0 if auth.is_enabled() => Err(AuthRefusal::UserEmpty),
-        0 => Ok(()),
-        revision if revision == auth.revision() => Ok(()),
-        _ => Err(AuthRefusal::OldRevision),
-    }
 }

@@ -6,12 +6,12 @@
 //! `e2e/tests/differential_auth` has a row for every method
 //! and fails for one that forgot to (CVE-2026-33413).
 
-use machine::{AuthRefusal, Caller, Permit, Refusal, Views};
+use machine::{AuthRefusal, Caller, Permit, Refusal, Views, still_valid};
 use tonic::{Request, Status};
 
 use super::context::{ApiContext, refusal_status};
 use super::status::ApiError;
-use crate::auth::{Credentials, still_valid};
+use crate::auth::Credentials;
 
 /// What a method demands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use super::access::{Access, auth_status};
 use super::context::{ApiContext, admitted};
 use super::kv::unexpected;
 use super::status::{ApiError, internal};
-use crate::auth::{PasswordError, Tokens, user_with_password};
+use crate::auth::{PasswordError, Tokens};
 
 /// The service of one RPC thread.
 pub(crate) struct AuthService {
@@ -69,8 +69,7 @@ impl AuthService {
         self.context.linearize().await?;
         loop {
             let auth = self.context.handle.views().auth();
-            let found = user_with_password(&auth, name);
-            let (hash, revision) = found.map_err(password_status)?;
+            let (hash, revision) = auth.password_hash(name).map_err(auth_status)?;
             let compared =
                 self.context.authentication.passwords.matches(password.to_owned(), hash).await;
             if let Err(error) = compared {

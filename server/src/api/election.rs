@@ -5,10 +5,9 @@
 use std::pin::Pin;
 
 use bytes::Bytes;
+use concurrency::{Calls, Place};
 use futures_util::{Stream, StreamExt};
-use proto::etcdserverpb::range_request::SortOrder;
-use proto::etcdserverpb::request_op::Request as Operation;
-use proto::etcdserverpb::{DeleteRangeRequest, ResponseHeader, TxnRequest};
+use proto::etcdserverpb::ResponseHeader;
 use proto::mvccpb::KeyValue;
 use proto::v3electionpb::election_server::{Election, ElectionServer};
 use proto::v3electionpb::{
@@ -22,10 +21,7 @@ use tonic::{Request, Response, Status};
 use types::LeaseId;
 
 use super::context::{ApiContext, admitted};
-use super::local::{DELETE, LocalCalls, OnAbandon, by_creation, why_canceled};
-use super::lock::{
-    candidate_key, created_at, directory, operation, own_creation, point, put, range_of,
-};
+use super::local::{DELETE, LocalCalls, OnAbandon, why_canceled};
 
 /// Leaders that wait for an observer who reads slowly.
 const LEADERS_WAITING_MAX: usize = 16;
@@ -42,47 +38,23 @@ pub(crate) fn service(context: ApiContext, routes: Routes) -> ElectionServer<Ele
     ElectionServer::new(ElectionService { context, routes }).max_decoding_message_size(max)
 }
 
-/// A candidate's key and the revision that proves that it is still the same candidacy.
-#[derive(Clone)]
-struct Candidacy {
-    key: Vec<u8>,
-    created: i64,
-}
-
-impl Candidacy {
-    async fn proclaim(
-        &self,
-        calls: &LocalCalls,
-        value: &[u8],
-        lease: LeaseId,
-    ) -> Result<Option<ResponseHeader>, Status> {
-        let txn = TxnRequest {
-            compare: vec![created_at(&self.key, self.created)],
-            success: vec![put(&self.key, value, lease)],
-            failure: Vec::new(),
-        };
-        let done = calls.txn(txn).await?;
-        match done.succeeded {
-            true => Ok(done.header),
-            false => Err(Status::unknown("election: not leader")),
-        }
-    }
-
-    /// A candidacy that has ended already is no error.
-    async fn resign(&self, calls: &LocalCalls) -> Result<Option<ResponseHeader>, Status> {
-        let delete = DeleteRangeRequest { key: self.key.clone().into(), ..Default::default() };
-        let txn = TxnRequest {
-            compare: vec![created_at(&self.key, self.created)],
-            success: vec![operation(Operation::RequestDeleteRange(delete))],
-            failure: Vec::new(),
-        };
-        Ok(calls.txn(txn).await?.header)
+async fn proclaim(
+    calls: &LocalCalls,
+    place: &Place,
+    value: Bytes,
+    lease: LeaseId,
+) -> Result<Option<ResponseHeader>, Status> {
+    let done = calls.txn(place.proclaim(value, lease)).await?;
+    match done.succeeded {
+        true => Ok(done.header),
+        false => Err(Status::unknown("election: not leader")),
     }
 }
 
-fn given(leader: Option<LeaderKey>) -> Result<(Candidacy, i64), Status> {
+fn given(leader: Option<LeaderKey>) -> Result<(Place, i64), Status> {
     let leader = leader.ok_or_else(|| Status::unknown("\"leader\" field must be provided"))?;
-    Ok((Candidacy { key: leader.key.to_vec(), created: leader.rev }, leader.lease))
+    let (directory, _) = concurrency::candidates(&leader.name);
+    Ok((Place { directory, key: leader.key, created: leader.rev }, leader.lease))
 }
 
 #[tonic::async_trait]
@@ -94,37 +66,30 @@ impl Election for ElectionService {
         let calls = LocalCalls::of(&self.routes, &request);
         let request = admitted(&self.context, request, false)?;
         let lease = calls.session(request.lease).await?;
-        let prefix = directory(&request.name);
-        let key = candidate_key(&prefix, lease);
-        let txn = TxnRequest {
-            compare: vec![created_at(&key, 0)],
-            success: vec![put(&key, &request.value, lease)],
-            failure: vec![operation(Operation::RequestRange(point(&key)))],
-        };
-        let entered = calls.txn(txn).await?;
-        let candidacy = Candidacy { key, created: own_creation(&entered) };
-        let (cleaner, left) = (calls.clone(), candidacy.clone());
+        let (name, value) = (&request.name, request.value);
+        let entered = concurrency::campaign(&calls, name, lease, value.clone()).await?;
+        let place = entered.place;
+        let (cleaner, left) = (calls.clone(), place.clone());
         let leave = OnAbandon::new(async move {
             // If it fails, the key goes with its lease.
-            let _ = left.resign(&cleaner).await;
+            let _ = cleaner.txn(left.resign()).await;
         });
-        let earlier = range_of(entered.responses.first()).first();
-        if !entered.succeeded && earlier.is_none_or(|kv| kv.value != request.value) {
+        if entered.value_differs {
             // The lease is a candidate already; its latest value counts.
-            if let Err(status) = candidacy.proclaim(&calls, &request.value, lease).await {
+            if let Err(status) = proclaim(&calls, &place, value, lease).await {
                 leave.run().await;
                 return Err(status);
             }
         }
-        let waited = calls.wait_for_predecessors(&prefix, candidacy.created - 1).await;
+        let waited = place.wait(&calls).await;
         leave.disarm();
         waited?;
         Ok(Response::new(CampaignResponse {
             header: entered.header,
             leader: Some(LeaderKey {
                 name: request.name,
-                key: candidacy.key.into(),
-                rev: candidacy.created,
+                key: place.key,
+                rev: place.created,
                 lease: lease.0,
             }),
         }))
@@ -136,9 +101,9 @@ impl Election for ElectionService {
     ) -> Result<Response<ProclaimResponse>, Status> {
         let calls = LocalCalls::of(&self.routes, &request);
         let request = admitted(&self.context, request, false)?;
-        let (candidacy, lease) = given(request.leader)?;
+        let (place, lease) = given(request.leader)?;
         let lease = calls.session(lease).await?;
-        let header = candidacy.proclaim(&calls, &request.value, lease).await?;
+        let header = proclaim(&calls, &place, request.value, lease).await?;
         Ok(Response::new(ProclaimResponse { header }))
     }
 
@@ -148,8 +113,7 @@ impl Election for ElectionService {
     ) -> Result<Response<LeaderResponse>, Status> {
         let calls = LocalCalls::of(&self.routes, &request);
         let request = admitted(&self.context, request, false)?;
-        let prefix = directory(&request.name);
-        let found = calls.range(by_creation(&prefix, SortOrder::Ascend)).await?;
+        let found = calls.range(concurrency::leader(&request.name)).await?;
         match found.kvs.into_iter().next() {
             Some(kv) => Ok(Response::new(LeaderResponse { header: found.header, kv: Some(kv) })),
             None => Err(Status::unknown("election: no leader")),
@@ -164,13 +128,13 @@ impl Election for ElectionService {
     ) -> Result<Response<Self::ObserveStream>, Status> {
         let calls = LocalCalls::of(&self.routes, &request);
         let request = admitted(&self.context, request, false)?;
-        let prefix = directory(&request.name);
+        let name = request.name;
         let (leaders, waiting) = mpsc::channel(LEADERS_WAITING_MAX);
         tokio::spawn(async move {
             tokio::select! {
                 // The observer has gone.
                 () = leaders.closed() => {}
-                ended = observe(&calls, &prefix, &leaders) => if let Err(status) = ended {
+                ended = observe(&calls, &name, &leaders) => if let Err(status) = ended {
                     let _ = leaders.send(Err(status)).await;
                 },
             }
@@ -184,9 +148,9 @@ impl Election for ElectionService {
     ) -> Result<Response<ResignResponse>, Status> {
         let calls = LocalCalls::of(&self.routes, &request);
         let request = admitted(&self.context, request, false)?;
-        let (candidacy, lease) = given(request.leader)?;
+        let (place, lease) = given(request.leader)?;
         calls.session(lease).await?;
-        Ok(Response::new(ResignResponse { header: candidacy.resign(&calls).await? }))
+        Ok(Response::new(ResignResponse { header: calls.txn(place.resign()).await?.header }))
     }
 }
 
@@ -194,15 +158,15 @@ type Leaders = mpsc::Sender<Result<LeaderResponse, Status>>;
 
 /// Sends each leader and each of its values for as long as the reads and watches go well; etcd's
 /// stream ends without an error when they do not, and its clients observe again.
-async fn observe(calls: &LocalCalls, prefix: &[u8], leaders: &Leaders) -> Result<(), Status> {
+async fn observe(calls: &LocalCalls, name: &[u8], leaders: &Leaders) -> Result<(), Status> {
     loop {
-        let Ok(found) = calls.range(by_creation(prefix, SortOrder::Ascend)).await else {
+        let Ok(found) = calls.range(concurrency::leader(name)).await else {
             return Ok(());
         };
         let mut header = found.header.unwrap_or_default();
         let kv = match found.kvs.into_iter().next() {
             Some(kv) => kv,
-            None => match first_candidate(calls, prefix, header.revision).await? {
+            None => match first_candidate(calls, name, header.revision).await? {
                 Some((at, kv)) => {
                     header = at;
                     kv
@@ -221,11 +185,11 @@ async fn observe(calls: &LocalCalls, prefix: &[u8], leaders: &Leaders) -> Result
 /// Waits for a key under the prefix.
 async fn first_candidate(
     calls: &LocalCalls,
-    prefix: &[u8],
+    name: &[u8],
     revision: i64,
 ) -> Result<Option<(ResponseHeader, KeyValue)>, Status> {
-    let range_end = client::prefix_range_end(prefix);
-    let mut watch = calls.watch(prefix.to_vec(), range_end, revision).await?;
+    let (directory, range_end) = concurrency::candidates(name);
+    let mut watch = calls.watch(directory.to_vec(), range_end, revision).await?;
     while let Some(response) = watch.next().await {
         let response = response?;
         if why_canceled(&response).is_some() {

@@ -6,10 +6,9 @@ use std::time::Instant;
 use bytes::{Bytes, BytesMut};
 use futures_util::stream;
 use http_body::Body as HttpBody;
-use machine::{CommandKind, Outcome, Permit, ReadOnlyError, check};
-use mvcc::{RangeAnswer, RangeQuery, SortOrder, SortTarget};
+use machine::{CommandKind, Outcome, Permit, ReadOnlyError, check, range_query};
+use mvcc::{RangeAnswer, RangeQuery};
 use prost::Message;
-use proto::etcdserverpb::range_request::{SortOrder as WireOrder, SortTarget as WireTarget};
 use proto::etcdserverpb::{
     CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, ResponseHeader, TxnRequest,
 };
@@ -81,35 +80,6 @@ where
             }
             _ => encoded::unimplemented(),
         }
-    }
-}
-
-/// Reads a range request; the shape must have been checked.
-pub(crate) fn range_query(request: &RangeRequest) -> RangeQuery {
-    let sort_order = match WireOrder::try_from(request.sort_order) {
-        Ok(WireOrder::Ascend) => SortOrder::Ascend,
-        Ok(WireOrder::Descend) => SortOrder::Descend,
-        Ok(WireOrder::None) | Err(_) => SortOrder::None,
-    };
-    let sort_target = match WireTarget::try_from(request.sort_target) {
-        Ok(WireTarget::Version) => SortTarget::Version,
-        Ok(WireTarget::Create) => SortTarget::Create,
-        Ok(WireTarget::Mod) => SortTarget::Mod,
-        Ok(WireTarget::Value) => SortTarget::Value,
-        Ok(WireTarget::Key) | Err(_) => SortTarget::Key,
-    };
-    RangeQuery {
-        range: KeyRange::from_wire(request.key.clone(), request.range_end.clone()),
-        limit: request.limit,
-        revision: request.revision,
-        sort_order,
-        sort_target,
-        keys_only: request.keys_only,
-        count_only: request.count_only,
-        min_mod: request.min_mod_revision,
-        max_mod: request.max_mod_revision,
-        min_create: request.min_create_revision,
-        max_create: request.max_create_revision,
     }
 }
 

@@ -4,7 +4,7 @@ use std::pin::Pin;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
-use machine::{Caller, CommandKind, Outcome, Permit, check};
+use machine::{Caller, CommandKind, Outcome, Permit, check, still_valid};
 use prost::Message;
 use proto::etcdserverpb::lease_server::{Lease, LeaseServer};
 use proto::etcdserverpb::{
@@ -19,7 +19,7 @@ use super::access::{Access, auth_status};
 use super::context::{ApiContext, admitted, refusal_status};
 use super::kv::unexpected;
 use super::status::ApiError;
-use crate::auth::{Credentials, still_valid};
+use crate::auth::Credentials;
 
 /// The service of one RPC thread.
 pub(crate) struct LeaseService {

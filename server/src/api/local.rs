@@ -1,16 +1,16 @@
 //! Calls from one service to another inside the process.
 //!
-//! Lock and election are recipes over keys, leases and watches. They are written against the same
+//! Lock and election are recipes over keys, leases and watches (room `concurrency`). They run against the same
 //! services that clients call, as in etcd, so that whatever those check (users, limits, quota, a
 //! leader) is checked for the recipes too. A call carries the token and the connection of the
 //! request that it is made for.
 
 use bytes::Bytes;
+use concurrency::Calls;
 use futures_util::StreamExt;
 use http::Extensions;
 use proto::etcdserverpb::kv_client::KvClient;
 use proto::etcdserverpb::lease_client::LeaseClient;
-use proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use proto::etcdserverpb::watch_client::WatchClient;
 use proto::etcdserverpb::watch_request::RequestUnion;
 use proto::etcdserverpb::{
@@ -60,16 +60,6 @@ impl LocalCalls {
         Request::from_parts(self.metadata.clone(), self.extensions.clone(), message)
     }
 
-    pub(super) async fn txn(&self, txn: TxnRequest) -> Result<TxnResponse, Status> {
-        let mut kv = KvClient::new(self.routes.clone()).max_decoding_message_size(usize::MAX);
-        Ok(kv.txn(self.request(txn)).await.map_err(as_unknown)?.into_inner())
-    }
-
-    pub(super) async fn range(&self, range: RangeRequest) -> Result<RangeResponse, Status> {
-        let mut kv = KvClient::new(self.routes.clone()).max_decoding_message_size(usize::MAX);
-        Ok(kv.range(self.request(range)).await.map_err(as_unknown)?.into_inner())
-    }
-
     pub(super) async fn delete(&self, key: Vec<u8>) -> Result<DeleteRangeResponse, Status> {
         let request = DeleteRangeRequest { key: key.into(), ..Default::default() };
         let mut kv = KvClient::new(self.routes.clone());
@@ -107,28 +97,24 @@ impl LocalCalls {
             WatchClient::new(self.routes.clone()).max_decoding_message_size(usize::MAX);
         Ok(watches.watch(self.request(requests)).await.map_err(as_unknown)?.into_inner())
     }
+}
 
-    /// Waits until no key under `prefix` is left that was created at `created_max` or before.
-    pub(super) async fn wait_for_predecessors(
-        &self,
-        prefix: &[u8],
-        created_max: i64,
-    ) -> Result<(), Status> {
-        loop {
-            let newest = RangeRequest {
-                max_create_revision: created_max,
-                ..by_creation(prefix, SortOrder::Descend)
-            };
-            let found = self.range(newest).await?;
-            let Some(predecessor) = found.kvs.into_iter().next() else { return Ok(()) };
-            let revision = found.header.map_or(0, |header| header.revision);
-            self.wait_for_deletion(predecessor.key.to_vec(), revision).await?;
-        }
+impl Calls for LocalCalls {
+    type Error = Status;
+
+    async fn txn(&self, txn: TxnRequest) -> Result<TxnResponse, Status> {
+        let mut kv = KvClient::new(self.routes.clone()).max_decoding_message_size(usize::MAX);
+        Ok(kv.txn(self.request(txn)).await.map_err(as_unknown)?.into_inner())
     }
 
-    async fn wait_for_deletion(&self, key: Vec<u8>, revision: i64) -> Result<(), Status> {
+    async fn range(&self, range: RangeRequest) -> Result<RangeResponse, Status> {
+        let mut kv = KvClient::new(self.routes.clone()).max_decoding_message_size(usize::MAX);
+        Ok(kv.range(self.request(range)).await.map_err(as_unknown)?.into_inner())
+    }
+
+    async fn wait_for_deletion(&self, key: Bytes, revision: i64) -> Result<(), Status> {
         for _ in 0..LOST_WATCHES_MAX {
-            let mut watch = self.watch(key.clone(), Bytes::new(), revision).await?;
+            let mut watch = self.watch(key.to_vec(), Bytes::new(), revision).await?;
             while let Some(Ok(response)) = watch.next().await {
                 if let Some(status) = why_canceled(&response) {
                     return Err(status);
@@ -143,18 +129,6 @@ impl LocalCalls {
 }
 
 pub(super) const DELETE: proto::mvccpb::event::EventType = proto::mvccpb::event::EventType::Delete;
-
-/// The first key under a prefix in the order of creation.
-pub(super) fn by_creation(prefix: &[u8], order: SortOrder) -> RangeRequest {
-    RangeRequest {
-        key: prefix.to_vec().into(),
-        range_end: client::prefix_range_end(prefix),
-        limit: 1,
-        sort_order: order as i32,
-        sort_target: SortTarget::Create as i32,
-        ..Default::default()
-    }
-}
 
 /// Why a watch ended, if the response says that it did.
 pub(super) fn why_canceled(response: &WatchResponse) -> Option<Status> {

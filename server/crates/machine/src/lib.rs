@@ -46,6 +46,7 @@ mod machine;
 mod outcome;
 mod permit;
 mod snapshot;
+mod tokens;
 mod txn;
 mod views;
 
@@ -63,12 +64,13 @@ pub use image::{ImageJob, RestoreError, WriteError};
 pub use import::{ImportError, ImportedLease};
 pub use machine::{Answers, Compactor, Machine, SweepStep};
 pub use outcome::{Applied, Fatal, FollowUp, LeaseChange, Outcome, Refusal};
-pub use permit::Permit;
+pub use permit::{Permit, still_valid};
 pub use snapshot::SnapshotJob;
 pub use tables::{
     Access, Alarm, AlarmKind, Auth, AuthRefusal, ClusterVersion, Downgrade, LogPosition,
     MemberRecord, MembershipEntry, MembershipNode, MembershipOutcome, Permission, PermissionKind,
     ROOT, Tables, User,
 };
-pub use txn::{ReadOnlyError, read_only};
+pub use tokens::SimpleTokens;
+pub use txn::{ReadOnlyError, range_query, read_only};
 pub use views::Views;

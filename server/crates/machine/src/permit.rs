@@ -14,6 +14,7 @@ use types::{KeyRange, LeaseId};
 
 use crate::check::key_range;
 use crate::command::Caller;
+use crate::views::Views;
 
 /// A caller before the users and roles of one moment.
 #[derive(Clone, Copy)]
@@ -108,6 +109,21 @@ impl<'a> Permit<'a> {
     /// A transaction that holds nothing but ranges, and so needs to know no lease.
     pub fn read_only_txn(&self, request: &pb::TxnRequest) -> Result<(), AuthRefusal> {
         self.txn(&Lessor::new(), request)
+    }
+}
+
+/// Whether what was read under a caller's permissions may be shown: not if they have changed while
+/// it was read, nor if auth was off before and is on now. (etcd shows it in the latter case.)
+pub fn still_valid(caller: &Caller, views: &Views) -> Result<(), AuthRefusal> {
+    if caller.auth_revision == 0 && views.auth_is_off() {
+        return Ok(());
+    }
+    let auth = views.auth();
+    match caller.auth_revision {
+        0 if auth.is_enabled() => Err(AuthRefusal::UserEmpty),
+        0 => Ok(()),
+        revision if revision == auth.revision() => Ok(()),
+        _ => Err(AuthRefusal::OldRevision),
     }
 }
 

@@ -156,7 +156,7 @@ fn check_range(
 }
 
 /// A range request as the index takes it.
-pub(crate) fn query(request: &pb::RangeRequest) -> RangeQuery {
+pub fn range_query(request: &pb::RangeRequest) -> RangeQuery {
     use range_request::{SortOrder as Order, SortTarget as Target};
     RangeQuery {
         range: key_range(&request.key, &request.range_end),
@@ -272,7 +272,7 @@ impl Applier<'_> {
             let header = header(self.writer.revision());
             return Ok(pb::RangeResponse { header, ..Default::default() });
         }
-        let found = self.writer.range(&query(request)).map_err(|error| match error {
+        let found = self.writer.range(&range_query(request)).map_err(|error| match error {
             RangeError::Store(source) => Stop::Store(source),
             checked => Stop::Read(checked),
         })?;
@@ -381,7 +381,7 @@ impl Pinned<'_> {
         }
         let mut responses = Vec::with_capacity(ranges.len());
         for range in ranges {
-            let mut query = query(range);
+            let mut query = range_query(range);
             if query.revision <= 0 {
                 query.revision = self.at.0;
             }

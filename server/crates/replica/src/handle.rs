@@ -69,6 +69,10 @@ pub(crate) struct Shared {
     pub(crate) swept: AtomicI64,
 }
 
+/// What the leader's answer to a question for its index takes at most: the way there and back, the rest of
+/// a heartbeat that is under way, and the one that proves that it still leads.
+const READ_INDEX_ROUND_TRIPS: u32 = 3;
+
 /// A cheap copy of the way into a replica, for one thread.
 #[derive(Clone)]
 pub struct Handle {
@@ -361,9 +365,18 @@ impl Shared {
         let peer = self.peer(leader).ok_or(Unavailable::NoLeader)?;
         let request = peerpb::ReadIndexRequest { envelope: self.sender.envelope(leader) };
         let call = self.sender.peers.read_index(peer, request);
-        match timeout(self.sender.patience, call).await {
-            Ok(Ok(response)) => read_index_answer(response),
-            Ok(Err(_)) | Err(_) => Err(Unavailable::Timeout),
+        let mut status = self.status.clone();
+        let deposed = async {
+            // An error says that Raft has ended, and the caller finds that out as well.
+            let _ = status.wait_for(|status| status.leader != Some(leader)).await;
+        };
+        tokio::select! {
+            biased;
+            answer = timeout(self.sender.patience * READ_INDEX_ROUND_TRIPS, call) => match answer {
+                Ok(Ok(response)) => read_index_answer(response),
+                Ok(Err(_)) | Err(_) => Err(Unavailable::Timeout),
+            },
+            () = deposed => Err(Unavailable::LeaderChanged),
         }
     }
 

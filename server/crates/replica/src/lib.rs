@@ -25,6 +25,7 @@ mod codec;
 mod completion;
 mod forced;
 mod handle;
+mod heartbeats;
 mod image_schedule;
 mod images;
 mod inbound;

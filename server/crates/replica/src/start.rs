@@ -21,6 +21,7 @@ use types::{ClusterId, LogIndex, MemberId, Term};
 use crate::completion::Mailboxes;
 use crate::forced;
 use crate::handle::{Handle, Shared};
+use crate::heartbeats;
 use crate::image_schedule::{ImageSchedule, Progress};
 use crate::images::Images;
 use crate::inbound::Inbound;
@@ -322,7 +323,7 @@ fn raft_config(timing: Timing, images: ImagePolicy) -> Result<Arc<Config>, Start
     let election = milliseconds(timing.election_timeout);
     let config = Config {
         cluster_name: "keelson".into(),
-        heartbeat_interval: milliseconds(timing.heartbeat_interval),
+        heartbeat_interval: milliseconds(heartbeats::patience(timing)),
         election_timeout_min: election,
         // etcd draws from [timeout, 2 * timeout) (raft.go, resetRandomizedElectionTimeout).
         election_timeout_max: election * 2,
@@ -438,6 +439,7 @@ fn spawn_loops(shared: &Arc<Shared>, images: ImagePolicy, timing: Timing) {
         shared.write_boxes.clone(),
     ));
     runtime::spawn(reads::drive(shared.reads.clone(), shared.clone(), shared.read_boxes.clone()));
+    runtime::spawn(heartbeats::drive(Arc::downgrade(shared), timing.heartbeat_interval));
     runtime::spawn(tend_membership(Arc::downgrade(shared), timing.heartbeat_interval));
     runtime::spawn(write_images(Arc::downgrade(shared), images, timing.heartbeat_interval));
 }

@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use futures_util::{Stream, StreamExt};
-use machine::{Answers, AuthChange, Compactor, LeaseChange, Machine, Outcome, Views};
+use machine::{
+    Answers, Applied, AppliedEntry, AuthChange, Compactor, LeaseChange, Machine, Outcome, Views,
+};
 use mvcc::RevisionEvents;
 use openraft::OptionalSend;
 use openraft::entry::RaftEntry;
@@ -41,6 +43,9 @@ pub trait EventSink: Send + Sync + 'static {
     /// counts the entry as applied, so that whoever waits for the entry finds its tokens. It hears
     /// nothing of entries that were in the log when the process began: tokens end with the process.
     fn auth_changed(&self, _changes: &[AuthChange]) {}
+    /// An entry and everything that came of it, before anybody else is told; for those who judge what
+    /// a log does to the state. Must return at once.
+    fn applied(&self, _entry: &AppliedEntry, _applied: &Applied) {}
     /// The whole state was replaced, at start or by a snapshot; `views` show the new one.
     fn reset(&self, views: &Views);
     /// Something to count. Must return at once.
@@ -121,11 +126,15 @@ impl StateMachine {
         let id = entry.log_id();
         let previous_term = self.applied.as_ref().map_or(Term(0), term_of);
         let began = Instant::now();
+        let applied_entry = [codec::applied_entry(entry)];
         let results = self
             .machine
-            .apply(&[codec::applied_entry(entry)])
+            .apply(&applied_entry)
             .map_err(|fatal| io::Error::other(fatal.to_string()))?;
         let took = began.elapsed();
+        for (entry, result) in applied_entry.iter().zip(&results) {
+            self.audience.events.applied(entry, result);
+        }
         if let Some(membership) = entry.get_membership() {
             if names_another(Some(&membership), self.audience.me) {
                 self.audience.log.solitude.end();

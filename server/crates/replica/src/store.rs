@@ -283,7 +283,7 @@ fn position(header: ImageHeader) -> Result<(Option<LogId>, StoredMembership), St
 
 #[cfg(test)]
 mod tests {
-    use disk::{OpenMode, SimDisk};
+    use disk::{Fault, OpenMode, SimDisk};
     use machine::{
         AppliedEntry, AppliedPayload, Batch, CommandKind, LogPosition, Proposal, Ticket,
     };
@@ -324,24 +324,99 @@ mod tests {
         SnapshotMeta { last_log_id, last_membership: StoredMembership::default() }
     }
 
-    /// A follower that was away writes an image of what it had while the leader's snapshot arrives.
+    /// A leader that has applied so many entries.
+    fn leader(entries: u64) -> Machine {
+        let mut leader = load(&Arc::new(SimDisk::new(1))).machine;
+        (1..=entries).for_each(|index| put(&mut leader, index, "leader's"));
+        leader
+    }
+
+    /// Receives a snapshot of `leader` into a file that is synced.
+    fn receive(disk: &SimDisk, store: &Store, leader: &Machine) -> io::Result<IncomingFile> {
+        let mut snapshot = Vec::new();
+        leader.snapshot().write(&mut snapshot).unwrap();
+        let incoming = store.incoming_file();
+        let file = disk.open(incoming.path(), OpenMode::Create)?;
+        file.write_all_at(&snapshot, 0)?;
+        file.sync_data()?;
+        Ok(incoming)
+    }
+
+    fn value(machine: &Machine) -> String {
+        let value = machine.views().mvcc.get(b"k", 0).unwrap().unwrap();
+        let value = mvcc::KeyValue::decode(&value).unwrap().value;
+        String::from_utf8(value.to_vec()).unwrap()
+    }
+
+    /// T03 (etcd PR#13933): the index and the state that it speaks for change together. The power fails
+    /// at every single operation of an installation.
     #[test]
-    fn an_image_that_a_snapshot_has_overtaken_is_not_written() {
-        let leader = {
-            let mut leader = load(&Arc::new(SimDisk::new(1))).machine;
-            (1..=9).for_each(|index| put(&mut leader, index, "leader's"));
-            leader
-        };
+    fn t03_a_crash_anywhere_in_an_installation_leaves_the_old_state_or_the_new_one() {
+        let leader = leader(9);
+        let (mut old, mut new) = (0, 0);
+        for at in 1.. {
+            let disk = Arc::new(SimDisk::new(at));
+            let Loaded { store, machine: mut follower, .. } = load(&disk);
+            (1..=3).for_each(|index| put(&mut follower, index, "old"));
+            store.save(store.epoch(), &meta(3), &follower.image()).unwrap();
+            disk.inject(Fault::CrashAt(disk.mutations() + at));
+            let installed = receive(&disk, &store, &leader)
+                .and_then(|incoming| store.install(incoming.path(), &meta(9)).map(drop));
+            let crashed = disk.is_crashed();
+            assert!(crashed || installed.is_ok(), "operation {at}: {installed:?}");
+            drop((store, follower));
+            disk.clear_faults();
+            disk.restart();
+            let again = load(&disk);
+            let found = (again.applied, value(&again.machine));
+            if found == (meta(9).last_log_id, "leader's".to_owned()) {
+                new += 1;
+            } else {
+                assert_eq!(found, (meta(3).last_log_id, "old".to_owned()), "operation {at}");
+                assert!(installed.is_err(), "operation {at}: an installation is lost");
+                old += 1;
+            }
+            let revision = again.machine.views().mvcc.revision();
+            let expected = optional_index(again.applied.as_ref()).0 + 1;
+            assert_eq!(revision.0 as u64, expected, "operation {at}");
+            if !crashed {
+                break;
+            }
+        }
+        assert!(old >= 5 && new >= 3, "{old} crashes left the old state, {new} the new one");
+    }
+
+    /// T15 (etcd #18055): the second snapshot arrives while the file of the first is still held.
+    #[test]
+    fn t15_two_snapshots_one_behind_the_other_are_both_installed() {
+        let disk = Arc::new(SimDisk::new(2));
+        let Loaded { store, .. } = load(&disk);
+        let first = receive(&disk, &store, &leader(5)).unwrap();
+        let second = receive(&disk, &store, &leader(9)).unwrap();
+        let after_first = store.install(first.path(), &meta(5)).unwrap();
+        let after_second = store.install(second.path(), &meta(9)).unwrap();
+        drop((first, second));
+        assert_eq!(after_first.views().mvcc.revision(), Revision(6), "a reader may still hold it");
+        assert_eq!(after_second.views().mvcc.revision(), Revision(10));
+        assert_eq!(store.images.list().unwrap().len(), 1);
+        drop((store, after_first, after_second));
+        disk.restart();
+        let again = load(&disk);
+        assert_eq!(again.applied, meta(9).last_log_id);
+        assert_eq!(again.machine.views().mvcc.revision(), Revision(10));
+    }
+
+    /// T16 (etcd #20271): a follower that was away writes an image of what it had (etcd defragments)
+    /// while the leader's snapshot arrives.
+    #[test]
+    fn t16_an_image_that_a_snapshot_has_overtaken_is_not_written() {
+        let leader = leader(9);
         let disk = Arc::new(SimDisk::new(2));
         let Loaded { store, machine: mut follower, .. } = load(&disk);
         put(&mut follower, 1, "old");
         let (epoch, image) = (store.epoch(), follower.image());
 
-        let mut snapshot = Vec::new();
-        leader.snapshot().write(&mut snapshot).unwrap();
-        let incoming = store.incoming_file();
-        let file = disk.open(incoming.path(), OpenMode::Create).unwrap();
-        file.write_all_at(&snapshot, 0).unwrap();
+        let incoming = receive(&disk, &store, &leader).unwrap();
         let installed = store.install(incoming.path(), &meta(9)).unwrap();
         store.save(epoch, &meta(1), &image).unwrap();
 
@@ -351,8 +426,6 @@ mod tests {
         drop((store, installed, follower, image));
         let again = load(&disk);
         assert_eq!(again.applied, meta(9).last_log_id);
-        let value = again.machine.views().mvcc.get(b"k", 0).unwrap().unwrap();
-        let value = mvcc::KeyValue::decode(&value).unwrap().value;
-        assert_eq!(value.as_ref(), b"leader's");
+        assert_eq!(value(&again.machine), "leader's");
     }
 }

@@ -12,9 +12,11 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use disk::{Disk, SimDisk};
+use futures_util::{StreamExt, stream};
 use machine::{CommandKind, Outcome, Proposal};
 use proto::etcdserverpb::{CompactionRequest, DeleteRangeRequest};
-use replica::{Bootstrap, LogWriterPlacement, MembershipChange, Unavailable};
+use proto::peerpb;
+use replica::{Bootstrap, LogWriterPlacement, MembershipChange, PeerError, Unavailable};
 use types::MemberId;
 
 use wires::{
@@ -285,6 +287,96 @@ async fn heartbeats_of_many_reads_go_over_one_stream_until_it_breaks() {
     assert!(wires.opened.load(Ordering::SeqCst) > before);
     leading.shutdown().await;
     follower.shutdown().await;
+}
+
+/// T32 (etcd PR#17813): addresses are used again, so whoever answers may not be whom the sender means.
+#[tokio::test(start_paused = true)]
+async fn t32_what_is_for_another_member_or_cluster_is_refused_whatever_it_is() {
+    let disk = Arc::new(SimDisk::new(1));
+    let wires = Wires::default();
+    let replica = start(1, &disk, &wires, Bootstrap::New([node(1)].into())).await;
+    let term = replica.handle().status().term;
+    let wrong = [(CLUSTER.0, 2), (CLUSTER.0 + 1, 1), (0, 1), (CLUSTER.0, 0)];
+    for (cluster_id, to) in wrong {
+        let envelope = Some(peerpb::Envelope {
+            cluster_id,
+            from: 3,
+            to,
+            protocol_version: replica::ProtocolVersions::OWN.newest,
+            protocol_oldest: replica::ProtocolVersions::OWN.oldest,
+        });
+        let vote = Some(peerpb::Vote { term: 99, node_id: 3, committed: true });
+        let inbound = replica.inbound();
+        let append = peerpb::AppendRequest { envelope, vote, ..peerpb::AppendRequest::default() };
+        let appended = inbound.append(stream::iter([append])).next().await.unwrap().map(drop);
+        let ask = peerpb::VoteRequest { envelope, vote, ..peerpb::VoteRequest::default() };
+        let header = peerpb::SnapshotHeader { envelope, vote, ..peerpb::SnapshotHeader::default() };
+        let part = Some(peerpb::snapshot_chunk::Part::Header(header));
+        let chunks = stream::iter([peerpb::SnapshotChunk { part }]);
+        let transfer = peerpb::TransferLeaderRequest {
+            envelope,
+            from_leader: vote,
+            to_node: 1,
+            last_log_id: None,
+        };
+        let forward =
+            peerpb::ForwardRequest { envelope, term: term.0, ..peerpb::ForwardRequest::default() };
+        let change = peerpb::ChangeMembershipRequest { envelope, change: None };
+        let answers = [
+            ("append", appended),
+            ("vote", inbound.vote(ask).await.map(drop)),
+            ("snapshot", inbound.snapshot(chunks).await.map(drop)),
+            ("transfer", inbound.transfer_leader(transfer).await.map(drop)),
+            ("forward", inbound.forward(forward).await.map(drop)),
+            (
+                "read index",
+                inbound.read_index(peerpb::ReadIndexRequest { envelope }).await.map(drop),
+            ),
+            ("membership", inbound.change_membership(change).await.map(drop)),
+        ];
+        for (what, answer) in answers {
+            assert!(matches!(answer, Err(PeerError::Refused(_))), "{what} to {to}: {answer:?}");
+        }
+    }
+    assert_eq!(replica.handle().status().term, term, "none of it was looked at");
+    replica.handle().propose(put("k", "v")).await.unwrap();
+    replica.shutdown().await;
+}
+
+/// A leader that has nothing to replicate knows only from heartbeats that it leads, and a round trip may
+/// take longer than the interval between two of them.
+#[tokio::test(start_paused = true)]
+async fn a_quiet_leader_goes_on_and_serves_reads_over_long_ways() {
+    for way in [75, 200, 450].map(Duration::from_millis) {
+        let wires = Wires::default();
+        *wires.way.lock().unwrap() = way;
+        let disks: Vec<_> = (1..=3).map(|seed| Arc::new(SimDisk::new(seed))).collect();
+        let members: BTreeMap<_, _> = (1..=3).map(node).collect();
+        let (leading, mut replicas) = start_and_elect(&members, &disks, &wires).await;
+        leading.handle().propose(put("k", "v")).await.unwrap();
+        replicas.push(leading);
+        // Over a long way another candidate may have been under way.
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let leading = replicas.iter().find(|replica| replica.handle().leads()).unwrap();
+        let elected = leading.handle().status();
+        for _ in 0..600 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let now = leading.handle().status();
+            assert_eq!(now.term, elected.term, "another election with {way:?} each way");
+            assert!(now.is_leader() && !now.isolated, "{now:?} with {way:?} each way");
+        }
+        for replica in &replicas {
+            let asked = tokio::time::Instant::now();
+            replica.handle().read_index().await.unwrap();
+            // To the leader and back, the heartbeat that is under way, and the one for this read.
+            let took = asked.elapsed();
+            assert!(took <= 6 * way + Duration::from_millis(10), "{took:?} with {way:?} each way");
+            assert_eq!(replica.handle().status().leader, Some(elected.member_id), "{way:?}");
+        }
+        for replica in replicas {
+            replica.shutdown().await;
+        }
+    }
 }
 
 /// A long transfer must not cost the cluster its reads: the follower that receives it is alive.

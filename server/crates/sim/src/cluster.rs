@@ -8,19 +8,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use disk::{Disk, Fault, SimDisk};
-use machine::{LeaseChange, Views};
+use machine::{Applied, AppliedEntry, AuthChange, LeaseChange, SimpleTokens, Views};
 use mvcc::RevisionEvents;
 use replica::{
     Blocking, Bootstrap, EventSink, Handle, ImagePolicy, LogMetrics, LogWriterPlacement, Node,
     Parts, Replica, Rules, Timing,
 };
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use types::{ClusterId, MemberId};
 use watch::{Hub, HubOptions};
 
 use crate::chance::Chance;
 use crate::checkers::agreement::Agreement;
+use crate::expiry::LeaseClock;
 use crate::history::History;
+use crate::journal::{AuthSample, Journal};
 use crate::network::{Life, Network, NodePeers};
 use crate::swarm::Plan;
 use crate::trace::Trace;
@@ -36,15 +38,40 @@ const START_MAX: Duration = Duration::from_secs(60);
 /// How long an orderly stop may take before the process is killed, as an init system does.
 const STOP_MAX: Duration = Duration::from_secs(20);
 
-/// What listens to a member's state machine: the history and the hub of watches.
+/// How long a token lives that nobody uses; short, so that some end.
+const TOKEN_LIFETIME: Duration = Duration::from_secs(8);
+
+/// What listens to a member's state machine: the history, the journal, the hub of watches, the clock
+/// of leases and the tokens.
 struct Sink {
     life: Life,
     history: History,
+    journal: Journal,
     slice: u64,
     hub: Mutex<Option<Hub>>,
+    leases: LeaseClock,
+    started: Instant,
+    tokens: Mutex<SimpleTokens>,
 }
 
 impl Sink {
+    fn new(life: Life, cluster: &Cluster) -> Self {
+        Self {
+            life,
+            history: cluster.history.clone(),
+            journal: cluster.journal.clone(),
+            slice: cluster.plan.workload.watch_slice,
+            hub: Mutex::default(),
+            leases: LeaseClock::new(),
+            started: Instant::now(),
+            tokens: Mutex::new(SimpleTokens::new(TOKEN_LIFETIME)),
+        }
+    }
+
+    fn tokens(&self) -> MutexGuard<'_, SimpleTokens> {
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn hub(&self) -> MutexGuard<'_, Option<Hub>> {
         self.hub.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -58,9 +85,22 @@ impl EventSink for Sink {
         }
     }
 
-    fn leases_changed(&self, _: &[LeaseChange]) {}
+    fn leases_changed(&self, changes: &[LeaseChange]) {
+        self.leases.apply(changes);
+    }
+
+    fn auth_changed(&self, changes: &[AuthChange]) {
+        self.tokens().apply(changes, self.started.elapsed());
+    }
+
+    fn applied(&self, entry: &AppliedEntry, applied: &Applied) {
+        self.journal.applied(self.life.member, entry, applied);
+    }
 
     fn reset(&self, views: &Views) {
+        self.leases.forget();
+        // What took back a token may be among what was not applied one by one.
+        self.tokens().forget();
         self.history.begin(self.life.number, views.mvcc.revision().0);
         if let Some(hub) = &*self.hub() {
             return hub.reset(views.mvcc.clone());
@@ -96,6 +136,14 @@ pub struct Service {
     pub life: Life,
     pub handle: Handle,
     pub hub: Option<Hub>,
+    sink: Arc<Sink>,
+}
+
+impl Service {
+    /// Whose token it is, if this process knows it.
+    pub fn user_of(&self, token: &str) -> Option<String> {
+        self.sink.tokens().user_of(token, self.sink.started.elapsed())
+    }
 }
 
 struct Member {
@@ -107,6 +155,9 @@ struct Member {
     disk_may_fail: bool,
     /// It left the cluster and is never started again.
     gone: bool,
+    /// It may be missing in the cluster: nobody was told that it was added, or its removal was asked
+    /// for, whatever came of that.
+    may_leave: bool,
 }
 
 /// How a process ends.
@@ -123,6 +174,7 @@ pub struct Cluster {
     pub plan: Plan,
     pub network: Network,
     pub history: History,
+    pub journal: Journal,
     pub agreement: Agreement,
     pub trace: Trace,
     members: Mutex<BTreeMap<MemberId, Member>>,
@@ -146,6 +198,7 @@ impl Cluster {
         let cluster = Arc::new(Self {
             network: Network::new(plan.seed, plan.network.clone(), trace.clone()),
             history: History::new(trace.clone()),
+            journal: Journal::new(trace.clone()),
             agreement: Agreement::default(),
             trace,
             members: Mutex::default(),
@@ -168,6 +221,7 @@ impl Cluster {
             frozen: false,
             disk_may_fail: false,
             gone: false,
+            may_leave: false,
         };
         self.members().insert(id, member);
     }
@@ -175,18 +229,17 @@ impl Cluster {
     /// Starts a member's process unless it runs; false if it did not come up.
     pub async fn start(&self, id: MemberId) -> bool {
         let Some(life) = self.new_life(id) else { return true };
-        let sink = Arc::new(Sink {
-            life: life.clone(),
-            history: self.history.clone(),
-            slice: self.plan.workload.watch_slice,
-            hub: Mutex::default(),
-        });
+        let sink = Arc::new(Sink::new(life.clone(), self));
         let Some(parts) = self.parts(&life, sink.clone()) else { return false };
         self.trace.note(format_args!("start member {} life {}", id.0, life.number));
         let started = self.while_powered(&life, START_MAX, replica::start(parts)).await;
         match started {
             Some(Ok(replica)) => {
                 self.network.connect(&life, replica.inbound());
+                if self.plan.locks.clients > 0 {
+                    let clock = sink.leases.clone();
+                    life.spawn(clock.run(replica.handle().clone(), self.plan.election));
+                }
                 if let Some(member) = self.members().get_mut(&id) {
                     member.process = Some(Process { life, replica, sink });
                 }
@@ -346,6 +399,21 @@ impl Cluster {
         member.process.take()
     }
 
+    /// A member may from now on be missing in the cluster.
+    pub fn may_leave(&self, id: MemberId) {
+        if let Some(member) = self.members().get_mut(&id) {
+            member.may_leave = true;
+        }
+    }
+
+    /// A member that is missing in the leader's cluster, which it must not be without a reason.
+    pub fn retire_stranger(&self, id: MemberId) {
+        if !self.members().get(&id).is_some_and(|member| member.may_leave) {
+            self.trace.violation(format!("member {} is missing in its cluster", id.0));
+        }
+        self.retire(id);
+    }
+
     /// A member that left the cluster: ends its process for good.
     pub fn retire(&self, id: MemberId) {
         self.end(id, End::Kill);
@@ -442,14 +510,19 @@ impl Cluster {
             life: process.life.clone(),
             handle: process.replica.handle().clone(),
             hub: process.sink.hub().clone(),
+            sink: process.sink.clone(),
         })
     }
 
     /// Compares the states of all running members.
     pub fn compare_states(&self) {
         for id in self.running() {
-            if let Some(service) = self.service(id) {
-                self.agreement.compare(id, &service.handle.views(), &self.trace);
+            let Some(service) = self.service(id) else { continue };
+            let views = service.handle.views();
+            self.agreement.compare(id, &views, &self.trace);
+            if self.plan.auth.is_used {
+                let (index, auth) = (views.applied_index().0, views.auth());
+                self.journal.sample(AuthSample { member: id, index, auth });
             }
         }
     }

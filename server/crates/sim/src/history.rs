@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use machine::Refusal;
+use concurrency::Place;
+use machine::{AuthAnswer, AuthRefusal, Refusal};
 use mvcc::{EventKind, RevisionEvents};
 use prost::Message;
 use proto::etcdserverpb as pb;
@@ -14,6 +15,8 @@ use proto::mvccpb;
 use types::MemberId;
 use watch::CreateWatch;
 
+use crate::auth::AuthRequest;
+use crate::edge::Witness;
 use crate::trace::Trace;
 
 /// What a client asked for.
@@ -26,6 +29,7 @@ pub enum Request {
     Compact(pb::CompactionRequest),
     Grant(pb::LeaseGrantRequest),
     Revoke(pb::LeaseRevokeRequest),
+    Auth(AuthRequest),
 }
 
 /// What it was told.
@@ -38,6 +42,7 @@ pub enum Response {
     Compact(pb::CompactionResponse),
     Grant(pb::LeaseGrantResponse),
     Revoke(pb::LeaseRevokeResponse),
+    Auth(AuthAnswer),
 }
 
 impl Response {
@@ -51,6 +56,7 @@ impl Response {
             Response::Compact(response) => &response.header,
             Response::Grant(response) => &response.header,
             Response::Revoke(response) => &response.header,
+            Response::Auth(answer) => return answer.revision.0,
         };
         header.as_ref().map_or(0, |header| header.revision)
     }
@@ -63,6 +69,10 @@ pub enum Failure {
     NotDone(String),
     /// Every member refused it alike.
     Refused(Refusal),
+    /// The member that was asked refused it and proposed nothing.
+    Denied(AuthRefusal),
+    /// That member does not know the token; it proposed nothing.
+    InvalidToken,
     /// A write may have happened, or may still happen.
     Unknown(String),
 }
@@ -79,6 +89,8 @@ pub struct Operation {
     pub returned: Option<u64>,
     pub request: Request,
     pub result: Option<Result<Response, Failure>>,
+    /// Whom the member took the client for.
+    pub witness: Option<Witness>,
 }
 
 impl Operation {
@@ -90,6 +102,20 @@ impl Operation {
     /// Whether it may have happened although no response says so.
     pub fn may_have_happened(&self) -> bool {
         matches!(self.result, None | Some(Err(Failure::Unknown(_))))
+    }
+
+    /// Whether it was refused because its user may not do it.
+    pub fn is_unauthorized(&self) -> bool {
+        use machine::AuthRefusal::PermissionDenied;
+        let denied = Refusal::Auth(PermissionDenied);
+        let Some(Err(failure)) = &self.result else { return false };
+        *failure == Failure::Denied(PermissionDenied) || *failure == Failure::Refused(denied)
+    }
+
+    /// Whether it gave its client a token.
+    pub fn is_login(&self) -> bool {
+        matches!(&self.request, Request::Auth(AuthRequest::LogIn { .. }))
+            && self.response().is_some()
     }
 
     /// Whether it reads only.
@@ -125,6 +151,18 @@ pub struct WatchRecord {
     pub complete: Option<i64>,
 }
 
+/// What a candidate believed: that at a revision its key was the oldest under its name.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    pub client: u64,
+    pub place: Place,
+    pub lease: i64,
+    /// The revision; that of a guarded write comes after the moment that was believed in.
+    pub revision: i64,
+    /// Whether it wrote something as the holder, or was only told that it is.
+    pub wrote: bool,
+}
+
 /// The history of one run; clones share it.
 #[derive(Clone)]
 pub struct History {
@@ -140,6 +178,7 @@ struct State {
     /// The last revision that each process published.
     lives: BTreeMap<u64, i64>,
     watches: Vec<WatchRecord>,
+    claims: Vec<Claim>,
 }
 
 impl State {
@@ -169,16 +208,18 @@ impl History {
             returned: None,
             request,
             result: None,
+            witness: None,
         });
         id
     }
 
     /// The client is told.
-    pub fn answer(&self, id: usize, result: Result<Response, Failure>) {
+    pub fn answer(&self, id: usize, result: Result<Response, Failure>, witness: Option<Witness>) {
         let mut state = self.state();
         let returned = state.tick();
         self.trace.note(format_args!("client told op {id} {result:?}"));
         let operation = &mut state.operations[id];
+        operation.witness = witness;
         operation.returned = Some(returned);
         operation.result = Some(result);
     }
@@ -227,6 +268,17 @@ impl History {
     /// A watch is over, or the run is.
     pub fn watched(&self, record: WatchRecord) {
         self.state().watches.push(record);
+    }
+
+    /// A candidate says that it was the first of its name.
+    pub fn claimed(&self, claim: Claim) {
+        self.trace.note(format_args!("{claim:?}"));
+        self.state().claims.push(claim);
+    }
+
+    /// What candidates said.
+    pub fn claims(&self) -> Vec<Claim> {
+        self.state().claims.clone()
     }
 
     /// All operations, in the order of their calls.

@@ -3,13 +3,16 @@
 //!
 //! # A run
 //! [`swarm::Plan`] derives the whole setting from a seed. [`cluster`] starts members of crate
-//! `replica` over [`disk::SimDisk`] and [`network`]; [`workload`]'s clients use them while
-//! [`nemesis`] breaks them; then everything is mended, must serve again, and loses its power once
-//! more. [`checkers`] judge the [`history`].
+//! `replica` over [`disk::SimDisk`] and [`network`]; clients ([`workload`], [`watcher`], [`locker`],
+//! [`administrator`]) use them through [`session`] and [`edge`] while [`nemesis`] breaks them; then
+//! everything is mended, must serve again, and loses its power once more. [`checkers`] judge the
+//! [`history`], which is what clients saw, and the [`journal`], which is what members applied.
 //!
 //! # What is real
-//! Everything but the device, the wire, the clock and chance: log, recovery, openraft, apply, images,
-//! snapshots, compaction, membership, the hub of watches. One thread runs everything on tokio's
+//! Everything but the device, the wire, the clock and chance: log, recovery, openraft, apply with its
+//! judgement of permissions, tokens, images, snapshots, compaction, membership, lease deadlines, the
+//! recipes of lock and election, the hub of watches. Of the edge, [`edge`] and [`expiry`] repeat the
+//! order of the server's steps; each step is the server's own. One thread runs everything on tokio's
 //! paused clock, so a run takes no longer than its work, and is the same every time.
 //!
 //! # Exactness
@@ -22,20 +25,29 @@
 //!   map.
 //! - Nothing leaves a member whose power has failed.
 //! - A client never repeats what may have happened.
+//! - Every proposal of a client is marked with its operation, so that the log says whose it is.
 //!
 //! # Deliberately absent, to be grown
-//! gRPC over a simulated wire, lease deadlines (they belong to the edge), clock drift, full disks,
-//! bit rot, members of different versions.
+//! gRPC over a simulated wire, keeping leases alive and checkpoints of them, permissions of watches,
+//! hashing of passwords, JWT, clock drift, full disks, bit rot, members of different versions.
 
+pub mod administrator;
+pub mod auth;
 pub mod chance;
 pub mod checkers;
 pub mod cluster;
+pub mod edge;
+pub mod expiry;
 pub mod history;
+pub mod journal;
+pub mod locker;
 pub mod nemesis;
 pub mod network;
+pub mod session;
 pub mod simulation;
 pub mod swarm;
 pub mod trace;
+pub mod watcher;
 pub mod workload;
 
 pub use simulation::{Report, first_violation, run, run_plan};

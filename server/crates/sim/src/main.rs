@@ -70,7 +70,7 @@ fn print(report: &Report, took: Duration) {
     let verdict = if report.violation.is_some() { "FAILED" } else { "ok" };
     println!(
         "seed {} {verdict} hash {:016x} simulated {:.1}s took {:.1}s operations {} acknowledged {} \
-         revisions {} watches {}",
+         revisions {} watches {} unauthorized {} logins {} fenced {} expired {}",
         report.seed,
         report.hash,
         report.simulated.as_secs_f64(),
@@ -79,6 +79,10 @@ fn print(report: &Report, took: Duration) {
         report.acknowledged,
         report.revisions,
         report.watches,
+        report.unauthorized,
+        report.logins,
+        report.fenced_writes,
+        report.leases_expired,
     );
     if let Some(violation) = &report.violation {
         let tail = report.last.len().saturating_sub(40);

@@ -311,6 +311,9 @@ impl Nemesis {
             }
         };
         self.cluster.trace.note(format_args!("membership {change:?}"));
+        if let MembershipChange::Remove { id } = &change {
+            self.cluster.may_leave(*id);
+        }
         let life = service.life.clone();
         let asked = change.clone();
         let handle = service.handle;
@@ -320,8 +323,11 @@ impl Nemesis {
         self.cluster.trace.note(format_args!("membership {change:?}: {result:?}"));
         match (change, result) {
             // Whatever came of it, the new member may try to join.
-            (MembershipChange::Add { id, .. }, _) => {
+            (MembershipChange::Add { id, .. }, result) => {
                 self.cluster.add(id, Bootstrap::Join);
+                if !matches!(result, Ok(Some(Ok(())))) {
+                    self.cluster.may_leave(id);
+                }
                 self.cluster.start(id).await;
             }
             (MembershipChange::Remove { id }, Ok(Some(Ok(())))) => {

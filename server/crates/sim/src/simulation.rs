@@ -8,15 +8,24 @@ use tokio::sync::watch as signal;
 use tokio::time::{Instant, sleep};
 use types::{MemberId, Planted};
 
+use crate::administrator::{self, Administrator};
 use crate::checkers;
 use crate::cluster::{Cluster, LOOK};
+use crate::locker::{Locker, TTL_MAX};
 use crate::nemesis::Nemesis;
+use crate::session::Session;
 use crate::swarm::Plan;
 use crate::trace::Trace;
-use crate::workload::{Client, Order, Watcher};
+use crate::watcher::Watcher;
+use crate::workload::{Client, Order};
 
 /// How long a mended cluster may take until it serves again.
 const LIVENESS: Duration = Duration::from_secs(60);
+
+/// Numbers of the clients that are not plain ones, which count from 1.
+const LOCKERS: u64 = 50;
+const ADMINISTRATOR: u64 = 90;
+const PROVER: u64 = 99;
 
 /// What came of a run.
 #[derive(Clone, Debug)]
@@ -31,6 +40,12 @@ pub struct Report {
     pub acknowledged: usize,
     pub revisions: i64,
     pub watches: usize,
+    /// Requests that users were not permitted, and logins that succeeded.
+    pub unauthorized: usize,
+    pub logins: usize,
+    /// Writes of holders of locks and of leaders, and leases that were over in time.
+    pub fenced_writes: usize,
+    pub leases_expired: usize,
     /// Simulated time.
     pub simulated: Duration,
     /// The last notes before a violation.
@@ -108,6 +123,10 @@ pub fn run_plan(plan: Plan, verbose: bool) -> Report {
             acknowledged: 0,
             revisions: 0,
             watches: 0,
+            unauthorized: 0,
+            logins: 0,
+            fenced_writes: 0,
+            leases_expired: 0,
             simulated: Duration::ZERO,
             last: Vec::new(),
         },
@@ -153,6 +172,10 @@ fn run_here(plan: Plan, verbose: bool) -> Report {
             operations: operations.len(),
             revisions: cluster.history.last_revision(),
             watches: cluster.history.watches().len(),
+            unauthorized: operations.iter().filter(|op| op.is_unauthorized()).count(),
+            logins: operations.iter().filter(|op| op.is_login()).count(),
+            fenced_writes: cluster.history.claims().iter().filter(|claim| claim.wrote).count(),
+            leases_expired: cluster.journal.expiries(),
             simulated: begin.elapsed(),
             last: trace.last(),
         }
@@ -173,10 +196,27 @@ async fn play(cluster: &Arc<Cluster>) -> Result<(), String> {
     let mut nemesis = Nemesis::new(cluster.clone());
     nemesis.begin().await;
     let mut tasks = Vec::new();
+    let session = |number| {
+        let user = plan.auth.is_used.then(|| administrator::user_of(number));
+        Session::new(number, cluster.clone(), user)
+    };
+    let root = |number| {
+        let user = plan.auth.is_used.then(|| administrator::ROOT.to_owned());
+        Session::new(number, cluster.clone(), user)
+    };
     for number in 1..=plan.workload.clients {
-        let client = Client::new(number, cluster.clone(), orders.clone());
+        let client = Client::new(session(number), orders.clone());
         tasks.push(tokio::spawn(client.run()));
     }
+    for number in 1..=plan.locks.clients {
+        let locker = Locker::new(root(LOCKERS + number), orders.clone());
+        tasks.push(tokio::spawn(locker.run()));
+    }
+    if plan.auth.is_used {
+        let administrator = Administrator::new(root(ADMINISTRATOR), orders.clone());
+        tasks.push(tokio::spawn(administrator.run()));
+    }
+    let writers = tasks.len();
     for number in 1..=plan.workload.watchers {
         let watcher = Watcher::new(number, cluster.clone(), orders.clone());
         tasks.push(tokio::spawn(watcher.run()));
@@ -186,11 +226,11 @@ async fn play(cluster: &Arc<Cluster>) -> Result<(), String> {
     nemesis.mend().await;
     so_far(cluster)?;
 
-    let mut prover = Client::new(99, cluster.clone(), orders.clone());
+    let mut prover = Client::new(root(PROVER), orders.clone());
     serve_again(cluster, &mut nemesis, &mut prover).await?;
     // Clients finish what they have begun; then nothing moves any more.
     order.send_replace(Order::Settle);
-    let clients = tasks.drain(..plan.workload.clients as usize).collect::<Vec<_>>();
+    let clients = tasks.drain(..writers).collect::<Vec<_>>();
     for client in clients {
         client.await.map_err(|error| format!("a client failed: {error}"))?;
     }
@@ -266,13 +306,23 @@ fn stable_leader(cluster: &Cluster) -> Option<MemberId> {
     cluster.running().into_iter().find(leads)
 }
 
-/// Members that are not part of the leader's cluster: removed, or never added.
+/// Members that are not part of the leader's cluster: removed, or never added. A leader that does not
+/// know yet that it was deposed is not asked; it may not have heard of an addition. It was not deposed if
+/// a majority of its voters is not in a later term: only they could have begun one with another leader.
+/// The strangers themselves say nothing: one that was removed unawares may campaign for ever.
 fn retire_strangers(cluster: &Cluster, leader: MemberId) {
     let Some(service) = cluster.service(leader) else { return };
-    let nodes = service.handle.status().nodes;
+    let status = service.handle.status();
+    let follows = |id: &&MemberId| {
+        cluster.service(**id).is_some_and(|service| service.handle.term() <= status.term)
+    };
+    if status.voters.iter().filter(follows).count() * 2 <= status.voters.len() {
+        return;
+    }
+    let nodes = status.nodes;
     for id in cluster.all() {
         if !nodes.contains_key(&id) {
-            cluster.retire(id);
+            cluster.retire_stranger(id);
         }
     }
 }
@@ -296,7 +346,8 @@ async fn settle(cluster: &Arc<Cluster>) -> Result<i64, String> {
         let applied = statuses_now.first().map_or(0, |status| status.applied.0);
         let equal = statuses_now
             .iter()
-            .all(|status| status.applied.0 == applied && status.committed.0 == applied);
+            .all(|status| status.applied.0 == applied && status.committed.0 == applied)
+            && !leases_run(cluster);
         match (equal, equal_since) {
             (true, Some((index, since))) if index == applied => {
                 // A heartbeat would have told of anything new.
@@ -312,6 +363,13 @@ async fn settle(cluster: &Arc<Cluster>) -> Result<i64, String> {
         }
         sleep(LOOK).await;
     }
+}
+
+/// Whether there is a lease that will be over in time.
+fn leases_run(cluster: &Cluster) -> bool {
+    cluster.running().into_iter().filter_map(|id| cluster.service(id)).any(|service| {
+        service.handle.views().leases().iter().any(|(_, granted, _)| *granted <= TTL_MAX)
+    })
 }
 
 fn statuses(cluster: &Cluster) -> String {
@@ -334,7 +392,9 @@ fn statuses(cluster: &Cluster) -> String {
 }
 
 fn judge(cluster: &Cluster) -> Result<(), String> {
-    let model = checkers::linearizability::check(&cluster.history)?;
+    let order = checkers::log::check(&cluster.history, &cluster.journal)?;
+    let model = checkers::linearizability::check(&cluster.history, &order)?;
+    checkers::fencing::check(&cluster.history, &order, &model)?;
     let mut compact_revision = -1;
     for id in cluster.all() {
         let Some(service) = cluster.service(id) else {

@@ -32,6 +32,8 @@ pub struct Plan {
     pub network: NetworkPlan,
     pub faults: FaultPlan,
     pub workload: WorkloadPlan,
+    pub auth: AuthPlan,
+    pub locks: LockPlan,
     /// A mistake that the members make.
     pub planted: Option<Planted>,
 }
@@ -87,6 +89,22 @@ pub struct WorkloadPlan {
     pub watch_slice: u64,
 }
 
+/// Who may do what, and how often that changes.
+#[derive(Clone, Debug)]
+pub struct AuthPlan {
+    /// Whether there are users at all.
+    pub is_used: bool,
+    pub pause_max_millis: u64,
+}
+
+/// Clients that lock and campaign.
+#[derive(Clone, Debug)]
+pub struct LockPlan {
+    pub clients: u64,
+    /// Locks, and elections, that they compete for.
+    pub names: u64,
+}
+
 impl Plan {
     /// The plan of a seed.
     pub fn of(seed: u64) -> Plan {
@@ -114,6 +132,8 @@ impl Plan {
             },
             faults: FaultPlan::of(c, members_fault),
             workload: WorkloadPlan::of(c),
+            auth: AuthPlan::of(&mut Chance::new(seed, "auth plan")),
+            locks: LockPlan::of(&mut Chance::new(seed, "lock plan")),
             planted: None,
         }
     }
@@ -144,6 +164,19 @@ impl FaultPlan {
             disk_error: if c.hits(100) { 2 } else { 0 },
             break_quorum: c.hits(500),
         }
+    }
+}
+
+impl AuthPlan {
+    fn of(c: &mut Chance) -> Self {
+        AuthPlan { is_used: c.hits(400), pause_max_millis: [50, 300, 1500][c.below(3) as usize] }
+    }
+}
+
+impl LockPlan {
+    fn of(c: &mut Chance) -> Self {
+        let clients = if c.hits(400) { c.between(2, 4) } else { 0 };
+        LockPlan { clients, names: c.between(1, 2) }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Clients: they put, delete, compare and swap, read, compact, take leases, and watch.
+//! Clients: they put, delete, compare and swap, read, compact and take leases.
 //!
 //! A client asks one thing at a time and never asks again for what may have happened. Every value it
 //! puts is put only once, so that the history can tell whose it is.
@@ -6,20 +6,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use machine::{CommandKind, Outcome, Proposal, Refusal};
-use mvcc::{RangeError, RangeQuery};
-use prost::Message;
-use proto::etcdserverpb as pb;
-use replica::Unavailable;
+use bytes::Bytes;
+use proto::{authpb, etcdserverpb as pb};
 use tokio::sync::watch as signal;
-use tokio::time::{sleep, timeout};
-use types::{ClusterId, KeyRange, MemberId, Term};
-use watch::CreateWatch;
+use tokio::time::sleep;
+use types::MemberId;
 
+use crate::auth::AuthRequest;
 use crate::chance::Chance;
 use crate::cluster::{Cluster, Service};
-use crate::history::{Failure, Request, Response, WatchRecord, decode};
+use crate::history::{Request, Response};
+use crate::session::Session;
 
 /// What clients are told to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +30,7 @@ pub enum Order {
 
 /// One client.
 pub struct Client {
-    number: u64,
+    session: Arc<Session>,
     cluster: Arc<Cluster>,
     chance: Chance,
     order: signal::Receiver<Order>,
@@ -47,10 +44,12 @@ pub struct Client {
 
 impl Client {
     /// A client that has not begun.
-    pub fn new(number: u64, cluster: Arc<Cluster>, order: signal::Receiver<Order>) -> Self {
-        let chance = Chance::new(cluster.plan.seed.wrapping_add(number << 32), "client");
+    pub fn new(session: Arc<Session>, order: signal::Receiver<Order>) -> Self {
+        let cluster = session.cluster.clone();
+        let seed = cluster.plan.seed.wrapping_add(session.number << 32);
+        let chance = Chance::new(seed, "client");
         Self {
-            number,
+            session,
             cluster,
             chance,
             order,
@@ -67,10 +66,7 @@ impl Client {
         while *self.order.borrow() == Order::Work {
             let think = self.chance.below(self.cluster.plan.workload.think_max_millis * 1000);
             sleep(Duration::from_micros(think)).await;
-            // Frozen members are asked too: a client does not know.
-            let running = self.cluster.running();
-            let Some(service) = self.chance.pick(&running).and_then(|id| self.cluster.service(*id))
-            else {
+            let Some(service) = self.session.any_service(&mut self.chance) else {
                 sleep(Duration::from_millis(20)).await;
                 continue;
             };
@@ -89,7 +85,7 @@ impl Client {
             return Err(format!("member {} does not run", member.0));
         };
         let put = Request::Put(pb::PutRequest {
-            key: format!("proof{}", self.number).into(),
+            key: format!("proof{}", self.session.number).into(),
             value: self.value(),
             ..pb::PutRequest::default()
         });
@@ -99,25 +95,12 @@ impl Client {
     }
 
     async fn ask(&mut self, service: Service, request: Request) -> Result<Response, String> {
-        let history = self.cluster.history.clone();
-        let (member, life) = (service.life.member, service.life.clone());
-        let id = history.call(self.number, member, life.number, request.clone());
-        let asked = request.clone();
-        // Longer than any request may take: whoever does not answer until then is frozen.
-        let patience = self.cluster.plan.request_timeout * 2;
-        let work = life.run(async move { serve(&service, asked).await });
-        let result = match timeout(patience, work).await {
-            Ok(Some(result)) => result,
-            Ok(None) => Err(Failure::Unknown("the member died".into())),
-            Err(_) => Err(Failure::Unknown("no answer at all".into())),
-        };
-        history.answer(id, result.clone());
-        match result {
+        match self.session.ask(&service, request.clone()).await {
             Ok(response) => {
                 self.learn(&request, &response);
                 Ok(response)
             }
-            Err(failure) => Err(format!("{failure:?} by member {}", member.0)),
+            Err(failure) => Err(format!("{failure:?} by member {}", service.life.member.0)),
         }
     }
 
@@ -143,6 +126,10 @@ impl Client {
     }
 
     fn remember(&mut self, key: Bytes, revision: i64) {
+        // Whoever writes to a candidate's key takes it from its lease: that is not what locks are for.
+        if key.starts_with(b"lock") || key.starts_with(b"election") {
+            return;
+        }
         self.seen.retain(|(known, _)| *known != key);
         self.seen.push((key, revision));
     }
@@ -153,7 +140,7 @@ impl Client {
 
     fn value(&mut self) -> Bytes {
         self.puts += 1;
-        let mut value = format!("c{}-{}-", self.number, self.puts).into_bytes();
+        let mut value = format!("c{}-{}-", self.session.number, self.puts).into_bytes();
         let padding = self.chance.below(self.cluster.plan.workload.value_bytes_max);
         value.resize(value.len() + padding as usize, b'.');
         value.into()
@@ -171,6 +158,9 @@ impl Client {
             plan.compact,
             plan.lease,
         ];
+        if self.session.user.is_some() && self.chance.hits(10) {
+            return self.presumptuous();
+        }
         match self.chance.weighted(&weights) {
             0 => Request::Put(self.put()),
             1 => Request::Delete(self.delete()),
@@ -185,6 +175,22 @@ impl Client {
             6 => self.compact(),
             _ => self.lease(),
         }
+    }
+
+    /// What only administrators may do.
+    fn presumptuous(&mut self) -> Request {
+        Request::Auth(match self.chance.below(3) {
+            0 => AuthRequest::RoleGrantPermission(pb::AuthRoleGrantPermissionRequest {
+                name: "r1".to_owned(),
+                perm: Some(authpb::Permission {
+                    perm_type: authpb::permission::Type::Readwrite as i32,
+                    key: self.key(),
+                    range_end: Bytes::from_static(&[0]),
+                }),
+            }),
+            1 => AuthRequest::Disable(pb::AuthDisableRequest {}),
+            _ => AuthRequest::UserList(pb::AuthUserListRequest {}),
+        })
     }
 
     fn put(&mut self) -> pb::PutRequest {
@@ -275,188 +281,6 @@ impl Client {
                 let id = (self.chance.next_u64() >> 1).max(1) as i64;
                 Request::Grant(pb::LeaseGrantRequest { id, ttl: 1000 })
             }
-        }
-    }
-}
-
-/// Whether a reason says that nothing was proposed.
-fn failure(reason: Unavailable) -> Failure {
-    match reason {
-        Unavailable::TooManyRequests | Unavailable::NoLeader | Unavailable::NotLeader => {
-            Failure::NotDone(reason.to_string())
-        }
-        reason => Failure::Unknown(reason.to_string()),
-    }
-}
-
-/// What a handler of the edge does with a request.
-async fn serve(service: &Service, request: Request) -> Result<Response, Failure> {
-    let proposal = match &request {
-        Request::Range(range) => return serve_range(service, range).await,
-        Request::Put(put) => Proposal::new(CommandKind::Put, put),
-        Request::Delete(delete) => Proposal::new(CommandKind::DeleteRange, delete),
-        Request::Txn(txn) => Proposal::new(CommandKind::Txn, txn),
-        Request::Compact(compact) => Proposal::new(CommandKind::Compaction, compact),
-        Request::Grant(grant) => Proposal::new(CommandKind::LeaseGrant, grant),
-        Request::Revoke(revoke) => Proposal::new(CommandKind::LeaseRevoke, revoke),
-    };
-    match service.handle.propose(proposal).await.map_err(failure)? {
-        Outcome::Put(response) => Ok(Response::Put(response)),
-        Outcome::DeleteRange(response) => Ok(Response::Delete(response)),
-        Outcome::Txn(response) => Ok(Response::Txn(response)),
-        Outcome::Compaction(response) => Ok(Response::Compact(response)),
-        Outcome::LeaseGrant(response) => Ok(Response::Grant(response)),
-        Outcome::LeaseRevoke(response) => Ok(Response::Revoke(response)),
-        Outcome::Refused(refusal) => Err(Failure::Refused(refusal)),
-        other => Err(Failure::Unknown(format!("an answer to another request: {other:?}"))),
-    }
-}
-
-async fn serve_range(service: &Service, range: &pb::RangeRequest) -> Result<Response, Failure> {
-    if !range.serializable {
-        service.handle.read_index().await.map_err(failure)?;
-    }
-    let keys = KeyRange::from_wire(range.key.clone(), range.range_end.clone());
-    let query =
-        RangeQuery { limit: range.limit, revision: range.revision, ..RangeQuery::all(keys) };
-    match service.handle.views().mvcc.range(&query) {
-        Ok(answer) => Ok(Response::Range(pb::RangeResponse {
-            header: Some(pb::ResponseHeader {
-                revision: answer.revision.0,
-                ..pb::ResponseHeader::default()
-            }),
-            kvs: answer.kvs.iter().map(decode).collect(),
-            more: answer.more,
-            count: answer.count,
-        })),
-        Err(RangeError::Compacted) => Err(Failure::Refused(Refusal::Compacted)),
-        Err(RangeError::FutureRevision) => Err(Failure::Refused(Refusal::FutureRevision)),
-        Err(RangeError::Store(error)) => Err(Failure::NotDone(error.to_string())),
-    }
-}
-
-/// A client that only watches.
-pub struct Watcher {
-    cluster: Arc<Cluster>,
-    chance: Chance,
-    order: signal::Receiver<Order>,
-}
-
-/// How long a watch without news counts as having everything.
-const QUIET: Duration = Duration::from_millis(500);
-
-impl Watcher {
-    /// A watcher that has not begun.
-    pub fn new(number: u64, cluster: Arc<Cluster>, order: signal::Receiver<Order>) -> Self {
-        let chance = Chance::new(cluster.plan.seed.wrapping_add(number << 32), "watcher");
-        Self { cluster, chance, order }
-    }
-
-    /// Watches one thing after the other until it is told to finish.
-    pub async fn run(mut self) {
-        while !matches!(*self.order.borrow(), Order::Finish(_)) {
-            let running = self.cluster.running();
-            let service = self.chance.pick(&running).and_then(|id| self.cluster.service(*id));
-            match service {
-                Some(service) => self.watch(service).await,
-                None => sleep(Duration::from_millis(50)).await,
-            }
-        }
-    }
-
-    async fn watch(&mut self, service: Service) {
-        let Some(hub) = service.hub.clone() else {
-            sleep(Duration::from_millis(50)).await;
-            return;
-        };
-        let request = self.request(&service);
-        let (handle, mut output) = hub.open();
-        handle.create(request.clone()).await;
-        let until = Duration::from_millis(self.chance.between(200, 6000));
-        let slow = if self.chance.hits(300) { self.chance.between(1, 200) } else { 0 };
-        let ends = sleep(until);
-        tokio::pin!(ends);
-        let member = service.life.member;
-        let mut record = WatchRecord { member, request, responses: Vec::new(), complete: None };
-        let mut finish = None;
-        loop {
-            let wait = async {
-                match finish {
-                    Some(_) => sleep(QUIET).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                biased;
-                () = service.life.ended() => break,
-                message = output.next() => match message {
-                    None => break,
-                    Some(message) => {
-                        let mut bytes = BytesMut::new();
-                        message.encode(ClusterId(1), member, Term(1), &mut bytes);
-                        let response = pb::WatchResponse::decode(bytes.freeze())
-                            .expect("the hub encodes what can be decoded");
-                        record.responses.push(response);
-                        sleep(Duration::from_millis(slow)).await;
-                    }
-                },
-                () = wait => {
-                    record.complete = finish;
-                    break;
-                }
-                () = &mut ends, if finish.is_none() => {
-                    match *self.order.borrow() {
-                        Order::Work | Order::Settle => break,
-                        Order::Finish(revision) => finish = Some(revision),
-                    }
-                }
-                changed = self.order.changed(), if finish.is_none() => {
-                    if changed.is_err() {
-                        break;
-                    }
-                    if let Order::Finish(revision) = *self.order.borrow() {
-                        finish = Some(revision);
-                    }
-                }
-            }
-        }
-        drop(handle);
-        let over = record.responses.last().is_some_and(|last| last.canceled);
-        self.cluster.trace.note(format_args!(
-            "watch on {} from {} over: {} responses, cancelled: {over}",
-            member.0,
-            record.request.start_revision,
-            record.responses.len()
-        ));
-        if !record.responses.is_empty() {
-            self.cluster.history.watched(record);
-        }
-    }
-
-    fn request(&mut self, service: &Service) -> CreateWatch {
-        let view = service.handle.views().mvcc;
-        let (newest, compacted) = (view.revision().0, view.compact_revision().0);
-        let start_revision = match self.chance.below(6) {
-            0 => 0,
-            1 | 2 => compacted.max(1),
-            3 => newest + self.chance.between(1, 10) as i64,
-            4 => (newest - self.chance.below(40) as i64).max(1),
-            _ => 1,
-        };
-        let (key, range_end) = match self.chance.below(3) {
-            0 => (format!("k{:02}", self.chance.below(3)).into(), Bytes::new()),
-            _ => (Bytes::from_static(b"k"), Bytes::from_static(b"l")),
-        };
-        CreateWatch {
-            key,
-            range_end,
-            start_revision,
-            progress_notify: self.chance.hits(500),
-            no_put: self.chance.hits(100),
-            no_delete: self.chance.hits(100),
-            prev_kv: self.chance.hits(500),
-            fragment: self.chance.hits(200),
-            watch_id: 0,
         }
     }
 }

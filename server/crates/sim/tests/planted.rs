@@ -22,6 +22,13 @@ fn reads_from_a_deposed_leader_are_found() {
 }
 
 #[test]
+fn a_permission_that_is_not_judged_again_at_apply_is_found() {
+    let report = find(Planted::PermissionAtProposeOnly, 200);
+    let violation = report.violation.unwrap_or_default();
+    assert!(violation.contains("UNAUTHORIZED"), "{violation}");
+}
+
+#[test]
 fn a_deletion_lost_by_compaction_is_found() {
     find(Planted::LostDeleteEvent, 300);
 }

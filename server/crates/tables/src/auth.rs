@@ -185,6 +185,19 @@ impl Auth {
         self.users.get(name).ok_or(AuthRefusal::UserNotFound)
     }
 
+    /// The hash that a user's password is to be compared with, and the revision that the comparison
+    /// will be about.
+    pub fn password_hash(&self, name: &str) -> Result<(Bytes, u64), AuthRefusal> {
+        if !self.enabled {
+            return Err(AuthRefusal::NotEnabled);
+        }
+        let user = self.user(name).map_err(|_| AuthRefusal::AuthenticationFailed)?;
+        if user.has_no_password() {
+            return Err(AuthRefusal::NoPasswordUser);
+        }
+        Ok((user.password_hash.clone(), self.revision))
+    }
+
     /// The permissions of a role. The role `root` has all of them, whatever was granted to it.
     pub fn role(&self, name: &str) -> Result<Vec<Permission>, AuthRefusal> {
         let granted = self.roles.get(name).ok_or(AuthRefusal::RoleNotFound)?;

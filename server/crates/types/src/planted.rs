@@ -15,6 +15,8 @@ pub enum Planted {
     StaleReadIndex,
     /// A compaction loses the deletion at its own revision (etcd#18089).
     LostDeleteEvent,
+    /// Permissions are judged when a request is proposed and not once more when it is applied.
+    PermissionAtProposeOnly,
 }
 
 #[cfg(feature = "planted")]

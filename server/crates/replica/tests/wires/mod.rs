@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use disk::{Disk, SimDisk};
-use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
+use futures_util::{Stream, StreamExt};
 use machine::{CommandKind, LeaseChange, Proposal, Views};
 use proto::etcdserverpb::PutRequest;
 use proto::peerpb;
@@ -19,7 +19,11 @@ use replica::{
     AppendResponses, Blocking, Bootstrap, EventSink, ImagePolicy, Inbound, LogMetrics,
     LogWriterPlacement, Node, Parts, Peer, PeerError, PeerResult, Peers, Replica, Rules, Timing,
 };
+use tokio::time::sleep;
 use types::{ClusterId, MemberId};
+
+/// How many messages of a stream may be under way.
+const UNDER_WAY: usize = 64;
 
 #[derive(Clone, Default)]
 pub(crate) struct Wires {
@@ -34,6 +38,20 @@ pub(crate) struct Wires {
     pub(crate) opened: Arc<AtomicUsize>,
     /// Whether snapshots are on their way for ever.
     pub(crate) snapshots_crawl: Arc<AtomicBool>,
+    /// How long everything takes from one member to another.
+    pub(crate) way: Arc<Mutex<Duration>>,
+}
+
+/// The same items, each of them so much later.
+fn carried<T: Send + 'static>(
+    items: impl Stream<Item = T> + Send + 'static,
+    way: Duration,
+) -> BoxStream<'static, T> {
+    let arriving = move |item| async move {
+        sleep(way).await;
+        item
+    };
+    items.map(arriving).buffered(UNDER_WAY).boxed()
 }
 
 impl Wires {
@@ -41,12 +59,21 @@ impl Wires {
         let members = self.members.lock().unwrap();
         members.get(&to.id).cloned().ok_or_else(|| PeerError::Unreachable("down".into()))
     }
+
+    fn way(&self) -> Duration {
+        *self.way.lock().unwrap()
+    }
 }
 
 macro_rules! call {
     ($self:ident, $to:ident, $method:ident, $request:ident) => {{
-        let inbound = $self.find(&$to);
-        Box::pin(async move { inbound?.$method($request).await })
+        let (inbound, way) = ($self.find(&$to), $self.way());
+        Box::pin(async move {
+            sleep(way).await;
+            let answer = inbound?.$method($request).await;
+            sleep(way).await;
+            answer
+        })
     }};
 }
 
@@ -73,7 +100,8 @@ impl Peers for Wires {
             true => Err(PeerError::Unreachable("cut off".into())),
             false => self.find(&to),
         };
-        Box::pin(async move { Ok(inbound?.append(requests)) })
+        let way = self.way();
+        Box::pin(async move { Ok(carried(inbound?.append(carried(requests, way)), way)) })
     }
     fn vote(
         &self,

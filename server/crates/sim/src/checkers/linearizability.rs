@@ -17,16 +17,18 @@ use bytes::Bytes;
 use machine::Refusal;
 use proto::etcdserverpb as pb;
 
+use super::log::{LogOrder, Writer};
 use super::model::{Model, puts_of, without_headers};
 use crate::history::{Change, Failure, History, Operation, Request, Response};
 
 type Verdict = Result<(), String>;
 
-/// Judges the whole history and answers the model of it.
+/// Judges the whole history and answers the model of it. `order` is what is known from the log; what
+/// it does not say is found by what operations would have done.
 ///
 /// # Errors
 /// What was broken.
-pub fn check(history: &History) -> Result<Model, String> {
+pub fn check(history: &History, order: &LogOrder) -> Result<Model, String> {
     let operations = history.operations();
     let mut replay = Replay::new(&operations);
     let revisions = history.revisions();
@@ -35,8 +37,17 @@ pub fn check(history: &History) -> Result<Model, String> {
         if *revision != replay.model.revision() + 1 {
             return Err(format!("revision {revision} follows {}", replay.model.revision()));
         }
-        let writer = replay.claim(*revision, &log.changes)?;
-        published.insert(*revision, operations[writer].called);
+        match order.writers.get(revision) {
+            Some(Writer::Expiry(lease)) => replay.expired(*revision, &log.changes, *lease)?,
+            known => {
+                let known = known.and_then(|writer| match writer {
+                    Writer::Operation(id) => Some(*id),
+                    Writer::Expiry(_) => None,
+                });
+                let writer = replay.claim(*revision, &log.changes, known)?;
+                published.insert(*revision, operations[writer].called);
+            }
+        }
         replay.model.push(*revision, &log.changes);
     }
     for operation in &operations {
@@ -69,9 +80,11 @@ fn wrote(response: &Response) -> bool {
         Response::Put(_) => true,
         Response::Delete(response) => response.deleted > 0,
         Response::Txn(response) => txn_wrote(response),
-        Response::Range(_) | Response::Compact(_) | Response::Grant(_) | Response::Revoke(_) => {
-            false
-        }
+        Response::Range(_)
+        | Response::Compact(_)
+        | Response::Grant(_)
+        | Response::Revoke(_)
+        | Response::Auth(_) => false,
     }
 }
 
@@ -118,8 +131,13 @@ impl<'h> Replay<'h> {
     }
 
     /// Finds the operation that made a revision and checks that it would do just that.
-    fn claim(&mut self, revision: i64, changes: &[Change]) -> Result<usize, String> {
-        let Some(writer) = self.writer_of(revision, changes) else {
+    fn claim(
+        &mut self,
+        revision: i64,
+        changes: &[Change],
+        known: Option<usize>,
+    ) -> Result<usize, String> {
+        let Some(writer) = known.or_else(|| self.writer_of(revision, changes)) else {
             return Err(format!("nobody asked for revision {revision}: {changes:?}"));
         };
         let operation = &self.operations[writer];
@@ -127,7 +145,11 @@ impl<'h> Replay<'h> {
             return Err(format!("{operation:?} happened twice, at {before} and {revision}"));
         }
         self.unknown.remove(&writer);
-        if matches!(operation.result, Some(Err(Failure::NotDone(_) | Failure::Refused(_)))) {
+        let failed = match &operation.result {
+            None | Some(Ok(_) | Err(Failure::Unknown(_))) => false,
+            Some(Err(_)) => true,
+        };
+        if failed {
             return Err(format!("{operation:?} failed, and yet it made revision {revision}"));
         }
         let (_, expected) = self.model.execute(&operation.request, revision - 1);
@@ -137,6 +159,19 @@ impl<'h> Replay<'h> {
             ));
         }
         Ok(writer)
+    }
+
+    /// A revision that the leader made because a lease was over.
+    fn expired(&self, revision: i64, changes: &[Change], lease: i64) -> Verdict {
+        let revoke = Request::Revoke(pb::LeaseRevokeRequest { id: lease });
+        let (_, expected) = self.model.execute(&revoke, revision - 1);
+        match expected == changes {
+            true => Ok(()),
+            false => Err(format!(
+                "revision {revision} should be {expected:?} by the end of lease {lease}, it is \
+                 {changes:?}"
+            )),
+        }
     }
 
     fn writer_of(&self, revision: i64, changes: &[Change]) -> Option<usize> {

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use proto::etcdserverpb as pb;
+use proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use proto::mvccpb::KeyValue;
 
 use crate::history::{Change, Request, Response};
@@ -58,6 +59,19 @@ impl Model {
         self.versions.keys().filter_map(|key| self.at(key, revision)).cloned().collect()
     }
 
+    /// The keys attached to a lease now.
+    pub fn attached(&self, lease: i64) -> Vec<Bytes> {
+        let newest = |versions: &Vec<(i64, Option<KeyValue>)>| versions.last()?.1.clone();
+        let keys = self.versions.values().filter_map(newest);
+        keys.filter(|kv| kv.lease == lease).map(|kv| kv.key).collect()
+    }
+
+    /// The oldest key of a range at a revision.
+    pub fn oldest(&self, key: &[u8], end: &[u8], revision: i64) -> Option<&KeyValue> {
+        let keys = self.versions.keys().filter(|known| in_range(known, key, end));
+        keys.filter_map(|key| self.at(key, revision)).min_by_key(|kv| kv.create_revision)
+    }
+
     /// Takes over the changes of the next revision.
     pub fn push(&mut self, revision: i64, changes: &[Change]) {
         self.revision = revision;
@@ -81,7 +95,7 @@ impl Model {
                 transaction.revoke(revoke.id);
                 Some(Response::Revoke(pb::LeaseRevokeResponse::default()))
             }
-            Request::Compact(_) | Request::Grant(_) => None,
+            Request::Compact(_) | Request::Grant(_) | Request::Auth(_) => None,
         };
         (response, transaction.changes)
     }
@@ -159,7 +173,16 @@ impl Transaction<'_> {
         };
         kvs.retain(|kv| in_range(&kv.key, &range.key, &range.range_end));
         let count = kvs.len() as i64;
-        let more = range.limit > 0 && count > range.limit;
+        let newest = range.max_create_revision;
+        kvs.retain(|kv| newest == 0 || kv.create_revision <= newest);
+        // Clients here sort by nothing else.
+        if range.sort_target == SortTarget::Create as i32 {
+            kvs.sort_by_key(|kv| match range.sort_order == SortOrder::Descend as i32 {
+                true => -kv.create_revision,
+                false => kv.create_revision,
+            });
+        }
+        let more = range.limit > 0 && kvs.len() as i64 > range.limit;
         if more {
             kvs.truncate(range.limit as usize);
         }
@@ -217,6 +240,7 @@ pub fn without_headers(response: &Response) -> Response {
         Response::Compact(response) => response.header = None,
         Response::Grant(response) => response.header = None,
         Response::Revoke(response) => response.header = None,
+        Response::Auth(_) => {}
     }
     response
 }

@@ -7,7 +7,9 @@ use proto::etcdserverpb as pb;
 use proto::mvccpb::KeyValue;
 use types::{MemberId, RecordRevision, Revision};
 
-use super::linearizability::check;
+use super::linearizability;
+use super::log::LogOrder;
+use super::model::Model;
 use crate::history::{Failure, History, Request, Response};
 use crate::trace::Trace;
 
@@ -73,9 +75,14 @@ fn two_puts() -> History {
     for (value, revision) in [("a", 2), ("b", 3)] {
         let id = history.call(1, MEMBER, 1, put(value));
         publish(&history, 1, revision, Some(value));
-        history.answer(id, put_done(revision));
+        history.answer(id, put_done(revision), None);
     }
     history
+}
+
+/// Judged without a log.
+fn check(history: &History) -> Result<Model, String> {
+    linearizability::check(history, &LogOrder::default())
 }
 
 #[track_caller]
@@ -88,7 +95,7 @@ fn broken(history: &History, expected: &str) {
 fn an_honest_history_passes() {
     let history = two_puts();
     let id = history.call(1, MEMBER, 1, get());
-    history.answer(id, got(3, Some(version("b", 3))));
+    history.answer(id, got(3, Some(version("b", 3))), None);
     assert_eq!(check(&history).unwrap().revision(), 3);
 }
 
@@ -96,7 +103,7 @@ fn an_honest_history_passes() {
 fn a_read_of_an_old_revision_after_a_newer_one_was_told_is_stale() {
     let history = two_puts();
     let id = history.call(2, MEMBER, 1, get());
-    history.answer(id, got(2, Some(version("a", 2))));
+    history.answer(id, got(2, Some(version("a", 2))), None);
     broken(&history, "STALE");
 }
 
@@ -104,7 +111,7 @@ fn a_read_of_an_old_revision_after_a_newer_one_was_told_is_stale() {
 fn a_read_with_another_content_than_its_revision_is_wrong() {
     let history = two_puts();
     let id = history.call(2, MEMBER, 1, get());
-    history.answer(id, got(3, Some(version("a", 2))));
+    history.answer(id, got(3, Some(version("a", 2))), None);
     broken(&history, "should have been told");
 }
 
@@ -112,7 +119,7 @@ fn a_read_with_another_content_than_its_revision_is_wrong() {
 fn an_acknowledged_write_that_is_nowhere_is_lost() {
     let history = two_puts();
     let id = history.call(1, MEMBER, 1, put("c"));
-    history.answer(id, put_done(4));
+    history.answer(id, put_done(4), None);
     broken(&history, "LOST");
 }
 
@@ -120,7 +127,7 @@ fn an_acknowledged_write_that_is_nowhere_is_lost() {
 fn a_write_that_was_refused_must_not_happen() {
     let history = two_puts();
     let id = history.call(1, MEMBER, 1, put("c"));
-    history.answer(id, Err(Failure::NotDone("no leader".into())));
+    history.answer(id, Err(Failure::NotDone("no leader".into())), None);
     publish(&history, 1, 4, Some("c"));
     broken(&history, "failed, and yet");
 }
@@ -129,7 +136,7 @@ fn a_write_that_was_refused_must_not_happen() {
 fn a_write_happens_at_most_once() {
     let history = two_puts();
     let id = history.call(1, MEMBER, 1, put("c"));
-    history.answer(id, Err(Failure::Unknown("timed out".into())));
+    history.answer(id, Err(Failure::Unknown("timed out".into())), None);
     publish(&history, 1, 4, Some("c"));
     assert!(check(&history).is_ok(), "what timed out may have happened");
     publish(&history, 1, 5, Some("c"));
@@ -152,17 +159,17 @@ fn a_lease_without_keys_is_revoked_at_a_revision_that_another_operation_made() {
     let request = pb::PutRequest { key, value, lease: LEASE, ..pb::PutRequest::default() };
     let id = history.call(1, MEMBER, 1, Request::Put(request));
     publish_change(&history, 1, 2, Some(KeyValue { lease: LEASE, ..version("a", 2) }));
-    history.answer(id, put_done(2));
+    history.answer(id, put_done(2), None);
 
     let request = pb::DeleteRangeRequest { key: "k".into(), ..pb::DeleteRangeRequest::default() };
     let id = history.call(1, MEMBER, 1, Request::Delete(request));
     publish(&history, 1, 3, None);
-    history.answer(id, Err(Failure::Unknown("the member died".into())));
+    history.answer(id, Err(Failure::Unknown("the member died".into())), None);
     let id = history.call(2, MEMBER, 1, get());
-    history.answer(id, got(3, None));
+    history.answer(id, got(3, None), None);
 
     let id = history.call(1, MEMBER, 1, Request::Revoke(pb::LeaseRevokeRequest { id: LEASE }));
-    history.answer(id, Ok(Response::Revoke(pb::LeaseRevokeResponse { header: header(3) })));
+    history.answer(id, Ok(Response::Revoke(pb::LeaseRevokeResponse { header: header(3) })), None);
     assert_eq!(check(&history).unwrap().revision(), 3);
 }
 

@@ -179,6 +179,39 @@ async fn a_stream_that_is_not_read_holds_a_bounded_number_of_bytes() {
     assert_eq!(client.read_all().await.len() + queued.len(), client.seen.len() - 1);
 }
 
+/// T10 (etcd #17247): a watch that catches up meets what is written meanwhile, and a client goes on
+/// behind what it has heard, as after a lost connection.
+#[tokio::test(start_paused = true)]
+async fn t10_no_event_comes_twice_where_the_history_meets_what_is_new() {
+    for slice_events in 1..12 {
+        let options = HubOptions { slice_events, stream_bytes: 300, ..HubOptions::default() };
+        let mut world = World::new(options);
+        for _ in 0..10 {
+            world.apply(&[Put("a", "1"), Put("b", "1"), Put("c", "1")]);
+            world.apply(&[Delete("a", "z")]);
+        }
+        let watch = CreateWatch { start_revision: 2, prev_kv: true, ..on("a", "z") };
+        let mut client = world.open();
+        client.handle.create(watch.clone()).await;
+        for _ in 0..10 {
+            world.apply(&[Put("a", "2"), Put("b", "2")]);
+            idle().await;
+            client.read(2);
+        }
+        client.read_all().await;
+        let last = world.store.revision();
+        validate(&world.history, &watch, &client.seen, Some(last)).unwrap();
+        let mut heard = revisions(&client.seen);
+        heard.dedup();
+        assert_eq!(heard, (2..=last.0).collect::<Vec<_>>(), "slices of {slice_events}");
+
+        drop(client);
+        let mut again = world.open();
+        again.handle.create(CreateWatch { start_revision: last.0 + 1, ..watch }).await;
+        assert!(revisions(&again.read_all().await).is_empty(), "slices of {slice_events}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn t12_manual_progress_comes_after_every_event_it_speaks_for() {
     let mut world = World::small();
