@@ -288,7 +288,7 @@ async fn nothing_is_missed_or_doubled(server: &std::path::Path) {
         ..WatchCreateRequest::default()
     };
     let whole = WatchCreateRequest { start_revision: 1, ..range("m/", "m0") };
-    let mut watchers = Vec::new();
+    let (mut watchers, mut number) = (Vec::new(), 0);
     for round in 0..3_i32 {
         let clients = [through.clone(), through.clone(), direct.clone()];
         let writers = clients
@@ -298,8 +298,8 @@ async fn nothing_is_missed_or_doubled(server: &std::path::Path) {
         let writers: Vec<_> = writers.collect();
         while writers.iter().any(|writer| !writer.is_finished()) {
             let revision = direct.put(put("m/mark", "")).await.unwrap().header.unwrap().revision;
-            let number = watchers.len() as i32;
-            let back = [0, 1, 7, 50, i64::from(u32::MAX)][watchers.len() % 5];
+            number += 1;
+            let back = [0, 1, 7, 50, i64::from(u32::MAX)][number % 5];
             let base = if number % 3 == 0 { range("m/", "m0") } else { range("m/3", "m/y") };
             // The end has to be covered by all of them.
             let base = if number % 3 == 0 {
@@ -316,10 +316,10 @@ async fn nothing_is_missed_or_doubled(server: &std::path::Path) {
                     ..base
                 },
             ));
-            if watchers.len() % 4 == 0 {
+            if number % 4 == 0 {
                 // One that does not stay.
-                watchers.last().unwrap().task.abort();
-                watchers.pop();
+                let gone: Watcher = watchers.pop().unwrap();
+                gone.task.abort();
             }
             tokio::time::timeout(Duration::from_millis(5), std::future::pending::<()>())
                 .await

@@ -301,7 +301,7 @@ impl Shared {
             let (asks, asked) = mpsc::channel(1);
             let opened = self.members.watch(caller.request(create), ReceiverStream::new(asked));
             let step = match opened.await {
-                Ok(answers) => self.read(feed, answers, asks).await,
+                Ok(answers) => self.read(feed, asks, answers).await,
                 Err(status) => self.failed(feed, &status),
             };
             match step {
@@ -316,8 +316,8 @@ impl Shared {
     async fn read(
         self: &Arc<Self>,
         feed: &NewFeed,
-        mut answers: WatchAnswers,
         asks: mpsc::Sender<WatchRequest>,
+        mut answers: WatchAnswers,
     ) -> Next {
         let ask = || {
             let request_union = Some(RequestUnion::ProgressRequest(WatchProgressRequest {}));
