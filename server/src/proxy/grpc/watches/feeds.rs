@@ -146,6 +146,18 @@ pub(super) struct Feeds {
 impl Feeds {
     /// Gives a receiver its feed; a new one needs a task.
     pub(super) fn join(&mut self, watched: &Watched, receiver: Receiver) -> Option<NewFeed> {
+        let session = receiver.session.clone();
+        let made = self.place(watched, receiver);
+        // An answer that is on its way knows nothing of this watch, and is not told any more.
+        let mut feeds = self.ranges.values().flat_map(BTreeMap::values);
+        let is_his = |(asking, _): &(Arc<Session>, u64)| asking.number == session.number;
+        if feeds.any(|feed| feed.questions.iter().any(is_his)) {
+            self.ask_progress(&session);
+        }
+        made
+    }
+
+    fn place(&mut self, watched: &Watched, receiver: Receiver) -> Option<NewFeed> {
         let feeds = self.ranges.entry(watched.clone()).or_default();
         // One that is still behind would keep the newcomer waiting for events that it does not want.
         let fits = |feed: &Feed| match feed.has_caught_up {

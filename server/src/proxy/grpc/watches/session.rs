@@ -160,7 +160,13 @@ impl Pump {
 
     fn answer(&mut self, outgoing: Outgoing) -> Option<WatchResponse> {
         let (round, header) = match outgoing {
-            Outgoing::Response(response) => return Some(response),
+            Outgoing::Response(response) => {
+                // Questions from before a watch was created are asked again for it too.
+                if response.created {
+                    self.rounds.clear();
+                }
+                return Some(response);
+            }
             Outgoing::Round { round, feeds } => {
                 self.rounds.insert(round, (feeds, None));
                 return None;

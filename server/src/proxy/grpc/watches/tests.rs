@@ -182,6 +182,15 @@ impl World {
         };
         let seen =
             Seen { watched: watched.clone(), start, no_put, events: Vec::new(), is_over: false };
+        let told = WatchResponse {
+            header: Some(header(self.revision())),
+            watch_id: self.ids,
+            created: true,
+            ..WatchResponse::default()
+        };
+        if self.sessions[session].0.push(vec![told]).is_err() {
+            return;
+        }
         self.seen.insert((session, self.ids), seen);
         let made = self.feeds.join(&watched, receiver);
         self.start_all(made);
@@ -280,6 +289,9 @@ impl World {
             return true;
         }
         let seen = self.seen.get_mut(&(session, message.watch_id)).unwrap();
+        if message.created {
+            return true;
+        }
         if message.canceled {
             assert!(seen.start < message.compact_revision, "nothing of it was compacted");
             seen.is_over = true;
