@@ -169,13 +169,6 @@ impl Client {
             range_end: create.range_end.clone(),
             requires_leader: self.caller.requires_leader,
         };
-        let told = WatchResponse {
-            header: Some(header),
-            watch_id: id,
-            created: true,
-            ..WatchResponse::default()
-        };
-        self.send(told).await;
         let receiver = Receiver {
             session: self.session.clone(),
             id,
@@ -188,7 +181,7 @@ impl Client {
             header,
         };
         locked(&self.created).insert(id, watched.clone());
-        self.shared.join(&watched, receiver);
+        self.shared.join(&watched, receiver).await;
         if self.session.is_gone() {
             self.shared.leave(&watched, self.session.number, id);
         }
@@ -258,11 +251,30 @@ impl Shared {
         }
     }
 
-    fn join(self: &Arc<Self>, watched: &Watched, receiver: Receiver) {
-        let mut state = self.lock();
-        let made = state.feeds.join(watched, receiver);
-        self.metrics.watchers_coalescing.set(state.feeds.shared() as f64);
-        drop(state);
+    /// Tells a client that its watch is created and gives it a feed, in one step: an answer to a question
+    /// for progress stands either before both, or is asked for again with the new watch.
+    async fn join(self: &Arc<Self>, watched: &Watched, receiver: Receiver) {
+        let session = receiver.session.clone();
+        let told = WatchResponse {
+            header: Some(receiver.header),
+            watch_id: receiver.id,
+            created: true,
+            ..WatchResponse::default()
+        };
+        let made = loop {
+            {
+                let mut state = self.lock();
+                if session.push(vec![told.clone()]).is_ok() {
+                    let made = state.feeds.join(watched, receiver);
+                    self.metrics.watchers_coalescing.set(state.feeds.shared() as f64);
+                    break made;
+                }
+            }
+            if session.is_gone() {
+                return;
+            }
+            session.roomy().await;
+        };
         self.run_all(made);
     }
 

@@ -265,6 +265,10 @@ impl Feeds {
         // The others do not wait: who has no room goes on alone.
         let slow: Vec<Receiver> =
             full.into_iter().rev().map(|at| feed.receivers.swap_remove(at)).collect();
+        // How far this feed is says nothing of them any more; their clients have more to read than an
+        // answer, and ask again.
+        let is_slow = |number| slow.iter().any(|it| it.session.number == number);
+        feed.questions.retain(|(asking, _)| !is_slow(asking.number));
         feed.next = feed.next.max(last + 1);
         let shared = feed.receivers.len().saturating_sub(1);
         self.responses_shared += shared as u64;

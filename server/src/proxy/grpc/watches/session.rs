@@ -169,6 +169,10 @@ impl Pump {
             }
             Outgoing::Round { round, feeds } => {
                 self.rounds.insert(round, (feeds, None));
+                // The oldest of so many has lost an answer.
+                if self.rounds.len() > RESPONSES_MAX {
+                    self.rounds.pop_first();
+                }
                 return None;
             }
             Outgoing::Progress { round, header } => (round, header),

@@ -74,6 +74,8 @@ struct Seen {
     start: i64,
     no_put: bool,
     events: Vec<Event>,
+    /// Whether the client has been told that there is such a watch.
+    is_created: bool,
     is_over: bool,
 }
 
@@ -180,8 +182,14 @@ impl World {
             wants: Wants::of(&create),
             header: header(self.revision()),
         };
-        let seen =
-            Seen { watched: watched.clone(), start, no_put, events: Vec::new(), is_over: false };
+        let seen = Seen {
+            watched: watched.clone(),
+            start,
+            no_put,
+            events: Vec::new(),
+            is_created: false,
+            is_over: false,
+        };
         let told = WatchResponse {
             header: Some(header(self.revision())),
             watch_id: self.ids,
@@ -282,7 +290,9 @@ impl World {
         let message = message.expect("no stream is ended here");
         let revision = message.header.unwrap().revision;
         if message.watch_id == NO_WATCH {
-            for ((of, id), seen) in self.seen.iter().filter(|((of, _), _)| *of == session) {
+            let is_his =
+                |((of, _), seen): &(&(usize, i64), &Seen)| *of == session && seen.is_created;
+            for ((of, id), seen) in self.seen.iter().filter(is_his) {
                 let expected = self.expected(seen, revision);
                 assert!(seen.is_over || seen.events.len() >= expected.len(), "{of} {id} progress");
             }
@@ -290,8 +300,10 @@ impl World {
         }
         let seen = self.seen.get_mut(&(session, message.watch_id)).unwrap();
         if message.created {
+            seen.is_created = true;
             return true;
         }
+        assert!(seen.is_created, "told of a watch before it is created");
         if message.canceled {
             assert!(seen.start < message.compact_revision, "nothing of it was compacted");
             seen.is_over = true;
