@@ -102,6 +102,10 @@ async fn clients_see_the_same_through_a_proxy(server: &Path) {
 
     let plain = Proxy::start(&ours, &cluster, &[]);
     assert_eq!(seen_by_a_client(&plain.address).await, expected);
+    // Keys that tell who holds what would be seen by who reads everything.
+    let leasing =
+        Proxy::start(&ours, &cluster, &["--namespace=l/", "--experimental-leasing-prefix=!"]);
+    assert_eq!(seen_by_a_client(&leasing.address).await, expected, "with leasing");
 
     let outside = connect(&direct, None).await;
     outside.put(put("of others", "x", 0)).await.unwrap();

@@ -37,6 +37,10 @@ impl Proxy {
         proxy
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// What it shows of itself.
     pub(crate) fn metrics(&self) -> BTreeMap<String, f64> {
         parsed(&http_get(&self.address, "/proxy/metrics").unwrap())

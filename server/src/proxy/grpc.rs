@@ -2,15 +2,14 @@
 //!
 //! Serializable ranges are answered from memory where they can be ([`keys`]), watches of one range share
 //! one watch of the members ([`watches`]), renewals of leases share a stream ([`leases`]), proxies find
-//! each other ([`resolver`]). All other calls are passed on as they came, with the caller's token; the
-//! proxy lends nobody rights of its own. Flags that ask for what is not here stop the start.
-//!
-//! Deliberately absent so far: `--experimental-leasing-prefix`.
+//! each other ([`resolver`]), and keys that are read may be held ([`leasing`]). All other calls are passed
+//! on as they came, with the caller's token; the proxy lends nobody rights of its own.
 
 mod cache;
 mod forward;
 mod keys;
 mod leases;
+mod leasing;
 mod logged;
 mod members;
 mod metrics;
@@ -52,6 +51,7 @@ use cache::Cache;
 use forward::{Elections, Forward, Locks, Upkeep, Users};
 use keys::{Keys, Order};
 use leases::Leases;
+use leasing::Leasing;
 use logged::Logged;
 use members::Members;
 use metrics::ProxyMetrics;
@@ -71,10 +71,6 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// What etcd says of a revision that is gone.
 const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
 
-/// Flags that are known and ask for what is not here.
-const REFUSED: [(&str, &str); 1] =
-    [("experimental-leasing-prefix", "leasing is not supported yet")];
-
 /// Runs the proxy until a signal ends it.
 pub(super) fn start(values: &Values) -> Result<(), Refusal> {
     check(values)?;
@@ -91,7 +87,7 @@ pub(super) fn start(values: &Values) -> Result<(), Refusal> {
     runtime.block_on(run(values, endpoints)).map_err(complained)
 }
 
-/// etcd's `checkArgs`, and what is not here.
+/// etcd's `checkArgs`.
 fn check(values: &Values) -> Result<(), Refusal> {
     let refuse = |text: String| Err(Refusal::Complained(text));
     let (prefix, ttl) = (values.text("resolver-prefix"), values.number("resolver-ttl"));
@@ -114,15 +110,6 @@ fn check(values: &Values) -> Result<(), Refusal> {
     if least == Some(TlsVersion::Tls13) && !values.list("listen-cipher-suites").is_empty() {
         let text = "cipher suites cannot be configured when only TLS1.3 is enabled";
         return refuse(text.to_owned());
-    }
-    for (name, why) in REFUSED {
-        let asked = match values.text(name) {
-            "true" | "false" => values.is_true(name),
-            _ => values.is_changed("grpc-proxy", name),
-        };
-        if asked {
-            return refuse(format!("--{name}={}: {why}", values.text(name)));
-        }
     }
     Ok(())
 }
@@ -156,7 +143,12 @@ async fn run(values: &Values, endpoints: Vec<String>) -> Result<(), Box<dyn Erro
         let interval = values.duration("endpoints-auto-sync-interval");
         tokio::spawn(sync_endpoints(client.clone(), interval));
     }
-    let routes = routes(values, &client, &config, proxies, ProxyMetrics::register(&registry)?);
+    let namespace = namespace(values, &client, &config);
+    let prefix = values.text("experimental-leasing-prefix");
+    let leasing = (!prefix.is_empty()).then(|| Leasing::new(namespace.clone(), prefix));
+    let held = leasing.clone().map(|leasing| tokio::spawn(leasing.keep(stop.clone())));
+    let ways = Ways { client: client.clone(), namespace, leasing };
+    let routes = routes(values, ways, proxies, ProxyMetrics::register(&registry)?);
     let itself = pages::itself(&client_of_itself(values)?).await?;
     let profiling = values.is_true("enable-pprof");
     let http =
@@ -184,30 +176,36 @@ async fn run(values: &Values, endpoints: Vec<String>) -> Result<(), Box<dyn Erro
     stop.cancel();
     accepting.await??;
     serving.await?;
-    if let Some(registered) = registered {
-        registered.await?;
+    for goodbye in registered.into_iter().chain(held) {
+        goodbye.await?;
     }
     Ok(())
 }
 
-fn routes(
-    values: &Values,
-    client: &Client,
-    config: &client::Config,
-    proxies: Proxies,
-    metrics: ProxyMetrics,
-) -> Routes {
-    let forward = Forward(client.clone());
+/// The ways to the members.
+struct Ways {
+    client: Client,
+    namespace: Namespace,
+    leasing: Option<Arc<Leasing>>,
+}
+
+fn namespace(values: &Values, client: &Client, config: &client::Config) -> Namespace {
     let limits = Limits {
         send: config.max_request_bytes.unwrap_or(usize::MAX),
         receive: config.max_response_bytes.unwrap_or(usize::MAX),
     };
-    let namespace = Namespace::new(forward.clone(), values.text("namespace"), limits);
+    Namespace::new(Forward(client.clone()), values.text("namespace"), limits)
+}
+
+fn routes(values: &Values, ways: Ways, proxies: Proxies, metrics: ProxyMetrics) -> Routes {
+    let Ways { client, namespace, leasing } = ways;
+    let forward = Forward(client.clone());
     let is_ordered = values.is_true("experimental-serializable-ordering");
     let keys = Keys {
         members: namespace.clone(),
         cache: Arc::new(Cache::new(metrics.clone())),
         order: is_ordered.then(|| Arc::new(Order::new(client.endpoints().len()))),
+        leasing,
     };
     let advertised = values.text("advertise-client-url").to_owned();
     let members = Members { forward: forward.clone(), advertised, proxies };

@@ -14,6 +14,7 @@ use tonic::{Request, Response, Status};
 
 use super::cache::{Asked, Cache, Question, Span};
 use super::forward::{Caller, carried};
+use super::leasing::Leasing;
 use super::namespace::{Answers, Namespace};
 
 /// How many times every member is asked for an answer that is new enough, as in etcd.
@@ -25,6 +26,7 @@ pub(super) struct Keys {
     pub(super) members: Namespace,
     pub(super) cache: Arc<Cache>,
     pub(super) order: Option<Arc<Order>>,
+    pub(super) leasing: Option<Arc<Leasing>>,
 }
 
 /// The newest revision that a read has shown.
@@ -54,13 +56,13 @@ impl Order {
 impl Keys {
     /// Asks the members for a range, in order if that is wanted.
     async fn ask(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
-        let Some(order) = &self.order else { return self.members.range(request).await };
+        let Some(order) = &self.order else { return self.ask_once(request).await };
         let request = carried(request);
         let newest = order.newest.load(Ordering::Relaxed);
         for _ in 0..=ROUNDS * order.members {
             let mut again = Request::new(request.get_ref().clone());
             *again.metadata_mut() = request.metadata().clone();
-            let response = self.members.range(again).await?;
+            let response = self.ask_once(again).await?;
             if order.seen(response.get_ref().header.as_ref()) >= newest {
                 return Ok(response);
             }
@@ -69,6 +71,16 @@ impl Keys {
             "etcdclient: no cluster members have a revision higher than the previously received \
              revision",
         ))
+    }
+
+    async fn ask_once(
+        &self,
+        request: Request<RangeRequest>,
+    ) -> Result<Response<RangeResponse>, Status> {
+        let Some(leasing) = &self.leasing else { return self.members.range(request).await };
+        let response = leasing.range(request).await?;
+        leasing.seen(response.get_ref().header.as_ref());
+        Ok(response)
     }
 
     /// What the memory has to know of a transaction that took place.
@@ -183,7 +195,10 @@ impl Kv for Keys {
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
         let span = Span::of(&request.get_ref().key, &Default::default());
         let _writing = Writing { cache: &self.cache, spans: vec![span] };
-        self.members.put(request).await
+        match &self.leasing {
+            Some(leasing) => leasing.put(request).await,
+            None => self.members.put(request).await,
+        }
     }
 
     async fn delete_range(
@@ -192,7 +207,10 @@ impl Kv for Keys {
     ) -> Result<Response<DeleteRangeResponse>, Status> {
         let span = Span::of(&request.get_ref().key, &request.get_ref().range_end);
         let _writing = Writing { cache: &self.cache, spans: vec![span] };
-        self.members.delete_range(request).await
+        match &self.leasing {
+            Some(leasing) => leasing.delete_range(request).await,
+            None => self.members.delete_range(request).await,
+        }
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
@@ -202,7 +220,10 @@ impl Kv for Keys {
         may_write(&txn.success, &mut writing.spans);
         may_write(&txn.failure, &mut writing.spans);
         let asked = self.cache.asked();
-        let response = self.members.txn(request).await?;
+        let response = match &self.leasing {
+            Some(leasing) => leasing.txn(request).await?,
+            None => self.members.txn(request).await?,
+        };
         writing.spans.clear();
         self.note(asked, caller.token(), &txn, response.get_ref());
         if let Some(order) = &self.order {
