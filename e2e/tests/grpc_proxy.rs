@@ -1,52 +1,21 @@
-//! `etcd grpc-proxy start` before one server: what clients get through it, with a namespace and without.
+//! `etcd grpc-proxy start` before a server: what clients get through it, and what it saves the members.
+//! What etcd's proxy does too is done by both here, and compared.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails, also in its helpers")]
 
+mod calls;
+mod proxy;
+
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use client::{Client, Config, Credentials};
-use e2e::processes::{Cluster, ServerOptions, free_ports, http_get};
+use e2e::processes::{Cluster, ServerOptions, http_get};
 use proto::etcdserverpb::*;
+use proxy::Proxy;
 
 const LIMIT: Duration = Duration::from_secs(30);
-
-/// A running proxy; ends when dropped.
-struct Proxy {
-    child: Child,
-    address: String,
-}
-
-impl Proxy {
-    fn start(program: &Path, cluster: &Cluster, flags: &[&str]) -> Proxy {
-        let address = format!("127.0.0.1:{}", free_ports(1).unwrap()[0]);
-        let child = Command::new(program)
-            .args(["grpc-proxy", "start"])
-            .arg(format!("--listen-addr={address}"))
-            .arg(format!("--advertise-client-url={address}"))
-            .arg(format!("--endpoints={}", cluster.members()[0].endpoint))
-            .args(flags)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let proxy = Proxy { child, address };
-        let deadline = Instant::now() + LIMIT;
-        while !http_get(&proxy.address, "/health").is_ok_and(|body| body.contains("\"true\"")) {
-            assert!(Instant::now() < deadline, "the proxy is not healthy");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        proxy
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 async fn connect(endpoint: &str, credentials: Option<Credentials>) -> Client {
     let endpoints = vec![endpoint.to_owned()];
@@ -133,6 +102,10 @@ async fn clients_see_the_same_through_a_proxy(server: &Path) {
 
     let plain = Proxy::start(&ours, &cluster, &[]);
     assert_eq!(seen_by_a_client(&plain.address).await, expected);
+    // Keys that tell who holds what would be seen by who reads everything.
+    let leasing =
+        Proxy::start(&ours, &cluster, &["--namespace=l/", "--experimental-leasing-prefix=!"]);
+    assert_eq!(seen_by_a_client(&leasing.address).await, expected, "with leasing");
 
     let outside = connect(&direct, None).await;
     outside.put(put("of others", "x", 0)).await.unwrap();

@@ -46,6 +46,15 @@ pub(crate) struct Gateway {
     calls: Calls,
 }
 
+/// A message of a call as JSON, for logs; nothing if it is none of the API's.
+pub(crate) fn message_as_json(path: &str, is_response: bool, bytes: &[u8]) -> Option<String> {
+    let method = SCHEMA.methods.get(path)?;
+    let message = if is_response { method.response } else { method.request };
+    let mut text = String::new();
+    encode::decode_message(bytes, message, Html::Plain, &mut text).ok()?;
+    Some(text)
+}
+
 /// One call: what is asked for, and by whom.
 struct Asked {
     path: &'static str,

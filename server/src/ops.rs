@@ -10,7 +10,7 @@ pub mod memory;
 pub mod metrics;
 pub mod notify;
 pub mod observed;
-mod profile;
+pub(crate) mod profile;
 pub mod signals;
 
 /// Registers `process_*`: memory, CPU time and file descriptors of the process.

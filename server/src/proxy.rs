@@ -41,7 +41,7 @@ pub(crate) fn run(arguments: &[String]) -> Option<ExitCode> {
 fn start(group: &Group, values: &command::Values, arguments: &[String]) -> ExitCode {
     let _logs = match Logs::start(&LogConfig {
         outputs: vec![LogOutput::Stderr],
-        level: LogLevel::Info,
+        level: if values.is_true("debug") { LogLevel::Debug } else { LogLevel::Info },
         format: LogFormat::Json,
         rotation: None,
     }) {

@@ -33,11 +33,26 @@ pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// The same for what has to be asked by a client.
+pub(crate) async fn until_async(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    const LIMIT: Duration = Duration::from_secs(30);
+    let deadline = Instant::now() + LIMIT;
+    while !holds().await {
+        assert!(Instant::now() < deadline, "{what} did not happen in {LIMIT:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// What a member's metrics show: name with labels, and value.
 pub(crate) fn metrics(member: &Member) -> BTreeMap<String, f64> {
     let text = e2e::processes::http_get(member.metrics_endpoint(), "/metrics")
         .unwrap_or_else(|error| panic!("{}: {error:#}\n{}", member.name, member.log()));
-    text.lines()
+    parsed(&text)
+}
+
+/// The metrics in a page.
+pub(crate) fn parsed(page: &str) -> BTreeMap<String, f64> {
+    page.lines()
         .filter(|line| !line.starts_with('#'))
         .filter_map(|line| line.rsplit_once(' '))
         .filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?)))

@@ -93,6 +93,8 @@ async fn watch(
             // this one makes it open them again, here or elsewhere.
             () = send_messages(&context, output, &messages) => Err(ApiError::Stopped.into()),
             status = leader_lost(&context, wants_leader) => Err(status),
+            // The client has gone. One that had closed its side before is not noticed by its requests.
+            () = messages.closed() => Ok(()),
         };
         if let Err(status) = ended {
             // The client may have gone already.

@@ -17,7 +17,7 @@ use pprof::{ProfilerGuard, ProfilerGuardBuilder, Report};
 use prost::Message;
 
 /// Below this path everything is ours.
-pub(super) const PREFIX: &str = "/debug/pprof/";
+pub(crate) const PREFIX: &str = "/debug/pprof/";
 
 /// Samples per second of CPU time, as Go takes them.
 const FREQUENCY: i32 = 100;
@@ -31,7 +31,7 @@ const OF_GO: [&str; 8] =
     ["allocs", "block", "goroutine", "heap", "mutex", "symbol", "threadcreate", "trace"];
 
 /// Answers a request for what follows the prefix.
-pub(super) async fn answer(name: &str, query: &str) -> Response<Full<Bytes>> {
+pub(crate) async fn answer(name: &str, query: &str) -> Response<Full<Bytes>> {
     match name {
         "" => index(),
         "cmdline" => text(StatusCode::OK, std::env::args().collect::<Vec<_>>().join("\0")),

@@ -352,12 +352,6 @@ impl Values {
         parse_bool(self.text(name)) == Ok(true)
     }
 
-    /// Whether a flag was given another value than its default.
-    pub(super) fn is_changed(&self, group: &str, name: &str) -> bool {
-        let flags = GROUPS.iter().filter(|known| known.name == group).flat_map(|it| it.flags);
-        flags.filter(|flag| flag.name == name).any(|flag| flag.default != self.text(name))
-    }
-
     pub(super) fn number(&self, name: &str) -> i64 {
         self.text(name).parse().unwrap_or(0)
     }

@@ -1,16 +1,22 @@
-//! `etcd grpc-proxy start`: passes gRPC calls on to the members, over connections of its own.
+//! `etcd grpc-proxy start`: stands before the members and saves them work.
 //!
-//! Every call is passed on as it came, with the caller's token; nothing is decided here. Only what
-//! `--namespace` and `--advertise-client-url` ask for changes messages. Flags that ask for what is not
-//! here stop the start.
-//!
-//! Deliberately absent so far: putting watches of one key together, remembering ranges, sharing
-//! keep-alives, registering under `--resolver-prefix`. Each of them saves the members work and is no part
-//! of an answer.
+//! Serializable ranges are answered from memory where they can be ([`keys`]), watches of one range share
+//! one watch of the members ([`watches`]), renewals of leases share a stream ([`leases`]), proxies find
+//! each other ([`resolver`]), and keys that are read may be held ([`leasing`]). All other calls are passed
+//! on as they came, with the caller's token; the proxy lends nobody rights of its own.
 
+mod cache;
 mod forward;
+mod keys;
+mod leases;
+mod leasing;
+mod logged;
+mod members;
+mod metrics;
 mod namespace;
 mod pages;
+mod resolver;
+mod watches;
 
 use std::error::Error;
 use std::path::Path;
@@ -19,10 +25,12 @@ use std::time::Duration;
 
 use client::{Client, TlsOptions};
 use prometheus::Registry;
+use proto::etcdserverpb::RangeRequest;
 use proto::etcdserverpb::cluster_server::ClusterServer;
 use proto::etcdserverpb::kv_server::KvServer;
 use proto::etcdserverpb::lease_server::LeaseServer;
 use proto::etcdserverpb::watch_server::WatchServer;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
@@ -39,24 +47,29 @@ use crate::urls::Url;
 use super::command::Values;
 use super::{Refusal, endpoints};
 
-use forward::{Elections, Forward, Keys, Leases, Locks, Members, Upkeep, Users, Watches};
-use namespace::Namespace;
+use cache::Cache;
+use forward::{Elections, Forward, Locks, Upkeep, Users};
+use keys::{Keys, Order};
+use leases::Leases;
+use leasing::Leasing;
+use logged::Logged;
+use members::Members;
+use metrics::ProxyMetrics;
+use namespace::{Limits, Namespace};
+use resolver::{Proxies, Registration};
+use watches::Watches;
 
 /// How long calls under way may take once the proxy stops.
 const DRAIN_GRACE: Duration = Duration::from_secs(5);
 /// After which a call is slow, as the server's default has it.
 const SLOW_CALL: Duration = Duration::from_millis(300);
 
-/// Flags that are known and ask for what is not here.
-const REFUSED: [(&str, &str); 7] = [
-    ("resolver-prefix", "registering the proxy is not supported yet"),
-    ("endpoints-auto-sync-interval", "the members are those of --endpoints or --discovery-srv"),
-    ("experimental-leasing-prefix", "leasing is not supported yet"),
-    ("experimental-serializable-ordering", "ordering is not supported yet"),
-    ("experimental-enable-grpc-logging", "logging of calls is not supported yet"),
-    ("enable-pprof", "profiles of the proxy are not supported yet"),
-    ("permit-without-stream", "connections without calls are not pinged"),
-];
+/// How long asking for the members may take, and a read before the proxy serves.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause before a failed read before the proxy serves is made again.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// What etcd says of a revision that is gone.
+const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
 
 /// Runs the proxy until a signal ends it.
 pub(super) fn start(values: &Values) -> Result<(), Refusal> {
@@ -74,7 +87,7 @@ pub(super) fn start(values: &Values) -> Result<(), Refusal> {
     runtime.block_on(run(values, endpoints)).map_err(complained)
 }
 
-/// etcd's `checkArgs`, and what is not here.
+/// etcd's `checkArgs`.
 fn check(values: &Values) -> Result<(), Refusal> {
     let refuse = |text: String| Err(Refusal::Complained(text));
     let (prefix, ttl) = (values.text("resolver-prefix"), values.number("resolver-ttl"));
@@ -83,6 +96,9 @@ fn check(values: &Values) -> Result<(), Refusal> {
     }
     if prefix.is_empty() && ttl > 0 {
         return refuse(format!("invalid resolver-prefix {prefix:?}"));
+    }
+    if !prefix.is_empty() && values.text("advertise-client-url").is_empty() {
+        return refuse("invalid advertise-client-url \"\"".to_owned());
     }
     if values.is_true("auto-tls") && values.number("self-signed-cert-validity") == 0 {
         return refuse("selfSignedCertValidity is invalid,it should be greater than 0".to_owned());
@@ -94,15 +110,6 @@ fn check(values: &Values) -> Result<(), Refusal> {
     if least == Some(TlsVersion::Tls13) && !values.list("listen-cipher-suites").is_empty() {
         let text = "cipher suites cannot be configured when only TLS1.3 is enabled";
         return refuse(text.to_owned());
-    }
-    for (name, why) in REFUSED {
-        let asked = match values.text(name) {
-            "true" | "false" => values.is_true(name),
-            _ => values.is_changed("grpc-proxy", name),
-        };
-        if asked {
-            return refuse(format!("--{name}={}: {why}", values.text(name)));
-        }
     }
     Ok(())
 }
@@ -126,8 +133,26 @@ async fn run(values: &Values, endpoints: Vec<String>) -> Result<(), Box<dyn Erro
     let registry = Registry::new();
     register_process(&registry)?;
     let calls = CallMetrics::register(&registry, false, SLOW_CALL)?;
-    let routes = routes(values, &client, config.max_response_bytes.unwrap_or(usize::MAX));
-    let http = pages::handler(Arc::new(pages::Pages { client, config, registry }));
+    let stop = CancellationToken::new();
+    if values.is_true("experimental-serializable-ordering") {
+        read_once(&client).await;
+    }
+    let proxies = Proxies::default();
+    let registered = register(values, &client, &proxies, &stop);
+    if !values.duration("endpoints-auto-sync-interval").is_zero() {
+        let interval = values.duration("endpoints-auto-sync-interval");
+        tokio::spawn(sync_endpoints(client.clone(), interval));
+    }
+    let namespace = namespace(values, &client, &config);
+    let prefix = values.text("experimental-leasing-prefix");
+    let leasing = (!prefix.is_empty()).then(|| Leasing::new(namespace.clone(), prefix));
+    let held = leasing.clone().map(|leasing| tokio::spawn(leasing.keep(stop.clone())));
+    let ways = Ways { client: client.clone(), namespace, leasing };
+    let routes = routes(values, ways, proxies, ProxyMetrics::register(&registry)?);
+    let itself = pages::itself(&client_of_itself(values)?).await?;
+    let profiling = values.is_true("enable-pprof");
+    let http =
+        pages::handler(Arc::new(pages::Pages { client, itself, config, registry, profiling }));
     let clients =
         Services { grpc: Some(routes), direct: None, http: Some(http.clone()), calls: Some(calls) };
     let metrics = Services { http: Some(http), ..Services::default() };
@@ -139,7 +164,6 @@ async fn run(values: &Values, endpoints: Vec<String>) -> Result<(), Box<dyn Erro
         keepalive_timeout: some("grpc-keepalive-timeout"),
         keepalive_min_time: values.duration("grpc-keepalive-min-time"),
     };
-    let stop = CancellationToken::new();
     let (thread, serving) = RpcThread::pair(services, settings);
     let serving = tokio::spawn(serving.run(stop.clone(), DRAIN_GRACE));
     let accepting = tokio::spawn(listeners.run(vec![thread], stop.clone()));
@@ -152,32 +176,124 @@ async fn run(values: &Values, endpoints: Vec<String>) -> Result<(), Box<dyn Erro
     stop.cancel();
     accepting.await??;
     serving.await?;
+    for goodbye in registered.into_iter().chain(held) {
+        goodbye.await?;
+    }
     Ok(())
 }
 
-fn routes(values: &Values, client: &Client, response_bytes_max: usize) -> Routes {
-    let forward = Forward(client.clone());
-    let members = Members {
-        forward: forward.clone(),
-        advertised: values.text("advertise-client-url").to_owned(),
+/// The ways to the members.
+struct Ways {
+    client: Client,
+    namespace: Namespace,
+    leasing: Option<Arc<Leasing>>,
+}
+
+fn namespace(values: &Values, client: &Client, config: &client::Config) -> Namespace {
+    let limits = Limits {
+        send: config.max_request_bytes.unwrap_or(usize::MAX),
+        receive: config.max_response_bytes.unwrap_or(usize::MAX),
     };
-    let routes = Routes::new(ClusterServer::new(members))
-        .add_service(Upkeep(forward.clone()))
-        .add_service(Users(forward.clone()))
-        .add_service(Locks(forward.clone()))
-        .add_service(Elections(forward.clone()));
-    let prefix = values.text("namespace");
-    if prefix.is_empty() {
-        return routes
-            .add_service(Keys(forward.clone()))
-            .add_service(Watches(forward.clone()))
-            .add_service(Leases(forward));
+    Namespace::new(Forward(client.clone()), values.text("namespace"), limits)
+}
+
+fn routes(values: &Values, ways: Ways, proxies: Proxies, metrics: ProxyMetrics) -> Routes {
+    let Ways { client, namespace, leasing } = ways;
+    let forward = Forward(client.clone());
+    let is_ordered = values.is_true("experimental-serializable-ordering");
+    let keys = Keys {
+        members: namespace.clone(),
+        cache: Arc::new(Cache::new(metrics.clone())),
+        order: is_ordered.then(|| Arc::new(Order::new(client.endpoints().len()))),
+        leasing,
+    };
+    let advertised = values.text("advertise-client-url").to_owned();
+    let members = Members { forward: forward.clone(), advertised, proxies };
+    let is_logged = values.is_true("experimental-enable-grpc-logging");
+    Routes::new(Logged { service: ClusterServer::new(members), is_logged })
+        .add_service(Logged { service: KvServer::new(keys), is_logged })
+        .add_service(Logged {
+            service: WatchServer::new(Watches::new(namespace.clone(), metrics)),
+            is_logged,
+        })
+        .add_service(Logged { service: LeaseServer::new(Leases::new(namespace)), is_logged })
+        .add_service(Logged { service: Upkeep(forward.clone()), is_logged })
+        .add_service(Logged { service: Users(forward.clone()), is_logged })
+        .add_service(Logged { service: Locks(forward.clone()), is_logged })
+        .add_service(Logged { service: Elections(forward), is_logged })
+}
+
+/// Waits until the cluster has answered a linearizable read: before, a serializable one could show an
+/// older revision than the proxy that ran before this one did.
+async fn read_once(client: &Client) {
+    tracing::info!("waiting for linearized read from cluster to recover ordering");
+    loop {
+        let range = RangeRequest { key: "_".into(), keys_only: true, ..RangeRequest::default() };
+        let client = client.until(Instant::now() + CALL_TIMEOUT);
+        match client.range(range).await {
+            Ok(_) => return,
+            // That it may not be read is an answer too.
+            Err(error) if error.message().starts_with("etcdserver: user name is empty") => return,
+            Err(error) => {
+                tracing::warn!(%error, "ordering recovery failed, retrying in 1s");
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
+        }
     }
-    let namespace = Namespace::new(forward, prefix, response_bytes_max);
-    routes
-        .add_service(KvServer::new(namespace.clone()))
-        .add_service(WatchServer::new(namespace.clone()))
-        .add_service(LeaseServer::new(namespace))
+}
+
+/// Makes the proxy known to others, and others to it, if that is wanted.
+fn register(
+    values: &Values,
+    client: &Client,
+    proxies: &Proxies,
+    stop: &CancellationToken,
+) -> Option<tokio::task::JoinHandle<()>> {
+    let prefix = values.text("resolver-prefix");
+    if prefix.is_empty() {
+        return None;
+    }
+    let registration = Registration {
+        client: client.clone(),
+        prefix: format!("{}{prefix}", values.text("namespace")),
+        address: values.text("advertise-client-url").to_owned(),
+        ttl: values.number("resolver-ttl"),
+    };
+    tokio::spawn(registration.clone().follow(proxies.clone()));
+    Some(tokio::spawn(registration.keep(stop.clone())))
+}
+
+/// Follows the cluster's membership.
+async fn sync_endpoints(client: Client, interval: Duration) {
+    loop {
+        tokio::time::sleep(interval).await;
+        let asked = client.until(Instant::now() + CALL_TIMEOUT);
+        if let Err(error) = asked.sync_endpoints().await {
+            tracing::info!(%error, "Auto sync endpoints failed.");
+        }
+    }
+}
+
+/// How the proxy reaches itself, to say whether it is well; nothing without an address.
+fn client_of_itself(values: &Values) -> Result<Option<client::Config>, Box<dyn Error>> {
+    let advertised = values.text("advertise-client-url").to_owned();
+    let file = |name: &str| Some(values.text(name)).filter(|it| !it.is_empty()).map(Into::into);
+    let is_made_here = values.text("cert-file").is_empty() && values.is_true("auto-tls");
+    let tls = TlsOptions {
+        ca_file: file("trusted-ca-file"),
+        certificate_file: file("cert-file"),
+        key_file: file("key-file"),
+        server_name: None,
+        // Nobody else has signed a certificate that was made here.
+        insecure_skip_verify: is_made_here,
+    };
+    let is_secure = is_made_here || tls.certificate_file.is_some() || tls.ca_file.is_some();
+    Ok((!advertised.is_empty()).then(|| client::Config {
+        endpoints: vec![advertised],
+        dial_timeout: Some(Duration::from_secs(5)),
+        tls: is_secure.then_some(tls),
+        ..client::Config::default()
+    }))
 }
 
 /// How the members are reached.
@@ -213,6 +329,7 @@ fn client_config(
         dial_timeout: Some(Duration::from_secs(5)),
         keepalive_time: some("dial-keepalive-time"),
         keepalive_timeout: some("dial-keepalive-timeout"),
+        keepalive_without_calls: values.is_true("permit-without-stream"),
         tls: is_secure.then_some(tls),
         credentials: None,
         max_request_bytes: bytes("max-send-bytes"),

@@ -103,6 +103,28 @@ impl Client {
         &self.shared.config.endpoints
     }
 
+    /// The endpoints that it uses now.
+    pub fn current_endpoints(&self) -> Vec<String> {
+        self.shared.pool.endpoints()
+    }
+
+    /// Asks the cluster who its members are and uses them from now on, as clientv3's `Sync` does: all
+    /// that have started and are no learners, at the addresses that they advertise.
+    ///
+    /// # Errors
+    /// When the members cannot be asked; then nothing changes.
+    pub async fn sync_endpoints(&self) -> Result<(), Error> {
+        let request = MemberListRequest { linearizable: true };
+        let members = self.member_list(request).await?.members;
+        let members = members.into_iter().filter(|it| !it.name.is_empty() && !it.is_learner);
+        let endpoints: Vec<String> = members.flat_map(|member| member.client_ur_ls).collect();
+        if endpoints.is_empty() {
+            return Err(Error::NoEndpoints);
+        }
+        self.shared.pool.set_endpoints(&endpoints);
+        Ok(())
+    }
+
     pub(crate) fn dial_timeout(&self) -> Option<Duration> {
         self.shared.config.dial_timeout
     }

@@ -18,6 +18,8 @@ pub struct Config {
     pub keepalive_time: Option<Duration>,
     /// A ping unanswered for this long closes the connection.
     pub keepalive_timeout: Option<Duration>,
+    /// Whether a connection without calls is pinged too.
+    pub keepalive_without_calls: bool,
     /// TLS settings; see [`Config::endpoints`] for when they are used.
     pub tls: Option<TlsOptions>,
     /// Who the client is.

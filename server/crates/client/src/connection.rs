@@ -36,6 +36,7 @@ const HTTP_BYTES_MAX: u64 = 64 * 1024 * 1024;
 pub(crate) struct Dialer {
     tls: Option<(Arc<ClientConfig>, Option<String>)>,
     keepalive: Option<(Duration, Duration)>,
+    keepalive_without_calls: bool,
 }
 
 /// Where a server is.
@@ -66,7 +67,8 @@ impl Dialer {
         let keepalive = config.keepalive_time.map(|time| {
             (time.max(MIN_KEEPALIVE_TIME), config.keepalive_timeout.unwrap_or(CONNECT_TIMEOUT))
         });
-        Ok(Dialer { tls, keepalive })
+        let keepalive_without_calls = config.keepalive_without_calls;
+        Ok(Dialer { tls, keepalive, keepalive_without_calls })
     }
 
     /// Connects to a server. The error is the reason as grpc-go words it.
@@ -85,7 +87,10 @@ impl Dialer {
             .origin(origin)
             .connect_timeout(CONNECT_TIMEOUT);
         if let Some((time, timeout)) = self.keepalive {
-            builder = builder.http2_keep_alive_interval(time).keep_alive_timeout(timeout);
+            builder = builder
+                .http2_keep_alive_interval(time)
+                .keep_alive_timeout(timeout)
+                .keep_alive_while_idle(self.keepalive_without_calls);
         }
         // The stream is opened here and not by the connector, so that its own error can be told and
         // a lost connection stays lost: a connector's stream can be taken only once.

@@ -199,6 +199,7 @@ fn config(matches: &Matches) -> Outcome<Config> {
         dial_timeout: Some(matches.duration("dial-timeout")).filter(|timeout| !timeout.is_zero()),
         keepalive_time: Some(matches.duration("keepalive-time")).filter(|time| !time.is_zero()),
         keepalive_timeout: Some(matches.duration("keepalive-timeout")),
+        keepalive_without_calls: false,
         tls: tls(matches)?,
         credentials: credentials(matches)?,
         max_request_bytes: limit("max-request-bytes"),

@@ -1,16 +1,14 @@
-//! Calls that are passed on as they are, and the members that clients are told of.
+//! Calls that are passed on as they are, and what goes with those that are not.
 
 use std::convert::Infallible;
 use std::task::{Context, Poll};
 
 use client::Client;
 use futures_util::future::BoxFuture;
-use proto::etcdserverpb::cluster_client::ClusterClient;
-use proto::etcdserverpb::cluster_server::Cluster;
-use proto::etcdserverpb::*;
+use tonic::Request;
 use tonic::body::Body;
+use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 use tonic::server::NamedService;
-use tonic::{Request, Response, Status};
 use tower::Service;
 
 /// What goes with a request that the proxy has changed: who calls, whether there must be a leader, how
@@ -36,16 +34,51 @@ impl Service<http::Request<Body>> for Forward {
     }
 }
 
-/// A request with a changed message and what has to go with it.
-pub(super) fn carried<T, U>(request: Request<T>, change: impl FnOnce(T) -> U) -> Request<U> {
+/// A request as the proxy passes it on: the message, and of the metadata what has to go with it.
+pub(super) fn carried<T>(request: Request<T>) -> Request<T> {
     let (metadata, _, message) = request.into_parts();
-    let mut request = Request::new(change(message));
+    let mut request = Request::new(message);
     for name in CARRIED {
         if let Some(value) = metadata.get(name) {
             request.metadata_mut().insert(name, value.clone());
         }
     }
     request
+}
+
+/// In whose name calls are made that the proxy makes for several clients at once.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Caller {
+    /// The token as it was sent; empty without one.
+    token: String,
+    pub(super) requires_leader: bool,
+}
+
+impl Caller {
+    pub(super) fn of(metadata: &MetadataMap) -> Self {
+        let text = |name: &str| metadata.get(name).and_then(|value| value.to_str().ok());
+        Self {
+            token: text("token").unwrap_or_default().to_owned(),
+            requires_leader: text("hasleader") == Some("true"),
+        }
+    }
+
+    pub(super) fn token(&self) -> &[u8] {
+        self.token.as_bytes()
+    }
+
+    pub(super) fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Ok(token) = self.token.parse()
+            && !self.token.is_empty()
+        {
+            request.metadata_mut().insert("token", token);
+        }
+        if self.requires_leader {
+            request.metadata_mut().insert("hasleader", AsciiMetadataValue::from_static("true"));
+        }
+        request
+    }
 }
 
 macro_rules! passed_on {
@@ -77,68 +110,8 @@ macro_rules! passed_on {
 }
 
 passed_on! {
-    Keys = "etcdserverpb.KV";
-    Watches = "etcdserverpb.Watch";
-    Leases = "etcdserverpb.Lease";
     Upkeep = "etcdserverpb.Maintenance";
     Users = "etcdserverpb.Auth";
     Locks = "v3lockpb.Lock";
     Elections = "v3electionpb.Election";
-}
-
-/// The members as clients see them: with `--advertise-client-url` the proxy alone, so that a client
-/// that looks for members does not go past it.
-pub(super) struct Members {
-    pub(super) forward: Forward,
-    pub(super) advertised: String,
-}
-
-impl Members {
-    fn client(&self) -> ClusterClient<Forward> {
-        ClusterClient::new(self.forward.clone())
-    }
-}
-
-#[tonic::async_trait]
-impl Cluster for Members {
-    async fn member_add(
-        &self,
-        request: Request<MemberAddRequest>,
-    ) -> Result<Response<MemberAddResponse>, Status> {
-        self.client().member_add(carried(request, |message| message)).await
-    }
-
-    async fn member_remove(
-        &self,
-        request: Request<MemberRemoveRequest>,
-    ) -> Result<Response<MemberRemoveResponse>, Status> {
-        self.client().member_remove(carried(request, |message| message)).await
-    }
-
-    async fn member_update(
-        &self,
-        request: Request<MemberUpdateRequest>,
-    ) -> Result<Response<MemberUpdateResponse>, Status> {
-        self.client().member_update(carried(request, |message| message)).await
-    }
-
-    async fn member_list(
-        &self,
-        request: Request<MemberListRequest>,
-    ) -> Result<Response<MemberListResponse>, Status> {
-        if self.advertised.is_empty() {
-            return self.client().member_list(carried(request, |message| message)).await;
-        }
-        let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        let client_ur_ls = vec![self.advertised.clone()];
-        let own = Member { name: name.trim().to_owned(), client_ur_ls, ..Member::default() };
-        Ok(Response::new(MemberListResponse { header: None, members: vec![own] }))
-    }
-
-    async fn member_promote(
-        &self,
-        request: Request<MemberPromoteRequest>,
-    ) -> Result<Response<MemberPromoteResponse>, Status> {
-        self.client().member_promote(carried(request, |message| message)).await
-    }
 }
