@@ -125,10 +125,7 @@ async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
     let instruments = Instruments::register(&config)?;
     let metrics = instruments.metrics.clone();
     let disk: Arc<dyn Disk> = Arc::new(MeasuredDisk::new(Arc::new(OsDisk), metrics));
-    let client_tls = Arc::new(ClientTls::new(config.listen.peer_tls.clone()));
-    client_tls.check()?;
-    let dialer = Dialer::new(Arc::new(move || client_tls.current()));
-    let outbound = Outbound::new(dialer);
+    let outbound = outbound(&config)?;
     let (clients, peers) = bind(&config)?;
     // Until something is served there is nothing to end in order: a start that waits, for other members
     // or for the process that still has the directory, is given up.
@@ -189,6 +186,13 @@ async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
     stop.cancel();
     replica.shutdown().await;
     ended
+}
+
+/// The way to the other members. Files that it cannot use are found now.
+fn outbound(config: &Config) -> Result<Arc<Outbound>, Box<dyn Error>> {
+    let tls = Arc::new(ClientTls::new(config.listen.peer_tls.clone()));
+    tls.check()?;
+    Ok(Outbound::new(Dialer::new(Arc::new(move || tls.current()))))
 }
 
 fn hub_options(config: &Config) -> HubOptions {

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use e2e::processes::{http_get, signal};
 use proto::authpb;
 use proto::etcdserverpb::alarm_request::AlarmAction;
 use proto::etcdserverpb::request_op::Request as Op;
@@ -284,9 +285,15 @@ fn t38_a_watch_that_requires_a_leader_ends_alike_when_there_is_none() {
         let member = &talk.cluster.members()[1];
         let pid = member.pid().expect("it runs");
         // The other member ends while the watch is open.
+        let watched = talk.cluster.members()[0].endpoint.clone();
         let killer = std::thread::spawn(move || {
-            std::thread::sleep(Duration::from_millis(700));
-            e2e::processes::signal(pid, "KILL")
+            let deadline = Instant::now() + Duration::from_secs(20);
+            let opened = "\netcd_debugging_mvcc_watcher_total 1\n";
+            while !http_get(&watched, "/metrics")?.contains(opened) {
+                anyhow::ensure!(Instant::now() < deadline, "the watch is not opened");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            signal(pid, "KILL")
         });
         talk.call(requiring);
         killer.join().expect("the thread ends").expect("kill the other member");
@@ -335,7 +342,7 @@ fn reconfiguration_with_a_member_down_is_answered_alike() {
         };
         let (down, up) = (id_of("m3"), id_of("m2"));
         talk.cluster.member_mut(2).kill().expect("kill a member");
-        // Until Go etcd has noticed.
+        // Go etcd counts only members that it has been connected to for five seconds (HealthInterval).
         std::thread::sleep(Duration::from_secs(6));
         talk.member = 0;
         talk.ask(Rpc::ClusterMemberRemove, &pb::MemberRemoveRequest { id: up });
