@@ -312,6 +312,7 @@ fn peer_routes(
         leases: context.leases.clone(),
         token_digest: Bytes::copy_from_slice(&Sha256::digest(&config.cluster.token)),
         meters,
+        request_bytes_max: config.limits.request_bytes_max,
     };
     service.routes()
 }

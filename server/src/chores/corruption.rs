@@ -59,8 +59,31 @@ pub async fn initial_check(handle: &Handle) -> Result<(), CorruptionError> {
     if differs(&own, &peers) {
         return Err(CorruptionError::Inconsistent(me));
     }
-    tracing::info!("local-member-id" = %me, "initial corruption checking passed; no corruption");
+    let missing = not_compared(&own, &peers);
+    if !missing.is_empty() {
+        tracing::warn!(
+            "local-member-id" = %me,
+            "number-of-peers" = peers.len(),
+            "peers-not-compared" = ?missing,
+            "initial corruption checking is incomplete; was not able to compare with all peers"
+        );
+    }
+    tracing::info!(
+        "local-member-id" = %me,
+        "number-of-peers-checked" = peers.len() - missing.len(),
+        "initial corruption checking passed; no corruption"
+    );
     Ok(())
+}
+
+/// The members whose data are as unknown after a check as before it: a check that could not be made has
+/// found nothing, which is not the same as that there is nothing.
+fn not_compared(own: &HashAnswer, peers: &[(MemberId, PeerHash)]) -> Vec<MemberId> {
+    let comparable = |answer: &PeerHash| match answer {
+        PeerHash::Hash(theirs) => theirs.compact_revision == own.compact_revision.0,
+        PeerHash::Compacted | PeerHash::FutureRevision | PeerHash::NoAnswer(_) => false,
+    };
+    peers.iter().filter(|(_, answer)| !comparable(answer)).map(|(peer, _)| *peer).collect()
 }
 
 /// Whether some other member has another hash relative to the same compaction.
@@ -120,7 +143,15 @@ async fn periodic_check(handle: &Handle) -> Result<(), CorruptionError> {
     if let Some(odd) = odd_one(me, &before, &after, &peers) {
         alarm(handle, odd).await;
     }
-    let checked = peers.iter().filter(|(_, peer)| matches!(peer, PeerHash::Hash(_))).count();
+    let missing = not_compared(&before, &peers);
+    if !missing.is_empty() {
+        tracing::warn!(
+            "number-of-peers" = peers.len(),
+            "peers-not-compared" = ?missing,
+            "peer corruption check is incomplete; was not able to compare with all peers"
+        );
+    }
+    let checked = peers.len() - missing.len();
     tracing::info!("number-of-peers-checked" = checked, "finished peer corruption check");
     Ok(())
 }
@@ -322,6 +353,26 @@ mod tests {
         assert!(!differs(&own(7, 10), &[peer(2, 8, 20, 50), silent.clone()]));
         assert!(!differs(&own(7, 10), &[(MemberId(2), PeerHash::FutureRevision), silent]));
         assert!(differs(&own(7, 10), &[peer(2, 7, 10, 50), peer(3, 8, 10, 50)]));
+    }
+
+    /// T40 (etcd's postmortem of 3.5): checks passed silently while peers answered with errors.
+    #[test]
+    fn t40_a_peer_that_could_not_be_asked_is_not_taken_for_a_sound_one() {
+        let silent = [
+            PeerHash::NoAnswer("down".to_owned()),
+            PeerHash::FutureRevision,
+            PeerHash::Compacted,
+            peer(0, 7, 20, 50).1,
+        ];
+        for answer in silent {
+            let peers = [peer(2, 7, 10, 50), (MemberId(3), answer)];
+            assert!(!differs(&own(7, 10), &peers), "{peers:?}");
+            assert_eq!(not_compared(&own(7, 10), &peers), [MemberId(3)], "{peers:?}");
+            assert_eq!(judge(ME, &own(7, 10), &peers), Verdict::Incomplete, "{peers:?}");
+        }
+        let sound = [peer(2, 7, 10, 50), peer(3, 7, 10, 50)];
+        assert_eq!(not_compared(&own(7, 10), &sound), []);
+        assert_eq!(judge(ME, &own(7, 10), &sound), Verdict::Equal);
     }
 
     #[test]

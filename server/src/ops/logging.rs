@@ -16,7 +16,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
@@ -34,6 +34,8 @@ use crate::config::{LogConfig, LogFormat, LogLevel, LogOutput, LogRotation};
 const QUEUE_LINES: usize = 8192;
 /// How long the end of the process waits for the last lines.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often it looks whether there is room for asking.
+const FLUSH_PAUSE: Duration = Duration::from_millis(10);
 /// Libraries that say more than an operator wants to know; shown from `--log-level=debug` on.
 const NOISY: [&str; 7] = ["openraft", "h2", "hyper", "hyper_util", "rustls", "tonic", "tower"];
 
@@ -79,11 +81,17 @@ impl Logs {
 
     /// Waits until everything logged so far is written, within reason.
     pub fn flush(&self) {
+        // A target that hangs must not keep the process alive, nor must the queue before it, which is
+        // full then.
+        let until = Instant::now() + FLUSH_TIMEOUT;
         let (done, written) = sync_channel(1);
-        if self.queue.send(Message::Flush(done)).is_ok() {
-            // A target that hangs must not keep the process alive.
-            let _ = written.recv_timeout(FLUSH_TIMEOUT);
+        let mut message = Message::Flush(done);
+        while let Err(full) = self.queue.try_send(message) {
+            let (TrySendError::Full(again), true) = (full, Instant::now() < until) else { return };
+            message = again;
+            std::thread::sleep(FLUSH_PAUSE);
         }
+        let _ = written.recv_timeout(until.saturating_duration_since(Instant::now()));
     }
 }
 

@@ -17,6 +17,7 @@ use types::{LeaseId, MemberId};
 
 use super::REFUSED;
 use super::meters::{Direction, PeerMeters};
+use crate::config::GRPC_OVERHEAD_BYTES;
 use crate::leases::LeaseClock;
 use crate::version;
 
@@ -29,13 +30,21 @@ pub(crate) struct PeerService {
     /// SHA-256 of the cluster token, so that a joining process can tell a configuration mix-up.
     pub(crate) token_digest: bytes::Bytes,
     pub(crate) meters: PeerMeters,
+    /// The largest request of a client, which travels between members as it is.
+    pub(crate) request_bytes_max: usize,
 }
 
+/// What a message between members may measure at least: room for a batch of proposals, and for members
+/// whose clients may send larger requests than this one's.
+const MESSAGE_BYTES_MAX: usize = 64 << 20;
+
 impl PeerService {
-    /// All services of the peer listener.
+    /// All services of the peer listener. What is larger than any message can be is refused before it
+    /// is received: whoever reaches the port could fill the memory otherwise (etcd PR#22161).
     pub(crate) fn routes(self) -> Routes {
-        let raft = RaftServer::new(self.clone()).max_decoding_message_size(usize::MAX);
-        let member = MemberServer::new(self).max_decoding_message_size(usize::MAX);
+        let max = MESSAGE_BYTES_MAX.max(self.request_bytes_max.saturating_add(GRPC_OVERHEAD_BYTES));
+        let raft = RaftServer::new(self.clone()).max_decoding_message_size(max);
+        let member = MemberServer::new(self).max_decoding_message_size(max);
         Routes::new(raft).add_service(member)
     }
 }
