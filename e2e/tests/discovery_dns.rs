@@ -57,8 +57,14 @@ fn servers_that_dns_names_are_found_as_by_go_etcd() {
     assert!(status.success(), "inside the namespaces: {status}");
 }
 
-/// Names, and the ports on `localhost` that they lead to.
+/// Names of services, and the ports on [`HOST`] that they lead to.
 type Zone = BTreeMap<String, u16>;
+
+/// The one host, which is this one. Go does not look for names in `/etc/hosts` that DNS has told.
+const HOST: &str = "server.test";
+
+const TYPE_A: u16 = 1;
+const TYPE_SRV: u16 = 33;
 
 /// Answers every question, for as long as the process lives.
 fn serve(zone: Zone) {
@@ -66,35 +72,44 @@ fn serve(zone: Zone) {
     std::thread::spawn(move || {
         let mut buffer = [0; 4096];
         while let Ok((length, from)) = socket.recv_from(&mut buffer) {
-            let (name, end) = question(&buffer[..length]);
+            let (name, kind, end) = question(&buffer[..length]);
+            let data = match (kind, zone.get(&name)) {
+                // Priority, weight, port, host.
+                (TYPE_SRV, Some(port)) => {
+                    let numbers = [0, 0, *port].map(u16::to_be_bytes).concat();
+                    Some([&numbers[..], b"\x06server\x04test\0"].concat())
+                }
+                (TYPE_A, _) if name == HOST => Some(vec![127, 0, 0, 1]),
+                _ => None,
+            };
             // What follows the question is not for us.
             let mut answer = buffer[..end].to_vec();
-            let port = zone.get(&name);
-            let code = if port.is_some() { 0 } else { CODE_NO_SUCH_NAME };
+            let is_known = data.is_some() || name == HOST;
+            let code = if is_known { 0 } else { CODE_NO_SUCH_NAME };
             answer[2..4].copy_from_slice(&(0x8180 | code).to_be_bytes());
-            answer[6..8].copy_from_slice(&u16::from(port.is_some()).to_be_bytes());
+            answer[6..8].copy_from_slice(&u16::from(data.is_some()).to_be_bytes());
             answer[8..12].fill(0);
-            if let Some(port) = port {
-                // The name of the question, SRV, IN, a minute, the length.
-                answer.extend_from_slice(&[0xc0, 12, 0, 33, 0, 1, 0, 0, 0, 60, 0, 17]);
-                // Priority, weight, port, host.
-                answer.extend([0, 0, *port].iter().flat_map(|number| number.to_be_bytes()));
-                answer.extend_from_slice(b"\x09localhost\0");
+            if let Some(data) = data {
+                // The name of the question, what it asked for, IN, a minute.
+                answer.extend([[0xc0, 12], kind.to_be_bytes(), [0, 1], [0, 0], [0, 60]].concat());
+                answer.extend(u16::try_from(data.len()).unwrap().to_be_bytes());
+                answer.extend(data);
             }
             socket.send_to(&answer, from).unwrap();
         }
     });
 }
 
-/// The name that is asked for, and where the question ends.
-fn question(message: &[u8]) -> (String, usize) {
+/// The name that is asked for, what of it, and where the question ends.
+fn question(message: &[u8]) -> (String, u16, usize) {
     let (mut at, mut labels) = (HEADER_BYTES, Vec::new());
     while message[at] != 0 {
         let end = at + 1 + usize::from(message[at]);
-        labels.push(String::from_utf8_lossy(&message[at + 1..end]).into_owned());
+        labels.push(String::from_utf8_lossy(&message[at + 1..end]).to_ascii_lowercase());
         at = end;
     }
-    (labels.join("."), at + 5)
+    let kind = u16::from_be_bytes([message[at + 1], message[at + 2]]);
+    (labels.join("."), kind, at + 5)
 }
 
 /// A sub-command that serves; ends when dropped.
@@ -134,10 +149,12 @@ fn start(program: &Path, flags: &[String], words: &str) -> Serving {
     serving
 }
 
-/// What a program says and how it ends, without lines of logs.
+/// What a program says and how it ends, without lines of logs. Of a host's name etcd shows the dot at its
+/// end, too.
 fn told(output: &Output) -> (Option<i32>, String, Vec<String>) {
     let errors = String::from_utf8_lossy(&output.stderr);
-    let told = errors.lines().filter(|line| !line.starts_with('{')).map(str::to_owned).collect();
+    let told = errors.lines().filter(|line| !line.starts_with('{'));
+    let told = told.map(|line| line.replace(&format!("{HOST}.:"), &format!("{HOST}:"))).collect();
     (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned(), told)
 }
 
@@ -158,7 +175,7 @@ impl World {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
         // The domain's name is that of its servers for `etcdctl`; the proxy takes the name of the host.
-        let names = ["127.0.0.1", "localhost", "secure.test", "mixed.test"].map(str::to_owned);
+        let names = ["127.0.0.1", HOST, "secure.test", "mixed.test"].map(str::to_owned);
         let made = rcgen::generate_simple_self_signed(names).unwrap();
         let (cert, key) = (path("cert.pem"), path("key.pem"));
         std::fs::write(&cert, made.cert.pem()).unwrap();
@@ -200,20 +217,23 @@ fn inside() {
 fn etcdctl_finds_servers(world: &World, programs: [&Path; 2]) {
     let elsewhere = format!("--endpoints={}", world.plain.members()[0].client_url());
     let trust = world.trust("cacert");
+    // This is the default, unlike that of the proxies.
     let insecure = ["--discovery-srv=plain.test", "--insecure-discovery"];
-    let secure = ["--discovery-srv=secure.test", &trust];
-    // Another name than that of the certificate.
-    let foreign = ["--discovery-srv=foreign.test", &trust, "--command-timeout=2s"];
-    let lines: [(&[&str], &[&str], bool); 10] = [
+    let checked = "--insecure-discovery=false";
+    let secure = ["--discovery-srv=secure.test", checked, &trust];
+    // Another name than those of the certificate.
+    let foreign = ["--discovery-srv=foreign.test", checked, &trust, "--command-timeout=2s"];
+    let lines: [(&[&str], &[&str], bool); 11] = [
         (&insecure, &["put", "where", "plain"], true),
         (&insecure, &["get", "where"], true),
-        (&["--discovery-srv=plain.test", &elsewhere], &["get", "where"], true),
+        (&["--discovery-srv=plain.test", checked, &elsewhere], &["get", "where"], true),
         (&[insecure[0], insecure[1], "--discovery-srv-name=named"], &["get", "where"], true),
         (&[insecure[0], insecure[1], "--discovery-srv-name=none"], &["get", "where"], false),
         (&["--discovery-srv=none.test"], &["get", "where"], false),
         (&secure, &["put", "where", "secure"], true),
         (&secure, &["get", "where"], true),
-        (&["--discovery-srv=mixed.test", &trust], &["get", "where"], true),
+        (&["--discovery-srv=mixed.test", checked, &trust], &["get", "where"], true),
+        (&["--discovery-srv=foreign.test", &trust], &["get", "where"], true),
         (&foreign, &["get", "where"], false),
     ];
     for (flags, command, succeeds) in lines {

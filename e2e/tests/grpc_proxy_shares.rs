@@ -193,7 +193,8 @@ async fn clients_that_watch_the_same_share_one_watch_of_the_members() {
         assert_eq!(&events[0].kv.as_ref().unwrap().value[..], b"after");
     }
     drop(streams);
-    until("nobody watches any more", || watchers(&cluster.members()[0]) == 0.0);
+    // The streams are ended by this thread.
+    until_async("nobody watches any more", async || watchers(&cluster.members()[0]) == 0.0).await;
 }
 
 async fn next_events(stream: &mut WatchStream, count: usize) -> Vec<Event> {
