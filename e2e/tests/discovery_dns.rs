@@ -209,7 +209,7 @@ fn inside() {
     let world = World::new(&our_etcd);
     etcdctl_finds_servers(&world, [&our_etcdctl, &go_etcdctl]);
     for etcd in [&our_etcd, &go_etcd] {
-        proxies_find_members(&world, etcd, &go_etcdctl);
+        proxies_find_members(&world, etcd, etcd == &go_etcd, &go_etcdctl);
     }
     proxies_say_why_they_do_not_start(&world, [&our_etcd, &go_etcd]);
 }
@@ -252,7 +252,7 @@ fn etcdctl_finds_servers(world: &World, programs: [&Path; 2]) {
     assert_eq!(ours.1, "where\nsecure\n");
 }
 
-fn proxies_find_members(world: &World, etcd: &Path, etcdctl: &Path) {
+fn proxies_find_members(world: &World, etcd: &Path, is_of_go: bool, etcdctl: &Path) {
     let data = world.directory.path().join("proxy").display().to_string();
     for kind in ["gateway", "grpc-proxy"] {
         let (trust, ready) = match kind {
@@ -278,6 +278,10 @@ fn proxies_find_members(world: &World, etcd: &Path, etcdctl: &Path) {
         assert_eq!(through(&insecure, &[]), plain, "{kind}");
         let named = [insecure[0], insecure[1], "--discovery-srv-name=named"];
         assert_eq!(through(&named, &[]), plain, "{kind}");
+        // etcd's proxy takes no authority without a certificate of its own.
+        if kind == "grpc-proxy" && is_of_go {
+            continue;
+        }
         // The gateway leaves TLS to those who speak through it, the proxy speaks it with the members.
         let cacert = world.trust("cacert");
         let client: &[&str] = if kind == "gateway" { &[&cacert] } else { &[] };
