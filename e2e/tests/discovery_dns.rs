@@ -209,7 +209,7 @@ fn inside() {
     let world = World::new(&our_etcd);
     etcdctl_finds_servers(&world, [&our_etcdctl, &go_etcdctl]);
     for etcd in [&our_etcd, &go_etcd] {
-        proxies_find_members(&world, etcd, &go_etcdctl);
+        proxies_find_members(&world, etcd, etcd == &go_etcd, &go_etcdctl);
     }
     proxies_say_why_they_do_not_start(&world, [&our_etcd, &go_etcd]);
 }
@@ -221,9 +221,7 @@ fn etcdctl_finds_servers(world: &World, programs: [&Path; 2]) {
     let insecure = ["--discovery-srv=plain.test", "--insecure-discovery"];
     let checked = "--insecure-discovery=false";
     let secure = ["--discovery-srv=secure.test", checked, &trust];
-    // Another name than those of the certificate.
-    let foreign = ["--discovery-srv=foreign.test", checked, &trust, "--command-timeout=2s"];
-    let lines: [(&[&str], &[&str], bool); 11] = [
+    let lines: [(&[&str], &[&str], bool); 10] = [
         (&insecure, &["put", "where", "plain"], true),
         (&insecure, &["get", "where"], true),
         (&["--discovery-srv=plain.test", checked, &elsewhere], &["get", "where"], true),
@@ -234,18 +232,19 @@ fn etcdctl_finds_servers(world: &World, programs: [&Path; 2]) {
         (&secure, &["get", "where"], true),
         (&["--discovery-srv=mixed.test", checked, &trust], &["get", "where"], true),
         (&["--discovery-srv=foreign.test", &trust], &["get", "where"], true),
-        (&foreign, &["get", "where"], false),
     ];
     for (flags, command, succeeds) in lines {
         let line = [flags, command].concat();
         let [ours, theirs] = programs.map(|program| told(&run(program, &line, &[])));
-        assert_eq!(ours.0, theirs.0, "{line:?}: {ours:?} and {theirs:?}");
+        assert_eq!(ours, theirs, "{line:?}");
         assert_eq!(ours.0 == Some(0), succeeds, "{line:?}: {ours:?}");
-        // What is wrong with a certificate, each TLS library says in its own words.
-        if flags != foreign {
-            assert_eq!(ours, theirs, "{line:?}");
-        }
     }
+    // The certificate has the name of the host and not that of this domain. etcd's means to ask for the
+    // latter and, by its gRPC library, asks for the former.
+    let foreign = ["--discovery-srv=foreign.test", checked, &trust, "--command-timeout=2s"];
+    let line = [&foreign[..], &["get", "where"]].concat();
+    let [ours, theirs] = programs.map(|program| told(&run(program, &line, &[])));
+    assert_eq!((ours.0, theirs.0), (Some(1), Some(0)), "{ours:?} and {theirs:?}");
     let variables = [("ETCDCTL_DISCOVERY_SRV", "secure.test")];
     let [ours, theirs] =
         programs.map(|program| told(&run(program, &[&trust, "get", "where"], &variables)));
@@ -253,7 +252,7 @@ fn etcdctl_finds_servers(world: &World, programs: [&Path; 2]) {
     assert_eq!(ours.1, "where\nsecure\n");
 }
 
-fn proxies_find_members(world: &World, etcd: &Path, etcdctl: &Path) {
+fn proxies_find_members(world: &World, etcd: &Path, is_of_go: bool, etcdctl: &Path) {
     let data = world.directory.path().join("proxy").display().to_string();
     for kind in ["gateway", "grpc-proxy"] {
         let (trust, ready) = match kind {
@@ -279,6 +278,10 @@ fn proxies_find_members(world: &World, etcd: &Path, etcdctl: &Path) {
         assert_eq!(through(&insecure, &[]), plain, "{kind}");
         let named = [insecure[0], insecure[1], "--discovery-srv-name=named"];
         assert_eq!(through(&named, &[]), plain, "{kind}");
+        // etcd's proxy takes no authority without a certificate of its own.
+        if kind == "grpc-proxy" && is_of_go {
+            continue;
+        }
         // The gateway leaves TLS to those who speak through it, the proxy speaks it with the members.
         let cacert = world.trust("cacert");
         let client: &[&str] = if kind == "gateway" { &[&cacert] } else { &[] };
