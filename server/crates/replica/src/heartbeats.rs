@@ -4,13 +4,13 @@
 //! so with round trips longer than the interval a leader that has nothing to replicate would never hear
 //! that a quorum follows it: it could not answer a read, and after its lease it would fall silent until
 //! somebody else is elected, and so on in turns. Here openraft's number is how long a heartbeat may take,
-//! nearly an election timeout, and [`drive`] sends one every heartbeat interval.
+//! nearly half an election timeout, and [`drive`] sends one every heartbeat interval.
 //!
 //! A follower has one heartbeat at a time: while it is under way, later ones are replaced by the newest.
 //! Over a long way heartbeats are therefore as far apart as a round trip takes, which is less than any
 //! follower waits.
 //!
-//! openraft looks at its clocks every fifth of that number, so an election begins up to a fifth of an
+//! openraft looks at its clocks every fifth of that number, so an election begins up to a tenth of an
 //! election timeout late; etcd's clocks are about as coarse.
 
 use std::sync::Weak;
@@ -21,9 +21,9 @@ use openraft::async_runtime::watch::WatchReceiver;
 use crate::handle::Shared;
 use crate::start::Timing;
 
-/// How long a heartbeat may take: openraft wants it shorter than an election timeout.
+/// How long a heartbeat may take. A second one must fit in before any follower campaigns.
 pub(crate) fn patience(timing: Timing) -> Duration {
-    let longest = timing.election_timeout.saturating_sub(Duration::from_millis(1));
+    let longest = (timing.election_timeout / 2).saturating_sub(Duration::from_millis(1));
     longest.max(timing.heartbeat_interval)
 }
 

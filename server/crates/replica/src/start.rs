@@ -321,14 +321,17 @@ fn check_gap(recovered: &wal::Recovered, loaded: &Loaded) -> Result<(), StartErr
 fn raft_config(timing: Timing, images: ImagePolicy) -> Result<Arc<Config>, StartError> {
     let milliseconds = |duration: Duration| duration.as_millis() as u64;
     let election = milliseconds(timing.election_timeout);
+    let heartbeat = milliseconds(heartbeats::patience(timing));
     let config = Config {
         cluster_name: "keelson".into(),
-        heartbeat_interval: milliseconds(heartbeats::patience(timing)),
-        election_timeout_min: election,
-        // etcd draws from [timeout, 2 * timeout) (raft.go, resetRandomizedElectionTimeout).
-        election_timeout_max: election * 2,
+        heartbeat_interval: heartbeat,
+        // A follower campaigns when the lease of the leader it last heard of, which is the larger number,
+        // and a time between both have passed. etcd's campaigns after one to two timeouts (raft.go,
+        // resetRandomizedElectionTimeout), ours after one and a half to two.
+        election_timeout_min: (election / 2).max(heartbeat + 1),
+        election_timeout_max: election.max(heartbeat + 2),
         enable_pre_vote: Some(timing.pre_vote),
-        quorum_loss_probe_interval: Some(election * 4),
+        quorum_loss_probe_interval: Some(election * 2),
         // Images are written by our own policy: entries here are batches of very different size.
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: images.entries_kept,
