@@ -98,8 +98,7 @@ fn a_contradiction_ends_with_1_and_a_line_of_the_log() {
             "--election-timeout[100ms] should be at least as 5 times as --heartbeat-interval[100ms]",
         ),
         (&[], &[("ETCD_HEARTBEAT_INTERVAL", "z")], "ETCD_HEARTBEAT_INTERVAL: parse error"),
-        (&["--name=b"], &[("ETCD_NAME", "a")], "is shadowed by corresponding command-line flag"),
-        (&["--config-file=missing.yaml"], &[], "cannot read --config-file missing.yaml"),
+        (&["--config-file=missing.yaml"], &[], "open missing.yaml: no such file or directory"),
         (&["--enable-distributed-tracing"], &[], "not supported yet"),
     ];
     for (arguments, environment, part) in cases {
@@ -113,4 +112,13 @@ fn a_contradiction_ends_with_1_and_a_line_of_the_log() {
         assert!(line.starts_with("{\"level\":\"warn\",\"ts\":\""), "{line}");
         assert!(line.contains(part), "{line}");
     }
+}
+
+#[test]
+fn a_variable_that_a_flag_shadows_is_named() {
+    let output = etcd(&["--name=b"], &[("ETCD_NAME", "a")]);
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = text(&output.stderr);
+    assert!(stderr.contains("is shadowed by corresponding command-line flag"), "{stderr}");
+    assert!(stderr.contains("\"environment-variable\":\"ETCD_NAME\""), "{stderr}");
 }
