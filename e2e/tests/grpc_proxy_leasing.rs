@@ -10,22 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use calls::{metric, until_async};
-use client::{Client, Config};
+use client::Client;
 use e2e::processes::{Cluster, ServerOptions};
 use proto::etcdserverpb::*;
-use proxy::{Proxy, both};
+use proxy::{Proxy, both, connect, put};
 
 const FLAG: &str = "--experimental-leasing-prefix=leases/";
-
-async fn connect(endpoint: &str) -> Client {
-    let config = Config { endpoints: vec![endpoint.to_owned()], ..Config::default() };
-    Client::connect(config).await.unwrap()
-}
-
-fn put(key: &str, value: &str) -> PutRequest {
-    let (key, value) = (key.to_owned().into(), value.to_owned().into());
-    PutRequest { key, value, ..PutRequest::default() }
-}
 
 fn get(key: &str) -> RangeRequest {
     RangeRequest { key: key.to_owned().into(), ..RangeRequest::default() }

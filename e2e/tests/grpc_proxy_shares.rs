@@ -17,20 +17,10 @@ use e2e::processes::{Cluster, Member, ServerOptions, http_get};
 use proto::etcdserverpb::*;
 use proto::mvccpb::Event;
 use proto::mvccpb::event::EventType;
-use proxy::{Proxy, both};
+use proxy::{Proxy, both, connect, put};
 use tokio::task::JoinHandle;
 
 const LIMIT: Duration = Duration::from_secs(30);
-
-async fn connect(endpoint: &str) -> Client {
-    let config = Config { endpoints: vec![endpoint.to_owned()], ..Config::default() };
-    Client::connect(config).await.unwrap()
-}
-
-fn put(key: &str, value: &str) -> PutRequest {
-    let (key, value) = (key.to_owned().into(), value.to_owned().into());
-    PutRequest { key, value, ..PutRequest::default() }
-}
 
 fn serializable(key: &str, revision: i64) -> RangeRequest {
     let key = key.to_owned().into();

@@ -451,7 +451,7 @@ fn tls_of(values: &Values<'_>, prefix: &str) -> Result<TlsConfig, ConfigError> {
             refuse(format!("unexpected TLS version {other:?} (must be one of: TLS1.2, TLS1.3)"))
         }
     };
-    if values.0.is_set("cipher-suites") && values.0.text("cipher-suites").is_empty() {
+    if values.is_set_to_nothing("cipher-suites") {
         return refuse("unexpected TLS cipher suite \"\"");
     }
     let (crl, hostnames) = match is_peer {

@@ -181,15 +181,8 @@ impl LeaseClock {
     }
 
     fn follow_leadership(&self, handle: &Handle, extend: Duration) {
-        // Until an entry of its own term is applied a leader may not know of every lease.
-        let applied = handle.views().applied().map(|position| position.term);
-        let leads = handle.leads() && applied == Some(handle.term());
-        let mut expiry = self.lock();
-        if leads && !expiry.is_primary() {
-            expiry.promote(self.now(), extend, handle.views().leases());
-        } else if !leads && expiry.is_primary() {
-            expiry.demote();
-        }
+        let leads = handle.leads_with_its_term_applied();
+        self.lock().follow(leads, self.now(), extend, || handle.views().leases());
     }
 }
 

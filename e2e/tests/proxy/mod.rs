@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use client::{Client, Config};
 use e2e::processes::{Cluster, free_ports, http_get};
+use proto::etcdserverpb::PutRequest;
 
 use crate::calls::{parsed, until};
 
@@ -62,4 +64,15 @@ impl Drop for Proxy {
 /// Ours and Go's.
 pub(crate) fn both() -> [PathBuf; 2] {
     [e2e::peers::our_binary("etcd").unwrap(), e2e::peers::etcd_binaries().unwrap().etcd]
+}
+
+/// A client of one server or proxy.
+pub(crate) async fn connect(endpoint: &str) -> Client {
+    let config = Config { endpoints: vec![endpoint.to_owned()], ..Config::default() };
+    Client::connect(config).await.unwrap()
+}
+
+pub(crate) fn put(key: &str, value: &str) -> PutRequest {
+    let (key, value) = (key.to_owned().into(), value.to_owned().into());
+    PutRequest { key, value, ..PutRequest::default() }
 }

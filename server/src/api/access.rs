@@ -60,10 +60,7 @@ impl ApiContext {
         let auth = || self.handle.views().auth();
         let granted = match access {
             Access::Anybody => Ok(()),
-            Access::AnyUser if caller.user.is_empty() && auth().is_enabled() => {
-                Err(AuthRefusal::UserEmpty)
-            }
-            Access::AnyUser => Ok(()),
+            Access::AnyUser => auth().check_any_user(&caller.user),
             Access::Admin => auth().check_admin(&caller.user),
         };
         granted.map_err(auth_status)?;

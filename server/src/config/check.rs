@@ -85,6 +85,7 @@ fn check_advertised(config: &Config) -> Result<(), ConfigError> {
 fn check_tls(listen: &ListenConfig, warnings: &mut Vec<String>) -> Result<(), ConfigError> {
     let secure = |urls: &[Url]| urls.iter().find(|url| url.scheme().is_secure()).cloned();
     let for_clients = secure(&listen.client_urls).or(secure(&listen.client_http_urls));
+    let for_metrics = secure(&listen.metrics_urls).is_some();
     let tls = &listen.client_tls;
     if tls.cert_file.is_empty() && tls.key_file.is_empty() && !listen.client_auto_tls {
         if let Some(url) = for_clients {
@@ -92,12 +93,12 @@ fn check_tls(listen: &ListenConfig, warnings: &mut Vec<String>) -> Result<(), Co
                 "TLS key/cert (--cert-file, --key-file) must be provided for client url {url} with HTTPS scheme"
             ));
         }
-        if secure(&listen.metrics_urls).is_some() {
+        if for_metrics {
             return refuse(
                 "client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url",
             );
         }
-    } else if for_clients.is_some() || secure(&listen.metrics_urls).is_some() {
+    } else if for_clients.is_some() || for_metrics {
         check_tls_files("", tls)?;
     } else if !listen.client_auto_tls {
         warnings.push(

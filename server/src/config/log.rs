@@ -90,7 +90,7 @@ pub(super) fn log_of(
         "capnslog" => return refuse("--logger=capnslog is removed in v3.5"),
         other => return refuse(format!("unknown logger option {other:?}")),
     }
-    if values.0.is_set("log-outputs") && values.0.text("log-outputs").is_empty() {
+    if values.is_set_to_nothing("log-outputs") {
         return refuse("open sink \"\": open : no such file or directory");
     }
     let mut names = values.texts("log-outputs");

@@ -22,6 +22,11 @@ impl Values<'_> {
         parse_texts(self.0.text(name))
     }
 
+    /// Whether a list was given and is empty, which is not the same as not given.
+    pub(super) fn is_set_to_nothing(&self, name: &str) -> bool {
+        self.0.is_set(name) && self.0.text(name).is_empty()
+    }
+
     pub(super) fn boolean(&self, name: &str) -> Result<bool, ConfigError> {
         parse_bool(self.0.text(name)).map_err(value_error)
     }

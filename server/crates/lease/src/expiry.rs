@@ -110,6 +110,21 @@ impl Expiry {
         self.checkpoints.clear();
     }
 
+    /// Promotes or demotes when this member begins or ceases to lead; `leases` is asked only for that.
+    pub fn follow<L: IntoIterator<Item = (LeaseId, i64, i64)>>(
+        &mut self,
+        leads: bool,
+        now: Duration,
+        extend: Duration,
+        leases: impl FnOnce() -> L,
+    ) {
+        match (leads, self.primary) {
+            (true, false) => self.promote(now, extend, leases()),
+            (false, true) => self.demote(),
+            (true, true) | (false, false) => {}
+        }
+    }
+
     /// Whether this member keeps the deadlines.
     pub fn is_primary(&self) -> bool {
         self.primary

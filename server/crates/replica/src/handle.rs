@@ -173,6 +173,13 @@ impl Handle {
         self.shared.status.borrow().is_leader()
     }
 
+    /// Whether this member leads and has applied an entry of its own term. Until then a leader may not
+    /// know of everything that its predecessors have done.
+    pub fn leads_with_its_term_applied(&self) -> bool {
+        let applied = self.views().applied().map(|position| position.term);
+        self.leads() && applied == Some(self.term())
+    }
+
     /// Whether this member is a learner.
     pub fn is_learner(&self) -> bool {
         self.shared.status.borrow().is_learner

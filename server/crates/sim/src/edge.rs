@@ -118,10 +118,7 @@ fn demand(service: &Service, caller: &Caller, access: Access) -> Result<(), Fail
     let auth = || service.handle.views().auth();
     let granted = match access {
         Access::Anybody => Ok(()),
-        Access::AnyUser if caller.user.is_empty() && auth().is_enabled() => {
-            Err(AuthRefusal::UserEmpty)
-        }
-        Access::AnyUser => Ok(()),
+        Access::AnyUser => auth().check_any_user(&caller.user),
         Access::Admin => auth().check_admin(&caller.user),
     };
     granted.map_err(Failure::Denied)

@@ -65,14 +65,8 @@ impl LeaseClock {
     }
 
     fn follow_leadership(&self, handle: &Handle, extend: Duration) {
-        let applied = handle.views().applied().map(|position| position.term);
-        let leads = handle.leads() && applied == Some(handle.term());
-        let mut expiry = self.lock();
-        if leads && !expiry.is_primary() {
-            expiry.promote(self.started.elapsed(), extend, handle.views().leases());
-        } else if !leads && expiry.is_primary() {
-            expiry.demote();
-        }
+        let leads = handle.leads_with_its_term_applied();
+        self.lock().follow(leads, self.started.elapsed(), extend, || handle.views().leases());
     }
 
     /// Ends leases whose time is over, for as long as the process lives.

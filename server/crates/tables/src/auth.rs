@@ -364,16 +364,19 @@ impl Auth {
         Ok(())
     }
 
+    /// Whether a caller is a user, whoever; without authentication everybody is.
+    pub fn check_any_user(&self, user: &str) -> Result<(), AuthRefusal> {
+        match self.enabled && user.is_empty() {
+            true => Err(AuthRefusal::UserEmpty),
+            false => Ok(()),
+        }
+    }
+
     /// Whether a user may administer the cluster. The revision under which the caller was recognised
     /// does not matter for this, as in etcd.
     pub fn check_admin(&self, user: &str) -> Result<(), AuthRefusal> {
-        if !self.enabled {
-            return Ok(());
-        }
-        if user.is_empty() {
-            return Err(AuthRefusal::UserEmpty);
-        }
-        match self.user(user)?.has_root_role() {
+        self.check_any_user(user)?;
+        match !self.enabled || self.user(user)?.has_root_role() {
             true => Ok(()),
             false => Err(AuthRefusal::PermissionDenied),
         }
