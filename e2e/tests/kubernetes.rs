@@ -39,7 +39,7 @@ spec:
       topologySpreadConstraints:
         - maxSkew: 1
           topologyKey: kubernetes.io/hostname
-          whenUnsatisfiable: ScheduleAnyway
+          whenUnsatisfiable: DoNotSchedule
           labelSelector: {matchLabels: {app: web}}
       containers:
         - name: web
@@ -67,24 +67,29 @@ fn pods_of_different_nodes_find_each_other_by_name_and_by_service() -> Result<()
     let cluster = cluster()?;
     let namespace = Namespace::new(&cluster, "names")?;
     stateful(&namespace, 3)?;
+    // That a Pod is ready is told to names and Services on ways of their own: kube-proxy writes its
+    // rules once a second at most. So each question is asked until it is answered.
+    let ask = |pod: &str, url: &str, wanted: &str| {
+        wait::until(&format!("{pod} asks {url}"), READY, || {
+            let answer =
+                namespace.shell(pod, &format!("timeout 5 wget -qO- {url} 2>&1 || true"))?;
+            ensure!(answer.contains(wanted), "the answer is {answer:?}, which has no {wanted:?}");
+            Ok(())
+        })
+    };
     let mut nodes = Vec::new();
     for pod in ["web-0", "web-1", "web-2"] {
         nodes.push(namespace.node_of(pod)?);
-        let answer = namespace.shell("web-0", &format!("wget -qO- http://{pod}.web:8080/name"))?;
-        ensure!(answer == pod, "{pod}.web answered {answer:?}");
+        ask("web-0", &format!("http://{pod}.web:8080/name"), pod)?;
     }
     nodes.sort();
     ensure!(nodes == cluster.nodes(), "the pods are on {nodes:?}");
-    let answer = namespace.shell("web-1", "wget -qO- http://front.names.svc.cluster.local/name")?;
-    ensure!(answer.starts_with("web-"), "the Service answered {answer:?}");
+    ask("web-1", "http://front.names.svc.cluster.local/name", "web-")?;
     // The API server by name, from a pod: what an in-cluster client does.
     let address = namespace.shell("web-2", "nslookup kubernetes.default.svc.cluster.local")?;
     ensure!(address.contains("10.96.0.1"), "{address}");
     // The object store is there, and wants credentials.
-    let object = format!("{}/{}/x", object_store::ENDPOINT, object_store::BUCKET);
-    let answer = namespace.shell("web-2", &format!("wget -qO- {object} 2>&1 || true"))?;
-    ensure!(answer.contains("403"), "the object store answered {answer:?}");
-    Ok(())
+    ask("web-2", &format!("{}/{}/x", object_store::ENDPOINT, object_store::BUCKET), "403")
 }
 
 #[test]

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 const SIGN_OF_LIFE: Duration = Duration::from_secs(20);
+/// How much of the end of the output of what has failed is shown, and how much of each error in it.
 const SHOWN_ON_FAILURE: usize = 60;
+const SHOWN_OF_AN_ERROR: usize = 12;
 
 pub(crate) struct Progress {
     started: Instant,
@@ -44,8 +46,7 @@ impl Progress {
         })?;
         let output = String::from_utf8_lossy(&fs::read(log)?).into_owned();
         if !status.success() {
-            let lines: Vec<&str> = output.lines().collect();
-            for line in &lines[lines.len().saturating_sub(SHOWN_ON_FAILURE)..] {
+            for line in telling_lines(&output) {
                 println!("          | {line}");
             }
             bail!("{what}: {status}; all of its output is in {}", log.display());
@@ -78,6 +79,32 @@ impl Progress {
     }
 }
 
+/// What says why a command has failed: the end of its output, and before it what tests and programs
+/// have written when they failed, which may stand far above.
+fn telling_lines(output: &str) -> Vec<&str> {
+    let lines: Vec<&str> = output.lines().collect();
+    let end = lines.len().saturating_sub(SHOWN_ON_FAILURE);
+    let mut shown = Vec::new();
+    let mut open = 0;
+    for line in &lines[..end] {
+        if line.contains("Error: ") || line.contains(" panicked at ") || line.ends_with("FAILED") {
+            open = SHOWN_OF_AN_ERROR;
+        } else if open > 0 && is_about_another_test(line) {
+            open = 0;
+        }
+        if open > 0 {
+            shown.push(*line);
+            open -= 1;
+        }
+    }
+    shown.extend(&lines[end..]);
+    shown
+}
+
+fn is_about_another_test(line: &str) -> bool {
+    line.starts_with("test ") || line.starts_with("     Running ") || line.starts_with("---- ")
+}
+
 fn elapsed(since: Instant) -> String {
     let time = since.elapsed();
     if time.as_secs() < 60 {
@@ -91,4 +118,22 @@ fn last_line(log: &Path) -> Option<String> {
     let text = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(400)..]).into_owned();
     let line = text.lines().rev().find(|line| !line.trim().is_empty())?.trim();
     Some(line.chars().take(100).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_that_stands_far_above_the_end_is_shown() {
+        let passed = |from: usize| -> String {
+            (from..from + 100).map(|number| format!("test test_{number} ... ok\n")).collect()
+        };
+        let failed =
+            "test test_x ... Error: the answer is \"\"\n\nCaused by:\n    a reason\nFAILED\n";
+        let output = format!("{}{failed}{}", passed(0), passed(100));
+        let shown = telling_lines(&output);
+        assert_eq!(shown[..5], failed.lines().collect::<Vec<_>>()[..]);
+        assert_eq!(shown[5..], output.lines().collect::<Vec<_>>()[205 - SHOWN_ON_FAILURE..]);
+    }
 }
