@@ -38,6 +38,9 @@ pub fn etcd_binaries() -> Result<EtcdBinaries> {
 fn build_etcd() -> Result<EtcdBinaries> {
     let out = state_directory()?.join("bin");
     fs::create_dir_all(&out).with_context(|| format!("create {}", out.display()))?;
+    // Test programs run several at a time, and a program that is being written cannot be run.
+    let lock = fs::File::create(out.join(".lock")).context("create the lock of the builds")?;
+    lock.lock().context("wait for another test program's builds")?;
     let module = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/etcd");
     let build = |name: &str, package: &str| -> Result<PathBuf> {
         let path = out.join(name);

@@ -390,6 +390,23 @@ impl Member {
             && (self.tls != Tls::Off || self.has_decided_versions())
     }
 
+    /// Waits until cluster and storage have this server's version, also after a downgrade that was
+    /// taken back.
+    pub fn wait_for_its_version(&self) -> Result<()> {
+        let deadline = Instant::now() + START_TIMEOUT;
+        while !self.has_decided_versions() {
+            if Instant::now() > deadline {
+                bail!(
+                    "{} did not get its version in {START_TIMEOUT:?}:\n{}",
+                    self.name,
+                    self.log()
+                );
+            }
+            thread::sleep(POLL_INTERVAL);
+        }
+        Ok(())
+    }
+
     /// A new server raises its cluster and storage versions in the background; until then it tells
     /// old ones.
     fn has_decided_versions(&self) -> bool {

@@ -9,6 +9,7 @@ mod image;
 mod local;
 mod operator;
 mod prerequisites;
+mod programs;
 mod progress;
 mod sim;
 mod test;

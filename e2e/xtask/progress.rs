@@ -2,7 +2,7 @@
 //! a sign of life every 20 seconds during long steps, and on failure the end of the step's output.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -30,7 +30,17 @@ impl Progress {
 
     /// Says what is being done, does it, and says how long it took.
     pub(crate) fn working<T>(&self, what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        self.with_signs_of_life(what, None, work).with_context(|| what.to_owned())
+        self.working_with(what, &String::new, work)
+    }
+
+    /// The same with signs of life that say how far it is.
+    pub(crate) fn working_with<T>(
+        &self,
+        what: &str,
+        how_far: &(impl Fn() -> String + Sync),
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        self.with_signs_of_life(what, how_far, work).with_context(|| what.to_owned())
     }
 
     /// Runs a command with its output in a log file, and answers the output.
@@ -41,7 +51,8 @@ impl Progress {
         }
         let file = fs::File::create(log).with_context(|| format!("create {}", log.display()))?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
-        let status = self.with_signs_of_life(what, Some(log.to_owned()), || {
+        let how_far = || last_line(log).unwrap_or_default();
+        let status = self.with_signs_of_life(what, &how_far, || {
             command.status().with_context(|| format!("start {:?}", command.get_program()))
         })?;
         let output = String::from_utf8_lossy(&fs::read(log)?).into_owned();
@@ -57,21 +68,22 @@ impl Progress {
     fn with_signs_of_life<T>(
         &self,
         what: &str,
-        log: Option<PathBuf>,
+        how_far: &(impl Fn() -> String + Sync),
         work: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
         self.say(&format!("{what} ..."));
+        let began = Instant::now();
         let (done, waiting) = mpsc::channel::<()>();
-        let (began, origin, name) = (Instant::now(), self.started, what.to_owned());
-        let teller = thread::spawn(move || {
-            while waiting.recv_timeout(SIGN_OF_LIFE) == Err(RecvTimeoutError::Timeout) {
-                let last = log.as_deref().and_then(last_line).unwrap_or_default();
-                println!("[{:>7}]   still: {name} ({}) {last}", elapsed(origin), elapsed(began));
-            }
+        let result = thread::scope(|scope| {
+            scope.spawn(move || {
+                while waiting.recv_timeout(SIGN_OF_LIFE) == Err(RecvTimeoutError::Timeout) {
+                    self.say(&format!("  still: {what} ({}) {}", elapsed(began), how_far()));
+                }
+            });
+            // Moved in, so that the teller ends also when the work panics.
+            let _done = done;
+            work()
         });
-        let result = work();
-        drop(done);
-        teller.join().expect("the teller does not panic");
         if began.elapsed() > Duration::from_secs(2) && result.is_ok() {
             self.say(&format!("{what}: done in {}", elapsed(began)));
         }
@@ -81,7 +93,7 @@ impl Progress {
 
 /// What says why a command has failed: the end of its output, and before it what tests and programs
 /// have written when they failed, which may stand far above.
-fn telling_lines(output: &str) -> Vec<&str> {
+pub(crate) fn telling_lines(output: &str) -> Vec<&str> {
     let lines: Vec<&str> = output.lines().collect();
     let end = lines.len().saturating_sub(SHOWN_ON_FAILURE);
     let mut shown = Vec::new();
@@ -105,7 +117,7 @@ fn is_about_another_test(line: &str) -> bool {
     line.starts_with("test ") || line.starts_with("     Running ") || line.starts_with("---- ")
 }
 
-fn elapsed(since: Instant) -> String {
+pub(crate) fn elapsed(since: Instant) -> String {
     let time = since.elapsed();
     if time.as_secs() < 60 {
         return format!("{:.1} s", time.as_secs_f32());
@@ -113,7 +125,7 @@ fn elapsed(since: Instant) -> String {
     format!("{} m {:02} s", time.as_secs() / 60, time.as_secs() % 60)
 }
 
-fn last_line(log: &Path) -> Option<String> {
+pub(crate) fn last_line(log: &Path) -> Option<String> {
     let bytes = fs::read(log).ok()?;
     let text = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(400)..]).into_owned();
     let line = text.lines().rev().find(|line| !line.trim().is_empty())?.trim();

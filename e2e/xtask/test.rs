@@ -11,6 +11,7 @@ use clap::{Args, ValueEnum};
 use e2e::kubernetes::Lifetime;
 use e2e::kubernetes::program::Program;
 
+use crate::programs::{self, Batch, TestProgram};
 use crate::progress::Progress;
 use crate::workspace::{Profile, Workspace};
 use crate::{image, prerequisites, up};
@@ -172,7 +173,7 @@ impl Tests<'_> {
             names.extend(test_targets(&package.join("tests"))?);
         }
         let line = ["--lib", "--bins"].map(str::to_owned).into_iter().chain(selected(&names));
-        self.cargo_test("unit", &line.collect::<Vec<_>>())
+        self.cargo_test("unit", &line.collect::<Vec<_>>(), 1)
     }
 
     fn cargo_check(&self, name: &str, line: &[&str]) -> Result<Counts> {
@@ -181,20 +182,33 @@ impl Tests<'_> {
         Ok(ONE)
     }
 
-    /// Counts the tests, also those that passed when others failed.
-    fn cargo_test(&self, name: &str, selection: &[String]) -> Result<Counts> {
-        let mut line = vec!["test", "--no-fail-fast"];
-        line.extend(EVERYTHING);
+    /// Compiles these test programs, runs them, and counts the tests, also those that passed when
+    /// others failed.
+    fn cargo_test(&self, name: &str, selection: &[String], at_once: usize) -> Result<Counts> {
+        let programs = self.compile(name, selection)?;
+        self.run_programs(name, programs, at_once, &[])
+    }
+
+    fn compile(&self, name: &str, selection: &[String]) -> Result<Vec<TestProgram>> {
+        let mut line = EVERYTHING.to_vec();
         line.extend(selection.iter().map(String::as_str));
-        let log = self.workspace.log(name);
-        let result = self.progress.running(name, &log, &mut self.workspace.cargo(&line));
-        let counts = count_results(&fs::read_to_string(&log).unwrap_or_default());
-        match result {
-            Ok(_) => self.progress.say(&format!("  {} tests passed", counts.passed)),
-            Err(error) if counts.failed > 0 => println!("FAILED {error:#}"),
-            // It did not compile, or a test program died: no test says so.
-            Err(error) => return Err(error),
+        programs::compile(self.workspace, self.progress, name, &line)
+    }
+
+    fn run_programs(
+        &self,
+        name: &str,
+        programs: Vec<TestProgram>,
+        at_once: usize,
+        arguments: &[&str],
+    ) -> Result<Counts> {
+        let batch = Batch { workspace: self.workspace, progress: self.progress, name, at_once };
+        let finished = batch.run(programs, arguments)?;
+        let counts = count_results(&finished.output);
+        if counts.failed == 0 && !finished.failed.is_empty() {
+            bail!("died without a word of a test: {}", finished.failed.join(", "));
         }
+        self.progress.say(&format!("  {} tests passed", counts.passed));
         Ok(counts)
     }
 
@@ -217,7 +231,7 @@ impl Tests<'_> {
             bail!("no file of e2e/tests belongs to this group");
         }
         prerequisites::require_go()?;
-        self.cargo_test(name, &selected(&names).collect::<Vec<_>>())
+        self.cargo_test(name, &selected(&names).collect::<Vec<_>>(), programs_at_once(group))
     }
 
     /// The image is the same when it is made again.
@@ -282,13 +296,8 @@ impl Tests<'_> {
         let image = image::assemble(workspace, progress, profile)?;
         let store =
             self.options.store.clone().unwrap_or_else(|| workspace.program(profile, "etcd"));
-        let line: Vec<String> = selected(&KUBERNETES_TESTS).collect();
         // Compiled before the cluster runs, which would only be in the way.
-        let mut compile = vec!["test", "--no-run"];
-        compile.extend(EVERYTHING);
-        compile.extend(line.iter().map(String::as_str));
-        let (what, log) = ("compile the cluster tests", workspace.log("kubernetes-compile"));
-        progress.running(what, &log, &mut workspace.cargo(&compile))?;
+        let tests = self.compile("kubernetes", &selected(&KUBERNETES_TESTS).collect::<Vec<_>>())?;
 
         let cluster = up::start_cluster(workspace, progress, store, Lifetime::Caller)?;
         progress.working("load the images into the nodes", || {
@@ -296,9 +305,10 @@ impl Tests<'_> {
             cluster.load_image(&next.tarball)
         })?;
         for (name, targets, arguments) in KUBERNETES_STEPS {
-            let arguments = ["--", "--nocapture"].iter().chain(arguments);
-            let line = selected(targets).chain(arguments.map(|&word| word.to_owned()));
-            summary.step(name, self.cargo_test(name, &line.collect::<Vec<_>>()));
+            let arguments = [&["--nocapture"], arguments].concat();
+            let programs = tests.iter().filter(|program| targets.contains(&program.target()));
+            let programs = programs.cloned().collect();
+            summary.step(name, self.run_programs(name, programs, 1, &arguments));
         }
         let said = fs::read_to_string(cluster.layout().log("kube-apiserver"));
         let said = said.context("read what kube-apiserver has logged");
@@ -378,6 +388,16 @@ fn test_targets(directory: &Path) -> Result<Vec<String>> {
 /// How cargo is told to run these.
 fn selected<T: AsRef<str>>(names: &[T]) -> impl Iterator<Item = String> {
     names.iter().flat_map(|name| ["--test".to_owned(), name.as_ref().to_owned()])
+}
+
+/// Most tests wait for elections, time-outs and other processes; those that count what a busy machine
+/// does are alone with it.
+fn programs_at_once(group: Group) -> usize {
+    match group {
+        Group::Process | Group::Differential => 4,
+        Group::Clients => 2,
+        _ => 1,
+    }
 }
 
 fn group_of(test_file: &str) -> Group {

@@ -540,6 +540,9 @@ fn maintenance_is_answered_alike() {
                 talk.ask(Rpc::MaintenanceDowngrade, &pb::DowngradeRequest { action, version });
                 let cancel = pb::DowngradeRequest { action: 2, ..Default::default() };
                 talk.quietly(Call::new(Rpc::MaintenanceDowngrade, &cancel));
+                // Servers look every few seconds whether there is a downgrade to follow: it may have
+                // begun.
+                talk.cluster.members()[0].wait_for_its_version().expect("the downgrade is over");
             }
         }
         for action in [2, 2, 3, -1] {

@@ -1,0 +1,192 @@
+//! Test programs: compiled by cargo, run several at a time.
+//!
+//! `cargo test` runs one program after the other, and ours mostly wait: for elections, time-outs and
+//! other processes. So cargo only compiles them here, and says where they are.
+
+use std::fs;
+use std::mem;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::progress::{Progress, elapsed, last_line, telling_lines};
+use crate::workspace::Workspace;
+
+/// A test program, ready to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TestProgram {
+    /// Cargo's name of it.
+    target: String,
+    /// The same, and unlike any other's.
+    name: String,
+    executable: PathBuf,
+    /// Where cargo would run it: the directory of its package.
+    directory: PathBuf,
+}
+
+/// How a program went.
+struct Outcome {
+    name: String,
+    output: String,
+    succeeded: bool,
+}
+
+/// Compiles what `cargo test` would run for this command line.
+pub(crate) fn compile(
+    workspace: &Workspace,
+    progress: &Progress,
+    name: &str,
+    line: &[&str],
+) -> Result<Vec<TestProgram>> {
+    let mut whole = vec!["test", "--no-run", "--message-format=json-render-diagnostics"];
+    whole.extend(line);
+    let (what, log) = (format!("compile {name}"), workspace.log(&format!("{name}-compile")));
+    programs_of(&progress.running(&what, &log, &mut workspace.cargo(&whole))?)
+}
+
+/// Reads cargo's messages: a JSON object a line, between the lines that are for people.
+fn programs_of(messages: &str) -> Result<Vec<TestProgram>> {
+    let mut programs = Vec::new();
+    for line in messages.lines().filter(|line| line.starts_with('{')) {
+        let message: Value = serde_json::from_str(line).context("read a message of cargo")?;
+        let (true, Some(executable)) =
+            (message["profile"]["test"] == true, message["executable"].as_str())
+        else {
+            continue;
+        };
+        let manifest = Path::new(message["manifest_path"].as_str().unwrap_or_default());
+        let directory = manifest.parent().context("a manifest lies in a directory")?;
+        let package = directory.file_name().unwrap_or_default().to_string_lossy();
+        let target = message["target"]["name"].as_str().unwrap_or_default();
+        let kind = message["target"]["kind"][0].as_str().unwrap_or_default();
+        programs.push(TestProgram {
+            target: target.to_owned(),
+            name: format!("{package}-{kind}-{target}"),
+            executable: executable.into(),
+            directory: directory.to_owned(),
+        });
+    }
+    programs.sort_by(|one, other| one.name.cmp(&other.name));
+    Ok(programs)
+}
+
+/// Test programs that run together.
+pub(crate) struct Batch<'a> {
+    pub(crate) workspace: &'a Workspace,
+    pub(crate) progress: &'a Progress,
+    pub(crate) name: &'a str,
+    /// How many programs run at a time.
+    pub(crate) at_once: usize,
+}
+
+/// What a batch has come to.
+pub(crate) struct Finished {
+    /// The output of all programs.
+    pub(crate) output: String,
+    /// The names of those that failed.
+    pub(crate) failed: Vec<String>,
+}
+
+impl Batch<'_> {
+    /// Runs all of them. One that fails does not keep the others from running; what it wrote is shown,
+    /// and kept like that of all others in a file of its own.
+    pub(crate) fn run(&self, programs: Vec<TestProgram>, arguments: &[&str]) -> Result<Finished> {
+        let logs = self.workspace.log(self.name).with_extension("");
+        if logs.exists() {
+            fs::remove_dir_all(&logs).with_context(|| format!("remove {}", logs.display()))?;
+        }
+        fs::create_dir_all(&logs).with_context(|| format!("make {}", logs.display()))?;
+
+        let all = programs.len();
+        let waiting = Mutex::new(programs.into_iter());
+        let running = Mutex::new(Vec::new());
+        let outcomes = Mutex::new(Vec::new());
+        let work = || -> Result<()> {
+            loop {
+                let Some(program) = lock(&waiting).next() else { return Ok(()) };
+                lock(&running).push(program.name.clone());
+                let outcome = program.run(self, &logs, arguments)?;
+                lock(&running).retain(|name| *name != program.name);
+                lock(&outcomes).push(outcome);
+            }
+        };
+        let how_far = || match &lock(&running)[..] {
+            [alone] => format!("{alone}: {}", last_line(&log_of(&logs, alone)).unwrap_or_default()),
+            several => format!("{} of {all} done; {}", lock(&outcomes).len(), several.join(", ")),
+        };
+        self.progress.working_with(self.name, &how_far, || {
+            thread::scope(|scope| {
+                let workers: Vec<_> = (0..self.at_once).map(|_| scope.spawn(work)).collect();
+                workers.into_iter().try_for_each(|worker| worker.join().expect("workers return"))
+            })
+        })?;
+
+        let mut outcomes: Vec<Outcome> = mem::take(&mut *lock(&outcomes));
+        outcomes.sort_by(|one, other| one.name.cmp(&other.name));
+        let failed = outcomes.iter().filter(|outcome| !outcome.succeeded);
+        Ok(Finished {
+            failed: failed.map(|outcome| outcome.name.clone()).collect(),
+            output: outcomes.into_iter().map(|outcome| outcome.output).collect(),
+        })
+    }
+}
+
+impl TestProgram {
+    pub(crate) fn target(&self) -> &str {
+        &self.target
+    }
+
+    fn run(&self, batch: &Batch<'_>, logs: &Path, arguments: &[&str]) -> Result<Outcome> {
+        let log = log_of(logs, &self.name);
+        let file = fs::File::create(&log).with_context(|| format!("create {}", log.display()))?;
+        let mut command = Command::new(&self.executable);
+        command.args(arguments).current_dir(&self.directory);
+        command.env("CARGO_MANIFEST_DIR", &self.directory);
+        command.env("KEELSON_STATE", batch.workspace.state());
+        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        let began = Instant::now();
+        let status = command.status().with_context(|| format!("run {}", self.name))?;
+        let output = String::from_utf8_lossy(&fs::read(&log)?).into_owned();
+        if !status.success() {
+            let (name, took, log) = (&self.name, elapsed(began), log.display());
+            batch.progress.say(&format!("FAILED {name}: {status} after {took}; see {log}"));
+            telling_lines(&output).iter().for_each(|line| println!("          | {line}"));
+        }
+        Ok(Outcome { name: self.name.clone(), output, succeeded: status.success() })
+    }
+}
+
+fn log_of(logs: &Path, program: &str) -> PathBuf {
+    logs.join(format!("{program}.log"))
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_found_among_cargos_messages() {
+        let messages = "   Compiling e2e v0.0.0\n\
+            {\"reason\":\"compiler-artifact\",\"executable\":\"/t/etcd\",\"profile\":{\"test\":false}}\n\
+            {\"reason\":\"compiler-artifact\",\"executable\":\"/t/wire-1\",\"profile\":{\"test\":true},\
+            \"manifest_path\":\"/w/e2e/Cargo.toml\",\"target\":{\"kind\":[\"test\"],\"name\":\"wire\"}}\n\
+            {\"reason\":\"build-finished\",\"success\":true}\n";
+        let found = programs_of(messages).unwrap();
+        let wire = TestProgram {
+            target: "wire".to_owned(),
+            name: "e2e-test-wire".to_owned(),
+            executable: "/t/wire-1".into(),
+            directory: "/w/e2e".into(),
+        };
+        assert_eq!(found, [wire]);
+    }
+}
