@@ -119,7 +119,9 @@ impl Script {
     }
 
     /// Runs the script and returns it with the output that it has now.
-    pub fn run(&self, programs: &Programs) -> Result<Script> {
+    ///
+    /// What comes beside the outputs is what the servers complained about meanwhile.
+    pub fn run(&self, programs: &Programs) -> Result<(Script, String)> {
         let mut runner = run::Runner::start(&self.server, programs)?;
         let mut items = Vec::new();
         for item in &self.items {
@@ -132,7 +134,7 @@ impl Script {
                 }
             });
         }
-        Ok(Script { server: self.server.clone(), items })
+        Ok((Script { server: self.server.clone(), items }, runner.complaints()))
     }
 
     /// The steps whose output differs, as text; nothing if there are none.

@@ -62,9 +62,9 @@ fn run_all(programs: &Programs) {
         commands += expected.len();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         match expected.run(programs) {
-            Ok(actual) => {
+            Ok((actual, complaints)) => {
                 if let Some(differences) = expected.differences(&actual) {
-                    failures.push_str(&format!("== {name}\n{differences}"));
+                    failures.push_str(&format!("== {name}\n{differences}{complaints}"));
                 }
             }
             Err(error) => failures.push_str(&format!("== {name}\n{error:#}\n")),
@@ -77,7 +77,8 @@ fn run_all(programs: &Programs) {
 fn update(programs: &Programs) {
     for path in scenarios() {
         let script = Script::load(&path).expect("read a scenario");
-        let actual = script.run(programs).unwrap_or_else(|e| panic!("{}: {e:#}", path.display()));
+        let (actual, _) =
+            script.run(programs).unwrap_or_else(|e| panic!("{}: {e:#}", path.display()));
         fs::write(&path, actual.text()).expect("write a scenario");
     }
 }

@@ -49,6 +49,17 @@ struct Line {
 }
 
 impl Runner {
+    /// The lines of the servers' logs that are warnings or worse.
+    pub(super) fn complaints(&self) -> String {
+        let mut complaints = String::new();
+        for member in self.cluster.members() {
+            let log = member.log();
+            let told = log.lines().filter(|line| !line.contains("\"level\":\"info\""));
+            told.for_each(|line| complaints.push_str(&format!("{}: {line}\n", member.name)));
+        }
+        complaints
+    }
+
     pub(super) fn start(server: &ServerLine, programs: &Programs) -> Result<Runner> {
         let options = ServerOptions {
             program: programs.etcd.clone(),
