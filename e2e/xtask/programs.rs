@@ -17,6 +17,9 @@ use serde_json::Value;
 use crate::progress::{Progress, elapsed, last_line, telling_lines};
 use crate::workspace::Workspace;
 
+/// Those that take minutes begin first, so that none of them is left alone at the end.
+const LONG: [&str; 2] = ["differential_calls", "scenarios"];
+
 /// A test program, ready to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TestProgram {
@@ -71,7 +74,7 @@ fn programs_of(messages: &str) -> Result<Vec<TestProgram>> {
             directory: directory.to_owned(),
         });
     }
-    programs.sort_by(|one, other| one.name.cmp(&other.name));
+    programs.sort_by_key(|program| (!LONG.contains(&program.target()), program.name.clone()));
     Ok(programs)
 }
 

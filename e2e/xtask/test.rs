@@ -186,7 +186,8 @@ impl Tests<'_> {
     /// others failed.
     fn cargo_test(&self, name: &str, selection: &[String], at_once: usize) -> Result<Counts> {
         let programs = self.compile(name, selection)?;
-        self.run_programs(name, programs, at_once, &[])
+        let threads: &[&str] = if at_once > 1 { &["--test-threads=4"] } else { &[] };
+        self.run_programs(name, programs, at_once, threads)
     }
 
     fn compile(&self, name: &str, selection: &[String]) -> Result<Vec<TestProgram>> {
@@ -394,7 +395,7 @@ fn selected<T: AsRef<str>>(names: &[T]) -> impl Iterator<Item = String> {
 /// does are alone with it.
 fn programs_at_once(group: Group) -> usize {
     match group {
-        Group::Process | Group::Differential => 4,
+        Group::Process | Group::Differential => 3,
         Group::Clients => 2,
         _ => 1,
     }

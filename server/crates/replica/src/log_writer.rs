@@ -33,6 +33,10 @@ use crate::raft_types::{Entry, TypeConfig, index_of, term_of};
 /// How many operations one flush covers at most.
 const GROUP_OPERATIONS_MAX: usize = 1024;
 
+/// A flush that takes longer is worth a line in the log, as in etcd (`storage/wal`): what waits for it
+/// is late, and elections come of it.
+const SYNC_SLOW: Duration = Duration::from_secs(1);
+
 /// How long the log waits before it uses the pause.
 const IDLE: Duration = Duration::from_millis(20);
 
@@ -262,7 +266,11 @@ impl LogWriter {
         }
         let started = Instant::now();
         let result = self.wal.sync().map_err(|error| io::Error::other(error.to_string()));
-        self.metrics.fsync_duration.observe(started.elapsed().as_secs_f64());
+        let took = started.elapsed();
+        self.metrics.fsync_duration.observe(took.as_secs_f64());
+        if took > SYNC_SLOW {
+            tracing::warn!(?took, "expected-duration" = ?SYNC_SLOW, "slow fdatasync");
+        }
         result
     }
 
