@@ -27,7 +27,7 @@ use crate::api::{self, ApiContext, Limits};
 use crate::auth::{Authentication, Passwords, SimpleTokens, TokenKind, Tokens};
 use crate::chores;
 use crate::config::{ClusterState, Config};
-use crate::dial::Dialer;
+use crate::dial::{Dialer, local_address};
 use crate::engine;
 use crate::events::{Events, HubCell};
 use crate::gateway::Gateway;
@@ -192,7 +192,9 @@ async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
 fn outbound(config: &Config) -> Result<Arc<Outbound>, Box<dyn Error>> {
     let tls = Arc::new(ClientTls::new(config.listen.peer_tls.clone()));
     tls.check()?;
-    Ok(Outbound::new(Dialer::new(Arc::new(move || tls.current()))))
+    let bind = config.gates.enabled("SetMemberLocalAddr");
+    let local = bind.then(|| local_address(&config.cluster.advertise_peer_urls)).flatten();
+    Ok(Outbound::new(Dialer::new(Arc::new(move || tls.current()), local)))
 }
 
 fn hub_options(config: &Config) -> HubOptions {
@@ -562,6 +564,7 @@ fn parts(
             request_timeout: Duration::from_secs(5) + 2 * config.raft.election_timeout,
             strict_reconfig: config.cluster.strict_reconfig_check,
             learners_max: config.cluster.learners_max,
+            priority_requests: config.gates.enabled("PriorityRequest"),
         },
         log_writer: LogWriterPlacement::OwnThread,
         blocking: Blocking::Threads,
