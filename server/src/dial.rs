@@ -217,7 +217,9 @@ mod tests {
             ("http://127.0.0.1:1,http://10.0.0.1:1,http://10.0.0.2:1", Some("10.0.0.1")),
             ("http://0.0.0.0:1,http://[::]:1,http://[::1]:1,http://[fd00::1]:1", Some("fd00::1")),
             ("http://m1.test:1,https://192.168.0.7:1", Some("192.168.0.7")),
-            ("unix://10.0.0.1:1", None),
+            // etcd does not look at the scheme.
+            ("unix:///run/peer.sock,unix://10.0.0.1:1", Some("10.0.0.1")),
+            ("unix:///run/peer.sock", None),
             ("http://127.0.0.2:1,http://localhost:1,http://[::ffff:127.0.0.1]:1", None),
         ];
         for (urls, expected) in cases {
