@@ -42,8 +42,6 @@ const OLDER: &str = "flags of etcd 3.4 to 3.6 are taken, or refused with what be
 const DIRECTORY: &str = "it says which file could not be opened";
 const FALLBACK: &str = "a fallback that does not exist is refused wherever it is written";
 const LEARNERS: &str = "it says which flag is wrong";
-const PRIORITY: &str = "requests have no priorities";
-const TRACING: &str = "refused, because it is not there";
 
 /// Starts that may come to something else, with the reason; the README of the server has them too.
 const DEVIATIONS: &[(&str, &str)] = &[
@@ -70,8 +68,6 @@ const DEVIATIONS: &[(&str, &str)] = &[
     ("--data-dir=output", DIRECTORY),
     ("discovery-fallback: proxy", FALLBACK),
     ("--max-learners=-1", LEARNERS),
-    ("--feature-gates=AllAlpha=true", PRIORITY),
-    ("--enable-distributed-tracing", TRACING),
 ];
 
 /// Values that do not go together, or are out of bounds.
@@ -120,6 +116,11 @@ const CONTRADICTIONS: &[&str] = &[
     "--feature-gates=LeaseCheckpointPersist=true,LeaseCheckpoint=true",
     "--feature-gates=LeaseCheckpoint=true",
     "--feature-gates=AllAlpha=true",
+    "--feature-gates=PriorityRequest=true,SetMemberLocalAddr=true",
+    "--enable-distributed-tracing --distributed-tracing-sampling-rate=-1",
+    "--enable-distributed-tracing --distributed-tracing-sampling-rate=1000001",
+    "--enable-distributed-tracing --distributed-tracing-sampling-rate=1000000",
+    "--distributed-tracing-sampling-rate=-1",
     "--feature-gates=AllBeta=false",
     "--feature-gates=TxnModeWriteWithSharedBuffer=false",
     "--feature-gates=Nothing=true",

@@ -27,7 +27,7 @@ use crate::api::{self, ApiContext, Limits};
 use crate::auth::{Authentication, Passwords, SimpleTokens, TokenKind, Tokens};
 use crate::chores;
 use crate::config::{ClusterState, Config};
-use crate::dial::Dialer;
+use crate::dial::{Dialer, local_address};
 use crate::engine;
 use crate::events::{Events, HubCell};
 use crate::gateway::Gateway;
@@ -44,11 +44,12 @@ use crate::ops::http::{HttpParts, handler, handler_with};
 use crate::ops::measured_disk::MeasuredDisk;
 use crate::ops::metrics::{Metrics, RequestTimes};
 use crate::ops::signals::Terminations;
+use crate::ops::spans::Spans;
 use crate::ops::{memory, notify, register_process};
 use crate::peer::inbound::PeerService;
 use crate::peer::meters::PeerMeters;
 use crate::peer::outbound::Outbound;
-use crate::tls::{ClientTls, ServerTls, with_self_signed};
+use crate::tls::{ClientTls, ServerTls, make_certificates};
 
 /// How long calls under way may take once the server stops.
 const DRAIN_GRACE: Duration = Duration::from_secs(5);
@@ -86,7 +87,7 @@ struct Instruments {
 }
 
 impl Instruments {
-    fn register(config: &Config) -> Result<Self, prometheus::Error> {
+    fn register(config: &Config, spans: Option<Spans>) -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         register_process(&registry)?;
         Ok(Self {
@@ -96,7 +97,8 @@ impl Instruments {
                 &registry,
                 config.http.extensive_metrics,
                 config.warning_unary,
-            )?,
+            )?
+            .traced(spans),
             log: LogMetrics::register(&registry)?,
             registry,
         })
@@ -121,8 +123,9 @@ async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
     if config.memory_lock {
         memory::lock()?;
     }
-    make_certificates(&mut config)?;
-    let instruments = Instruments::register(&config)?;
+    make_certificates(&mut config.listen, Path::new(&config.data_dir))?;
+    let spans = config.tracing.as_ref().map(Spans::export).transpose()?;
+    let instruments = Instruments::register(&config, spans.clone())?;
     let metrics = instruments.metrics.clone();
     let disk: Arc<dyn Disk> = Arc::new(MeasuredDisk::new(Arc::new(OsDisk), metrics));
     let outbound = outbound(&config)?;
@@ -165,10 +168,7 @@ async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
         member_id: identity.member,
         limits: limits(&config),
         server: Arc::new(facts(&config, &identity, &instruments.metrics)),
-        authentication: Authentication {
-            tokens: Tokens::new(&config.auth.tokens, tokens),
-            passwords: Passwords::new(config.auth.bcrypt_cost),
-        },
+        authentication: authentication(&config, tokens),
     };
     let ended = serve_all(
         &config,
@@ -185,14 +185,26 @@ async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
     let ended = ended.await;
     stop.cancel();
     replica.shutdown().await;
+    if let Some(spans) = spans {
+        spans.shutdown().await;
+    }
     ended
+}
+
+fn authentication(config: &Config, tokens: Arc<SimpleTokens>) -> Authentication {
+    Authentication {
+        tokens: Tokens::new(&config.auth.tokens, tokens),
+        passwords: Passwords::new(config.auth.bcrypt_cost),
+    }
 }
 
 /// The way to the other members. Files that it cannot use are found now.
 fn outbound(config: &Config) -> Result<Arc<Outbound>, Box<dyn Error>> {
     let tls = Arc::new(ClientTls::new(config.listen.peer_tls.clone()));
     tls.check()?;
-    Ok(Outbound::new(Dialer::new(Arc::new(move || tls.current()))))
+    let bind = config.gates.enabled("SetMemberLocalAddr");
+    let local = bind.then(|| local_address(&config.cluster.advertise_peer_urls)).flatten();
+    Ok(Outbound::new(Dialer::new(Arc::new(move || tls.current()), local)))
 }
 
 fn hub_options(config: &Config) -> HubOptions {
@@ -478,25 +490,6 @@ fn checkpoint_interval(config: &Config) -> Option<Duration> {
     config.gates.enabled("LeaseCheckpoint").then_some(CHECKPOINT_INTERVAL)
 }
 
-/// What `--auto-tls` and `--peer-auto-tls` ask for. The pairs lie in the data directory and beside
-/// what the member has there, where etcd has them.
-fn make_certificates(config: &mut Config) -> Result<(), Box<dyn Error>> {
-    let fixtures = Path::new(&config.data_dir).join("fixtures");
-    let listen = &mut config.listen;
-    let years = listen.self_signed_years;
-    if listen.client_auto_tls && listen.client_tls.cert_file.is_empty() {
-        let urls: Vec<_> = listen.client_urls.iter().chain(&listen.client_http_urls).collect();
-        let tls = std::mem::take(&mut listen.client_tls);
-        listen.client_tls = with_self_signed(tls, &fixtures.join("client"), &urls, years)?;
-    }
-    if listen.peer_auto_tls && listen.peer_tls.cert_file.is_empty() {
-        let urls: Vec<_> = listen.peer_urls.iter().collect();
-        let tls = std::mem::take(&mut listen.peer_tls);
-        listen.peer_tls = with_self_signed(tls, &fixtures.join("peer"), &urls, years)?;
-    }
-    Ok(())
-}
-
 /// Binds every socket before anything on disk is touched, so that a second server on the same ports
 /// fails early. Client sockets and peer sockets are served by different threads.
 fn bind(config: &Config) -> Result<(Listeners, Listeners), Box<dyn Error>> {
@@ -562,6 +555,7 @@ fn parts(
             request_timeout: Duration::from_secs(5) + 2 * config.raft.election_timeout,
             strict_reconfig: config.cluster.strict_reconfig_check,
             learners_max: config.cluster.learners_max,
+            priority_requests: config.gates.enabled("PriorityRequest"),
         },
         log_writer: LogWriterPlacement::OwnThread,
         blocking: Blocking::Threads,

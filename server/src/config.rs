@@ -12,6 +12,7 @@ mod file;
 #[cfg(feature = "fuzz")]
 pub(crate) mod fuzz;
 mod log;
+mod tracing;
 mod values;
 
 use std::time::Duration;
@@ -29,6 +30,7 @@ pub use bootstrap::{ClusterState, InitialCluster};
 pub use compaction::{AutoCompaction, Retention};
 pub use discovery::{Discovery, Registry};
 pub use log::LogRotation;
+pub use tracing::{SAMPLING_RATE_MAX, TracingConfig};
 
 /// What gRPC may carry around a request (`server/embed`, `grpcOverheadBytes`).
 pub const GRPC_OVERHEAD_BYTES: usize = 512 * 1024;
@@ -51,6 +53,8 @@ pub struct Config {
     pub limits: Limits,
     pub compaction: AutoCompaction,
     pub log: LogConfig,
+    /// Where spans of calls go, if they are wanted.
+    pub tracing: Option<TracingConfig>,
     /// Nothing of the process is to be swapped out.
     pub memory_lock: bool,
     pub http: HttpConfig,
@@ -285,6 +289,7 @@ impl Config {
                 raw.text("auto-compaction-retention"),
             )?,
             log,
+            tracing: tracing::tracing_of(&values)?,
             memory_lock: values.boolean("memory-mlock")?,
             http: http_of(&values, &mut warnings)?,
             gates,

@@ -6,22 +6,16 @@ use std::collections::BTreeMap;
 struct Gate {
     name: &'static str,
     beta: bool,
-    /// Why the value that is not the default cannot be had, if it cannot.
-    refused: Option<&'static str>,
     /// Why the value that is not the default changes nothing, if it changes nothing.
     no_effect: Option<&'static str>,
 }
 
 const fn gate(name: &'static str, beta: bool) -> Gate {
-    Gate { name, beta, refused: None, no_effect: None }
-}
-
-const fn gate_refused(name: &'static str, why: &'static str) -> Gate {
-    Gate { name, beta: false, refused: Some(why), no_effect: None }
+    Gate { name, beta, no_effect: None }
 }
 
 const fn gate_no_effect(name: &'static str, beta: bool, why: &'static str) -> Gate {
-    Gate { name, beta, refused: None, no_effect: Some(why) }
+    Gate { name, beta, no_effect: Some(why) }
 }
 
 const GATES: [Gate; 9] = [
@@ -38,11 +32,8 @@ const GATES: [Gate; 9] = [
         false,
         "checkpoints of leases are always part of the replicated state",
     ),
-    gate_refused("PriorityRequest", "requests have no priorities yet"),
-    gate_refused(
-        "SetMemberLocalAddr",
-        "choosing the local address of peer connections is not supported yet",
-    ),
+    gate("PriorityRequest", false),
+    gate("SetMemberLocalAddr", false),
     gate_no_effect(
         "StopGRPCServiceOnDefrag",
         false,
@@ -110,7 +101,7 @@ impl FeatureGates {
         })
     }
 
-    /// Refuses what cannot be had and returns warnings about what changes nothing.
+    /// Refuses gates that do not go together and returns warnings about what changes nothing.
     pub fn check(&self) -> Result<Vec<String>, String> {
         if self.enabled("LeaseCheckpointPersist") && !self.enabled("LeaseCheckpoint") {
             return Err(
@@ -120,9 +111,6 @@ impl FeatureGates {
         }
         let mut warnings = Vec::new();
         for gate in GATES.iter().filter(|gate| self.enabled(gate.name) != gate.beta) {
-            if let Some(why) = gate.refused {
-                return Err(format!("feature gate {} cannot be changed: {why}", gate.name));
-            }
             if let Some(why) = gate.no_effect {
                 warnings.push(format!("feature gate {} has no effect: {why}", gate.name));
             }
@@ -173,13 +161,13 @@ mod tests {
     }
 
     #[test]
-    fn a_gate_that_cannot_be_had_stops_the_start() {
+    fn gates_that_need_others_stop_the_start_and_those_without_effect_are_told() {
         let mut gates = FeatureGates::default();
-        gates.set("SetMemberLocalAddr", true).unwrap();
-        assert!(gates.check().unwrap_err().contains("not supported yet"));
-        let mut gates = FeatureGates::default();
-        gates.set("LeaseCheckpoint", true).unwrap();
+        gates.set_from_text("SetMemberLocalAddr=true,PriorityRequest=true").unwrap();
+        assert_eq!(gates.check(), Ok(Vec::new()));
         gates.set("LeaseCheckpointPersist", true).unwrap();
+        assert!(gates.check().unwrap_err().contains("requires enabling feature gate"));
+        gates.set("LeaseCheckpoint", true).unwrap();
         assert_eq!(gates.check().unwrap().len(), 1);
     }
 }

@@ -12,6 +12,7 @@ pub mod notify;
 pub mod observed;
 pub(crate) mod profile;
 pub mod signals;
+pub(crate) mod spans;
 
 /// Registers `process_*`: memory, CPU time and file descriptors of the process.
 ///

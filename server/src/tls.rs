@@ -18,7 +18,7 @@ mod server;
 
 pub use client::ClientTls;
 pub use identity::{PeerIdentity, fingerprint};
-pub use self_signed::{SelfSignedError, with_self_signed};
+pub use self_signed::{SelfSignedError, make_certificates, with_self_signed};
 pub use server::ServerTls;
 
 use std::sync::Arc;

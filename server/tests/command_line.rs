@@ -99,7 +99,11 @@ fn a_contradiction_ends_with_1_and_a_line_of_the_log() {
         ),
         (&[], &[("ETCD_HEARTBEAT_INTERVAL", "z")], "ETCD_HEARTBEAT_INTERVAL: parse error"),
         (&["--config-file=missing.yaml"], &[], "open missing.yaml: no such file or directory"),
-        (&["--enable-distributed-tracing"], &[], "not supported yet"),
+        (
+            &["--enable-distributed-tracing", "--distributed-tracing-sampling-rate=1000001"],
+            &[],
+            "distributed tracing configurition is not valid: (tracing sampling rate must be less than 1000000)",
+        ),
     ];
     for (arguments, environment, part) in cases {
         let output = etcd(arguments, environment);

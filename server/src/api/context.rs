@@ -17,6 +17,7 @@ use crate::boot::ServerFacts;
 use crate::events::HubCell;
 use crate::leases::LeaseClock;
 use crate::ops::observed::operation;
+use crate::ops::spans::Span;
 
 /// What requests may cost.
 #[derive(Clone, Copy, Debug)]
@@ -101,7 +102,19 @@ impl ApiContext {
         }
         let proposal = Proposal { kind, body, caller: caller.clone() };
         let began = Instant::now();
+        let span = Span::current();
+        if let Some(span) = &span {
+            span.event("Send raft proposal");
+        }
         let answer = self.handle.propose(proposal).await;
+        if let Some(span) = &span {
+            match &answer {
+                Ok(_) => span.event("Receive raft result"),
+                Err(reason) => {
+                    span.exception(Status::from(ApiError::from(*reason)).message());
+                }
+            }
+        }
         let success = answer.as_ref().is_ok_and(|outcome| !matches!(outcome, Outcome::Refused(_)));
         self.server.request_times.answered(operation(kind), success, began.elapsed());
         match answer {

@@ -11,6 +11,7 @@ use mvcc::{RangeAnswer, RangeQuery};
 use prost::Message;
 use proto::etcdserverpb::{
     CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, ResponseHeader, TxnRequest,
+    TxnResponse,
 };
 use tonic::codegen::StdError;
 use tonic::server::NamedService;
@@ -21,6 +22,9 @@ use super::access::{Access, Reading};
 use super::context::{ApiContext, admitted, refusal_status};
 use super::encoded::{self, Encoded, HttpAnswer, Raw, put_field};
 use super::status::{ApiError, internal, range_error};
+use super::steps;
+use crate::auth::Credentials;
+use crate::ops::spans::{begin, within};
 
 /// The service, answered from stored bytes.
 #[derive(Clone)]
@@ -102,20 +106,28 @@ fn range_response(header: &ResponseHeader, kvs: &[Bytes], more: bool, count: i64
     out.freeze()
 }
 
-async fn prepare_read(
+/// Takes the request of a range apart.
+fn admit_range(
     context: &ApiContext,
     request: Request<Raw<RangeRequest>>,
-) -> Result<(RangeRequest, Reading), Status> {
+) -> Result<(RangeRequest, Credentials), Status> {
     let learner_may = request.get_ref().message.serializable;
     let credentials = context.credentials(&request);
     let request = admitted(context, request, learner_may)?.message;
     check::range(&request).map_err(refusal_status)?;
+    Ok((request, credentials))
+}
+
+async fn prepare_read(
+    context: &ApiContext,
+    request: &RangeRequest,
+    credentials: &Credentials,
+) -> Result<Reading, Status> {
     if !request.serializable {
         context.linearize().await?;
     }
     let range = KeyRange::from_wire(request.key.clone(), request.range_end.clone());
-    let reading = context.begin_read(&credentials, |permit| permit.read(&range)).await?;
-    Ok((request, reading))
+    context.begin_read(credentials, |permit| permit.read(&range)).await
 }
 
 async fn range(
@@ -132,12 +144,16 @@ async fn read_range(
     context: &ApiContext,
     request: Request<Raw<RangeRequest>>,
 ) -> Result<Response<Encoded>, Status> {
-    let (request, reading) = prepare_read(context, request).await?;
-    let answer = reading.views.mvcc.range(&range_query(&request));
-    reading.confirm()?;
-    let RangeAnswer { kvs, more, count, revision } = answer.map_err(range_error)?;
-    let response = range_response(&context.header(revision), &kvs, more, count);
-    Ok(Response::new(Encoded(response)))
+    let (request, credentials) = admit_range(context, request)?;
+    let read = async {
+        let reading = prepare_read(context, &request, &credentials).await?;
+        let answer = reading.views.mvcc.range(&range_query(&request));
+        reading.confirm()?;
+        let RangeAnswer { kvs, more, count, revision } = answer.map_err(range_error)?;
+        let response = range_response(&context.header(revision), &kvs, more, count);
+        Ok(Response::new(Encoded(response)))
+    };
+    within(|| steps::range(&request), read).await
 }
 
 /// Keys in the first chunk of a stream; etcd starts so and doubles while chunks are small.
@@ -176,13 +192,17 @@ async fn range_stream(
     // A learner serves ranges of what it has, but etcd's does not stream them.
     context.admit(request.metadata(), false)?;
     check_streamable(&request.get_ref().message)?;
-    let (request, reading) = prepare_read(&context, request).await?;
+    let (request, credentials) = admit_range(&context, request)?;
+    // A step until the last chunk.
+    let step = begin(|| steps::range_streaming(&request));
+    let reading = prepare_read(&context, &request, &credentials).await?;
     let mut cursor = reading.views.mvcc.range_stream(range_query(&request)).map_err(range_error)?;
     let ready = cursor.next(FIRST_CHUNK_KEYS).map_err(range_error)?;
     let reading = Arc::new(reading);
     let state = StreamState::Chunks { ready, cursor: Box::new(cursor), keys: FIRST_CHUNK_KEYS };
     let chunks = stream::try_unfold(state, move |state| {
         let (context, reading) = (context.clone(), Arc::clone(&reading));
+        let _ends_with_the_stream = &step;
         async move {
             let chunk = next_chunk(&context, state)?;
             reading.confirm()?;
@@ -236,8 +256,11 @@ async fn put(
     let request = admitted(&context, request, false)?;
     check::put(&request.message).map_err(refusal_status)?;
     context.check_quota(check::put_cost(&request.message)).await?;
-    let caller = context.caller(&credentials, Access::Anybody).await?;
-    match context.propose(CommandKind::Put, request.bytes, &caller).await? {
+    let proposed = async {
+        let caller = context.caller(&credentials, Access::Anybody).await?;
+        context.propose(CommandKind::Put, request.bytes, &caller).await
+    };
+    match within(|| steps::put(&request.message), proposed).await? {
         Outcome::Put(mut response) => {
             context.complete(&mut response.header);
             Ok(Response::new(Encoded::of(&response)))
@@ -253,8 +276,11 @@ async fn delete_range(
     let credentials = context.credentials(&request);
     let request = admitted(&context, request, false)?;
     check::delete_range(&request.message).map_err(refusal_status)?;
-    let caller = context.caller(&credentials, Access::Anybody).await?;
-    match context.propose(CommandKind::DeleteRange, request.bytes, &caller).await? {
+    let proposed = async {
+        let caller = context.caller(&credentials, Access::Anybody).await?;
+        context.propose(CommandKind::DeleteRange, request.bytes, &caller).await
+    };
+    match within(|| steps::delete_range(&request.message), proposed).await? {
         Outcome::DeleteRange(mut response) => {
             context.complete(&mut response.header);
             Ok(Response::new(Encoded::of(&response)))
@@ -270,28 +296,41 @@ async fn txn(
     let credentials = context.credentials(&request);
     let request = admitted(&context, request, false)?;
     check::txn(&request.message, context.limits.txn_ops_max).map_err(refusal_status)?;
-    let mut response = if check::is_read_only(&request.message) {
-        if !check::is_serializable(&request.message) {
-            context.linearize().await?;
-        }
-        let judge = |permit: &Permit<'_>| permit.read_only_txn(&request.message);
-        let reading = context.begin_read(&credentials, judge).await?;
-        let answer = machine::read_only(&reading.views.mvcc, &request.message);
-        reading.confirm()?;
-        answer.map_err(|error| match error {
-            ReadOnlyError::Refused(refusal) => refusal_status(refusal),
-            other => internal(&other),
-        })?
-    } else {
+    let is_read_only = check::is_read_only(&request.message);
+    if !is_read_only {
         context.check_quota(check::txn_cost(&request.message)).await?;
+    }
+    let answered = async {
+        if is_read_only {
+            return read_only_txn(&context, &credentials, &request.message).await;
+        }
         let caller = context.caller(&credentials, Access::Anybody).await?;
         match context.propose(CommandKind::Txn, request.bytes, &caller).await? {
-            Outcome::Txn(response) => response,
-            other => return Err(unexpected(&other)),
+            Outcome::Txn(response) => Ok(response),
+            other => Err(unexpected(&other)),
         }
     };
+    let mut response = within(|| steps::txn(&request.message), answered).await?;
     context.complete(&mut response.header);
     Ok(Response::new(Encoded::of(&response)))
+}
+
+async fn read_only_txn(
+    context: &ApiContext,
+    credentials: &Credentials,
+    request: &TxnRequest,
+) -> Result<TxnResponse, Status> {
+    if !check::is_serializable(request) {
+        context.linearize().await?;
+    }
+    let judge = |permit: &Permit<'_>| permit.read_only_txn(request);
+    let reading = context.begin_read(credentials, judge).await?;
+    let answer = machine::read_only(&reading.views.mvcc, request);
+    reading.confirm()?;
+    answer.map_err(|error| match error {
+        ReadOnlyError::Refused(refusal) => refusal_status(refusal),
+        other => internal(&other),
+    })
 }
 
 async fn compact(
@@ -301,11 +340,15 @@ async fn compact(
     let credentials = context.credentials(&request);
     let request = admitted(&context, request, false)?;
     let caller = context.caller(&credentials, Access::Admin).await?;
-    match context.propose(CommandKind::Compaction, request.bytes, &caller).await? {
+    let compacted = async {
+        let outcome = context.propose(CommandKind::Compaction, request.bytes, &caller).await?;
+        if request.message.physical && matches!(outcome, Outcome::Compaction(_)) {
+            wait_until_freed(&context, request.message.revision).await?;
+        }
+        Ok::<_, Status>(outcome)
+    };
+    match within(|| steps::compact(&request.message), compacted).await? {
         Outcome::Compaction(mut response) => {
-            if request.message.physical {
-                wait_until_freed(&context, request.message.revision).await?;
-            }
             context.complete(&mut response.header);
             Ok(Response::new(Encoded::of(&response)))
         }

@@ -19,7 +19,9 @@ use super::access::{Access, auth_status};
 use super::context::{ApiContext, admitted, refusal_status};
 use super::kv::unexpected;
 use super::status::ApiError;
+use super::steps;
 use crate::auth::Credentials;
+use crate::ops::spans::within;
 
 /// The service of one RPC thread.
 pub(crate) struct LeaseService {
@@ -46,9 +48,12 @@ impl Lease for LeaseService {
             request.id = i64::try_from(replica::runtime::random_u64() >> 1).unwrap_or(0);
         }
         self.context.check_quota(check::lease_grant_cost()).await?;
-        let caller = self.context.caller(&credentials, Access::AnyUser).await?;
-        let body = request.encode_to_vec().into();
-        match self.context.propose(CommandKind::LeaseGrant, body, &caller).await? {
+        let proposed = async {
+            let caller = self.context.caller(&credentials, Access::AnyUser).await?;
+            let body = request.encode_to_vec().into();
+            self.context.propose(CommandKind::LeaseGrant, body, &caller).await
+        };
+        match within(|| steps::lease_grant(&request), proposed).await? {
             Outcome::LeaseGrant(mut response) => {
                 self.context.complete(&mut response.header);
                 Ok(Response::new(response))
@@ -63,9 +68,12 @@ impl Lease for LeaseService {
     ) -> Result<Response<LeaseRevokeResponse>, Status> {
         let credentials = self.context.credentials(&request);
         let request = admitted(&self.context, request, false)?;
-        let caller = self.context.caller(&credentials, Access::AnyUser).await?;
-        let body = request.encode_to_vec().into();
-        match self.context.propose(CommandKind::LeaseRevoke, body, &caller).await? {
+        let proposed = async {
+            let caller = self.context.caller(&credentials, Access::AnyUser).await?;
+            let body = request.encode_to_vec().into();
+            self.context.propose(CommandKind::LeaseRevoke, body, &caller).await
+        };
+        match within(|| steps::lease_revoke(&request), proposed).await? {
             Outcome::LeaseRevoke(mut response) => {
                 self.context.complete(&mut response.header);
                 Ok(Response::new(response))
@@ -175,6 +183,16 @@ async fn keep_alive(
     id: LeaseId,
 ) -> Result<LeaseKeepAliveResponse, Status> {
     let header = context.header(context.handle.views().mvcc.revision());
+    let ttl = within(|| steps::lease_renew(id), renew(context, credentials, id)).await?;
+    Ok(LeaseKeepAliveResponse { header: Some(header), id: id.0, ttl })
+}
+
+/// The time that the lease has now; 0 if there is none.
+async fn renew(
+    context: &ApiContext,
+    credentials: &Credentials,
+    id: LeaseId,
+) -> Result<i64, Status> {
     let caller = context.caller(credentials, Access::AnyUser).await?;
     let views = context.handle.views();
     if views.auth().is_enabled() {
@@ -184,6 +202,5 @@ async fn keep_alive(
         still_valid(&caller, &views).map_err(auth_status)?;
     }
     let renewed = context.leases.renew(&context.handle, &[id]).await.map_err(ApiError::from)?;
-    let ttl = renewed.first().copied().unwrap_or(0);
-    Ok(LeaseKeepAliveResponse { header: Some(header), id: id.0, ttl })
+    Ok(renewed.first().copied().unwrap_or(0))
 }

@@ -17,6 +17,7 @@ mod local;
 mod lock;
 mod maintenance;
 mod status;
+mod steps;
 mod watch;
 
 pub(crate) use context::{ApiContext, Limits};

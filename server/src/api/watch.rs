@@ -19,6 +19,7 @@ use watch::{CreateWatch, StreamHandle, StreamOutput, WatchMessage};
 use super::context::ApiContext;
 use super::encoded::{self, Encoded, HttpAnswer, Raw};
 use super::status::ApiError;
+use super::steps::WatchSteps;
 use crate::auth::Credentials;
 
 /// Encoded messages that wait for the connection; the hub's own bound stands behind it.
@@ -83,15 +84,17 @@ async fn watch(
     let (handle, output) = context.hub.get().open();
     let (messages, waiting) = mpsc::channel(MESSAGES_WAITING_MAX);
     let requests = request.into_inner();
+    let steps = WatchSteps::of_current_call();
     tokio::spawn(async move {
+        let steps = steps.as_ref();
         let ended = tokio::select! {
-            ended = take_requests(&context, &credentials, &handle, requests) => ended.inspect_err(|_| {
+            ended = take_requests(&context, &credentials, &handle, requests, steps) => ended.inspect_err(|_| {
                 let failures = &context.server.metrics.stream_failures;
                 failures.with_label_values(&["receive", "watch"]).inc();
             }),
             // The hub has stopped. An end without an error would end the client's watches for good;
             // this one makes it open them again, here or elsewhere.
-            () = send_messages(&context, output, &messages) => Err(ApiError::Stopped.into()),
+            () = send_messages(&context, output, &messages, steps) => Err(ApiError::Stopped.into()),
             status = leader_lost(&context, wants_leader) => Err(status),
             // The client has gone. One that had closed its side before is not noticed by its requests.
             () = messages.closed() => Ok(()),
@@ -111,11 +114,16 @@ async fn take_requests(
     credentials: &Credentials,
     handle: &StreamHandle,
     mut requests: Streaming<Raw<WatchRequest>>,
+    steps: Option<&WatchSteps>,
 ) -> Result<(), Status> {
     while let Some(request) = requests.next().await {
         match request?.message.request_union {
             Some(RequestUnion::CreateRequest(create)) => {
-                match judge(context, credentials, &create).await {
+                let judged = judge(context, credentials, &create).await;
+                if let Some(steps) = steps {
+                    steps.asked(&create, judged.is_ok());
+                }
+                match judged {
                     Ok(()) => handle.create(create_watch(create)).await,
                     Err(reason) => handle.refuse(reason).await,
                 }
@@ -173,9 +181,13 @@ async fn send_messages(
     context: &ApiContext,
     mut output: StreamOutput,
     messages: &mpsc::Sender<Result<Encoded, Status>>,
+    steps: Option<&WatchSteps>,
 ) {
     let metrics = &context.server.metrics;
     while let Some(message) = output.next().await {
+        if let Some(steps) = steps {
+            steps.told(&message);
+        }
         let mut bytes = BytesMut::with_capacity(message.encoded_len_bound());
         let term = context.handle.term();
         message.encode(context.cluster_id, context.member_id, term, &mut bytes);

@@ -56,7 +56,8 @@ mod tests {
         let identity = PeerIdentity::of(&[certificate]).map(Arc::new);
         let mut extensions = Extensions::new();
         let purpose = Purpose::Client;
-        extensions.insert(ConnectionInfo { remote: None, purpose, secure: true, identity });
+        let (remote, local) = (None, None);
+        extensions.insert(ConnectionInfo { remote, local, purpose, secure: true, identity });
         extensions
     }
 

@@ -131,3 +131,41 @@ fn the_command_line_of_kubeadm_is_accepted() {
     ])
     .unwrap();
 }
+
+#[test]
+fn tracing_is_checked_only_where_it_is_enabled() {
+    let rate = |rate: &str| format!("--distributed-tracing-sampling-rate={rate}");
+    let with_rate = |text: &str| config(&["--enable-distributed-tracing", &rate(text)]);
+    for (text, why) in [("-1", "must be positive"), ("1000001", "must be less than 1000000")] {
+        let expected = format!(
+            "distributed tracing configurition is not valid: (tracing sampling rate {why})"
+        );
+        assert_eq!(with_rate(text).unwrap_err().to_string(), expected);
+        assert_eq!(config(&[&rate(text)]).unwrap().tracing, None, "off");
+    }
+    let tracing = |config: Result<Config, ConfigError>| config.unwrap().tracing.unwrap();
+    for sampling_rate in [0, 1, 1_000_000] {
+        let expected = TracingConfig {
+            collector: "localhost:4317".to_owned(),
+            service_name: "etcd".to_owned(),
+            instance_id: String::new(),
+            sampling_rate,
+        };
+        assert_eq!(tracing(with_rate(&sampling_rate.to_string())), expected);
+    }
+    // As etcd 3.5 has them.
+    let older = tracing(config(&[
+        "--experimental-enable-distributed-tracing=true",
+        "--experimental-distributed-tracing-address=collector:1",
+        "--experimental-distributed-tracing-service-name=service",
+        "--experimental-distributed-tracing-instance-id=instance",
+        "--experimental-distributed-tracing-sampling-rate=5",
+    ]));
+    let expected = TracingConfig {
+        collector: "collector:1".to_owned(),
+        service_name: "service".to_owned(),
+        instance_id: "instance".to_owned(),
+        sampling_rate: 5,
+    };
+    assert_eq!(older, expected);
+}

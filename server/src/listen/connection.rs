@@ -70,6 +70,8 @@ impl ConnectionSettings {
 pub struct ConnectionInfo {
     /// None on a unix socket.
     pub remote: Option<SocketAddr>,
+    /// The address that the client reached; none on a unix socket.
+    pub local: Option<SocketAddr>,
     pub purpose: Purpose,
     pub secure: bool,
     /// What the client's verified certificate says.
@@ -79,16 +81,17 @@ pub struct ConnectionInfo {
 /// Where a connection comes from.
 pub(super) struct Remote {
     address: Option<SocketAddr>,
+    local: Option<SocketAddr>,
     purpose: Purpose,
 }
 
 impl Remote {
     pub(super) fn of(stream: &TcpStream, purpose: Purpose) -> Self {
-        Self { address: stream.peer_addr().ok(), purpose }
+        Self { address: stream.peer_addr().ok(), local: stream.local_addr().ok(), purpose }
     }
 
     pub(super) fn unix(purpose: Purpose) -> Self {
-        Self { address: None, purpose }
+        Self { address: None, local: None, purpose }
     }
 }
 
@@ -107,6 +110,7 @@ where
 {
     let mut info = ConnectionInfo {
         remote: remote.address,
+        local: remote.local,
         purpose: remote.purpose,
         secure: tls.is_some(),
         identity: None,

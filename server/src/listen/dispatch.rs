@@ -72,7 +72,7 @@ fn counted<B>(
     calls: Option<&CallMetrics>,
     request: Request<B>,
 ) -> (Request<RequestBody<B>>, Option<Call>) {
-    let call = calls.and_then(|calls| calls.start(request.uri().path(), request.headers()));
+    let call = calls.and_then(|calls| calls.start(&request));
     let received = call.as_ref().map(Call::received);
     (request.map(|body| RequestBody { body, received }), call)
 }
@@ -233,15 +233,20 @@ impl Future for AnswerFuture {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.get_mut() {
-            AnswerFuture::Grpc { future, call } => future.as_mut().poll(cx).map(|answer| {
-                let mut call = call.take();
-                answer.map(|response| {
-                    if let Some(call) = &mut call {
-                        call.headers(response.headers());
-                    }
-                    response.map(|body| AnswerBody::Grpc { body, call })
+            AnswerFuture::Grpc { future, call } => {
+                let entered = call.as_ref().and_then(Call::enter);
+                let answer = future.as_mut().poll(cx);
+                drop(entered);
+                answer.map(|answer| {
+                    let mut call = call.take();
+                    answer.map(|response| {
+                        if let Some(call) = &mut call {
+                            call.headers(response.headers());
+                        }
+                        response.map(|body| AnswerBody::Grpc { body, call })
+                    })
                 })
-            }),
+            }
             AnswerFuture::Http(future) => {
                 future.as_mut().poll(cx).map(|response| Ok(response.map(AnswerBody::Http)))
             }
@@ -301,7 +306,9 @@ impl Body for AnswerBody {
     ) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
         match self.get_mut() {
             AnswerBody::Grpc { body, call } => {
+                let entered = call.as_ref().and_then(Call::enter);
                 let frame = Pin::new(body).poll_frame(cx);
+                drop(entered);
                 if let (Poll::Ready(Some(Ok(frame))), Some(call)) = (&frame, call) {
                     match (frame.data_ref(), frame.trailers_ref()) {
                         (Some(data), _) => call.sent(data),

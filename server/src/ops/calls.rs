@@ -10,12 +10,15 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
-use http::HeaderMap;
+use http::{HeaderMap, Request};
 use prometheus::{
     Histogram, HistogramVec, IntCounter, IntCounterVec, Opts, Registry, histogram_opts,
 };
 use prost::Message;
 use prost_types::FileDescriptorSet;
+use tonic::{Code, Status};
+
+use super::spans::{Entered, Span, Spans};
 
 /// Go's names of the gRPC codes, by number.
 const CODES: [&str; 17] = [
@@ -49,6 +52,8 @@ const CLIENT_PACKAGES: [&str; 4] = ["etcdserverpb", "v3electionpb", "v3lockpb", 
 pub struct CallMetrics {
     methods: Arc<BTreeMap<String, Arc<Method>>>,
     shared: Arc<Shared>,
+    /// Shows calls to a collector, too.
+    spans: Option<Spans>,
 }
 
 struct Shared {
@@ -139,7 +144,12 @@ impl CallMetrics {
             }
             methods.insert(format!("/{service}/{name}"), Arc::new(method));
         }
-        Ok(Self { methods: Arc::new(methods), shared: Arc::new(shared) })
+        Ok(Self { methods: Arc::new(methods), shared: Arc::new(shared), spans: None })
+    }
+
+    /// The same with calls traced.
+    pub(crate) fn traced(self, spans: Option<Spans>) -> Self {
+        Self { spans, ..self }
     }
 
     /// What is said to a call of a path that no client service has, in the words of grpc-go.
@@ -155,11 +165,12 @@ impl CallMetrics {
         })
     }
 
-    /// A call to `path` begins; none for a path that no client service has.
-    pub fn start(&self, path: &str, headers: &HeaderMap) -> Option<Call> {
-        let method = self.methods.get(path)?.clone();
+    /// A call begins; none for a path that no client service has.
+    pub fn start<B>(&self, request: &Request<B>) -> Option<Call> {
+        let method = self.methods.get(request.uri().path())?.clone();
         method.started.inc();
-        let version = headers
+        let version = request
+            .headers()
             .get("client-api-version")
             .and_then(|value| std::str::from_utf8(value.as_bytes()).ok());
         method.count_request(&self.shared.client_requests, version.unwrap_or("unknown"));
@@ -170,6 +181,8 @@ impl CallMetrics {
             sent: Messages::default(),
             code: None,
             answered: false,
+            span: self.spans.as_ref().and_then(|spans| spans.call(request)),
+            ended: None,
         })
     }
 }
@@ -226,6 +239,10 @@ pub struct Call {
     sent: Messages,
     code: Option<usize>,
     answered: bool,
+    /// If the call is traced.
+    span: Option<Span>,
+    /// What a call that is traced ended with.
+    ended: Option<Status>,
 }
 
 impl Call {
@@ -238,12 +255,20 @@ impl Call {
         }
     }
 
+    /// Makes the span of a call that is traced the current one, while the call is polled.
+    pub(crate) fn enter(&self) -> Option<Entered> {
+        self.span.as_ref().map(Span::enter)
+    }
+
     /// Looks for the status in the headers or the trailers of the answer.
     pub(crate) fn headers(&mut self, headers: &HeaderMap) {
         self.answered = true;
         if let Some(status) = headers.get("grpc-status") {
             let number = status.to_str().ok().and_then(|text| text.parse::<usize>().ok());
             self.code = Some(number.filter(|code| *code < CODES.len()).unwrap_or(CODE_UNKNOWN));
+            if self.span.is_some() {
+                self.ended = Status::from_header_map(headers);
+            }
         }
     }
 
@@ -264,6 +289,13 @@ impl Drop for Call {
                 .handled
                 .with_label_values(&[method.kind, &method.service, &method.name, CODES[code]])
                 .inc(),
+        }
+        if let Some(span) = &self.span {
+            let (code, message) = match &self.ended {
+                Some(status) => (status.code(), status.message()),
+                None => (Code::Cancelled, ""),
+            };
+            span.end_call(code, message);
         }
         let spent = self.started.elapsed();
         if let Some(handling) = method.handling.get() {
@@ -350,17 +382,18 @@ mod tests {
     fn a_call_is_counted_with_the_code_it_ends_with() {
         let registry = Registry::new();
         let metrics = CallMetrics::register(&registry, true, Duration::from_secs(1)).unwrap();
-        let mut call = metrics.start("/etcdserverpb.KV/Range", &HeaderMap::new()).unwrap();
+        let start = |path: &str| metrics.start(&Request::get(path).body(()).unwrap());
+        let mut call = start("/etcdserverpb.KV/Range").unwrap();
         let mut trailers = HeaderMap::new();
         trailers.insert("grpc-status", http::HeaderValue::from_static("11"));
         call.headers(&trailers);
         drop(call);
-        drop(metrics.start("/etcdserverpb.KV/Range", &HeaderMap::new()));
+        drop(start("/etcdserverpb.KV/Range"));
         let labels = |code| ["unary", "etcdserverpb.KV", "Range", code];
         let handled = &metrics.shared.handled;
         assert_eq!(handled.with_label_values(&labels("OutOfRange")).get(), 1);
         assert_eq!(handled.with_label_values(&labels("Canceled")).get(), 1);
         assert_eq!(handled.with_label_values(&labels("OK")).get(), 0);
-        assert!(metrics.start("/nobody/Knows", &HeaderMap::new()).is_none());
+        assert!(start("/nobody/Knows").is_none());
     }
 }

@@ -18,7 +18,7 @@ use rcgen::{
     KeyPair, KeyUsagePurpose,
 };
 
-use crate::config::TlsConfig;
+use crate::config::{ListenConfig, TlsConfig};
 use crate::urls::Url;
 
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -38,6 +38,30 @@ pub enum SelfSignedError {
     Make(#[from] rcgen::Error),
     #[error("write {path}: {source}")]
     Write { path: String, source: io::Error },
+}
+
+/// What `--auto-tls` and `--peer-auto-tls` ask for. The pairs lie in the data directory and beside what the
+/// member has there, where etcd has them.
+///
+/// # Errors
+/// When a pair cannot be made or written.
+pub fn make_certificates(
+    listen: &mut ListenConfig,
+    data_directory: &Path,
+) -> Result<(), SelfSignedError> {
+    let fixtures = data_directory.join("fixtures");
+    let years = listen.self_signed_years;
+    if listen.client_auto_tls && listen.client_tls.cert_file.is_empty() {
+        let urls: Vec<_> = listen.client_urls.iter().chain(&listen.client_http_urls).collect();
+        let tls = std::mem::take(&mut listen.client_tls);
+        listen.client_tls = with_self_signed(tls, &fixtures.join("client"), &urls, years)?;
+    }
+    if listen.peer_auto_tls && listen.peer_tls.cert_file.is_empty() {
+        let urls: Vec<_> = listen.peer_urls.iter().collect();
+        let tls = std::mem::take(&mut listen.peer_tls);
+        listen.peer_tls = with_self_signed(tls, &fixtures.join("peer"), &urls, years)?;
+    }
+    Ok(())
 }
 
 /// The rules of a listener with a certificate that lies in `directory`, where it is made if it is

@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use disk::Disk;
 use futures_util::future::BoxFuture;
-use machine::{Outcome, Proposal, SweepStep, Ticket, Views};
+use machine::{CommandKind, Outcome, Proposal, SweepStep, Ticket, Views};
 use openraft::errors::{ChangeMembershipError, ClientWriteError, LinearizableReadError, RaftError};
 use openraft::raft::ReadPolicy;
 use openraft::{ChangeMembers, Raft};
@@ -24,7 +24,7 @@ use types::{ClusterId, LogIndex, MemberId, Planted, Term};
 
 use crate::completion::{Mailbox, Mailboxes};
 use crate::inbound::{membership_change_message, read_index_answer, refusal_from_message};
-use crate::limits::{APPLY_LAG_MAX, Rules, SWEEP_KEYS};
+use crate::limits::{Rules, SWEEP_KEYS};
 use crate::membership::{MembershipChange, MembershipRefusal, Situation};
 use crate::network::Sender;
 use crate::observation::Observation;
@@ -99,7 +99,7 @@ impl Handle {
     /// See [`Unavailable`] for which reasons mean that nothing happened. Not cancellation-safe in
     /// the sense that dropping the future does not take the proposal back.
     pub async fn propose(&self, proposal: Proposal) -> Result<Outcome, Unavailable> {
-        self.shared.check_lag()?;
+        self.shared.check_lag([proposal.kind])?;
         let answer = self.propose_and_wait(proposal).await;
         if answer.is_err() {
             self.shared.events.observe(Observation::ProposalFailed);
@@ -289,12 +289,15 @@ impl Shared {
         }
     }
 
-    fn check_lag(&self) -> Result<(), Unavailable> {
+    /// Refuses requests while apply lags too far behind. One that may be taken takes the others of its
+    /// batch along: where they were proposed they have been let through already.
+    fn check_lag(&self, kinds: impl IntoIterator<Item = CommandKind>) -> Result<(), Unavailable> {
         let committed = self.status.borrow().committed;
-        if committed.0.saturating_sub(self.applied.get().0) > APPLY_LAG_MAX {
-            return Err(Unavailable::TooManyRequests);
+        let lag = committed.0.saturating_sub(self.applied.get().0);
+        match kinds.into_iter().any(|kind| self.rules.take_at_lag(lag, kind)) {
+            true => Ok(()),
+            false => Err(Unavailable::TooManyRequests),
         }
-        Ok(())
     }
 
     fn timeout_reason(&self) -> Unavailable {
@@ -332,12 +335,12 @@ impl Shared {
         term: Term,
         batch: Bytes,
     ) -> Result<(), Unavailable> {
-        self.check_lag()?;
+        // What another member sends must be readable before it becomes part of every log.
+        let proposals = machine::Batch::decode(&batch).map_err(|_| Unavailable::NotLeader)?;
+        self.check_lag(proposals.iter().map(|(_, proposal)| proposal.kind))?;
         if !matches!(self.leader(), Leader::Here { term: own } if own == term) {
             return Err(Unavailable::NotLeader);
         }
-        // What another member sends must be readable before it becomes part of every log.
-        machine::Batch::decode(&batch).map_err(|_| Unavailable::NotLeader)?;
         let (refusal, appended) = oneshot::channel();
         let not_appended = move || {
             // Nobody listens any more once the wait below is over.

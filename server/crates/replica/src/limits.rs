@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use machine::CommandKind;
+
 /// What an operator may set about requests and membership.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
@@ -12,6 +14,22 @@ pub struct Rules {
     pub strict_reconfig: bool,
     /// How many learners a cluster may have.
     pub learners_max: usize,
+    /// Whether requests that end leases are still taken when others are refused because apply lags
+    /// behind (feature gate PriorityRequest).
+    pub priority_requests: bool,
+}
+
+impl Rules {
+    /// Whether a request may be proposed while this many entries are committed and not applied.
+    pub(crate) fn take_at_lag(&self, lag: u64, kind: CommandKind) -> bool {
+        let is_first = self.priority_requests && has_priority(kind);
+        lag <= if is_first { APPLY_LAG_MAX_PRIORITY } else { APPLY_LAG_MAX }
+    }
+}
+
+/// What frees more than it costs: the end of a lease, whether a client or the leader ends it.
+fn has_priority(kind: CommandKind) -> bool {
+    matches!(kind, CommandKind::LeaseRevoke | CommandKind::LeaseExpire)
 }
 
 /// Requests in one Raft entry.
@@ -33,6 +51,9 @@ pub(crate) const PUT_BACK_PAUSE: Duration = Duration::from_millis(5);
 /// Entries that may be committed and not applied before proposals are refused: etcd's bound.
 pub(crate) const APPLY_LAG_MAX: u64 = 5000;
 
+/// The same for requests that have priority, if any have: etcd's bound.
+pub(crate) const APPLY_LAG_MAX_PRIORITY: u64 = 2 * APPLY_LAG_MAX;
+
 /// Keys whose dead versions one step of the background half of a compaction drops.
 pub(crate) const SWEEP_KEYS: usize = 4096;
 
@@ -46,3 +67,30 @@ pub(crate) const NO_SPACE_PAUSE: Duration = Duration::from_millis(500);
 
 const _: () = assert!(BATCH_BYTES_MAX < QUEUE_BYTES_MAX);
 const _: () = assert!(BATCH_REQUESTS_MAX < QUEUE_REQUESTS_MAX);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leases_end_at_twice_the_lag_at_which_others_are_refused_if_requests_have_priorities() {
+        let rules = |priority_requests| Rules {
+            request_timeout: Duration::from_secs(7),
+            strict_reconfig: true,
+            learners_max: 1,
+            priority_requests,
+        };
+        let ends_a_lease = [CommandKind::LeaseRevoke, CommandKind::LeaseExpire];
+        for kind in CommandKind::ALL {
+            for priority_requests in [false, true] {
+                let taken = |lag| rules(priority_requests).take_at_lag(lag, kind);
+                let bound = match priority_requests && ends_a_lease.contains(&kind) {
+                    true => 10_000,
+                    false => 5_000,
+                };
+                assert!(taken(0) && taken(bound), "{kind:?}, {priority_requests}");
+                assert!(!taken(bound + 1) && !taken(u64::MAX), "{kind:?}, {priority_requests}");
+            }
+        }
+    }
+}

@@ -327,6 +327,7 @@ impl Cluster {
                 // Names are published by the edge, which is not here.
                 strict_reconfig: false,
                 learners_max: 2,
+                priority_requests: false,
             },
             log_writer: LogWriterPlacement::Task(Box::new(move || {
                 Duration::from_micros(chance.between(10, flush_micros))

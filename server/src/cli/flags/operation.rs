@@ -6,8 +6,6 @@ use super::{
     Kind,
 };
 
-const NO_TRACING: &str = "distributed tracing is not supported yet";
-const NOT_TRACING: &str = "it only means something with distributed tracing, which is off";
 const NO_DEFRAGMENTATION: &str =
     "space is returned while the server runs; there is nothing to defragment";
 
@@ -90,40 +88,35 @@ pub(super) const FLAGS: &[Flag] = &[
         Kind::Bool,
         "false",
         "Enable distributed tracing.",
-    )
-    .refused(NO_TRACING),
+    ),
     Flag::new(
         Tracing,
         "distributed-tracing-address",
         Kind::Text,
         "localhost:4317",
         "Distributed tracing collector address.",
-    )
-    .no_effect(NOT_TRACING),
+    ),
     Flag::new(
         Tracing,
         "distributed-tracing-service-name",
         Kind::Text,
         "etcd",
         "Distributed tracing service name, must be same across all etcd instances.",
-    )
-    .no_effect(NOT_TRACING),
+    ),
     Flag::new(
         Tracing,
         "distributed-tracing-instance-id",
         Kind::Text,
         "",
         "Distributed tracing instance ID, must be unique per each etcd instance.",
-    )
-    .no_effect(NOT_TRACING),
+    ),
     Flag::new(
         Tracing,
         "distributed-tracing-sampling-rate",
         Kind::Int64,
         "0",
         "Number of samples to collect per million spans for distributed tracing.",
-    )
-    .no_effect(NOT_TRACING),
+    ),
     Flag::new(
         Features,
         "corrupt-check-time",

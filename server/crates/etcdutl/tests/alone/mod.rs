@@ -80,6 +80,7 @@ pub(crate) async fn start(data_dir: &Path, restored: &Restored) -> Replica {
             request_timeout: Duration::from_secs(7),
             strict_reconfig: true,
             learners_max: 1,
+            priority_requests: false,
         },
         log_writer: LogWriterPlacement::OwnThread,
         blocking: Blocking::Threads,

@@ -237,6 +237,7 @@ pub(crate) async fn start_with(
             // Names are published by the server, which is not here.
             strict_reconfig: false,
             learners_max: 1,
+            priority_requests: false,
         },
         log_writer,
         blocking: Blocking::Inline,
