@@ -48,6 +48,7 @@ use crate::ops::{memory, notify, register_process};
 use crate::peer::inbound::PeerService;
 use crate::peer::meters::PeerMeters;
 use crate::peer::outbound::Outbound;
+use crate::read_budget::{BudgetOptions, ReadBudget};
 use crate::tls::{ClientTls, ServerTls, with_self_signed};
 
 /// How long calls under way may take once the server stops.
@@ -59,6 +60,9 @@ const PEER_DRAIN_GRACE: Duration = Duration::from_millis(500);
 /// How long work on threads of its own may go on once everything else has ended: a look-up of a name
 /// can take far longer, and an image that is cut off leaves the one before.
 const THREADS_GRACE: Duration = Duration::from_secs(1);
+
+/// A client that takes nothing of its answer for so long may lose the rest of it to others.
+const READ_STALL: Duration = Duration::from_secs(5);
 
 /// Write an image after this many bytes of entries, however few entries they are.
 const IMAGE_BYTES: u64 = 256 << 20;
@@ -72,6 +76,8 @@ pub(crate) struct ServerFacts {
     pub(crate) request_times: RequestTimes,
     /// Whether the common name of a client's certificate is a user's name.
     pub(crate) client_cert_auth: bool,
+    /// The memory for answers that are read from the store.
+    pub(crate) reads: ReadBudget,
     /// Whether the disk is too full for writes that need space.
     pub(crate) low_space: AtomicBool,
 }
@@ -210,8 +216,19 @@ fn facts(config: &Config, identity: &Identity, metrics: &Metrics) -> ServerFacts
         metrics: metrics.clone(),
         request_times: RequestTimes::new(metrics),
         client_cert_auth: config.listen.client_tls.client_cert_auth,
+        reads: read_budget(config),
         low_space: AtomicBool::new(false),
     }
+}
+
+fn read_budget(config: &Config) -> ReadBudget {
+    let bytes = config.limits.read_memory_bytes.unwrap_or_else(memory::read_budget_default);
+    ReadBudget::new(BudgetOptions { bytes, patience: request_timeout(config), stall: READ_STALL })
+}
+
+/// How long a request may take; etcd's limit.
+fn request_timeout(config: &Config) -> Duration {
+    Duration::from_secs(5) + 2 * config.raft.election_timeout
 }
 
 fn given_up(signal: &str) -> Result<(), Box<dyn Error>> {
@@ -237,8 +254,9 @@ async fn serve_all(
     let metrics = instruments.metrics.clone();
     metrics.describe(identity.member, &config.gates, config.limits.quota_bytes);
     let settings = ConnectionSettings::of(&config.listen);
+    let (hub, reads) = (context.hub.clone(), context.server.reads.clone());
     let http_parts = Arc::new(HttpParts {
-        member: Arc::new(LocalMember::new(handle.clone(), context.hub.clone(), metrics.clone())),
+        member: Arc::new(LocalMember::new(handle.clone(), hub, reads, metrics.clone())),
         health: instruments.health,
         registry: instruments.registry,
         config: config.http.clone(),
@@ -372,7 +390,7 @@ fn client_services(
         let routes = api::routes(&context);
         let gateway = http.config.gateway.then(|| {
             let calls = GrpcCalls::new(routes.clone(), Some(calls.clone()));
-            Gateway::new(calls, context.limits.message_bytes_max())
+            Gateway::new(calls, context.limits.message_bytes_max(), context.server.reads.clone())
         });
         let client_http = handler_with(http.clone(), gateway);
         let clients = Services {
@@ -559,7 +577,7 @@ fn parts(
             entries_kept: config.raft.catch_up_entries,
         },
         rules: Rules {
-            request_timeout: Duration::from_secs(5) + 2 * config.raft.election_timeout,
+            request_timeout: request_timeout(config),
             strict_reconfig: config.cluster.strict_reconfig_check,
             learners_max: config.cluster.learners_max,
         },

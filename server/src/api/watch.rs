@@ -180,7 +180,7 @@ async fn send_messages(
         let term = context.handle.term();
         message.encode(context.cluster_id, context.member_id, term, &mut bytes);
         let began = Instant::now();
-        if messages.send(Ok(Encoded(bytes.freeze()))).await.is_err() {
+        if messages.send(Ok(Encoded::from(bytes.freeze()))).await.is_err() {
             return;
         }
         let took = began.elapsed().as_secs_f64();
