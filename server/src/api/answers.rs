@@ -53,9 +53,9 @@ pub(super) enum Within {
 /// A `RangeResponse` of everything that is selected.
 pub(super) fn range_answer(
     budget: &ReadBudget,
-    mut selection: Selection,
+    mut selection: Selection<'_>,
     within: Within,
-    around: impl FnOnce(&Selection) -> Around,
+    around: impl FnOnce(&Selection<'_>) -> Around,
     share: &mut Option<Share>,
 ) -> Result<Attempt<Encoded>, Interruption> {
     if selection.sorts_by_value() {
@@ -92,7 +92,7 @@ pub(super) fn range_answer(
     }
 }
 
-fn bytes_left(selection: &Selection) -> Result<u64, Interruption> {
+fn bytes_left(selection: &Selection<'_>) -> Result<u64, Interruption> {
     if selection.is_empty() {
         return Ok(0);
     }
@@ -118,7 +118,7 @@ fn large_answer(
     mut out: OutgoingWriter,
     around: &Around,
     read: Vec<Bytes>,
-    mut selection: Selection,
+    mut selection: Selection<'_>,
     within: Within,
 ) -> Result<Encoded, Interruption> {
     out.put(&around.before);
@@ -139,11 +139,19 @@ fn large_answer(
 }
 
 /// An answer that is there already, with the share that was taken for it before.
-pub(super) fn settled(budget: &ReadBudget, share: Option<Share>, answer: &impl Message) -> Encoded {
+pub(super) fn settled(budget: &ReadBudget, share: Option<Share>, answer: impl Message) -> Encoded {
     let bytes = Bytes::from(answer.encode_to_vec());
-    let counts = bytes.len() > UNCOUNTED_BYTES_MAX;
-    let share = counts.then(|| budget.overdraw(share, bytes.len() as u64));
-    Encoded::counted(bytes, share)
+    drop(answer);
+    if bytes.len() <= UNCOUNTED_BYTES_MAX {
+        return bytes.into();
+    }
+    let share = budget.overdraw(share, bytes.len() as u64);
+    if bytes.len() <= SMALL_BYTES_MAX {
+        return Encoded::counted(bytes, Some(share));
+    }
+    let mut out = OutgoingWriter::new(budget, share, bytes.len());
+    out.put(&bytes);
+    Encoded::in_pieces(Bytes::new(), out.finish())
 }
 
 /// What a transaction that only reads may answer with, in bytes. All its ranges are counted, of

@@ -118,7 +118,7 @@ async fn read_range(
     check::range(&request.get_ref().message).map_err(refusal_status)?;
     let (request, reading) = prepare_read(context, request).await?;
     let (query, view, budget) = (range_query(&request), &reading.views.mvcc, &context.server.reads);
-    let around = |selection: &Selection| {
+    let around = |selection: &Selection<'_>| {
         let header = context.header(selection.revision());
         Around::new(&header, selection.more(), selection.count())
     };
@@ -235,7 +235,7 @@ async fn put(
     match context.propose(CommandKind::Put, request.bytes, &caller).await? {
         Outcome::Put(mut response) => {
             context.complete(&mut response.header);
-            Ok(Response::new(settled(&context.server.reads, None, &response)))
+            Ok(Response::new(settled(&context.server.reads, None, response)))
         }
         other => Err(unexpected(&other)),
     }
@@ -256,7 +256,7 @@ async fn delete_range(
     match context.propose(CommandKind::DeleteRange, request.bytes, &caller).await? {
         Outcome::DeleteRange(mut response) => {
             context.complete(&mut response.header);
-            Ok(Response::new(settled(&context.server.reads, share, &response)))
+            Ok(Response::new(settled(&context.server.reads, share, response)))
         }
         other => Err(unexpected(&other)),
     }
@@ -281,7 +281,7 @@ async fn txn(
     match context.propose(CommandKind::Txn, request.bytes, &caller).await? {
         Outcome::Txn(mut response) => {
             context.complete(&mut response.header);
-            Ok(Response::new(settled(&context.server.reads, share, &response)))
+            Ok(Response::new(settled(&context.server.reads, share, response)))
         }
         other => Err(unexpected(&other)),
     }
@@ -311,7 +311,7 @@ async fn read_only_txn(
         reading.confirm()?;
         let mut answer = answer?;
         context.complete(&mut answer.header);
-        Ok(Attempt::Done(settled(budget, share.take(), &answer)))
+        Ok(Attempt::Done(settled(budget, share.take(), answer)))
     });
     Ok(Response::new(answer.await?))
 }

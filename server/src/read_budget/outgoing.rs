@@ -17,6 +17,8 @@ use super::{ReadBudget, SMALL_BYTES_MAX, Share, Shared};
 
 /// Bytes of a piece.
 const PIECE_BYTES: usize = SMALL_BYTES_MAX;
+/// Fewer would not be worth a frame, should an answer be longer than was said.
+const PIECE_BYTES_MIN: usize = 1024;
 /// What a field's key and length take at most, which are not divided.
 const FIELD_HEAD_BYTES_MAX: usize = 16;
 
@@ -134,7 +136,7 @@ impl OutgoingWriter {
     pub(crate) fn put(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             if self.current.capacity() == 0 {
-                self.current = Vec::with_capacity(self.left.clamp(1, PIECE_BYTES));
+                self.current = Vec::with_capacity(self.left.clamp(PIECE_BYTES_MIN, PIECE_BYTES));
             }
             let room = self.current.capacity() - self.current.len();
             let (now, later) = bytes.split_at(room.min(bytes.len()));

@@ -123,7 +123,7 @@ impl ReadView {
 
     /// Chooses what a range answers with, without reading values. What is done with the selection
     /// may be overtaken as the choice itself may; [`settle`] begins again then.
-    pub fn select(&self, query: &RangeQuery) -> Result<Selection, Interruption> {
+    pub fn select(&self, query: &RangeQuery) -> Result<Selection<'_>, Interruption> {
         let mut index = self.shared.read();
         let pin = Pin::of(&index, query.revision)?;
         let mut scan = Scan::new(query, pin.at);
@@ -137,7 +137,7 @@ impl ReadView {
         }
         drop(index);
         let (hits, count) = (scan.hits, scan.count);
-        Ok(Selection::new(Arc::clone(&self.shared), pin, query, hits, count))
+        Ok(Selection::new(&self.shared, pin, query, hits, count))
     }
 
     /// Starts a range that is answered in parts, all at one revision (RangeStream).
@@ -271,7 +271,7 @@ impl RangeCursor {
     }
 
     /// The same without reading the values yet.
-    pub fn select(&mut self, max_keys: usize) -> Result<Selection, RangeError> {
+    pub fn select(&mut self, max_keys: usize) -> Result<Selection<'static>, RangeError> {
         let mut hits = Vec::new();
         while hits.len() < max_keys && !self.done && !self.query.count_only && self.left != Some(0)
         {

@@ -4,6 +4,7 @@
 //! lengths of the values are known without reading them. Then values are read one at a time, so that
 //! the caller need not hold all of them beside the answer it makes of them.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -14,8 +15,10 @@ use crate::read::{Interruption, Pin, fetch};
 use crate::store::{CHUNK, Shared};
 
 /// Chosen keys of a range, in the order of the answer, at a pinned revision.
-pub struct Selection {
-    shared: Arc<Shared>,
+pub struct Selection<'v> {
+    /// Borrowed where that does: counting references for each read of a key moves the count from core
+    /// to core.
+    shared: Cow<'v, Arc<Shared>>,
     pin: Pin,
     hits: std::vec::IntoIter<Hit>,
     /// Whether the hits carry what is answered for them.
@@ -26,10 +29,10 @@ pub struct Selection {
     count: i64,
 }
 
-impl Selection {
+impl<'v> Selection<'v> {
     /// Of what a walk over a whole range found.
     pub(crate) fn new(
-        shared: Arc<Shared>,
+        shared: &'v Arc<Shared>,
         pin: Pin,
         query: &RangeQuery,
         mut hits: Vec<Hit>,
@@ -37,7 +40,7 @@ impl Selection {
     ) -> Self {
         let sorts_by_value = (query.sort_target == SortTarget::Value).then(|| query.clone());
         let more = sorts_by_value.is_none() && order(query, &mut hits);
-        let is_read = query.is_from_index();
+        let (is_read, shared) = (query.is_from_index(), Cow::Borrowed(shared));
         Self { shared, pin, hits: hits.into_iter(), is_read, sorts_by_value, more, count }
     }
 
@@ -48,7 +51,7 @@ impl Selection {
         query: &RangeQuery,
         hits: Vec<Hit>,
     ) -> Self {
-        let (is_read, hits) = (query.keys_only, hits.into_iter());
+        let (is_read, hits, shared) = (query.keys_only, hits.into_iter(), Cow::Owned(shared));
         Self { shared, pin, hits, is_read, sorts_by_value: None, more: false, count: 0 }
     }
 
