@@ -61,9 +61,6 @@ const PEER_DRAIN_GRACE: Duration = Duration::from_millis(500);
 /// can take far longer, and an image that is cut off leaves the one before.
 const THREADS_GRACE: Duration = Duration::from_secs(1);
 
-/// A client that takes nothing of its answer for so long may lose the rest of it to others.
-const READ_STALL: Duration = Duration::from_secs(5);
-
 /// Write an image after this many bytes of entries, however few entries they are.
 const IMAGE_BYTES: u64 = 256 << 20;
 
@@ -216,14 +213,12 @@ fn facts(config: &Config, identity: &Identity, metrics: &Metrics) -> ServerFacts
         metrics: metrics.clone(),
         request_times: RequestTimes::new(metrics),
         client_cert_auth: config.listen.client_tls.client_cert_auth,
-        reads: read_budget(config),
+        reads: ReadBudget::new(BudgetOptions::of_server(
+            config.limits.read_memory_bytes,
+            request_timeout(config),
+        )),
         low_space: AtomicBool::new(false),
     }
-}
-
-fn read_budget(config: &Config) -> ReadBudget {
-    let bytes = config.limits.read_memory_bytes.unwrap_or_else(memory::read_budget_default);
-    ReadBudget::new(BudgetOptions { bytes, patience: request_timeout(config), stall: READ_STALL })
 }
 
 /// How long a request may take; etcd's limit.

@@ -33,6 +33,8 @@ use bytes::Bytes;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
+use crate::ops::memory;
+
 pub(crate) use outgoing::{Outgoing, OutgoingWriter, Stalled};
 
 /// Answers up to this size are not counted: the call itself (its stream, its task, its headers) takes
@@ -44,6 +46,8 @@ pub(crate) const SMALL_BYTES_MAX: usize = 256 * 1024;
 const SMALL_LANE_DIVISOR: u64 = 4;
 /// How many may wait in a lane; a waiting call holds nothing but itself.
 const WAITING_MAX: usize = 4096;
+/// A client that takes nothing of its answer for so long loses the rest of it to who waits.
+const STALL: Duration = Duration::from_secs(5);
 /// How often somebody who waits looks for clients that do not read.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -241,6 +245,14 @@ impl Drop for Place {
             state.waiting.retain(|waiting| !waiting.granted.is_closed());
             self.lane.grant(state);
         }
+    }
+}
+
+impl BudgetOptions {
+    /// Of a server; without a number of bytes it is a part of what the process may use.
+    pub(crate) fn of_server(bytes: Option<u64>, patience: Duration) -> Self {
+        let bytes = bytes.unwrap_or_else(memory::read_budget_default);
+        Self { bytes, patience, stall: STALL }
     }
 }
 
