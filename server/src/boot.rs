@@ -48,7 +48,7 @@ use crate::ops::{memory, notify, register_process};
 use crate::peer::inbound::PeerService;
 use crate::peer::meters::PeerMeters;
 use crate::peer::outbound::Outbound;
-use crate::read_budget::{BudgetOptions, ReadBudget};
+use crate::read_budget::ReadBudget;
 use crate::tls::{ClientTls, ServerTls, with_self_signed};
 
 /// How long calls under way may take once the server stops.
@@ -213,10 +213,7 @@ fn facts(config: &Config, identity: &Identity, metrics: &Metrics) -> ServerFacts
         metrics: metrics.clone(),
         request_times: RequestTimes::new(metrics),
         client_cert_auth: config.listen.client_tls.client_cert_auth,
-        reads: ReadBudget::new(BudgetOptions::of_server(
-            config.limits.read_memory_bytes,
-            request_timeout(config),
-        )),
+        reads: ReadBudget::of_server(config.limits.read_memory_bytes, request_timeout(config)),
         low_space: AtomicBool::new(false),
     }
 }

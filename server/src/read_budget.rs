@@ -248,14 +248,6 @@ impl Drop for Place {
     }
 }
 
-impl BudgetOptions {
-    /// Of a server; without a number of bytes it is a part of what the process may use.
-    pub(crate) fn of_server(bytes: Option<u64>, patience: Duration) -> Self {
-        let bytes = bytes.unwrap_or_else(memory::read_budget_default);
-        Self { bytes, patience, stall: STALL }
-    }
-}
-
 #[cfg(test)]
 impl BudgetOptions {
     /// So many bytes, with the patience of a server.
@@ -265,6 +257,12 @@ impl BudgetOptions {
 }
 
 impl ReadBudget {
+    /// Of a server; without a number of bytes it is a part of what the process may use.
+    pub(crate) fn of_server(bytes: Option<u64>, patience: Duration) -> Self {
+        let bytes = bytes.unwrap_or_else(memory::read_budget_default);
+        Self::new(BudgetOptions { bytes, patience, stall: STALL })
+    }
+
     pub(crate) fn new(options: BudgetOptions) -> Self {
         let small = options.bytes / SMALL_LANE_DIVISOR;
         Self {
