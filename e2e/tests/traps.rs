@@ -4,6 +4,9 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails, also in its helpers")]
 
 mod calls;
+mod traps {
+    mod memory;
+}
 
 use std::fs::File;
 use std::io::Read;

@@ -49,6 +49,7 @@ use crate::ops::{memory, notify, register_process};
 use crate::peer::inbound::PeerService;
 use crate::peer::meters::PeerMeters;
 use crate::peer::outbound::Outbound;
+use crate::read_budget::ReadBudget;
 use crate::tls::{ClientTls, ServerTls, make_certificates};
 
 /// How long calls under way may take once the server stops.
@@ -73,6 +74,8 @@ pub(crate) struct ServerFacts {
     pub(crate) request_times: RequestTimes,
     /// Whether the common name of a client's certificate is a user's name.
     pub(crate) client_cert_auth: bool,
+    /// The memory for answers that are read from the store.
+    pub(crate) reads: ReadBudget,
     /// Whether the disk is too full for writes that need space.
     pub(crate) low_space: AtomicBool,
 }
@@ -222,8 +225,14 @@ fn facts(config: &Config, identity: &Identity, metrics: &Metrics) -> ServerFacts
         metrics: metrics.clone(),
         request_times: RequestTimes::new(metrics),
         client_cert_auth: config.listen.client_tls.client_cert_auth,
+        reads: ReadBudget::of_server(config.limits.read_memory_bytes, request_timeout(config)),
         low_space: AtomicBool::new(false),
     }
+}
+
+/// How long a request may take; etcd's limit.
+fn request_timeout(config: &Config) -> Duration {
+    Duration::from_secs(5) + 2 * config.raft.election_timeout
 }
 
 fn given_up(signal: &str) -> Result<(), Box<dyn Error>> {
@@ -249,8 +258,9 @@ async fn serve_all(
     let metrics = instruments.metrics.clone();
     metrics.describe(identity.member, &config.gates, config.limits.quota_bytes);
     let settings = ConnectionSettings::of(&config.listen);
+    let (hub, reads) = (context.hub.clone(), context.server.reads.clone());
     let http_parts = Arc::new(HttpParts {
-        member: Arc::new(LocalMember::new(handle.clone(), context.hub.clone(), metrics.clone())),
+        member: Arc::new(LocalMember::new(handle.clone(), hub, reads, metrics.clone())),
         health: instruments.health,
         registry: instruments.registry,
         config: config.http.clone(),
@@ -384,7 +394,7 @@ fn client_services(
         let routes = api::routes(&context);
         let gateway = http.config.gateway.then(|| {
             let calls = GrpcCalls::new(routes.clone(), Some(calls.clone()));
-            Gateway::new(calls, context.limits.message_bytes_max())
+            Gateway::new(calls, context.limits.message_bytes_max(), context.server.reads.clone())
         });
         let client_http = handler_with(http.clone(), gateway);
         let clients = Services {
@@ -552,7 +562,7 @@ fn parts(
             entries_kept: config.raft.catch_up_entries,
         },
         rules: Rules {
-            request_timeout: Duration::from_secs(5) + 2 * config.raft.election_timeout,
+            request_timeout: request_timeout(config),
             strict_reconfig: config.cluster.strict_reconfig_check,
             learners_max: config.cluster.learners_max,
             priority_requests: config.gates.enabled("PriorityRequest"),

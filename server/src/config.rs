@@ -186,6 +186,8 @@ pub struct Limits {
     pub txn_ops_max: usize,
     /// Bytes the store may take; none when there is no limit.
     pub quota_bytes: Option<u64>,
+    /// Bytes of memory for answers that are read; none for a part of what the process may have.
+    pub read_memory_bytes: Option<u64>,
 }
 
 /// Where logs go.
@@ -492,6 +494,7 @@ fn limits_of(values: &Values<'_>) -> Result<Limits, ConfigError> {
             0 => Some(QUOTA_BYTES_DEFAULT),
             _ => u64::try_from(quota).ok(),
         },
+        read_memory_bytes: Some(values.unsigned("max-read-memory-bytes")?).filter(|max| *max > 0),
     })
 }
 

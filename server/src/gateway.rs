@@ -32,6 +32,7 @@ use hyper::body::Body;
 use tonic::{Code, Status};
 
 use crate::listen::{ConnectionInfo, GrpcCalls, HttpBody};
+use crate::read_budget::ReadBudget;
 
 use self::call::Calls;
 use self::encode::Html;
@@ -66,8 +67,8 @@ struct Asked {
 
 impl Gateway {
     /// A gateway to `grpc`, which takes messages of up to `message_bytes_max`.
-    pub(crate) fn new(grpc: GrpcCalls, message_bytes_max: usize) -> Self {
-        Self { calls: Calls::new(grpc, message_bytes_max) }
+    pub(crate) fn new(grpc: GrpcCalls, message_bytes_max: usize, reads: ReadBudget) -> Self {
+        Self { calls: Calls::new(grpc, message_bytes_max, reads) }
     }
 
     /// How long a request may be in JSON.

@@ -28,6 +28,7 @@ pub mod ops;
 mod peer;
 pub mod program;
 mod proxy;
+mod read_budget;
 mod snapshot_file;
 pub mod tls;
 pub mod urls;

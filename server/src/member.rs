@@ -12,17 +12,19 @@ use crate::events::HubCell;
 use crate::ops::health::{Check, Vitals};
 use crate::ops::http::Member;
 use crate::ops::metrics::{Metrics, Sample};
+use crate::read_budget::ReadBudget;
 
 /// The member behind the HTTP endpoints.
 pub(crate) struct LocalMember {
     handle: Handle,
     hub: HubCell,
+    reads: ReadBudget,
     metrics: Metrics,
 }
 
 impl LocalMember {
-    pub(crate) fn new(handle: Handle, hub: HubCell, metrics: Metrics) -> Self {
-        Self { handle, hub, metrics }
+    pub(crate) fn new(handle: Handle, hub: HubCell, reads: ReadBudget, metrics: Metrics) -> Self {
+        Self { handle, hub, reads, metrics }
     }
 }
 
@@ -90,6 +92,7 @@ impl Member for LocalMember {
         let size = views.mvcc.store_size();
         self.metrics.refresh_store(size.total, size.in_use, views.mvcc.key_count());
         self.metrics.refresh_watches(&self.hub.get().stats());
+        self.metrics.refresh_reads(&self.reads.stats());
     }
 }
 

@@ -8,7 +8,8 @@ use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::marker::PhantomData;
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, header};
@@ -17,15 +18,44 @@ use prost::Message;
 use tonic::body::Body;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::StdError;
+use tonic::metadata::MetadataMap;
 use tonic::server::{Grpc, ServerStreamingService, StreamingService, UnaryService};
 use tonic::{Request, Response, Status, Streaming};
 
-/// A protobuf message in its wire form.
-pub(crate) struct Encoded(pub(crate) Bytes);
+use super::status::ApiError;
+use crate::read_budget::{Outgoing, Share, Stalled};
+
+/// A protobuf message in its wire form, with its part of the read budget where it has one.
+pub(crate) struct Encoded {
+    beginning: Bytes,
+    /// Held until the beginning has left.
+    share: Option<Share>,
+    rest: Option<Arc<Outgoing>>,
+}
+
+impl From<Bytes> for Encoded {
+    fn from(bytes: Bytes) -> Self {
+        Self { beginning: bytes, share: None, rest: None }
+    }
+}
 
 impl Encoded {
     pub(crate) fn of(message: &impl Message) -> Self {
-        Self(message.encode_to_vec().into())
+        Bytes::from(message.encode_to_vec()).into()
+    }
+
+    /// A message that holds a share of the read budget.
+    pub(crate) fn counted(bytes: Bytes, share: Option<Share>) -> Self {
+        Self { share, ..bytes.into() }
+    }
+
+    /// A message whose greater part is in pieces, of which each holds its own share.
+    pub(crate) fn in_pieces(beginning: Bytes, rest: Arc<Outgoing>) -> Self {
+        Self { rest: Some(rest), ..beginning.into() }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.beginning.len() + self.rest.as_ref().map_or(0, |rest| rest.bytes())
     }
 }
 
@@ -66,8 +96,13 @@ impl Encoder for EncodedEncoder {
     type Error = Status;
 
     fn encode(&mut self, item: Encoded, target: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        target.reserve(item.0.len());
-        target.put(item.0);
+        target.reserve(item.len());
+        target.put(item.beginning);
+        while let Some(rest) = &item.rest
+            && let Some(piece) = rest.next_piece().map_err(stalled)?
+        {
+            target.put(piece);
+        }
         Ok(())
     }
 }
@@ -159,18 +194,34 @@ where
     Fut: Future<Output = Result<Response<Encoded>, Status>> + Send + 'static,
 {
     Box::pin(async move {
-        if request.headers().contains_key("grpc-encoding") {
+        if is_compressed(request.headers()) {
             return Ok(grpc::<R>(message_bytes_max).unary(Handler(handle), request).await);
         }
-        let (parts, body) = request.into_parts();
-        let answer = match read_message(body, message_bytes_max).await.and_then(raw) {
-            Ok(message) => {
-                handle(Request::from_http(http::Request::from_parts(parts, message))).await
-            }
+        let answer = match read_request(request, message_bytes_max).await {
+            Ok(request) => handle(request).await,
             Err(status) => Err(status),
         };
         Ok(answer.map_or_else(|status| status.into_http(), unary_response))
     })
+}
+
+/// Whether the request says that it is. What tonic answers is not counted by the read budget.
+fn is_compressed(headers: &HeaderMap) -> bool {
+    headers.get("grpc-encoding").is_some_and(|encoding| encoding != "identity")
+}
+
+async fn read_request<R, B>(
+    request: http::Request<B>,
+    message_bytes_max: usize,
+) -> Result<Request<Raw<R>>, Status>
+where
+    R: Message + Default,
+    B: HttpBody,
+    B::Error: Into<StdError>,
+{
+    let (parts, body) = request.into_parts();
+    let message = read_message(body, message_bytes_max).await.and_then(raw)?;
+    Ok(Request::from_http(http::Request::from_parts(parts, message)))
 }
 
 /// Reads the body of a unary call to its end.
@@ -257,34 +308,66 @@ fn raw<R: Message + Default>(bytes: Bytes) -> Result<Raw<R>, Status> {
 const COPIED_BYTES_MAX: usize = 16 * 1024;
 
 fn unary_response(response: Response<Encoded>) -> http::Response<Body> {
-    let (metadata, Encoded(message), extensions) = response.into_parts();
-    let Some(length) = u32::try_from(message.len()).ok().filter(|len| *len <= i32::MAX as u32)
-    else {
-        return Status::out_of_range(format!(
-            "Error, encoded message length too large: found {} bytes, the limit is: {} bytes",
-            message.len(),
-            i32::MAX
-        ))
-        .into_http();
+    let (metadata, message, extensions) = response.into_parts();
+    let frames = match Frames::of(message) {
+        Ok(frames) => frames,
+        Err(status) => return status.into_http(),
     };
-    let copied = if message.len() <= COPIED_BYTES_MAX { &message[..] } else { &[] };
-    let mut first = BytesMut::with_capacity(MESSAGE_HEADER_BYTES + copied.len());
-    first.put_u8(0);
-    first.put_u32(length);
-    first.put_slice(copied);
-    let rest = if copied.is_empty() { message } else { Bytes::new() };
-    let body = UnaryBody { frames: [first.freeze(), rest], status_sent: false };
-    let mut answer = http::Response::new(Body::new(body));
-    *answer.headers_mut() = metadata.into_headers();
-    *answer.extensions_mut() = extensions;
-    let content_type = HeaderValue::from_static("application/grpc");
-    answer.headers_mut().insert(header::CONTENT_TYPE, content_type);
-    answer
+    http_response(metadata, Body::new(UnaryBody { frames, status_sent: false }), extensions)
 }
 
-/// One message in one or two frames, and the status that it went well.
+fn stalled(_: Stalled) -> Status {
+    ApiError::TooManyRequests.into()
+}
+
+/// One message in frames: header and beginning in one or two, then the pieces of what is large.
+struct Frames {
+    first: [Bytes; 2],
+    rest: Option<Arc<Outgoing>>,
+}
+
+impl Frames {
+    fn of(message: Encoded) -> Result<Self, Status> {
+        let bytes = message.len();
+        let Some(length) = u32::try_from(bytes).ok().filter(|len| *len <= i32::MAX as u32) else {
+            return Err(Status::out_of_range(format!(
+                "Error, encoded message length too large: found {bytes} bytes, the limit is: {} \
+                 bytes",
+                i32::MAX
+            )));
+        };
+        let Encoded { beginning, share, rest } = message;
+        let copied = if beginning.len() <= COPIED_BYTES_MAX { &beginning[..] } else { &[] };
+        let mut first = BytesMut::with_capacity(MESSAGE_HEADER_BYTES + copied.len());
+        first.put_u8(0);
+        first.put_u32(length);
+        first.put_slice(copied);
+        let mut first = [first.freeze(), Bytes::new()];
+        let bulk = usize::from(copied.is_empty());
+        if copied.is_empty() {
+            first[1] = beginning;
+        }
+        if let Some(share) = share {
+            first[bulk] = share.attach(std::mem::take(&mut first[bulk]));
+        }
+        Ok(Self { first, rest })
+    }
+
+    /// The next frame; none after the last.
+    fn next_frame(&mut self) -> Result<Option<Bytes>, Status> {
+        if let Some(frame) = self.first.iter_mut().find(|frame| !frame.is_empty()) {
+            return Ok(Some(std::mem::take(frame)));
+        }
+        match &self.rest {
+            Some(rest) => rest.next_piece().map_err(stalled),
+            None => Ok(None),
+        }
+    }
+}
+
+/// One message, and the status that it went well.
 struct UnaryBody {
-    frames: [Bytes; 2],
+    frames: Frames,
     status_sent: bool,
 }
 
@@ -297,12 +380,14 @@ impl HttpBody for UnaryBody {
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.get_mut();
-        if let Some(frame) = this.frames.iter_mut().find(|frame| !frame.is_empty()) {
-            return Poll::Ready(Some(Ok(Frame::data(std::mem::take(frame)))));
-        }
-        if std::mem::replace(&mut this.status_sent, true) {
+        if this.status_sent {
             return Poll::Ready(None);
         }
+        // An error in the middle of a message resets the stream: the client has nothing of it.
+        if let Some(frame) = this.frames.next_frame()? {
+            return Poll::Ready(Some(Ok(Frame::data(frame))));
+        }
+        this.status_sent = true;
         let mut trailers = HeaderMap::with_capacity(1);
         trailers.insert("grpc-status", HeaderValue::from_static("0"));
         Poll::Ready(Some(Ok(Frame::trailers(trailers))))
@@ -314,10 +399,13 @@ impl HttpBody for UnaryBody {
 }
 
 /// Serves one call that is answered with a stream.
+///
+/// Not by tonic, which copies messages into a buffer of its own: what they hold of the read budget
+/// is to be held until they have left.
 pub(crate) fn server_streaming<R, B, F, Fut, S>(
     request: http::Request<B>,
     message_bytes_max: usize,
-    handle: F,
+    mut handle: F,
 ) -> HttpAnswer
 where
     R: Message + Default + 'static,
@@ -328,8 +416,84 @@ where
     S: futures_util::Stream<Item = Result<Encoded, Status>> + Send + 'static,
 {
     Box::pin(async move {
-        Ok(grpc::<R>(message_bytes_max).server_streaming(Handler(handle), request).await)
+        if is_compressed(request.headers()) {
+            let mut tonic = grpc::<R>(message_bytes_max);
+            return Ok(tonic.server_streaming(Handler(handle), request).await);
+        }
+        let answer = match read_request(request, message_bytes_max).await {
+            Ok(request) => handle(request).await,
+            Err(status) => Err(status),
+        };
+        Ok(answer.map_or_else(|status| status.into_http(), streamed_response))
     })
+}
+
+fn streamed_response<S>(response: Response<S>) -> http::Response<Body>
+where
+    S: futures_util::Stream<Item = Result<Encoded, Status>> + Send + 'static,
+{
+    let (metadata, messages, extensions) = response.into_parts();
+    let body = StreamBody { messages: Box::pin(messages), frames: None, status_sent: false };
+    http_response(metadata, Body::new(body), extensions)
+}
+
+fn http_response(
+    metadata: MetadataMap,
+    body: Body,
+    extensions: http::Extensions,
+) -> http::Response<Body> {
+    let mut answer = http::Response::new(body);
+    *answer.headers_mut() = metadata.into_headers();
+    *answer.extensions_mut() = extensions;
+    let content_type = HeaderValue::from_static("application/grpc");
+    answer.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    answer
+}
+
+/// Messages as they come, and the status they end with.
+struct StreamBody<S> {
+    messages: Pin<Box<S>>,
+    /// Of the message that is being sent.
+    frames: Option<Frames>,
+    status_sent: bool,
+}
+
+impl<S: futures_util::Stream<Item = Result<Encoded, Status>>> HttpBody for StreamBody<S> {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        if this.status_sent {
+            return Poll::Ready(None);
+        }
+        let ended = loop {
+            if let Some(frames) = &mut this.frames {
+                if let Some(frame) = frames.next_frame()? {
+                    return Poll::Ready(Some(Ok(Frame::data(frame))));
+                }
+                this.frames = None;
+            }
+            match ready!(this.messages.as_mut().poll_next(cx)) {
+                Some(message) => match message.and_then(Frames::of) {
+                    Ok(frames) => this.frames = Some(frames),
+                    Err(status) => break status,
+                },
+                None => break Status::ok(""),
+            }
+        };
+        this.status_sent = true;
+        let mut trailers = HeaderMap::with_capacity(2);
+        ended.add_header(&mut trailers)?;
+        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.status_sent
+    }
 }
 
 /// Serves one call with a stream each way.

@@ -3,15 +3,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::stream;
 use http_body::Body as HttpBody;
 use machine::{CommandKind, Outcome, Permit, ReadOnlyError, check, range_query};
-use mvcc::{RangeAnswer, RangeQuery};
-use prost::Message;
+use mvcc::{Interruption, RangeCursor, RangeError, RangeQuery, ReadView, Selection, settle};
 use proto::etcdserverpb::{
-    CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, ResponseHeader, TxnRequest,
-    TxnResponse,
+    CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, TxnRequest,
 };
 use tonic::codegen::StdError;
 use tonic::server::NamedService;
@@ -19,12 +17,14 @@ use tonic::{Request, Response, Status};
 use types::KeyRange;
 
 use super::access::{Access, Reading};
+use super::answers::{self, Around, Within, deleted_bytes, range_answer, settled, written_bytes};
 use super::context::{ApiContext, admitted, refusal_status};
-use super::encoded::{self, Encoded, HttpAnswer, Raw, put_field};
+use super::encoded::{self, Encoded, HttpAnswer, Raw};
 use super::status::{ApiError, internal, range_error};
 use super::steps;
 use crate::auth::Credentials;
 use crate::ops::spans::{begin, within};
+use crate::read_budget::{Attempt, Refused, Share, UNCOUNTED_BYTES_MAX};
 
 /// The service, answered from stored bytes.
 #[derive(Clone)]
@@ -87,37 +87,7 @@ where
     }
 }
 
-/// A `RangeResponse` from encoded parts.
-fn range_response(header: &ResponseHeader, kvs: &[Bytes], more: bool, count: i64) -> Bytes {
-    const FIELD_OVERHEAD: usize = 8;
-    let header = header.encode_to_vec();
-    let size: usize = kvs.iter().map(|kv| kv.len() + FIELD_OVERHEAD).sum();
-    let mut out = BytesMut::with_capacity(header.len() + size + 4 * FIELD_OVERHEAD);
-    put_field(&mut out, 1, &header);
-    for kv in kvs {
-        put_field(&mut out, 2, kv);
-    }
-    if more {
-        prost::encoding::bool::encode(3, &more, &mut out);
-    }
-    if count != 0 {
-        prost::encoding::int64::encode(4, &count, &mut out);
-    }
-    out.freeze()
-}
-
-/// Takes the request of a range apart.
-fn admit_range(
-    context: &ApiContext,
-    request: Request<Raw<RangeRequest>>,
-) -> Result<(RangeRequest, Credentials), Status> {
-    let learner_may = request.get_ref().message.serializable;
-    let credentials = context.credentials(&request);
-    let request = admitted(context, request, learner_may)?.message;
-    check::range(&request).map_err(refusal_status)?;
-    Ok((request, credentials))
-}
-
+/// Begins to read what was admitted and can be asked for.
 async fn prepare_read(
     context: &ApiContext,
     request: &RangeRequest,
@@ -144,14 +114,26 @@ async fn read_range(
     context: &ApiContext,
     request: Request<Raw<RangeRequest>>,
 ) -> Result<Response<Encoded>, Status> {
-    let (request, credentials) = admit_range(context, request)?;
+    // A learner serves ranges of what it has.
+    context.admit(request.metadata(), request.get_ref().message.serializable)?;
+    check::range(&request.get_ref().message).map_err(refusal_status)?;
+    let credentials = context.credentials(&request);
+    let request = request.into_inner().message;
     let read = async {
         let reading = prepare_read(context, &request, &credentials).await?;
-        let answer = reading.views.mvcc.range(&range_query(&request));
+        let (query, view) = (range_query(&request), &reading.views.mvcc);
+        let around = |selection: &Selection<'_>| {
+            let header = context.header(selection.revision());
+            Around::new(&header, selection.more(), selection.count())
+        };
+        let budget = &context.server.reads;
+        let answer = budget.within(|share| -> Result<_, Status> {
+            let read = || range_answer(budget, view.select(&query)?, Within::Itself, around, share);
+            settle(read).map_err(range_error)
+        });
+        let answer = answer.await;
         reading.confirm()?;
-        let RangeAnswer { kvs, more, count, revision } = answer.map_err(range_error)?;
-        let response = range_response(&context.header(revision), &kvs, more, count);
-        Ok(Response::new(Encoded(response)))
+        Ok(Response::new(answer?))
     };
     within(|| steps::range(&request), read).await
 }
@@ -159,15 +141,13 @@ async fn read_range(
 /// Keys in the first chunk of a stream; etcd starts so and doubles while chunks are small.
 const FIRST_CHUNK_KEYS: usize = 10;
 
-/// How a stream of a range goes on.
-enum StreamState {
-    /// What was read already, and what to read the rest with.
-    Chunks {
-        ready: Vec<Bytes>,
-        cursor: Box<mvcc::RangeCursor>,
-        keys: usize,
-    },
-    Done,
+/// A range that is answered in chunks. Between two of them it holds neither keys nor values.
+struct ChunkedRange {
+    context: Arc<ApiContext>,
+    reading: Reading,
+    cursor: RangeCursor,
+    /// Keys of the next chunk.
+    keys: usize,
 }
 
 /// What a stream cannot be asked for, in etcd's words.
@@ -192,60 +172,66 @@ async fn range_stream(
     // A learner serves ranges of what it has, but etcd's does not stream them.
     context.admit(request.metadata(), false)?;
     check_streamable(&request.get_ref().message)?;
-    let (request, credentials) = admit_range(&context, request)?;
+    let credentials = context.credentials(&request);
+    let request = request.into_inner().message;
     // A step until the last chunk.
     let step = begin(|| steps::range_streaming(&request));
     let reading = prepare_read(&context, &request, &credentials).await?;
-    let mut cursor = reading.views.mvcc.range_stream(range_query(&request)).map_err(range_error)?;
-    let ready = cursor.next(FIRST_CHUNK_KEYS).map_err(range_error)?;
-    let reading = Arc::new(reading);
-    let state = StreamState::Chunks { ready, cursor: Box::new(cursor), keys: FIRST_CHUNK_KEYS };
-    let chunks = stream::try_unfold(state, move |state| {
-        let (context, reading) = (context.clone(), Arc::clone(&reading));
+    let cursor = reading.views.mvcc.range_stream(range_query(&request)).map_err(range_error)?;
+    let range = ChunkedRange { context, reading, cursor, keys: FIRST_CHUNK_KEYS };
+    let chunks = stream::try_unfold(Some(range), move |range| {
         let _ends_with_the_stream = &step;
-        async move {
-            let chunk = next_chunk(&context, state)?;
-            reading.confirm()?;
-            Ok(chunk)
+        async {
+            match range {
+                Some(range) => range.next_chunk().await.map(Some),
+                None => Ok(None),
+            }
         }
     });
     Ok(Response::new(chunks))
 }
 
-/// One chunk; the last carries header, count and `more`. To know whether it is the last, the next
-/// one is read before it is sent.
-fn next_chunk(
-    context: &ApiContext,
-    state: StreamState,
-) -> Result<Option<(Encoded, StreamState)>, Status> {
-    let StreamState::Chunks { ready: kvs, mut cursor, keys } = state else { return Ok(None) };
-    let bytes: usize = kvs.iter().map(Bytes::len).sum();
-    let target = context.limits.request_bytes_max;
-    let keys = if bytes < target / 2 {
-        keys * 2
-    } else if bytes > target * 2 {
-        (keys / 2).max(1)
-    } else {
-        keys
-    };
-    let ready = cursor.next(keys).map_err(range_error)?;
-    if ready.is_empty() {
-        let header = context.header(cursor.revision());
-        let (count, more) = cursor.finish().map_err(range_error)?;
-        let response = range_response(&header, &kvs, more, count);
-        return Ok(Some((stream_response(&response), StreamState::Done)));
+impl ChunkedRange {
+    /// One chunk, and what is left behind it; the last carries header, count and `more`.
+    async fn next_chunk(mut self) -> Result<(Encoded, Option<Self>), Status> {
+        let budget = self.context.server.reads.clone();
+        let chunk = budget.within(|share| -> Result<_, Status> {
+            let mut ahead = self.cursor.clone();
+            let selection = ahead.select(self.keys).map_err(range_error)?;
+            let is_last = ahead.is_at_end().map_err(range_error)?;
+            let header = self.context.header(ahead.revision());
+            let around = match is_last {
+                true => {
+                    let (count, more) = ahead.clone().finish().map_err(range_error)?;
+                    Around::new(&header, more, count)
+                }
+                false => Around::default(),
+            };
+            let read = range_answer(&budget, selection, Within::Chunk, |_| around, share);
+            Ok(match read.map_err(part_error)? {
+                Attempt::Done(chunk) => Attempt::Done((chunk, (!is_last).then_some(ahead))),
+                Attempt::Needs(bytes) => Attempt::Needs(bytes),
+            })
+        });
+        let (chunk, ahead) = chunk.await?;
+        self.reading.confirm()?;
+        let (bytes, target) = (chunk.len(), self.context.limits.request_bytes_max);
+        if bytes < target / 2 {
+            self.keys *= 2;
+        } else if bytes > target * 2 {
+            self.keys = (self.keys / 2).max(1);
+        }
+        let rest = ahead.map(|cursor| Self { cursor, ..self });
+        Ok((chunk, rest))
     }
-    let mut out = BytesMut::with_capacity(bytes + kvs.len() * 8);
-    for kv in &kvs {
-        put_field(&mut out, 2, kv);
-    }
-    Ok(Some((stream_response(&out), StreamState::Chunks { ready, cursor, keys })))
 }
 
-fn stream_response(range_response: &[u8]) -> Encoded {
-    let mut out = BytesMut::with_capacity(range_response.len() + 8);
-    put_field(&mut out, 1, range_response);
-    Encoded(out.freeze())
+/// A chunk cannot begin again: those before it were of the revision that is gone.
+fn part_error(interruption: Interruption) -> Status {
+    range_error(match interruption {
+        Interruption::Overtaken => RangeError::Compacted,
+        Interruption::Failed(error) => error,
+    })
 }
 
 async fn put(
@@ -258,12 +244,15 @@ async fn put(
     context.check_quota(check::put_cost(&request.message)).await?;
     let proposed = async {
         let caller = context.caller(&credentials, Access::Anybody).await?;
+        if request.message.prev_kv {
+            context.server.reads.solvent().await?;
+        }
         context.propose(CommandKind::Put, request.bytes, &caller).await
     };
     match within(|| steps::put(&request.message), proposed).await? {
         Outcome::Put(mut response) => {
             context.complete(&mut response.header);
-            Ok(Response::new(Encoded::of(&response)))
+            Ok(Response::new(settled(&context.server.reads, None, response)))
         }
         other => Err(unexpected(&other)),
     }
@@ -278,12 +267,18 @@ async fn delete_range(
     check::delete_range(&request.message).map_err(refusal_status)?;
     let proposed = async {
         let caller = context.caller(&credentials, Access::Anybody).await?;
-        context.propose(CommandKind::DeleteRange, request.bytes, &caller).await
+        let share = match request.message.prev_kv {
+            true => share_of_write(&context, |view| deleted_bytes(view, &request.message)).await?,
+            false => None,
+        };
+        let outcome = context.propose(CommandKind::DeleteRange, request.bytes, &caller).await?;
+        Ok::<_, Status>((outcome, share))
     };
-    match within(|| steps::delete_range(&request.message), proposed).await? {
+    let (outcome, share) = within(|| steps::delete_range(&request.message), proposed).await?;
+    match outcome {
         Outcome::DeleteRange(mut response) => {
             context.complete(&mut response.header);
-            Ok(Response::new(Encoded::of(&response)))
+            Ok(Response::new(settled(&context.server.reads, share, response)))
         }
         other => Err(unexpected(&other)),
     }
@@ -301,36 +296,80 @@ async fn txn(
         context.check_quota(check::txn_cost(&request.message)).await?;
     }
     let answered = async {
-        if is_read_only {
-            return read_only_txn(&context, &credentials, &request.message).await;
-        }
-        let caller = context.caller(&credentials, Access::Anybody).await?;
-        match context.propose(CommandKind::Txn, request.bytes, &caller).await? {
-            Outcome::Txn(response) => Ok(response),
-            other => Err(unexpected(&other)),
+        match is_read_only {
+            true => read_only_txn(&context, &credentials, &request.message).await,
+            false => writing_txn(&context, &credentials, request.bytes, &request.message).await,
         }
     };
-    let mut response = within(|| steps::txn(&request.message), answered).await?;
-    context.complete(&mut response.header);
-    Ok(Response::new(Encoded::of(&response)))
+    within(|| steps::txn(&request.message), answered).await.map(Response::new)
+}
+
+async fn writing_txn(
+    context: &ApiContext,
+    credentials: &Credentials,
+    bytes: Bytes,
+    request: &TxnRequest,
+) -> Result<Encoded, Status> {
+    let caller = context.caller(credentials, Access::Anybody).await?;
+    let share = match answers::reads(request) {
+        true => share_of_write(context, |view| written_bytes(view, request)).await?,
+        false => None,
+    };
+    match context.propose(CommandKind::Txn, bytes, &caller).await? {
+        Outcome::Txn(mut response) => {
+            context.complete(&mut response.header);
+            Ok(settled(&context.server.reads, share, response))
+        }
+        other => Err(unexpected(&other)),
+    }
 }
 
 async fn read_only_txn(
     context: &ApiContext,
     credentials: &Credentials,
     request: &TxnRequest,
-) -> Result<TxnResponse, Status> {
+) -> Result<Encoded, Status> {
     if !check::is_serializable(request) {
         context.linearize().await?;
     }
     let judge = |permit: &Permit<'_>| permit.read_only_txn(request);
     let reading = context.begin_read(credentials, judge).await?;
-    let answer = machine::read_only(&reading.views.mvcc, request);
-    reading.confirm()?;
-    answer.map_err(|error| match error {
-        ReadOnlyError::Refused(refusal) => refusal_status(refusal),
-        other => internal(&other),
-    })
+    let (view, budget) = (&reading.views.mvcc, &context.server.reads);
+    let answer = budget.within(|share| -> Result<_, Status> {
+        // What was read, and the answer that is made of it.
+        let needs = 2 * answers::read_only_bytes(view, request);
+        if needs > UNCOUNTED_BYTES_MAX as u64 && !budget.cover(share, needs) {
+            return Ok(Attempt::Needs(needs));
+        }
+        let answer = machine::read_only(view, request).map_err(|error| match error {
+            ReadOnlyError::Refused(refusal) => refusal_status(refusal),
+            other => internal(&other),
+        });
+        reading.confirm()?;
+        let mut answer = answer?;
+        context.complete(&mut answer.header);
+        Ok(Attempt::Done(settled(budget, share.take(), answer)))
+    });
+    answer.await
+}
+
+/// What a write holds for its answer before it is proposed: once it is applied it cannot be refused
+/// any more. What the answer turns out to be more (the keys were written meanwhile, or it was a
+/// single key's) is overdrawn, which is why nobody goes on while there is a debt.
+async fn share_of_write(
+    context: &ApiContext,
+    bytes: impl Fn(&ReadView) -> u64,
+) -> Result<Option<Share>, Status> {
+    let budget = &context.server.reads;
+    budget.solvent().await?;
+    let share = budget.within(|share| -> Result<_, Refused> {
+        let needs = context.handle.with_views(|views| bytes(&views.mvcc));
+        if needs > UNCOUNTED_BYTES_MAX as u64 && !budget.cover(share, needs) {
+            return Ok(Attempt::Needs(needs));
+        }
+        Ok(Attempt::Done(share.take()))
+    });
+    Ok(share.await?)
 }
 
 async fn compact(

@@ -5,6 +5,7 @@
 //! by `machine` when the log applies it; what an error is called is decided in [`status`].
 
 mod access;
+mod answers;
 mod auth;
 mod cluster;
 mod context;

@@ -9,6 +9,8 @@ use machine::AuthRefusal;
 use replica::{MembershipRefusal, Unavailable};
 use tonic::{Code, Status};
 
+use crate::read_budget::Refused;
+
 /// An error of the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ApiError {
@@ -195,6 +197,12 @@ impl From<ApiError> for Status {
     fn from(error: ApiError) -> Status {
         let (code, text) = error.code_and_text();
         Status::new(code, text)
+    }
+}
+
+impl From<Refused> for Status {
+    fn from(_: Refused) -> Status {
+        ApiError::TooManyRequests.into()
     }
 }
 

@@ -24,6 +24,9 @@ use crate::auth::Credentials;
 
 /// Encoded messages that wait for the connection; the hub's own bound stands behind it.
 const MESSAGES_WAITING_MAX: usize = 16;
+/// A message longer than this waits until it is alone: the memory of a client that does not read is
+/// bounded by bytes, not by messages.
+const MESSAGE_BYTES_SMALL: usize = 64 * 1024;
 
 /// A stream that wants a leader ends after this many election timeouts without one.
 const LEADERLESS_TIMEOUTS: u32 = 3;
@@ -188,13 +191,17 @@ async fn send_messages(
         if let Some(steps) = steps {
             steps.told(&message);
         }
-        let mut bytes = BytesMut::with_capacity(message.encoded_len_bound());
+        let bytes_max = message.encoded_len_bound();
+        let places = if bytes_max > MESSAGE_BYTES_SMALL { MESSAGES_WAITING_MAX } else { 1 };
+        let began = Instant::now();
+        let Ok(mut places) = messages.reserve_many(places).await else { return };
+        let mut bytes = BytesMut::with_capacity(bytes_max);
         let term = context.handle.term();
         message.encode(context.cluster_id, context.member_id, term, &mut bytes);
-        let began = Instant::now();
-        if messages.send(Ok(Encoded(bytes.freeze()))).await.is_err() {
-            return;
+        if let Some(place) = places.next() {
+            place.send(Ok(Encoded::from(bytes.freeze())));
         }
+        drop(places);
         let took = began.elapsed().as_secs_f64();
         match &message {
             WatchMessage::Events { events, .. } => {

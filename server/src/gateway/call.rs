@@ -14,6 +14,7 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::{Request, Status, Streaming};
 
 use crate::listen::{ConnectionInfo, GrpcCalls, HttpBody};
+use crate::read_budget::ReadBudget;
 
 use super::encode::Html;
 use super::schema::Method;
@@ -28,11 +29,12 @@ const JSON_EXPANSION_MAX: usize = 8;
 pub(super) struct Calls {
     grpc: GrpcCalls,
     message_bytes_max: usize,
+    reads: ReadBudget,
 }
 
 impl Calls {
-    pub(super) fn new(grpc: GrpcCalls, message_bytes_max: usize) -> Self {
-        Self { grpc, message_bytes_max }
+    pub(super) fn new(grpc: GrpcCalls, message_bytes_max: usize, reads: ReadBudget) -> Self {
+        Self { grpc, message_bytes_max, reads }
     }
 
     fn client(&self) -> Grpc<GrpcCalls> {
@@ -44,7 +46,7 @@ impl Calls {
     }
 
     /// A call with one message each way.
-    pub(super) async fn unary<B>(&self, asked: Asked, body: B) -> Result<String, Status>
+    pub(super) async fn unary<B>(&self, asked: Asked, body: B) -> Result<Bytes, Status>
     where
         B: Body<Data = Bytes> + Send + Unpin + 'static,
     {
@@ -56,7 +58,8 @@ impl Calls {
         let mut json = String::with_capacity(answer.len() * 2);
         encode::decode_message(&answer, asked.method.response, Html::Plain, &mut json)
             .map_err(|error| Status::internal(error.to_string()))?;
-        Ok(json)
+        // It is longer than what it was made of, and is held as that would have been.
+        Ok(self.reads.count(json.into()))
     }
 
     /// A call that is answered with a stream. The answer begins with its first message, so that a

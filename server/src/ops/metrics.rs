@@ -21,6 +21,7 @@ use tables::{Alarm, AlarmKind};
 use types::{LogIndex, MemberId, Revision};
 
 use crate::gates::FeatureGates;
+use crate::read_budget::BudgetStats;
 
 /// Most times in etcd: 1 ms to 8 s.
 const SLOW: (f64, f64, usize) = (0.001, 2.0, 14);
@@ -127,6 +128,7 @@ table! {
         proxy_cache_keys = "etcd_grpc_proxy_cache_keys_total", "Keys in the gRPC proxy's cache.";
         proxy_cache_misses = "etcd_grpc_proxy_cache_misses_total", "Misses of the gRPC proxy's cache.";
         proxy_watchers_coalescing = "etcd_grpc_proxy_watchers_coalescing_total", "Watchers that the gRPC proxy joins.";
+        read_bytes_held = "keelson_read_bytes_held", "Bytes of answers that are read and have not left for their clients.";
         fd_used = "os_fd_used", "File descriptors in use.";
         fd_limit = "os_fd_limit", "File descriptors that may be used.";
         virtual_memory_max = "process_virtual_memory_max_bytes", "Virtual memory that may be used; the largest number there is without a limit.";
@@ -151,6 +153,9 @@ table! {
         leases_expired = "etcd_debugging_server_lease_expired_total", "Leases that expired.";
         store_expires = "etcd_debugging_store_expires_total", "Expired keys of the v2 store, which does not exist.";
         store_watch_requests = "etcd_debugging_store_watch_requests_total", "Watches of the v2 store, which does not exist.";
+        reads_waited = "keelson_reads_waited_total", "Reads that waited for memory.";
+        reads_refused = "keelson_reads_refused_total", "Reads that were refused because there was no memory in time.";
+        reads_dropped = "keelson_reads_dropped_total", "Answers that their clients did not take while others waited for memory.";
         network_received = "process_network_receive_bytes_total", "Bytes that this process's network has received.";
         network_sent = "process_network_transmit_bytes_total", "Bytes that this process's network has sent.";
         proxy_events_coalescing = "etcd_grpc_proxy_events_coalescing_total", "Events that the gRPC proxy joins.";
@@ -384,6 +389,16 @@ impl Metrics {
         self.slow_watchers.set(approximate(stats.slow_watchers as u64));
         self.pending_events.set(approximate(stats.pending_events as u64));
         raise(&self.events, stats.events as u64);
+    }
+}
+
+impl Metrics {
+    /// Sets what the read budget counts.
+    pub(crate) fn refresh_reads(&self, stats: &BudgetStats) {
+        self.read_bytes_held.set(approximate(stats.held));
+        raise(&self.reads_waited, stats.waited);
+        raise(&self.reads_refused, stats.refused);
+        raise(&self.reads_dropped, stats.dropped);
     }
 }
 

@@ -35,6 +35,10 @@ impl RevStore for MeasuredStore {
         self.engine.get(revision)
     }
 
+    fn key_value_bytes(&self, revisions: &[RecordRevision]) -> Result<u64, RevStoreError> {
+        self.engine.key_value_bytes(revisions)
+    }
+
     fn scan(
         &self,
         from: RecordRevision,

@@ -43,6 +43,7 @@ pub mod memory;
 mod query;
 mod read;
 mod rebuild;
+mod selection;
 mod store;
 mod writer;
 
@@ -56,6 +57,7 @@ pub use history::KeyHead;
 pub use image::{ImageError, RestoreError};
 pub use key_value::{KeyValue, KeyValueError};
 pub use query::{RangeAnswer, RangeError, RangeQuery, SortOrder, SortTarget};
-pub use read::{RangeCursor, ReadView};
+pub use read::{Interruption, RangeCursor, ReadView, settle};
+pub use selection::Selection;
 pub use store::{Store, StoreMeta};
 pub use writer::{CompactError, Put, Writer};

@@ -203,16 +203,10 @@ pub(crate) fn assemble<E: From<RevStoreError>>(
     mut hits: Vec<Hit>,
     fetch: &mut dyn FnMut(RecordRevision) -> Result<Bytes, E>,
 ) -> Result<(Vec<Bytes>, bool), E> {
-    let descend = query.sort_order == SortOrder::Descend;
-    match query.sort_target {
-        SortTarget::Key if descend => hits.reverse(),
-        SortTarget::Key => {}
-        SortTarget::Version => sort(&mut hits, descend, |hit| hit.version.version),
-        SortTarget::Create => sort(&mut hits, descend, |hit| hit.version.create),
-        SortTarget::Mod => sort(&mut hits, descend, |hit| hit.version.main),
-        SortTarget::Value => return by_value(query, hits, fetch),
+    if query.sort_target == SortTarget::Value {
+        return by_value(query, hits, fetch);
     }
-    let more = cut(query, &mut hits);
+    let more = order(query, &mut hits);
     let from_index = query.is_from_index();
     let kvs = hits.into_iter().map(|hit| match from_index {
         true => Ok(hit.encoded),
@@ -221,7 +215,21 @@ pub(crate) fn assemble<E: From<RevStoreError>>(
     Ok((kvs.collect::<Result<_, E>>()?, more))
 }
 
-fn by_value<E: From<RevStoreError>>(
+/// Sorts by anything but the value, and cuts; answers whether keys were left out.
+pub(crate) fn order(query: &RangeQuery, hits: &mut Vec<Hit>) -> bool {
+    let descend = query.sort_order == SortOrder::Descend;
+    match query.sort_target {
+        SortTarget::Key if descend => hits.reverse(),
+        SortTarget::Key | SortTarget::Value => {}
+        SortTarget::Version => sort(hits, descend, |hit| hit.version.version),
+        SortTarget::Create => sort(hits, descend, |hit| hit.version.create),
+        SortTarget::Mod => sort(hits, descend, |hit| hit.version.main),
+    }
+    cut(query, hits)
+}
+
+/// Fetches, sorts by the value, and cuts.
+pub(crate) fn by_value<E: From<RevStoreError>>(
     query: &RangeQuery,
     hits: Vec<Hit>,
     fetch: &mut dyn FnMut(RecordRevision) -> Result<Bytes, E>,

@@ -19,7 +19,8 @@ use crate::event::RevisionEvents;
 use crate::hash::{self, HashAnswer};
 use crate::history::{KeyHead, Version};
 use crate::index::Index;
-use crate::query::{Hit, RangeAnswer, RangeError, RangeQuery, Scan, assemble, encode_key};
+use crate::query::{Hit, RangeAnswer, RangeError, RangeQuery, Scan, encode_key};
+use crate::selection::Selection;
 use crate::store::{CHUNK, Shared, StoreMeta};
 use crate::writer::missing;
 
@@ -33,6 +34,7 @@ pub struct ReadView {
 }
 
 /// A revision that a read is pinned to, with the record store that had it.
+#[derive(Clone)]
 pub(crate) struct Pin {
     pub(crate) at: i64,
     pub(crate) newest: i64,
@@ -48,9 +50,11 @@ impl Pin {
 }
 
 /// Why an attempt to read ended.
-pub(crate) enum Interruption {
-    /// A compaction passed the pinned revision, or the content was replaced.
+#[derive(Debug)]
+pub enum Interruption {
+    /// A compaction passed the pinned revision, or the content was replaced: begin again.
     Overtaken,
+    /// It cannot be read.
     Failed(RangeError),
 }
 
@@ -114,14 +118,26 @@ impl ReadView {
 
     /// Answers a range request.
     pub fn range(&self, query: &RangeQuery) -> Result<RangeAnswer, RangeError> {
-        for _ in 0..ATTEMPTS {
-            match self.attempt(query) {
-                Ok(answer) => return Ok(answer),
-                Err(Interruption::Failed(error)) => return Err(error),
-                Err(Interruption::Overtaken) => {}
+        settle(|| self.select(query)?.read())
+    }
+
+    /// Chooses what a range answers with, without reading values. What is done with the selection
+    /// may be overtaken as the choice itself may; [`settle`] begins again then.
+    pub fn select(&self, query: &RangeQuery) -> Result<Selection<'_>, Interruption> {
+        let mut index = self.shared.read();
+        let pin = Pin::of(&index, query.revision)?;
+        let mut scan = Scan::new(query, pin.at);
+        while !scan.step(&index, CHUNK) {
+            // Between two chunks the writer gets its turn.
+            drop(index);
+            index = self.shared.read();
+            if index.compact_revision > pin.at || index.epoch != pin.epoch {
+                return Err(Interruption::Overtaken);
             }
         }
-        Err(RangeError::Compacted)
+        drop(index);
+        let (hits, count) = (scan.hits, scan.count);
+        Ok(Selection::new(&self.shared, pin, query, hits, count))
     }
 
     /// Starts a range that is answered in parts, all at one revision (RangeStream).
@@ -188,27 +204,24 @@ impl ReadView {
         hash::hash_kv(&self.shared, revision)
     }
 
-    fn attempt(&self, query: &RangeQuery) -> Result<RangeAnswer, Interruption> {
-        let mut index = self.shared.read();
-        let pin = Pin::of(&index, query.revision)?;
-        let mut scan = Scan::new(query, pin.at);
-        while !scan.step(&index, CHUNK) {
-            // Between two chunks the writer gets its turn.
-            drop(index);
-            index = self.shared.read();
-            if index.compact_revision > pin.at || index.epoch != pin.epoch {
-                return Err(Interruption::Overtaken);
-            }
-        }
-        drop(index);
-        let mut fetch = |record| fetch(&self.shared, &pin, record);
-        let (kvs, more) = assemble(query, scan.hits, &mut fetch)?;
-        Ok(RangeAnswer { kvs, more, count: scan.count, revision: Revision(pin.newest) })
-    }
-
     fn pin(&self, revision: i64) -> Result<Pin, RangeError> {
         Pin::of(&self.shared.read(), revision)
     }
+}
+
+/// Reads, and begins again as often as compactions overtake it, within reason.
+///
+/// # Errors
+/// What ends the attempt, or `Compacted` when it was overtaken each time.
+pub fn settle<T>(mut attempt: impl FnMut() -> Result<T, Interruption>) -> Result<T, RangeError> {
+    for _ in 0..ATTEMPTS {
+        match attempt() {
+            Ok(answer) => return Ok(answer),
+            Err(Interruption::Failed(error)) => return Err(error),
+            Err(Interruption::Overtaken) => {}
+        }
+    }
+    Err(RangeError::Compacted)
 }
 
 /// The value of a record that the index named under `pin`.
@@ -230,7 +243,9 @@ pub(crate) fn fetch(
 }
 
 /// A range being answered in parts, in the order of keys, at one revision. Filters and other orders
-/// are the caller's to refuse: see [`RangeQuery::is_plain`].
+/// are the caller's to refuse: see [`RangeQuery::is_plain`]. It holds a place and no keys or values, so
+/// a copy of it is cheap.
+#[derive(Clone)]
 pub struct RangeCursor {
     view: ReadView,
     query: RangeQuery,
@@ -252,17 +267,23 @@ impl RangeCursor {
     /// Up to `max_keys` further encoded key-values; empty when there are no more. A cursor over
     /// `count_only` has none at all.
     pub fn next(&mut self, max_keys: usize) -> Result<Vec<Bytes>, RangeError> {
+        Ok(self.select(max_keys)?.read().map_err(overtaken)?.kvs)
+    }
+
+    /// The same without reading the values yet.
+    pub fn select(&mut self, max_keys: usize) -> Result<Selection<'static>, RangeError> {
         let mut hits = Vec::new();
         while hits.len() < max_keys && !self.done && !self.query.count_only && self.left != Some(0)
         {
             self.walk(max_keys, &mut hits)?;
         }
-        let keys_only = self.query.keys_only;
-        let kvs = hits.into_iter().map(|hit: Hit| match keys_only {
-            true => Ok(hit.encoded),
-            false => fetch(&self.view.shared, &self.pin, hit.version.record()).map_err(overtaken),
-        });
-        kvs.collect()
+        let shared = Arc::clone(&self.view.shared);
+        Ok(Selection::chosen(shared, self.pin.clone(), &self.query, hits))
+    }
+
+    /// Whether there are no further keys.
+    pub fn is_at_end(&self) -> Result<bool, RangeError> {
+        Ok(self.clone().select(1)?.is_empty())
     }
 
     /// Counts what is left and answers the count of the whole range and whether the limit left keys
@@ -313,7 +334,8 @@ impl RangeCursor {
     }
 }
 
-fn overtaken(interruption: Interruption) -> RangeError {
+/// A part of a range cannot begin again: what came before it was of the revision that is gone.
+pub(crate) fn overtaken(interruption: Interruption) -> RangeError {
     match interruption {
         Interruption::Overtaken => RangeError::Compacted,
         Interruption::Failed(error) => error,

@@ -118,9 +118,13 @@ fn what_was_appended_is_read_at_once(bench: &mut dyn Bench) {
         assert_eq!(store.last().expect("last"), batch.last().map(|record| record.revision));
     }
     assert_eq!(all(&*store), records);
+    let mut revisions: Vec<_> = records.iter().map(|record| record.revision).collect();
+    let bytes: usize = records.iter().map(|record| record.key_value.len()).sum();
     for absent in [at(0, 0), at(1, 0), at(2, 1), at(404, 0), at(-1, 0), at(5, -1), at(5, 3)] {
         assert_eq!(store.get(absent).expect("get"), None, "{absent}");
+        revisions.push(absent);
     }
+    assert_eq!(store.key_value_bytes(&revisions).expect("lengths"), bytes as u64);
     assert!(store.size().in_use > 700_000);
     assert!(store.size().total >= store.size().in_use);
 }

@@ -56,6 +56,16 @@ pub trait RevStore: Send + Sync + 'static {
     /// The record at exactly this place.
     fn get(&self, revision: RecordRevision) -> Result<Option<Record>, RevStoreError>;
 
+    /// How many bytes the key-values of these records have in sum, without reading them where the
+    /// engine knows their lengths; a record that is not there counts nothing.
+    fn key_value_bytes(&self, revisions: &[RecordRevision]) -> Result<u64, RevStoreError> {
+        let mut bytes = 0;
+        for revision in revisions {
+            bytes += self.get(*revision)?.map_or(0, |record| record.key_value.len() as u64);
+        }
+        Ok(bytes)
+    }
+
     /// Every record from `from` up to, and without, `until`, in order, until `visit` breaks.
     fn scan(
         &self,

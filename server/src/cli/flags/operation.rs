@@ -204,6 +204,13 @@ pub(super) const FLAGS: &[Flag] = &[
     ),
     Flag::new(
         Keelson,
+        "max-read-memory-bytes",
+        Kind::Uint64,
+        "0",
+        "How much memory the answers of reads may take together; what finds no room waits, and is refused in the end (0 means a quarter of what the process may use).",
+    ),
+    Flag::new(
+        Keelson,
         "expect-cluster-id",
         Kind::HexId,
         "",

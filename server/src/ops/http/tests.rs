@@ -12,6 +12,7 @@ use crate::listen::{
     Services,
 };
 use crate::ops::health::Check;
+use crate::read_budget::{BudgetOptions, ReadBudget};
 
 struct Healthy;
 
@@ -73,7 +74,11 @@ fn serve(purpose: Purpose, cors: &str, hosts: &str) -> Server {
         arguments: vec!["etcd".to_owned()],
     });
     // Without services every call is refused by gRPC, which tells that it got there.
-    let gateway = Gateway::new(GrpcCalls::new(Routes::default(), None), 1 << 20);
+    let gateway = Gateway::new(
+        GrpcCalls::new(Routes::default(), None),
+        1 << 20,
+        ReadBudget::new(BudgetOptions::of(1 << 20)),
+    );
     let gateway = (purpose == Purpose::Client).then_some(gateway);
     let http = handler_with(parts, gateway);
     let services = Services { http: Some(http), ..Services::default() };

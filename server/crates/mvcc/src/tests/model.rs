@@ -346,6 +346,26 @@ fn compare(
 fn check_range(model: &Model, view: &ReadView, query: &RangeQuery) {
     let found = view.range(query).map(|answer| decoded(&answer.kvs, answer.more, answer.count));
     compare(query, found, model.range(query, model.newest(), model.revision()));
+    check_selection(view, query);
+}
+
+/// What is selected has the bytes that it says before they are read, and is read to the same answer.
+fn check_selection(view: &ReadView, query: &RangeQuery) {
+    let Ok(answer) = view.range(query) else { return };
+    let mut selection = view.select(query).unwrap();
+    assert_eq!(selection.sorts_by_value(), query.sort_target == SortTarget::Value);
+    selection.sort_by_value().unwrap();
+    let mut left = selection.bytes_left().unwrap();
+    let mut kvs = Vec::new();
+    while let Some(key_value) = selection.next_key_value().unwrap() {
+        left -= key_value.len() as u64;
+        assert_eq!(selection.bytes_left().unwrap(), left, "{query:?}");
+        kvs.push(key_value);
+    }
+    assert_eq!(left, 0, "{query:?}");
+    assert!(selection.is_empty());
+    let selected = (kvs, selection.more(), selection.count(), selection.revision());
+    assert_eq!(selected, (answer.kvs, answer.more, answer.count, answer.revision), "{query:?}");
 }
 
 /// The parts of a stream merge to the answer of the range.
@@ -356,7 +376,9 @@ fn check_stream(view: &ReadView, query: &RangeQuery, part: usize) {
     let streamed = view.range_stream(query.clone()).and_then(|mut cursor| {
         let mut kvs = Vec::new();
         loop {
+            let is_last = cursor.is_at_end()?;
             let part = cursor.next(part.max(1))?;
+            assert_eq!(part.is_empty(), is_last, "{query:?}");
             if part.is_empty() {
                 break;
             }

@@ -515,6 +515,10 @@ impl RevStore for RevLog {
         self.read_one(revision)
     }
 
+    fn key_value_bytes(&self, revisions: &[RecordRevision]) -> Result<u64, RevStoreError> {
+        Ok(self.lengths(revisions))
+    }
+
     fn scan(
         &self,
         from: RecordRevision,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use types::RecordRevision;
 
-use super::format::{self, Flaw, Trust};
+use super::format::{self, Flaw, RECORD_HEADER_BYTES, Trust};
 use super::segment::{Segment, SegmentFile};
 use super::{RevLog, State};
 use crate::{Record, RevStoreError};
@@ -134,6 +134,17 @@ impl RevLog {
             return Err(file.flaw(offset, Flaw::Misplaced));
         }
         Ok(Some(record))
+    }
+
+    /// The bytes of the key-values of these records, from the places alone.
+    pub(super) fn lengths(&self, revisions: &[RecordRevision]) -> u64 {
+        let state = self.state();
+        let length = |revision: &RecordRevision| {
+            let Some((index, ordinal)) = state.find(*revision) else { return 0 };
+            let segment = state.sealed.get(index).unwrap_or(&state.active);
+            u64::from(segment.positions.bytes(ordinal)) - RECORD_HEADER_BYTES as u64
+        };
+        revisions.iter().map(length).sum()
     }
 
     pub(super) fn read_range(
