@@ -204,7 +204,9 @@ async fn what_is_larger_than_everything_holds_everything_until_its_last_pieces_l
     for _ in 0..40 {
         outgoing.next_piece().unwrap().unwrap();
     }
-    assert_eq!(budget.stats().held, LARGE);
+    // What it was said to need more than it did was given back.
+    let held = budget.stats().held;
+    assert!(held <= LARGE && held > LARGE - SMALL, "{held}");
     while outgoing.next_piece().unwrap().is_some() {
         let held = budget.stats().held;
         assert!(held <= LARGE);
@@ -231,7 +233,7 @@ async fn who_does_not_read_loses_the_rest_to_who_waits() {
         assert!(reads.next_piece().unwrap().is_some(), "it does read");
     }
     assert_eq!(budget.stats().dropped, 1);
-    drop(reads);
+    drop((idle, reads));
     waits.await.unwrap().unwrap();
     assert!(budget.shared.outgoing.lock().unwrap().is_empty());
 }
