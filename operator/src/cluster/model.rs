@@ -256,8 +256,14 @@ pub fn quorum(voters: usize) -> usize {
 
 impl Member {
     /// The member answers and is part of a cluster with a leader.
+    /// It answers and nothing says that it is about to end. A Pod that is being deleted answers until
+    /// the kubelet has heard of it and the server has ended: who counts on it counts one too many.
     pub fn is_serving(&self) -> bool {
-        matches!(self.reach, Reach::Serving(_))
+        matches!(self.reach, Reach::Serving(_)) && !self.is_ending()
+    }
+
+    fn is_ending(&self) -> bool {
+        self.pod.as_ref().is_some_and(|pod| pod.terminating)
     }
 
     pub fn is_leader(&self) -> bool {
@@ -276,7 +282,8 @@ impl Member {
     pub fn is_stable(&self, desired: &Desired, now: Timestamp) -> bool {
         match &self.reach {
             Reach::Serving(serving) => {
-                serving.lag <= desired.lag_max
+                !self.is_ending()
+                    && serving.lag <= desired.lag_max
                     && now.duration_since(serving.since) >= desired.min_ready
             }
             Reach::Silent(_) => false,

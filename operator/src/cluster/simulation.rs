@@ -166,10 +166,11 @@ impl World {
         self.etcd.as_ref()?.entries.iter().find(|entry| entry.id == id)
     }
 
+    /// Whether a member can be counted on: what is about to end cannot, though it still answers.
     fn runs(&self, entry: &Entry) -> bool {
         let serial = self.desired.names.serial_of(&entry.peer_url).unwrap();
         let data = self.volumes.get(&serial).and_then(|volume| volume.data.as_ref());
-        self.servers.get(&serial).is_some_and(|server| server.running)
+        self.servers.get(&serial).is_some_and(|server| server.running && !server.pod.terminating)
             && data.is_some_and(|data| data.id == entry.id)
     }
 
@@ -240,7 +241,13 @@ impl World {
             }
             None if server.pod.terminating => return,
             None => server.pod.down = Some(Cause::Unschedulable("no node".to_owned())),
-            Some(Node::Up) if server.pod.terminating => return,
+            // The kubelet is not always quick to hear of it, and the server ends in its own time.
+            Some(Node::Up) if server.pod.terminating => {
+                if server.running && self.chance.percent(50) {
+                    self.servers.insert(serial, server);
+                }
+                return;
+            }
             Some(Node::Up) if self.bad_templates.contains(&server.pod.template) => {
                 server.running = false;
                 server.pod.down = Some(Cause::Image("not found".to_owned()));
@@ -337,7 +344,8 @@ impl World {
             let Some(data) = self.volumes.get_mut(serial).and_then(|v| v.data.as_mut()) else {
                 continue;
             };
-            let serves = server.running && available && running.contains(&data.id);
+            let answers = running.contains(&data.id) || server.pod.terminating;
+            let serves = server.running && available && answers;
             server.serving_since = serves.then(|| server.serving_since.unwrap_or(self.now));
             if server.running {
                 server.pod.down = (!serves).then_some(Cause::NotReady);

@@ -224,6 +224,24 @@ fn changes_roll_over_followers_first_and_the_leader_last() {
     );
 }
 
+/// A rollout on a busy machine once deleted two Pods of three, because the first still answered while its
+/// kubelet was slow.
+#[test]
+fn a_member_whose_pod_is_being_deleted_is_not_counted_on_though_it_answers() {
+    let first_is_under_way = |s: &mut Situation| {
+        outdate(s);
+        s.member(2).pod.as_mut().unwrap().terminating = true;
+    };
+    assert_eq!(says(3, first_is_under_way), "RestartPod waits for I3");
+    let of_five = |s: &mut Situation| first_is_under_way(s);
+    assert_eq!(says(5, of_five), "RestartPod waits for I3");
+    let leader_is_next = |s: &mut Situation| {
+        first_is_under_way(s);
+        s.member(3).pod.as_mut().unwrap().template = "t2".to_owned();
+    };
+    assert_eq!(says(3, leader_is_next), "MoveLeader waits for I3");
+}
+
 #[test]
 fn a_rollout_stops_at_a_member_that_does_not_come_back_and_goes_on_with_the_correction() {
     let stuck = |s: &mut Situation| {

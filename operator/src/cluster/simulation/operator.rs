@@ -140,8 +140,6 @@ impl World {
                 let server = self.servers.get_mut(&serial).unwrap();
                 assert_eq!(server.pod.uid, uid, "the wrong Pod is deleted: {action:?}");
                 server.pod.terminating = true;
-                server.running = false;
-                server.serving_since = None;
             }
             Mutation::DeletePodOf { serial } => {
                 self.servers.remove(&serial);
