@@ -186,8 +186,7 @@ impl Tests<'_> {
     /// others failed.
     fn cargo_test(&self, name: &str, selection: &[String], at_once: usize) -> Result<Counts> {
         let programs = self.compile(name, selection)?;
-        let threads: &[&str] = if at_once > 1 { &["--test-threads=4"] } else { &[] };
-        self.run_programs(name, programs, at_once, threads)
+        self.run_programs(name, programs, at_once, &[])
     }
 
     fn compile(&self, name: &str, selection: &[String]) -> Result<Vec<TestProgram>> {
@@ -395,8 +394,7 @@ fn selected<T: AsRef<str>>(names: &[T]) -> impl Iterator<Item = String> {
 /// does are alone with it.
 fn programs_at_once(group: Group) -> usize {
     match group {
-        Group::Process | Group::Differential => 3,
-        Group::Clients => 2,
+        Group::Process | Group::Differential | Group::Clients => 2,
         _ => 1,
     }
 }
