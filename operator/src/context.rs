@@ -32,8 +32,12 @@ pub struct Context {
 }
 
 impl Context {
-    /// Publishes an event; one that cannot be published is only logged.
+    /// Publishes an event; one that cannot be published is only logged. Without the lease nothing is
+    /// told either: what happened is the next operator's to tell.
     pub async fn publish(&self, event: &Event, about: &ObjectReference) {
+        if !self.lease.is_held() {
+            return;
+        }
         if let Err(error) = self.recorder.publish(event, about).await {
             tracing::warn!(%error, reason = event.reason, "event not published");
         }

@@ -4,8 +4,13 @@
 //! Every call is bounded by [`CALL_TIMEOUT`]: the client retries throttled requests on its own for
 //! a long time, and a worker that waits there serves nobody. Nothing is read from a cache here;
 //! what the planner decides on and what an action re-verifies comes from the API server.
+//!
+//! Every write asks for the leader lease at the moment it is sent, and is given up when the lease is
+//! lost while it is under way (I9): so a pass that outlives the lease changes nothing more, wherever
+//! it is, and no controller has to think of it. The lease itself (`leader_election.rs`) is the one
+//! object that is written elsewhere; events are in `context.rs`, behind the same question.
 
-use std::{fmt::Debug, future::Future, time::Duration};
+use std::{fmt::Debug, future::Future, pin::pin, time::Duration};
 
 use k8s_openapi::NamespaceResourceScope;
 use kube::{
@@ -16,12 +21,17 @@ use kube::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
+use crate::leader_election::Lease;
+
 /// Field manager of everything but status.
 pub const FIELD_MANAGER: &str = "etcd-operator";
 /// Field manager of status.
 const STATUS_MANAGER: &str = "etcd-operator-status";
 /// Longest time a single call may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+/// How often a write that is under way looks whether the lease is still held. Others may act only
+/// seconds after this process has stopped holding it.
+const LEASE_CHECK: Duration = Duration::from_secs(1);
 
 /// A call to the API server that did not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +40,8 @@ pub enum KubernetesError {
     Refused { verb: &'static str, kind: String, name: String, source: Box<kube::Error> },
     #[error("{verb} {kind} {name}: no answer within {seconds} s", seconds = CALL_TIMEOUT.as_secs())]
     Timeout { verb: &'static str, kind: String, name: String },
+    #[error("{verb} {kind} {name}: not done, because the leader lease is not held")]
+    LeaseLost { verb: &'static str, kind: String, name: String },
     #[error("{kind} cannot be written as JSON: {source}")]
     Encode { kind: String, source: serde_json::Error },
 }
@@ -88,15 +100,12 @@ impl<K> Namespaced for K where
 #[derive(Clone)]
 pub struct Kubernetes {
     client: Client,
+    lease: Lease,
 }
 
 impl Kubernetes {
-    pub fn new(client: Client) -> Kubernetes {
-        Kubernetes { client }
-    }
-
-    pub fn client(&self) -> Client {
-        self.client.clone()
+    pub fn new(client: Client, lease: Lease) -> Kubernetes {
+        Kubernetes { client, lease }
     }
 
     /// # Errors
@@ -157,7 +166,8 @@ impl Kubernetes {
         let parameters = PatchParams::apply(FIELD_MANAGER).force();
         let value = typed::<K>(object)?;
         let api = self.api::<K>(namespace);
-        bounded::<K, _>("apply", &name, api.patch(&name, &parameters, &Patch::Apply(value))).await
+        self.write::<K, _>("apply", &name, api.patch(&name, &parameters, &Patch::Apply(value)))
+            .await
     }
 
     /// Creates the object unless one of that name exists. Returns whether it was created.
@@ -173,7 +183,7 @@ impl Kubernetes {
         let parameters =
             PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
         let api = self.api::<K>(namespace);
-        match bounded::<K, _>("create", &name, api.create(&parameters, object)).await {
+        match self.write::<K, _>("create", &name, api.create(&parameters, object)).await {
             Ok(_) => Ok(true),
             Err(error) if error.is_conflict() => Ok(false),
             Err(error) => Err(error),
@@ -198,7 +208,7 @@ impl Kubernetes {
         });
         let parameters = PatchParams::apply(STATUS_MANAGER).force();
         let api = self.api::<K>(&namespace);
-        bounded::<K, _>(
+        self.write::<K, _>(
             "apply status of",
             &name,
             api.patch_status(&name, &parameters, &Patch::Apply(patch)),
@@ -221,7 +231,7 @@ impl Kubernetes {
         let parameters =
             PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
         let api = self.api::<K>(&namespace);
-        bounded::<K, _>("patch", &name, api.patch(&name, &parameters, &patch)).await.map(|_| ())
+        self.write::<K, _>("patch", &name, api.patch(&name, &parameters, &patch)).await.map(|_| ())
     }
 
     /// Deletes the object, only if it has this uid. An object that is gone is a success.
@@ -238,10 +248,30 @@ impl Kubernetes {
             uid.map(|uid| Preconditions { uid: Some(uid.to_owned()), resource_version: None });
         let parameters = DeleteParams { preconditions, ..DeleteParams::background() };
         let api = self.api::<K>(namespace);
-        match bounded::<K, _>("delete", name, api.delete(name, &parameters)).await {
+        match self.write::<K, _>("delete", name, api.delete(name, &parameters)).await {
             Err(error) if !error.is_not_found() => Err(error),
             _ => Ok(()),
         }
+    }
+
+    /// A call that changes something.
+    async fn write<K: Namespaced, T>(
+        &self,
+        verb: &'static str,
+        name: &str,
+        call: impl Future<Output = Result<T, kube::Error>>,
+    ) -> Result<T, KubernetesError> {
+        let mut call = pin!(bounded::<K, T>(verb, name, call));
+        while self.lease.is_held() {
+            if let Ok(answer) = tokio::time::timeout(LEASE_CHECK, &mut call).await {
+                return answer;
+            }
+        }
+        Err(KubernetesError::LeaseLost {
+            verb,
+            kind: K::kind(&()).into_owned(),
+            name: name.to_owned(),
+        })
     }
 
     fn api<K: Namespaced>(&self, namespace: &str) -> Api<K> {
@@ -273,3 +303,6 @@ async fn bounded<K: Resource<DynamicType = ()>, T>(
         Err(_) => Err(KubernetesError::Timeout { verb, kind, name }),
     }
 }
+
+#[cfg(test)]
+mod tests;

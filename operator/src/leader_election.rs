@@ -2,8 +2,9 @@
 //!
 //! The rules are those of client-go's leader election: the holder renews at a third of the lease's
 //! duration and stops acting before the duration is over; another takes the lease only after it
-//! has itself watched it unchanged for a whole duration, so that clocks need not agree. Every
-//! mutation asks [`Lease::is_held`] first, and losing the lease ends the process (I9).
+//! has itself watched it unchanged for a whole duration, so that clocks need not agree. Every write
+//! to Kubernetes (`kubernetes.rs`) and every change of etcd's membership (`act.rs`) asks
+//! [`Lease::is_held`] at the moment it is sent, and losing the lease ends the process (I9).
 
 use std::{
     sync::{
@@ -29,25 +30,29 @@ const RETRY_PERIOD: Duration = Duration::from_secs(3);
 #[derive(Clone)]
 pub struct Lease {
     started: Instant,
-    /// Milliseconds after `started` until which the lease is held; 0 means never held.
+    /// Milliseconds after `started` until which the lease is held; 0 means not held.
     held_until: Arc<AtomicU64>,
-    always: bool,
 }
 
 impl Lease {
     /// A lease that is always held, for a single operator without election.
     pub fn without_election() -> Lease {
-        Lease { started: Instant::now(), held_until: Arc::default(), always: true }
+        Lease { started: Instant::now(), held_until: Arc::new(AtomicU64::new(u64::MAX)) }
     }
 
     fn not_held() -> Lease {
-        Lease { always: false, ..Lease::without_election() }
+        Lease { started: Instant::now(), held_until: Arc::default() }
+    }
+
+    /// From now on nothing may be sent: another operator is about to act.
+    pub fn give_up(&self) {
+        self.held_until.store(0, Ordering::Release);
     }
 
     /// Whether a mutation may be sent now.
     pub fn is_held(&self) -> bool {
         let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.always || now < self.held_until.load(Ordering::Acquire)
+        now < self.held_until.load(Ordering::Acquire)
     }
 
     fn hold_from(&self, renewal_sent: Instant) {
@@ -251,6 +256,9 @@ mod tests {
         assert!(!lease.is_held());
         lease.hold_from(Instant::now());
         assert!(lease.is_held());
+        lease.clone().give_up();
+        assert!(!lease.is_held());
+        assert!(Lease::without_election().is_held());
     }
 
     #[test]

@@ -70,9 +70,9 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
         instance: Some(arguments.identity.clone()),
     };
     let context = Arc::new(Context {
-        kubernetes: Kubernetes::new(client.clone()),
+        kubernetes: Kubernetes::new(client.clone(), lease.clone()),
         recorder: Recorder::new(client.clone(), reporter),
-        lease,
+        lease: lease.clone(),
         metrics,
         memory: Memory::default(),
         agent_image: arguments.agent_image.clone(),
@@ -89,6 +89,7 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
         (ended, ..) = futures_util::future::select_all(tasks) => ended,
         () = told_to_end() => Ok(()),
     };
+    lease.give_up();
     if let Some((api, name, identity)) = place.filter(|_| ended.is_ok()) {
         Election::release(api, &name, &identity).await;
     }

@@ -331,6 +331,9 @@ pub async fn delete(
 }
 
 #[cfg(test)]
+mod backup_tests;
+
+#[cfg(test)]
 mod tests {
     use object_store::memory::InMemory;
 
@@ -369,7 +372,7 @@ mod tests {
 
     /// Stands for etcdutl: it copies the snapshot into the directory that it is told to make, and
     /// writes its arguments beside it.
-    fn copying_etcdutl(directory: &Path) -> PathBuf {
+    pub(super) fn copying_etcdutl(directory: &Path) -> PathBuf {
         use std::os::unix::fs::PermissionsExt;
         let path = directory.join("etcdutl");
         let script = "#!/bin/sh\nset -e\nmkdir -p \"$5\"\ncp \"$3\" \"$5/db\"\necho \"$@\" > \"$5/arguments\"\n";

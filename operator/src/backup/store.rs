@@ -11,7 +11,7 @@ use object_store::{
     prefix::PrefixStore,
 };
 
-use crate::crd::{BackupStore, BackupStoreType, S3Addressing, S3Store};
+use crate::crd::{BackupStore, BackupStoreType, PersistentVolumeClaimStore, S3Addressing, S3Store};
 
 /// Where a claim is mounted in agents.
 pub const VOLUME_MOUNT: &str = "/backup";
@@ -65,10 +65,18 @@ pub fn open(
         }
         BackupStoreType::PersistentVolumeClaim => {
             let claim = store.persistent_volume_claim.as_ref().ok_or_else(incomplete)?;
-            let files = LocalFileSystem::new_with_prefix(VOLUME_MOUNT)?.with_fsync(true);
-            Ok(prefixed(files, &claim.prefix))
+            Ok(open_volume(Path::new(VOLUME_MOUNT), claim)?)
         }
     }
+}
+
+/// A volume that is mounted there. What is written is on the disk before it counts as written.
+pub(super) fn open_volume(
+    mount: &Path,
+    claim: &PersistentVolumeClaimStore,
+) -> Result<Arc<dyn ObjectStore>, object_store::Error> {
+    let files = LocalFileSystem::new_with_prefix(mount)?.with_fsync(true);
+    Ok(prefixed(files, &claim.prefix))
 }
 
 fn prefixed<S: ObjectStore>(store: S, prefix: &str) -> Arc<dyn ObjectStore> {

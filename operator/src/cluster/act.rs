@@ -1,8 +1,9 @@
 //! Carries out exactly what the plan says.
 //!
 //! An action is done in four steps: look again, with fresh reads; ask the rules again; write the
-//! intent; change the world, with a uid or resource version wherever Kubernetes takes one. Before
-//! each write the lease is checked. Nothing waits here: what takes time is seen by a later pass.
+//! intent; change the world, with a uid or resource version wherever Kubernetes takes one. Writes to
+//! Kubernetes ask for the lease themselves; for etcd it is asked for here. Nothing waits here: what takes
+//! time is seen by a later pass.
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -210,7 +211,8 @@ impl Hands<'_> {
         }
     }
 
-    /// I5: by the time this is reached, no member list has the member.
+    /// I5 and I8: by the time this is reached, no member list has the member, and the cluster that
+    /// goes on has what it had.
     async fn retire_claim(&self, fresh: &Observation, serial: Serial) -> Result<(), ActError> {
         if self.validated.spec.storage.retention.when_scaled == VolumePolicy::Retain {
             return Ok(());

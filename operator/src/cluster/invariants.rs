@@ -3,14 +3,17 @@
 //!
 //! [`permit`] is asked twice: by the planner when it chooses an action, and by `act` with a fresh
 //! observation just before the mutation. The simulator asks it a third time with the truth. The
-//! rules that other places keep: I8 the `serving` label and the Services; I9 the lease and the
-//! preconditions in `act`; I13 and I14 `validate`; I15 `retention`; I16 `report`.
+//! rules that other places keep: I8 the `serving` label and the Services too; I9 the lease in
+//! `kubernetes.rs`, and the preconditions in `act`; I13 and I14 `validate`; I15 `retention`; I16 `report`.
 
 use jiff::Timestamp;
-use types::MemberId;
+use types::{ClusterId, MemberId};
 
 use super::{
-    model::{Cause, Claim, Desired, Loss, Member, Observed, Reach, Serial, quorum},
+    model::{
+        Bootstrap, Cause, Claim, Desired, Entry, Loss, Member, Membership, Observed, Reach, Serial,
+        quorum,
+    },
     plan::{Action, Ensure},
 };
 use crate::crd::InitialState;
@@ -41,10 +44,7 @@ pub fn permit(
         Action::FreezeBootstrap { serials, attempt } => {
             permit_bootstrap(*attempt, serials, observed)
         }
-        Action::LatchCluster { .. } if observed.cluster_id.is_some() => {
-            refuse("I7", "the cluster id is already latched")
-        }
-        Action::LatchCluster { .. } => Ok(()),
+        Action::LatchCluster { cluster_id } => permit_latch(*cluster_id, desired, observed),
         Action::CreateMember { serial, .. } => permit_creation(*serial, desired, observed),
         Action::AddLearner { serial } => permit_learner(*serial, desired, observed),
         Action::Promote { serial, id } => permit_promotion(*serial, *id, desired, observed, now),
@@ -53,7 +53,9 @@ pub fn permit(
         Action::RestartPod { serial, uid, .. } => {
             permit_restart(*serial, uid, desired, observed, now)
         }
-        Action::Release { serial } => permit_release(*serial, desired, observed),
+        Action::Release { serial, keep_claim } => {
+            permit_release(*serial, *keep_claim, desired, observed)
+        }
     }
 }
 
@@ -72,6 +74,35 @@ fn permit_bootstrap(attempt: i32, serials: &[Serial], observed: &Observed) -> Re
         return refuse("I8", "a quorum answers, so this attempt succeeded");
     }
     Ok(())
+}
+
+/// I7: the identity is latched once, and only that of the attempt in force, while it answers.
+fn permit_latch(
+    cluster_id: ClusterId,
+    desired: &Desired,
+    observed: &Observed,
+) -> Result<(), Refusal> {
+    if observed.cluster_id.is_some() {
+        return refuse("I7", "the cluster id is already latched");
+    }
+    match (&observed.bootstrap, &observed.membership) {
+        (Some(bootstrap), Some(membership))
+            if membership.cluster_id == cluster_id
+                && is_planned(bootstrap, desired, membership) =>
+        {
+            Ok(())
+        }
+        _ => refuse("I7", format!("cluster {cluster_id} is not the one that was planned")),
+    }
+}
+
+/// Whether the list is exactly that of the attempt in force.
+pub fn is_planned(bootstrap: &Bootstrap, desired: &Desired, membership: &Membership) -> bool {
+    let known = |entry: &Entry| {
+        let serial = desired.names.serial_of(&entry.peer_url);
+        serial.is_some_and(|serial| bootstrap.serials.contains(&serial)) && !entry.learner
+    };
+    membership.entries.len() == bootstrap.serials.len() && membership.entries.iter().all(known)
 }
 
 fn permit_creation(serial: Serial, desired: &Desired, observed: &Observed) -> Result<(), Refusal> {
@@ -260,10 +291,18 @@ fn permit_restart(
 }
 
 /// I5: what belongs to a member goes only when a linearizable list no longer has it.
-fn permit_release(serial: Serial, desired: &Desired, observed: &Observed) -> Result<(), Refusal> {
+fn permit_release(
+    serial: Serial,
+    keep_claim: bool,
+    desired: &Desired,
+    observed: &Observed,
+) -> Result<(), Refusal> {
     let Some(member) = observed.members.get(&serial) else {
         return refuse("I5", format!("member {serial} does not exist"));
     };
+    if !keep_claim {
+        permit_claim_deletion(member)?;
+    }
     let Some(cluster_id) = observed.cluster_id else {
         let planned =
             observed.bootstrap.as_ref().is_some_and(|plan| plan.serials.contains(&serial));
@@ -283,6 +322,23 @@ fn permit_release(serial: Serial, desired: &Desired, observed: &Observed) -> Res
         }
         Some(_) => Ok(()),
     }
+}
+
+/// I8: whether the claim of a member that is released may be deleted, where the policy says so.
+///
+/// A member of the cluster whose id is latched was replaced by others that have what it had, and
+/// one that was to join has nothing of its own. A member of a first start that was given up is
+/// neither: that start may have had a quorum for a moment, and a client that knew the member's own
+/// address may have written. Nobody can tell afterwards, and no other copy exists.
+///
+/// # Errors
+/// The claim has to stay.
+pub fn permit_claim_deletion(member: &Member) -> Result<(), Refusal> {
+    if member.id.is_some() || member.initial_state == InitialState::Existing {
+        return Ok(());
+    }
+    let serial = member.serial;
+    refuse("I8", format!("member {serial} is of a first start that was given up: its claim stays"))
 }
 
 /// Whether something idempotent may be created; the counterpart of [`permit`] for [`Ensure`].
@@ -345,7 +401,7 @@ pub fn permit_replacement(
 pub fn replacement_would_not_help(cause: &Cause) -> bool {
     match cause {
         Cause::Image(_) | Cause::Config(_) | Cause::OutOfMemory | Cause::Unschedulable(_) => true,
-        Cause::Crash(_) | Cause::NotReady => false,
+        Cause::Crash(_) | Cause::DataGone(_) | Cause::NotReady => false,
     }
 }
 

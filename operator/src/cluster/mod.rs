@@ -77,12 +77,7 @@ pub async fn reconcile(
     }
     let now = Timestamp::now();
     if cluster.metadata.deletion_timestamp.is_some() {
-        let done = finalize::finalize(kubernetes, &cluster).await?;
-        return Ok(if done {
-            controller::Action::await_change()
-        } else {
-            controller::Action::requeue(BUSY)
-        });
+        return end(&context, &cluster, now).await;
     }
     if !cluster.finalizers().iter().any(|finalizer| finalizer == build::FINALIZER) {
         let mut finalizers = cluster.finalizers().to_vec();
@@ -90,7 +85,15 @@ pub async fn reconcile(
         kubernetes.merge_metadata(&cluster, json!({ "finalizers": finalizers })).await?;
         return Ok(controller::Action::requeue(Duration::ZERO));
     }
-    let validated = validate::validate(&cluster)?;
+    let validated = match validate::validate(&cluster) {
+        Ok(validated) => validated,
+        Err(error) => {
+            let before = cluster.status.clone().unwrap_or_default();
+            let after = report::invalid(&before, cluster.metadata.generation, &error, now);
+            write_failure(&context, &cluster, &before, &after).await?;
+            return Err(error.into());
+        }
+    };
     let started = std::time::Instant::now();
     let result = pass(&context, &mut cluster, &validated, now).await;
     context.metrics.pass_seconds.observe(started.elapsed().as_secs_f64());
@@ -102,6 +105,23 @@ pub async fn reconcile(
         }
     };
     Ok(controller::Action::requeue(if settled { SETTLED } else { BUSY }))
+}
+
+/// A pass over a cluster that is being deleted; what holds it up is in its status while it lasts.
+async fn end(
+    context: &Context,
+    cluster: &EtcdCluster,
+    now: Timestamp,
+) -> Result<controller::Action, PassError> {
+    match finalize::finalize(&context.kubernetes, cluster).await {
+        Ok(true) => Ok(controller::Action::await_change()),
+        Ok(false) => Ok(controller::Action::requeue(BUSY)),
+        Err(error) => {
+            let error = PassError::from(error);
+            report_failure(context, cluster, &error, now).await?;
+            Err(error)
+        }
+    }
 }
 
 /// Returns whether nothing is under way.
@@ -270,8 +290,22 @@ async fn report_failure(
 ) -> Result<(), PassError> {
     let before = cluster.status.clone().unwrap_or_default();
     let after = report::unobserved(&before, cluster.metadata.generation, error.to_string(), now);
-    if after != before {
-        ignore_conflict(context.kubernetes.apply_status(cluster, &after).await)?;
+    write_failure(context, cluster, &before, &after).await
+}
+
+/// Once, and not with every try: only what changed is written and told.
+async fn write_failure(
+    context: &Context,
+    cluster: &EtcdCluster,
+    before: &EtcdClusterStatus,
+    after: &EtcdClusterStatus,
+) -> Result<(), PassError> {
+    if after == before {
+        return Ok(());
+    }
+    ignore_conflict(context.kubernetes.apply_status(cluster, after).await)?;
+    for event in report::turned(before, after) {
+        context.publish(&event, &cluster.object_ref(&())).await;
     }
     Ok(())
 }

@@ -194,6 +194,8 @@ pub enum Cause {
     Config(String),
     OutOfMemory,
     Crash(String),
+    /// It says that it has run before and that what it had stored is gone.
+    DataGone(String),
     Unschedulable(String),
     NotReady,
 }
@@ -201,8 +203,10 @@ pub enum Cause {
 /// Evidence that a member is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loss {
-    /// Its data is gone.
+    /// Its data is gone, and the claim with it.
     Claim,
+    /// Its claim is there and comes up empty, by the server's own word.
+    Data,
     /// Its node was deleted or declared out of service.
     NodeGone,
     /// Its node has been not ready for longer than the policy waits. The member may come back.
@@ -243,6 +247,7 @@ impl fmt::Display for Cause {
             Cause::Config(detail) => write!(f, "Config: {detail}"),
             Cause::OutOfMemory => f.write_str("OutOfMemory"),
             Cause::Crash(detail) => write!(f, "Crash: {detail}"),
+            Cause::DataGone(detail) => write!(f, "DataGone: {detail}"),
             Cause::Unschedulable(detail) => write!(f, "Unschedulable: {detail}"),
             Cause::NotReady => f.write_str("NotReady"),
         }
@@ -252,6 +257,12 @@ impl fmt::Display for Cause {
 /// Votes needed of `voters`.
 pub fn quorum(voters: usize) -> usize {
     voters / 2 + 1
+}
+
+/// What a member's own words prove: one that had an id and now finds nothing under it has lost its
+/// data. Before the id is latched the same words may come from a first start that was tried twice.
+pub fn data_loss(id: Option<MemberId>, down: Option<&Cause>) -> Option<Loss> {
+    (id.is_some() && matches!(down, Some(Cause::DataGone(_)))).then_some(Loss::Data)
 }
 
 impl Member {

@@ -81,11 +81,13 @@ pub fn mutations(action: &Action) -> Vec<Mutation> {
         Action::RestartPod { serial, uid, .. } => {
             vec![Mutation::Intent, Mutation::DeletePod { serial, uid }]
         }
-        Action::Release { serial } => vec![
-            Mutation::Intent,
-            Mutation::DeletePodOf { serial },
-            Mutation::RetireClaim { serial },
-            Mutation::DeleteMemberObject { serial },
-        ],
+        Action::Release { serial, keep_claim } => {
+            let mut mutations = vec![Mutation::Intent, Mutation::DeletePodOf { serial }];
+            if !keep_claim {
+                mutations.push(Mutation::RetireClaim { serial });
+            }
+            mutations.push(Mutation::DeleteMemberObject { serial });
+            mutations
+        }
     }
 }

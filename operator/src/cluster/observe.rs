@@ -3,7 +3,8 @@
 //!
 //! Nothing comes from a cache. A member that does not answer is recorded as silent, with the
 //! reason; that it is lost is concluded only from what Kubernetes knows: a claim that is gone, a
-//! node that is gone or has been not ready for long.
+//! node that is gone or has been not ready for long, or a server that ended with the words that its
+//! data is gone.
 
 use std::collections::BTreeMap;
 
@@ -311,8 +312,26 @@ fn down_cause(pod: &Pod) -> Option<Cause> {
         return Some(Cause::Unschedulable(message));
     }
     let status = pod.status.as_ref()?;
+    if let Some(said) = status.container_statuses.iter().flatten().find_map(data_gone) {
+        return Some(Cause::DataGone(said));
+    }
     let containers = status.init_container_statuses.iter().chain(&status.container_statuses);
     containers.flatten().find_map(container_cause).or(Some(Cause::NotReady))
+}
+
+/// What etcd and our server say when they find nothing under an identity that has run before. It is
+/// looked for in the last end as well, so that it is known also while the server tries once more.
+const ALREADY_BOOTSTRAPPED: &str = "has already been bootstrapped";
+
+fn data_gone(container: &ContainerStatus) -> Option<String> {
+    let ends = [container.state.as_ref(), container.last_state.as_ref()];
+    let messages = ends.into_iter().flatten().filter_map(|state| {
+        let terminated = state.terminated.as_ref()?;
+        terminated.message.as_ref().filter(|_| terminated.exit_code != 0)
+    });
+    let mut lines = messages.flat_map(|message| message.lines());
+    let said = lines.find(|line| line.contains(ALREADY_BOOTSTRAPPED))?;
+    Some(format!("{}: {said}", container.name))
 }
 
 fn container_cause(container: &ContainerStatus) -> Option<Cause> {
@@ -394,6 +413,11 @@ impl Machines {
             && (claim_state(latched, claim) == Claim::Lost || going || phase == Some("Lost"))
         {
             return Some(Loss::Claim);
+        }
+        let id = object.status.as_ref().and_then(|status| status.member_id.as_deref());
+        let cause = pod.and_then(down_cause);
+        if let Some(loss) = model::data_loss(id.and_then(parse_id).map(MemberId), cause.as_ref()) {
+            return Some(loss);
         }
         let nodes = self.nodes.as_ref()?;
         match pod.and_then(|pod| pod.spec.as_ref()?.node_name.as_deref()) {

@@ -25,8 +25,8 @@ use types::{ClusterId, MemberId};
 use super::{
     invariants::{self, Refusal},
     model::{
-        Allocation, BOOTSTRAP_DEADLINE, Bootstrap, Cause, Claim, Desired, Entry, JOIN_DEADLINE,
-        JoinReason, Loss, Member, Membership, Observed, Serial,
+        Allocation, BOOTSTRAP_DEADLINE, Cause, Claim, Desired, Entry, JOIN_DEADLINE, JoinReason,
+        Loss, Member, Membership, Observed, Serial,
     },
 };
 use crate::crd::InitialState;
@@ -112,6 +112,8 @@ pub enum Action {
     /// The member is in no list any more: its Pod, its claim (by policy) and its object go.
     Release {
         serial: Serial,
+        /// Whatever the policy says: what is on it may be the only copy of what a client wrote.
+        keep_claim: bool,
     },
 }
 
@@ -216,7 +218,7 @@ impl Action {
             | Action::AddLearner { serial }
             | Action::Promote { serial, .. }
             | Action::RestartPod { serial, .. }
-            | Action::Release { serial } => Some(*serial),
+            | Action::Release { serial, .. } => Some(*serial),
             Action::MoveLeader { from, .. } => Some(*from),
         }
     }
@@ -233,13 +235,15 @@ fn form(desired: &Desired, observed: &Observed, now: Timestamp) -> Step {
         return Step::Act(freeze(desired, observed, 1));
     };
     let formed = observed.membership.as_ref();
-    if let Some(membership) = formed.filter(|membership| is_of(bootstrap, desired, membership)) {
+    let ours = |membership: &&Membership| invariants::is_planned(bootstrap, desired, membership);
+    if let Some(membership) = formed.filter(ours) {
         return Step::Act(Action::LatchCluster { cluster_id: membership.cluster_id });
     }
     // Members of an attempt that was given up go first: they may even have formed a cluster since.
-    let abandoned = observed.members.keys().find(|serial| !bootstrap.serials.contains(serial));
-    if let Some(serial) = abandoned {
-        return Step::Act(Action::Release { serial: *serial });
+    let abandoned =
+        observed.members.values().find(|member| !bootstrap.serials.contains(&member.serial));
+    if let Some(member) = abandoned {
+        return Step::Act(release_of(member));
     }
     if formed.is_some() {
         return wait("LatchCluster", "I7", "the members that answer are not those of the plan");
@@ -279,13 +283,9 @@ fn freeze(desired: &Desired, observed: &Observed, attempt: i32) -> Action {
     Action::FreezeBootstrap { serials, attempt }
 }
 
-/// Whether the list is exactly the plan's.
-fn is_of(bootstrap: &Bootstrap, desired: &Desired, membership: &Membership) -> bool {
-    let known = |entry: &Entry| {
-        let serial = desired.names.serial_of(&entry.peer_url);
-        serial.is_some_and(|serial| bootstrap.serials.contains(&serial)) && !entry.learner
-    };
-    membership.entries.len() == bootstrap.serials.len() && membership.entries.iter().all(known)
+fn release_of(member: &Member) -> Action {
+    let keep_claim = invariants::permit_claim_deletion(member).is_err();
+    Action::Release { serial: member.serial, keep_claim }
 }
 
 // === After the cluster is formed ===
@@ -347,7 +347,7 @@ fn release(desired: &Desired, observed: &Observed, _: Timestamp) -> Step {
         observed.entry_of(&desired.names, member).is_none()
             && (member.id.is_some() || member.initial_state != InitialState::Existing)
     });
-    gone.map_or(Step::Next, |member| Step::Act(Action::Release { serial: member.serial }))
+    gone.map_or(Step::Next, |member| Step::Act(release_of(member)))
 }
 
 /// A serial was given out and the operator died before it made the object.
@@ -416,7 +416,7 @@ fn attend_joining(desired: &Desired, observed: &Observed, now: Timestamp) -> Ste
     });
     let Some(member) = joining else { return Step::Next };
     if member.deletion_requested {
-        return Step::Act(Action::Release { serial: member.serial });
+        return Step::Act(release_of(member));
     }
     let dead =
         lost_voters(desired, observed).find(|(_, lost)| !lost.is_some_and(Member::is_serving));
@@ -424,7 +424,7 @@ fn attend_joining(desired: &Desired, observed: &Observed, now: Timestamp) -> Ste
         return remove_voter(desired, observed, entry, RemoveReason::Replaced, now);
     }
     if !is_joiner_wanted(desired, observed) {
-        return Step::Act(Action::Release { serial: member.serial });
+        return Step::Act(release_of(member));
     }
     Step::Act(Action::AddLearner { serial: member.serial })
 }
@@ -446,7 +446,7 @@ fn lost_voters<'a>(
         .collect();
     lost.sort_by_key(|(_, member)| {
         member.map_or(0, |member| match (member.is_serving(), member.loss) {
-            (false, Some(Loss::Claim | Loss::NodeGone)) => 0,
+            (false, Some(Loss::Claim | Loss::Data | Loss::NodeGone)) => 0,
             (false, Some(Loss::NodeSilent)) => 1,
             (false, None) => 2,
             (true, _) => 3,

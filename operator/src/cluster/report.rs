@@ -14,7 +14,7 @@ use super::{
     model::{Desired, Member, Observed, quorum},
     observe::Observation,
     plan::{Action, Plan, RemoveReason},
-    validate::Validated,
+    validate::{InvalidSpec, Validated},
 };
 use crate::crd::{
     BlockedBy, ClusterBackupStatus, EtcdClusterStatus, EtcdMember, EtcdMemberStatus, LeaderStatus,
@@ -23,6 +23,10 @@ use crate::crd::{
 
 /// How often an unchanged status is confirmed.
 const CONFIRM_EVERY: SignedDuration = SignedDuration::from_secs(60);
+
+/// Conditions that say how the members are; unknown where nobody looked.
+const OBSERVED: [&str; 5] =
+    ["Ready", "Available", "QuorumHealthy", "FaultTolerant", "MembersUpToDate"];
 
 /// What happened in the pass.
 pub struct Outcome<'a> {
@@ -91,12 +95,40 @@ pub fn unobserved(
     now: Timestamp,
 ) -> EtcdClusterStatus {
     let mut status = before.clone();
-    for kind in ["Ready", "Available", "QuorumHealthy", "FaultTolerant", "MembersUpToDate"] {
+    for kind in OBSERVED {
         let fact = Fact { kind, holds: None, reason: "NotObserved", message: error.clone() };
         set_condition(&mut status.conditions, generation, fact, now);
     }
     let degraded = fact("Degraded", true, ("OperatorError", ""), error);
     set_condition(&mut status.conditions, generation, degraded, now);
+    status
+}
+
+/// The status of a cluster whose spec nothing can be made of: the user has to change it, and what
+/// runs is neither looked at nor touched until then.
+pub fn invalid(
+    before: &EtcdClusterStatus,
+    generation: Option<i64>,
+    error: &InvalidSpec,
+    now: Timestamp,
+) -> EtcdClusterStatus {
+    let message = error.to_string();
+    let mut status = before.clone();
+    status.observed_generation = generation;
+    status.blocked_by = vec![BlockedBy {
+        action: "Any".to_owned(),
+        invariant: "InvalidSpec".to_owned(),
+        detail: message.clone(),
+    }];
+    let mut facts: Vec<Fact> = OBSERVED
+        .into_iter()
+        .map(|kind| Fact { kind, holds: None, reason: "InvalidSpec", message: message.clone() })
+        .collect();
+    facts.push(fact("Degraded", true, ("InvalidSpec", ""), message.clone()));
+    facts.push(fact("SpecApplied", false, ("", "InvalidSpec"), message));
+    for fact in facts {
+        set_condition(&mut status.conditions, generation, fact, now);
+    }
     status
 }
 
@@ -251,13 +283,11 @@ fn conditions(
         refused(validated, "VersionAccepted", &["version"]),
         refused(validated, "SpecApplied", &[]),
     ];
-    if observed.membership.as_ref().is_some_and(|membership| membership.corrupt) {
-        facts.push(fact(
-            "DataConsistent",
-            false,
-            ("", "CorruptAlarm"),
-            "a member raised the CORRUPT alarm",
-        ));
+    // Also when all is well, so that an alarm that was disarmed does not stay here for ever.
+    if let Some(membership) = &observed.membership {
+        let said = if membership.corrupt { "a member raised the CORRUPT alarm" } else { "" };
+        let reasons = ("NoCorruptAlarm", "CorruptAlarm");
+        facts.push(fact("DataConsistent", !membership.corrupt, reasons, said));
     }
     let ready_reason = ready_reason(formed, quorate, complete, updated);
     facts.push(fact("Ready", quorate, (ready_reason, ready_reason), detail));
@@ -448,7 +478,14 @@ pub fn event(action: &Action, desired: &Desired, error: Option<&str>) -> Event {
             ("LeaderMoved", format!("from {name} to {}", desired.names.member(*successor)))
         }
         Action::RestartPod { reason, .. } => ("MemberRestarted", format!("{name}: {reason:?}")),
-        Action::Release { .. } => ("MemberReleased", format!("{name} left; its Pod and object go")),
+        Action::Release { keep_claim: false, .. } => {
+            ("MemberReleased", format!("{name} left; its Pod and object go"))
+        }
+        Action::Release { serial, keep_claim: true } => {
+            let claim = desired.names.claim(*serial);
+            let why = "a client may have written to it before the first start was given up";
+            ("MemberReleased", format!("{name} goes; its claim {claim} is kept: {why}"))
+        }
     };
     let note = match error {
         Some(error) => format!("{note}; failed: {error}"),
@@ -490,7 +527,80 @@ pub fn turned(before: &EtcdClusterStatus, after: &EtcdClusterStatus) -> Vec<Even
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::{
+        cluster::{model::Membership, validate::validate},
+        crd::EtcdCluster,
+    };
+
+    fn cluster(spec: serde_json::Value) -> EtcdCluster {
+        serde_json::from_value(json!({
+            "apiVersion": "etcd.keelson.dev/v1alpha1", "kind": "EtcdCluster",
+            "metadata": {"name": "main", "namespace": "ns", "uid": "u", "generation": 7},
+            "spec": spec,
+        }))
+        .unwrap()
+    }
+
+    fn found<'a>(status: &'a EtcdClusterStatus, kind: &str) -> (&'a str, &'a str, &'a str) {
+        let found = status.conditions.iter().find(|condition| condition.type_ == kind);
+        let found = found.unwrap_or_else(|| panic!("no condition {kind}"));
+        (&found.status, &found.reason, &found.message)
+    }
+
+    #[test]
+    fn a_spec_that_nothing_can_be_made_of_is_told_and_ready_does_not_stay_true() {
+        for (spec, said) in [
+            (json!({"storage": {"size": "10gi"}}), "spec.storage.size: \"10gi\" is not a size"),
+            (json!({"quota": {"backend": "lots"}}), "spec.quota.backend: \"lots\" is not a size"),
+        ] {
+            let cluster = cluster(spec);
+            let error = validate(&cluster).unwrap_err();
+            let mut before =
+                EtcdClusterStatus { observed_generation: Some(6), ..EtcdClusterStatus::default() };
+            let ready = fact("Ready", true, ("Healthy", ""), "");
+            set_condition(&mut before.conditions, Some(6), ready, now());
+            let after = invalid(&before, cluster.metadata.generation, &error, now());
+            assert_eq!(after.observed_generation, Some(7));
+            let (status, reason, message) = found(&after, "SpecApplied");
+            assert_eq!((status, reason), ("False", "InvalidSpec"));
+            assert!(message.contains(said), "{message}");
+            assert_eq!(found(&after, "Ready").0, "Unknown");
+            assert_eq!(found(&after, "Degraded").0, "True");
+            assert_eq!(after.blocked_by[0].invariant, "InvalidSpec");
+            let events = turned(&before, &after);
+            let told = events.iter().filter(|event| event.reason == "InvalidSpec").count();
+            assert!(told > 0, "only {} events", events.len());
+            // Saying it again changes nothing, so it is written and told once.
+            let again = invalid(&after, cluster.metadata.generation, &error, now());
+            assert_eq!(again, after);
+        }
+    }
+
+    #[test]
+    fn an_alarm_that_was_disarmed_does_not_stay_in_the_conditions() {
+        let validated = validate(&cluster(json!({}))).unwrap();
+        let plan = Plan::default();
+        let outcome = Outcome { plan: &plan, error: None, last_backup: None };
+        let mut status = EtcdClusterStatus::default();
+        let membership = |corrupt| {
+            let cluster_id = types::ClusterId(1);
+            Some(Membership { cluster_id, entries: Vec::new(), corrupt })
+        };
+        for (seen, expected) in [
+            (membership(false), "True"),
+            (membership(true), "False"),
+            // Nobody could be asked: the last word stands.
+            (None, "False"),
+            (membership(false), "True"),
+        ] {
+            let observed = Observed { membership: seen, ..Observed::default() };
+            conditions(&mut status, Some(1), &validated, &observed, &outcome, now());
+            assert_eq!(found(&status, "DataConsistent").0, expected);
+        }
+    }
 
     fn now() -> Timestamp {
         "2026-11-21T12:00:00Z".parse().expect("a time")

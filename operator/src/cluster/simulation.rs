@@ -4,8 +4,9 @@
 //!
 //! The oracle has two halves. While a history runs, every mutation is checked against the truth of
 //! the model: a quorum that was there before an action is there after it, nobody starts empty
-//! under an id that has run before, no serial comes twice, no voter's data is deleted, clients are
-//! let in only after the cluster id is latched. When the disturbances end, the cluster must become
+//! under an id that has run before, no serial comes twice, no voter's data is deleted, nor what a
+//! client may have written to a first start that was given up, and clients are let in only after the
+//! cluster id is latched. When the disturbances end, the cluster must become
 //! what was asked for.
 
 mod disturbances;
@@ -21,6 +22,11 @@ use crate::crd::InitialState;
 
 const HISTORIES: u64 = 5_000;
 const TICK: SignedDuration = SignedDuration::from_secs(10);
+
+/// Counted like actions: a bound volume that came back empty, and a claim of a first start that was
+/// given up, with what a client may have written on it.
+const EMPTIED: &str = "a volume came back empty";
+const KEPT: &str = "a claim with possible writes was kept";
 
 /// xorshift64*: small, seeded, and enough to choose disturbances.
 struct Chance(u64);
@@ -53,6 +59,11 @@ enum Node {
 struct Data {
     id: MemberId,
     applied: u64,
+    /// Of the cluster that it belongs to.
+    token: String,
+    /// It was part of a cluster that took writes. No Service led there before the id was latched, but
+    /// a client may have known the member's own address.
+    written: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -60,6 +71,8 @@ struct Volume {
     uid: String,
     node: Option<usize>,
     data: Option<Data>,
+    /// It came back empty: the server finds in the member list that it has run before, and refuses.
+    emptied: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -257,7 +270,11 @@ impl World {
                     volume.node = server.node;
                 }
                 server.running = self.start(serial, &server);
-                server.pod.down = (!server.running).then(|| Cause::Crash("exit code 1".to_owned()));
+                let said = "has already been bootstrapped".to_owned();
+                let emptied = self.volumes.get(&serial).is_some_and(|volume| volume.emptied);
+                let cause =
+                    if emptied { Cause::DataGone(said) } else { Cause::Crash("exit 1".to_owned()) };
+                server.pod.down = (!server.running).then_some(cause);
             }
             Some(Node::Up) => {}
         }
@@ -271,12 +288,12 @@ impl World {
     fn start(&mut self, serial: Serial, server: &Server) -> bool {
         let peer_url = self.desired.names.peer_url(serial);
         let volume = self.volumes.get(&serial).unwrap();
-        if volume.data.is_some() {
-            return true;
+        if volume.data.is_some() || volume.emptied {
+            return !volume.emptied;
         }
-        let id = if server.new_cluster {
+        let (id, token) = if server.new_cluster {
             // Also after the cluster was formed by the others: a slow starter of the first start.
-            id_of(&server.token, serial)
+            (id_of(&server.token, serial), server.token.clone())
         } else {
             let Some(etcd) = &mut self.etcd else { return false };
             let expected = etcd.entries.len();
@@ -288,13 +305,14 @@ impl World {
                 return false;
             }
             entry.name = self.desired.names.member(serial);
-            entry.id
+            (entry.id, etcd.token.clone())
         };
         assert!(
             self.ids_started.insert(id),
             "I6: {serial} starts empty under the id {id}, which has run before"
         );
-        self.volumes.get_mut(&serial).unwrap().data = Some(Data { id, applied: 0 });
+        self.volumes.get_mut(&serial).unwrap().data =
+            Some(Data { id, applied: 0, token, written: false });
         true
     }
 
@@ -352,6 +370,7 @@ impl World {
             }
             if serves {
                 data.applied = etcd.commit.min(data.applied + 5_000);
+                data.written = true;
             }
         }
         self.etcd = Some(etcd);
@@ -385,7 +404,10 @@ impl World {
             (_, Some(Node::Silent(since))) if self.now.duration_since(since).as_secs() > 300 => {
                 Some(Loss::NodeSilent)
             }
-            _ => None,
+            _ => {
+                let down = self.servers.get(&serial).and_then(|server| server.pod.down.as_ref());
+                data_loss(object.id, down)
+            }
         };
         let server = self.servers.get(&serial);
         let reach = match (server.and_then(|s| s.serving_since), &self.etcd, volume) {
@@ -523,6 +545,8 @@ fn every_history_keeps_the_invariants_and_converges() {
         "MoveLeader",
         "RestartPod",
         "Release",
+        EMPTIED,
+        KEPT,
     ] {
         assert!(actions.get(kind).is_some_and(|count| *count > 100), "{kind}: {actions:?}");
     }

@@ -159,6 +159,8 @@ pub enum PullPolicy {
 /// The volume of each member. It cannot be changed yet.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
+// Not at the field: a rule of an optional field is skipped when the field is added or taken away.
+#[x_kube(validation = Rule::new("has(self.className) == has(oldSelf.className) && (!has(self.className) || self.className == oldSelf.className)").message("className cannot be changed"))]
 pub struct StorageSpec {
     #[serde(default = "default_size")]
     #[schemars(schema_with = "super::quantity_schema")]
@@ -169,7 +171,6 @@ pub struct StorageSpec {
     pub size: Quantity,
     /// StorageClass; absent means the default class of Kubernetes.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = Rule::new("self == oldSelf").message("className cannot be changed"))]
     pub class_name: Option<String>,
     #[serde(default)]
     #[x_kube(validation = Rule::new("self == oldSelf").message("accessMode cannot be changed"))]

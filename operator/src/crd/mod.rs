@@ -18,6 +18,7 @@ mod backup_schedule;
 mod cluster;
 mod cluster_status;
 mod member;
+mod quantity;
 mod store;
 
 pub use backup::*;
@@ -25,12 +26,10 @@ pub use backup_schedule::*;
 pub use cluster::*;
 pub use cluster_status::*;
 pub use member::*;
+pub use quantity::*;
 pub use store::*;
 
-use k8s_openapi::{
-    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
-    apimachinery::pkg::api::resource::Quantity,
-};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
 use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::Value;
@@ -119,55 +118,6 @@ pub(crate) fn conditions_schema(_: &mut SchemaGenerator) -> Schema {
             }
         }
     })
-}
-
-/// Bytes in a quantity, or what is wrong with it. Binary and decimal suffixes and plain numbers
-/// with at most three decimals are understood; that is what sizes are written in.
-///
-/// # Errors
-/// The text is not a size.
-pub fn quantity_bytes(quantity: &Quantity) -> Result<u64, QuantityError> {
-    const SUFFIXES: [(&str, u64); 12] = [
-        ("Ki", 1 << 10),
-        ("Mi", 1 << 20),
-        ("Gi", 1 << 30),
-        ("Ti", 1 << 40),
-        ("Pi", 1 << 50),
-        ("Ei", 1 << 60),
-        ("k", 1_000),
-        ("M", 1_000_000),
-        ("G", 1_000_000_000),
-        ("T", 1_000_000_000_000),
-        ("P", 1_000_000_000_000_000),
-        ("E", 1_000_000_000_000_000_000),
-    ];
-    let text = quantity.0.trim();
-    let error = || QuantityError { text: text.to_owned() };
-    let (number, unit) = SUFFIXES
-        .iter()
-        .find_map(|(suffix, unit)| text.strip_suffix(suffix).map(|number| (number, *unit)))
-        .unwrap_or((text, 1));
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    if fraction.len() > 3 || !fraction.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(error());
-    }
-    let whole: u64 = whole.parse().map_err(|_| error())?;
-    let thousandths: u64 = if fraction.is_empty() {
-        0
-    } else {
-        format!("{fraction:0<3}").parse().map_err(|_| error())?
-    };
-    let bytes =
-        u128::from(whole) * u128::from(unit) + u128::from(thousandths) * u128::from(unit) / 1000;
-    u64::try_from(bytes).map_err(|_| error())
-}
-
-/// A size that cannot be read.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not a size such as 10Gi or 500Mi")]
-pub struct QuantityError {
-    /// What was written.
-    pub text: String,
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@ use serde_json::json;
 
 use super::*;
 
+mod rules;
+
 fn cluster(spec: Value) -> EtcdCluster {
     serde_json::from_value(json!({
         "apiVersion": "etcd.keelson.dev/v1alpha1", "kind": "EtcdCluster",
@@ -157,16 +159,4 @@ fn the_scale_subresource_reads_and_writes_replicas() {
     let scale = definition.spec.versions[0].subresources.clone().unwrap().scale.unwrap();
     assert_eq!(scale.spec_replicas_path, ".spec.replicas");
     assert_eq!(scale.status_replicas_path, ".status.replicas");
-}
-
-#[test]
-fn quantities_are_read_as_kubernetes_writes_them() {
-    let bytes = |text: &str| quantity_bytes(&Quantity(text.to_owned()));
-    assert_eq!(bytes("10Gi"), Ok(10 << 30));
-    assert_eq!(bytes("1.5Gi"), Ok(3 << 29));
-    assert_eq!(bytes("500M"), Ok(500_000_000));
-    assert_eq!(bytes("4096"), Ok(4096));
-    for wrong in ["", "ten", "-1Gi", "1.5.5Gi", "99999999Ei", "1.23456Gi"] {
-        assert!(bytes(wrong).is_err(), "{wrong}");
-    }
 }

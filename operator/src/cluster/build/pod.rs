@@ -166,6 +166,8 @@ fn server(validated: &Validated, member: &MemberPod) -> Container {
         liveness_probe: Some(probe("/livez", 10, 6)),
         readiness_probe: Some(probe("/readyz", 3, 3)),
         volume_mounts: Some(mounts),
+        // The last words of a server that does not start: some of them are evidence.
+        termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         ..Container::default()
     }
 }

@@ -60,6 +60,39 @@ fn causes_are_read_from_the_kubelets_words() {
     );
 }
 
+/// It is evidence, and it stays one while the kubelet starts the server again and again.
+#[test]
+fn a_server_that_says_that_its_data_is_gone_is_believed_once_it_had_an_id() {
+    let said = "{\"level\":\"info\",\"msg\":\"starting\"}\n{\"level\":\"fatal\",\"msg\":\"member 8e9e05c52164694d has already been bootstrapped, but its data directory is empty\"}\n";
+    let ended =
+        |code: i32, message: &str| json!({"terminated": {"exitCode": code, "message": message}});
+    let container = |state: serde_json::Value, last: serde_json::Value, ready: &str| {
+        pod(json!({
+            "conditions": [{"type": "Ready", "status": ready}],
+            "containerStatuses": [{
+                "name": "etcd", "image": "i:1", "imageID": "", "ready": false, "restartCount": 1,
+                "state": state, "lastState": last,
+            }],
+        }))
+    };
+    let running = || json!({"running": {}});
+    let waiting = || json!({"waiting": {"reason": "CrashLoopBackOff"}});
+    let id = Some(MemberId(7));
+    for (pod, expected) in [
+        (container(ended(1, said), json!({}), "False"), Some(Loss::Data)),
+        (container(waiting(), ended(1, said), "False"), Some(Loss::Data)),
+        (container(running(), ended(1, said), "False"), Some(Loss::Data)),
+        // It serves: whatever it said before is over.
+        (container(running(), ended(1, said), "True"), None),
+        (container(waiting(), ended(1, "no space left on device"), "False"), None),
+        (container(waiting(), ended(0, said), "False"), None),
+    ] {
+        let cause = down_cause(&pod);
+        assert_eq!(model::data_loss(id, cause.as_ref()), expected, "{cause:?}");
+        assert_eq!(model::data_loss(None, cause.as_ref()), None);
+    }
+}
+
 #[test]
 fn a_volume_bound_to_a_node_that_is_gone_cannot_be_mounted() {
     let volume: PersistentVolume = serde_json::from_value(json!({

@@ -4,7 +4,7 @@
 use jiff::SignedDuration;
 
 use super::*;
-use crate::cluster::model::{Allocation, Names, Pod, Reach, Serving, Silence};
+use crate::cluster::model::{Allocation, Bootstrap, Names, Pod, Reach, Serving, Silence};
 
 const SINCE: i64 = 1_800_000_000;
 
@@ -265,7 +265,7 @@ fn a_lost_voter_is_replaced_by_a_learner_first() {
             s.member(2).loss = Some(loss);
         }
     };
-    for loss in [Loss::Claim, Loss::NodeGone, Loss::NodeSilent] {
+    for loss in [Loss::Claim, Loss::Data, Loss::NodeGone, Loss::NodeSilent] {
         assert_eq!(says(3, lost(loss)), "CreateMember 4", "{loss:?}");
     }
     let promoted = |s: &mut Situation| {
@@ -457,5 +457,67 @@ fn an_attempt_that_was_given_up_is_cleared_away_even_if_it_formed_a_cluster_sinc
     situation.observed.bootstrap =
         Some(Bootstrap { token, attempt: 2, started_at: now(), serials });
     let next = plan(&situation.desired, &situation.observed, now()).action;
-    assert_eq!(next, Some(Action::Release { serial: Serial(1) }));
+    assert_eq!(next, Some(Action::Release { serial: Serial(1), keep_claim: false }));
+}
+
+/// What a client may have written is nowhere else: whatever the policy says, it stays.
+#[test]
+fn the_claim_of_a_first_start_that_was_given_up_is_kept() {
+    let serial = Serial(1);
+    for (initial_state, had_an_id, keep_claim) in [
+        (InitialState::New, false, true),
+        (InitialState::Restored, false, true),
+        // It was in the list of the cluster that goes on, and others have what it had.
+        (InitialState::New, true, false),
+        // It never got an id, so its server never started.
+        (InitialState::Existing, false, false),
+    ] {
+        let mut situation = situation(3);
+        situation.observed.cluster_id = None;
+        situation.observed.membership = None;
+        situation.observed.latest_serial = Serial(6);
+        let serials = vec![Serial(4), Serial(5), Serial(6)];
+        let token = "token-2".to_owned();
+        situation.observed.bootstrap =
+            Some(Bootstrap { token, attempt: 2, started_at: now(), serials });
+        let member = situation.member(1);
+        member.initial_state = initial_state;
+        member.id = had_an_id.then(|| id(1));
+        let Situation { desired, observed } = &situation;
+        let next = plan(desired, observed, now()).action.unwrap();
+        assert_eq!(next, Action::Release { serial, keep_claim }, "{initial_state:?}");
+        let retires = |action: &Action| {
+            let retire = crate::cluster::mutation::Mutation::RetireClaim { serial };
+            crate::cluster::mutation::mutations(action).contains(&retire)
+        };
+        assert_eq!(retires(&next), !keep_claim);
+        // Nor does a planner that thinks otherwise get it done.
+        let delete = Action::Release { serial, keep_claim: false };
+        let permitted = invariants::permit(&delete, desired, observed, now());
+        assert_eq!(permitted.is_ok(), !keep_claim, "{permitted:?}");
+    }
+}
+
+#[test]
+fn only_the_cluster_that_was_planned_and_answers_is_latched() {
+    let planned = |attempt: i64| {
+        let serials = (1..=3).map(|number| Serial(number + 3 * (attempt - 1))).collect();
+        let token = format!("token-{attempt}");
+        Some(Bootstrap { token, attempt: 1, started_at: now(), serials })
+    };
+    let latch = Action::LatchCluster { cluster_id: ClusterId(1) };
+    let permitted = |change: &dyn Fn(&mut Observed)| {
+        let mut situation = situation(3);
+        situation.observed.cluster_id = None;
+        situation.observed.bootstrap = planned(1);
+        change(&mut situation.observed);
+        invariants::permit(&latch, &situation.desired, &situation.observed, now()).is_ok()
+    };
+    assert!(permitted(&|_| {}));
+    assert!(!permitted(&|observed| observed.cluster_id = Some(ClusterId(1))));
+    assert!(!permitted(&|observed| observed.membership = None));
+    assert!(!permitted(&|observed| observed.bootstrap = planned(2)));
+    assert!(!permitted(&|observed| {
+        observed.membership.as_mut().unwrap().cluster_id = ClusterId(2);
+    }));
 }

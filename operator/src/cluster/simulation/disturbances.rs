@@ -15,11 +15,10 @@ impl World {
             .iter()
             .any(|entry| self.desired.names.serial_of(&entry.peer_url) == Some(serial));
         // Losses for good stay within what the cluster tolerates; else nothing can be expected.
-        let affordable = if self.status.cluster_id.is_none() {
-            self.etcd.is_none()
-        } else {
-            !is_voter || self.intact_voters(Some(serial)) >= quorum(voters)
-        };
+        // Before the cluster is latched there is always one more attempt, also if a quorum was there
+        // for a moment.
+        let formed = self.status.cluster_id.is_some();
+        let affordable = !formed || !is_voter || self.intact_voters(Some(serial)) >= quorum(voters);
         match self.chance.below(12) {
             0..=2 => {
                 self.stop(serial);
@@ -54,8 +53,30 @@ impl World {
                 }
                 self.log.push(format!("{} template {}", self.now, self.desired.template));
             }
+            11 if affordable && formed => self.empty_volume(serial),
             _ => {}
         }
+    }
+
+    /// A bound volume comes back without what was on it; the claim is the same.
+    fn empty_volume(&mut self, serial: Serial) {
+        let has_run = self.volumes.get(&serial).is_some_and(|volume| volume.data.is_some());
+        let is_member = self.member_entry(serial).is_some_and(|entry| !entry.name.is_empty());
+        if !has_run || !is_member {
+            return;
+        }
+        self.stop(serial);
+        if let Some(volume) = self.volumes.get_mut(&serial) {
+            volume.data = None;
+            volume.emptied = true;
+        }
+        *self.actions.entry(EMPTIED).or_default() += 1;
+        self.log.push(format!("{} volume of {serial} is empty", self.now));
+    }
+
+    fn member_entry(&self, serial: Serial) -> Option<&Entry> {
+        let peer_url = self.desired.names.peer_url(serial);
+        self.etcd.as_ref()?.entries.iter().find(|entry| entry.peer_url == peer_url)
     }
 
     /// The server's process ends, and with it its leadership.

@@ -72,7 +72,8 @@ impl World {
             }
             Ensure::Claim { serial } => {
                 let uid = self.uid();
-                self.volumes.entry(serial).or_insert(Volume { uid, node: None, data: None });
+                let volume = Volume { uid, node: None, data: None, emptied: false };
+                self.volumes.entry(serial).or_insert(volume);
             }
             Ensure::LatchClaim { serial, uid } => {
                 self.objects.get_mut(&serial).unwrap().claim_uid = Some(uid);
@@ -145,19 +146,16 @@ impl World {
                 self.servers.remove(&serial);
             }
             Mutation::RetireClaim { serial } => {
-                let data = self.volumes.get(&serial).and_then(|volume| volume.data.clone());
-                // What an attempt that was given up had formed never had a client (I8).
-                let formed = self.etcd.as_ref().map(|etcd| &etcd.token);
-                let current = self.status.bootstrap.as_ref().map(|bootstrap| &bootstrap.token);
-                if let Some(data) = data.filter(|_| formed == current) {
-                    assert!(
-                        self.entry(data.id).is_none(),
-                        "I5: {serial} is a member and loses its data"
-                    );
+                if let Some(data) = self.volumes.get(&serial).and_then(|v| v.data.as_ref()) {
+                    self.check_retired(serial, data);
                 }
                 self.volumes.remove(&serial);
             }
             Mutation::DeleteMemberObject { serial } => {
+                let data = self.volumes.get(&serial).and_then(|volume| volume.data.as_ref());
+                if data.is_some_and(|data| data.written && !self.goes_on(data)) {
+                    *self.actions.entry(KEPT).or_default() += 1;
+                }
                 self.objects.remove(&serial);
             }
             etcd => return self.mutate_etcd(&etcd),
@@ -202,6 +200,20 @@ impl World {
             other => unreachable!("{other:?} is not a mutation of etcd"),
         }
         true
+    }
+
+    /// Whether the data is of the cluster whose id is latched, and so of which there are copies.
+    fn goes_on(&self, data: &Data) -> bool {
+        let formed = self.etcd.as_ref().is_some_and(|etcd| etcd.token == data.token);
+        self.status.cluster_id.is_some() && formed
+    }
+
+    fn check_retired(&self, serial: Serial, data: &Data) {
+        assert!(
+            !data.written || self.goes_on(data),
+            "I8: a client may have written to {serial}, whose first start was given up"
+        );
+        assert!(self.entry(data.id).is_none(), "I5: {serial} is a member and loses its data");
     }
 
     pub(super) fn check(&self) {

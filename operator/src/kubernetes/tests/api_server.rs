@@ -1,0 +1,229 @@
+//! An API server in memory, as far as the operator's controllers need one: objects by path, applied
+//! and merged patches, labels, and a list of the writes that arrived. It checks no resource version:
+//! what is tested with it is who may write, not what.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    sync::{Arc, Mutex},
+};
+
+use http_body_util::{BodyExt, Full};
+use hyper::{Method, Request, Response, StatusCode, body::Bytes};
+use kube::{Client, client::Body};
+use serde_json::{Value, json};
+
+use crate::leader_election::Lease;
+
+/// A collection's path and an object's name.
+type Key = (String, String);
+
+#[derive(Default)]
+struct State {
+    objects: BTreeMap<Key, Value>,
+    writes: Vec<String>,
+    /// The lease is taken away when this many writes have arrived.
+    lost_at: Option<(usize, Lease)>,
+    /// Writes are not answered any more, and the lease goes when one arrives.
+    hangs: Option<Lease>,
+    versions: u64,
+}
+
+#[derive(Clone, Default)]
+pub(super) struct ApiServer(Arc<Mutex<State>>);
+
+impl ApiServer {
+    pub(super) fn client(&self) -> Client {
+        let server = self.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let server = server.clone();
+            async move { Ok::<_, Infallible>(server.answer(request).await) }
+        });
+        Client::new(service, "ns")
+    }
+
+    pub(super) fn put(&self, collection: &str, name: &str, object: Value) {
+        self.state(|state| {
+            state.objects.insert((collection.to_owned(), name.to_owned()), object);
+        });
+    }
+
+    pub(super) fn object(&self, collection: &str, name: &str) -> Option<Value> {
+        self.state(|state| state.objects.get(&(collection.to_owned(), name.to_owned())).cloned())
+    }
+
+    /// As if a user had deleted it: the finalizers hold it.
+    pub(super) fn mark_deleted(&self, collection: &str, name: &str) {
+        self.state(|state| {
+            let key = (collection.to_owned(), name.to_owned());
+            let object = state.objects.get_mut(&key).expect("there is something to delete");
+            object["metadata"]["deletionTimestamp"] = json!("2026-11-22T01:00:00Z");
+        });
+    }
+
+    pub(super) fn writes(&self) -> Vec<String> {
+        self.state(|state| state.writes.clone())
+    }
+
+    pub(super) fn take_lease_at(&self, writes: usize, lease: Lease) {
+        self.state(|state| state.lost_at = Some((writes, lease)));
+    }
+
+    pub(super) fn hang(&self, lease: Lease) {
+        self.state(|state| state.hangs = Some(lease));
+    }
+
+    fn state<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
+        act(&mut self.0.lock().unwrap())
+    }
+
+    async fn answer(&self, request: Request<Body>) -> Response<Full<Bytes>> {
+        let (parts, body) = request.into_parts();
+        let body = body.collect().await.expect("the request has a body").to_bytes();
+        let body: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
+        let path = parts.uri.path().to_owned();
+        if parts.method != Method::GET && self.state(|state| state.note(&parts.method, &path)) {
+            std::future::pending::<()>().await;
+        }
+        let labels = selector(parts.uri.query().unwrap_or_default());
+        let (code, answer) = self.state(|state| state.serve(&parts.method, &path, &labels, body));
+        let code = StatusCode::from_u16(code).expect("a code of HTTP");
+        let mut response = Response::new(Full::new(Bytes::from(answer.to_string())));
+        *response.status_mut() = code;
+        response
+    }
+}
+
+impl State {
+    /// Returns whether the write is never answered.
+    fn note(&mut self, method: &Method, path: &str) -> bool {
+        self.writes.push(format!("{method} {path}"));
+        if let Some((lost_at, lease)) = &self.lost_at
+            && self.writes.len() >= *lost_at
+        {
+            lease.give_up();
+        }
+        if let Some(lease) = &self.hangs {
+            lease.give_up();
+        }
+        self.hangs.is_some()
+    }
+
+    fn serve(
+        &mut self,
+        method: &Method,
+        path: &str,
+        labels: &[(String, String)],
+        body: Value,
+    ) -> (u16, Value) {
+        let path = path.strip_suffix("/status").unwrap_or(path);
+        // /api/v1/namespaces/NAMESPACE/KIND/NAME, or one more at the front, or a kind of no namespace.
+        let depth = path.split('/').count();
+        let is_collection = match path.starts_with("/api/") {
+            true => depth == 6 || depth == 4,
+            false => depth == 7,
+        };
+        let place = path.rsplit_once('/').unwrap_or_default();
+        let key = (place.0.to_owned(), place.1.to_owned());
+        match *method {
+            Method::GET if is_collection => (200, self.list(path, labels)),
+            Method::GET => self.objects.get(&key).map_or_else(not_found, |o| (200, o.clone())),
+            Method::POST => self.create(path, body),
+            Method::PATCH => self.patch(key, &body),
+            Method::DELETE => self.delete(&key),
+            _ => (405, failure(405, "MethodNotAllowed")),
+        }
+    }
+
+    fn list(&self, collection: &str, labels: &[(String, String)]) -> Value {
+        let selected = |object: &Value| {
+            let has = |(key, value): &(String, String)| &object["metadata"]["labels"][key] == value;
+            labels.iter().all(has)
+        };
+        let found = self
+            .objects
+            .iter()
+            .filter(|((place, _), object)| place == collection && selected(object));
+        let items: Vec<&Value> = found.map(|(_, object)| object).collect();
+        json!({"metadata": {"resourceVersion": "1"}, "items": items})
+    }
+
+    fn create(&mut self, collection: &str, object: Value) -> (u16, Value) {
+        let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        let key = (collection.to_owned(), name);
+        if self.objects.contains_key(&key) {
+            return (409, failure(409, "AlreadyExists"));
+        }
+        self.store(key, object)
+    }
+
+    fn patch(&mut self, key: Key, change: &Value) -> (u16, Value) {
+        let mut object = self.objects.get(&key).cloned().unwrap_or_else(|| json!({}));
+        merge(&mut object, change);
+        let going = !object["metadata"]["deletionTimestamp"].is_null();
+        let held = object["metadata"]["finalizers"].as_array().is_some_and(|f| !f.is_empty());
+        if going && !held {
+            self.objects.remove(&key);
+            return (200, object);
+        }
+        self.store(key, object)
+    }
+
+    fn store(&mut self, key: Key, mut object: Value) -> (u16, Value) {
+        self.versions += 1;
+        let metadata = &mut object["metadata"];
+        metadata["name"] = json!(key.1);
+        metadata["namespace"] = json!("ns");
+        metadata["resourceVersion"] = json!(self.versions.to_string());
+        if metadata["uid"].is_null() {
+            metadata["uid"] = json!(format!("uid-{}", self.versions));
+            metadata["creationTimestamp"] = json!("2026-11-22T00:30:00Z");
+        }
+        self.objects.insert(key, object.clone());
+        (200, object)
+    }
+
+    fn delete(&mut self, key: &Key) -> (u16, Value) {
+        let Some(object) = self.objects.get_mut(key) else { return not_found() };
+        if object["metadata"]["finalizers"].as_array().is_some_and(|held| !held.is_empty()) {
+            object["metadata"]["deletionTimestamp"] = json!("2026-11-22T01:00:00Z");
+            return (200, object.clone());
+        }
+        self.objects.remove(key);
+        (200, json!({"kind": "Status", "apiVersion": "v1", "status": "Success"}))
+    }
+}
+
+/// The labels that a list is asked for.
+fn selector(query: &str) -> Vec<(String, String)> {
+    let query = query.replace("%2F", "/").replace("%3D", "=").replace("%2C", ",");
+    let wanted = query.split('&').find_map(|part| part.strip_prefix("labelSelector="));
+    let pairs = wanted.unwrap_or_default().split(',').filter_map(|pair| pair.split_once('='));
+    pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+}
+
+fn not_found() -> (u16, Value) {
+    (404, failure(404, "NotFound"))
+}
+
+fn failure(code: u16, reason: &str) -> Value {
+    json!({
+        "kind": "Status", "apiVersion": "v1", "status": "Failure", "message": reason,
+        "reason": reason, "code": code,
+    })
+}
+
+fn merge(into: &mut Value, change: &Value) {
+    match (into, change) {
+        (Value::Object(into), Value::Object(change)) => {
+            for (key, value) in change {
+                if value.is_null() {
+                    into.remove(key);
+                } else {
+                    merge(into.entry(key.clone()).or_insert(Value::Null), value);
+                }
+            }
+        }
+        (into, change) => *into = change.clone(),
+    }
+}
