@@ -290,7 +290,8 @@ async fn serve_all(
     let published = publish(config, identity, &handle, stop);
     let acceptor = async {
         if config.gates.enabled("InitialCorruptCheck") {
-            chores::corruption::initial_check(&handle).await?;
+            let checks = chores::corruption::Checks::initial(metrics.clone());
+            chores::corruption::initial_check(&handle, checks).await?;
         }
         published.await?;
         let running = tokio::spawn(clients.run(threads.handles(), stop.clone()));
@@ -458,12 +459,14 @@ fn start_chores(
     )));
     if !config.corruption.periodic.is_zero() {
         let interval = config.corruption.periodic;
-        let check = chores::corruption::check_periodically(handle.clone(), interval, stop.clone());
+        let (metrics, stop) = (metrics.clone(), stop.clone());
+        let check = chores::corruption::check_periodically(handle.clone(), interval, metrics, stop);
         chores.push(tokio::spawn(check));
     }
     if config.gates.enabled("CompactHashCheck") {
         let interval = config.corruption.compactions;
-        let check = chores::corruption::check_compactions(handle.clone(), interval, stop.clone());
+        let (metrics, stop) = (metrics.clone(), stop.clone());
+        let check = chores::corruption::check_compactions(handle.clone(), interval, metrics, stop);
         chores.push(tokio::spawn(check));
     }
     if let Some(retention) = config.compaction.retention {

@@ -1,4 +1,5 @@
-//! Feature gates, with the names, stages and defaults of etcd 3.7 (`server/features`).
+//! Feature gates, with the names and stages of etcd 3.7 (`server/features`), and its defaults but for the
+//! checks of the members' data, which are on here.
 
 use std::collections::BTreeMap;
 
@@ -6,26 +7,34 @@ use std::collections::BTreeMap;
 struct Gate {
     name: &'static str,
     beta: bool,
+    /// Whether it is on if nothing is said.
+    enabled: bool,
     /// Why the value that is not the default changes nothing, if it changes nothing.
     no_effect: Option<&'static str>,
 }
 
 const fn gate(name: &'static str, beta: bool) -> Gate {
-    Gate { name, beta, no_effect: None }
+    Gate { name, beta, enabled: beta, no_effect: None }
+}
+
+/// etcd leaves these checks off, and so nobody had them when its 3.5 lost data. A check that nobody turned
+/// on finds nothing.
+const fn gate_of_a_check(name: &'static str) -> Gate {
+    Gate { name, beta: false, enabled: true, no_effect: None }
 }
 
 const fn gate_no_effect(name: &'static str, beta: bool, why: &'static str) -> Gate {
-    Gate { name, beta, no_effect: Some(why) }
+    Gate { name, beta, enabled: beta, no_effect: Some(why) }
 }
 
 const GATES: [Gate; 9] = [
-    gate("CompactHashCheck", false),
+    gate_of_a_check("CompactHashCheck"),
     gate_no_effect(
         "FastLeaseKeepAlive",
         true,
         "a renewal waits for the leader's quorum and never for this member's applied index",
     ),
-    gate("InitialCorruptCheck", false),
+    gate_of_a_check("InitialCorruptCheck"),
     gate("LeaseCheckpoint", false),
     gate_no_effect(
         "LeaseCheckpointPersist",
@@ -90,7 +99,7 @@ impl FeatureGates {
 
     /// Whether a gate is on.
     pub fn enabled(&self, name: &str) -> bool {
-        let default = GATES.iter().any(|gate| gate.name == name && gate.beta);
+        let default = GATES.iter().any(|gate| gate.name == name && gate.enabled);
         self.set.get(name).copied().unwrap_or(default)
     }
 
@@ -110,7 +119,7 @@ impl FeatureGates {
             );
         }
         let mut warnings = Vec::new();
-        for gate in GATES.iter().filter(|gate| self.enabled(gate.name) != gate.beta) {
+        for gate in GATES.iter().filter(|gate| self.enabled(gate.name) != gate.enabled) {
             if let Some(why) = gate.no_effect {
                 warnings.push(format!("feature gate {} has no effect: {why}", gate.name));
             }
@@ -129,7 +138,7 @@ pub fn known() -> Vec<String> {
             "{}=true|false ({} - default={})",
             gate.name,
             if gate.beta { "BETA" } else { "ALPHA" },
-            gate.beta
+            gate.enabled
         )
     });
     all.chain(gates).collect()
@@ -142,14 +151,24 @@ mod tests {
     #[test]
     fn gates_read_as_etcd_reads_them() {
         let mut gates = FeatureGates::default();
-        assert!(gates.enabled("FastLeaseKeepAlive"));
-        gates.set_from_text("InitialCorruptCheck=true, FastLeaseKeepAlive=false").unwrap();
-        assert!(gates.enabled("InitialCorruptCheck"));
+        assert!(gates.enabled("FastLeaseKeepAlive") && !gates.enabled("LeaseCheckpoint"));
+        gates.set_from_text("LeaseCheckpoint=true, FastLeaseKeepAlive=false").unwrap();
+        assert!(gates.enabled("LeaseCheckpoint"));
         assert!(!gates.enabled("FastLeaseKeepAlive"));
         let error = |text: &str| FeatureGates::default().set_from_text(text).unwrap_err();
         assert_eq!(error("Foo=true"), "unrecognized feature gate: Foo");
         assert_eq!(error("Foo"), "missing bool value for Foo");
         assert!(error("PriorityRequest=x").starts_with("invalid value of PriorityRequest=x"));
+    }
+
+    #[test]
+    fn the_checks_of_data_are_on_until_they_are_turned_off() {
+        for (how, left) in [("CompactHashCheck=false", 1), ("AllAlpha=false", 0), ("", 2)] {
+            let mut gates = FeatureGates::default();
+            gates.set_from_text(how).unwrap();
+            let on = ["CompactHashCheck", "InitialCorruptCheck"].map(|name| gates.enabled(name));
+            assert_eq!(on.into_iter().filter(|on| *on).count(), left, "{how}");
+        }
     }
 
     #[test]

@@ -4,6 +4,13 @@
 //! The identity is written once, durably, before anything else is stored under it; afterwards the
 //! flags that describe a new cluster are ignored, as etcd does. A directory of another member or
 //! cluster is refused by name.
+//!
+//! # Invariants
+//! No empty directory serves under the id of a member that has served before, as far as anybody can tell:
+//! it has forgotten its vote and the entries it acknowledged, so a quorum that counts it proves nothing,
+//! and what was committed could be lost. A member publishes its client URLs once it serves, which is after
+//! its identity was stored; so whoever finds no identity, but its own URLs published, has lost its data.
+//! etcd refuses that in a new cluster (`isMemberBootstrapped`); here it is refused for `existing` as well.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,6 +18,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use disk::Disk;
+use futures_util::future::join_all;
+use proto::peerpb::MemberDescription;
 use replica::ProtocolVersions;
 use serde::{Deserialize, Serialize};
 use types::{ClusterId, MemberId};
@@ -28,6 +37,9 @@ const FILE_BYTES_MAX: u64 = 64 << 10;
 /// How long a joining member asks its peers before it gives up and lets the process be started anew.
 const JOIN_ATTEMPTS: u32 = 30;
 const JOIN_PAUSE: Duration = Duration::from_secs(1);
+/// How long a founder asks the others whether it has been there before: etcd's time. They may well not
+/// run yet.
+const FOUNDERS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A member and where it keeps its data.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +88,12 @@ pub(crate) enum IdentityError {
          member to the cluster first (etcdctl member add) with exactly the peer URLs it advertises"
     )]
     Unknown(String),
+    #[error(
+        "member {0} has already been bootstrapped, but its data directory is empty: what it has promised \
+         to the others is lost; remove it from the cluster (etcdctl member remove {0}), add it as a new \
+         member (etcdctl member add), and start that with --initial-cluster-state=existing"
+    )]
+    Bootstrapped(MemberId),
     #[error(transparent)]
     Incompatible(#[from] crate::version::Incompatible),
 }
@@ -115,7 +133,10 @@ impl Identity {
                     let advertised = &config.cluster.advertise_peer_urls;
                     founders.check_founding(&config.name, advertised)?;
                 }
-                founding(config, &founders)?
+                let (member, cluster) = founding(config, &founders)?;
+                let others = others(&founders, &config.name);
+                check_not_bootstrapped(member, cluster, &others, outbound).await?;
+                (member, cluster)
             }
             ClusterState::Existing => {
                 founders.check_joining(&config.name)?;
@@ -192,6 +213,36 @@ fn founding(
     Ok((own.id, founding.cluster_id))
 }
 
+/// The names and peer URLs of the other members.
+fn others<'m>(members: &'m InitialCluster, own: &str) -> Vec<(&'m str, Vec<String>)> {
+    let others = members.members().filter(|(name, _)| *name != own);
+    others.map(|(name, urls)| (name, urls.iter().map(ToString::to_string).collect())).collect()
+}
+
+/// Asks all other founders at once. One that does not answer says nothing.
+async fn check_not_bootstrapped(
+    member: MemberId,
+    cluster: ClusterId,
+    others: &[(&str, Vec<String>)],
+    outbound: &Arc<Outbound>,
+) -> Result<(), IdentityError> {
+    let answers = others
+        .iter()
+        .map(|(_, urls)| tokio::time::timeout(FOUNDERS_TIMEOUT, outbound.members_at(urls)));
+    for answer in join_all(answers).await {
+        let Ok(Ok(answer)) = answer else { continue };
+        let own = answer.members.iter().find(|known| known.id == member.0);
+        if answer.cluster_id == cluster.0 && own.is_some_and(has_served) {
+            return Err(IdentityError::Bootstrapped(member));
+        }
+    }
+    Ok(())
+}
+
+fn has_served(member: &MemberDescription) -> bool {
+    !member.client_urls.is_empty()
+}
+
 /// A member that was added to a running cluster is known there by its peer URLs.
 async fn ask_peers(
     config: &Config,
@@ -204,20 +255,20 @@ async fn ask_peers(
         .iter()
         .map(ToString::to_string)
         .collect();
+    let others = others(known_members, &config.name);
     let mut reason = "no other member is in --initial-cluster".to_owned();
     for attempt in 0..JOIN_ATTEMPTS {
         if attempt > 0 {
             tokio::time::sleep(JOIN_PAUSE).await;
         }
-        for (name, urls) in known_members.members() {
-            if name == config.name {
-                continue;
-            }
-            let urls: Vec<String> = urls.iter().map(ToString::to_string).collect();
-            match outbound.members_at(&urls).await {
+        for (name, urls) in &others {
+            match outbound.members_at(urls).await {
                 Ok(answer) => {
                     let known = answer.members.iter().find(|member| same(&member.peer_urls, &own));
                     match known {
+                        Some(member) if has_served(member) => {
+                            return Err(IdentityError::Bootstrapped(MemberId(member.id)));
+                        }
                         Some(member) => {
                             check_versions(&answer)?;
                             return Ok((MemberId(member.id), ClusterId(answer.cluster_id)));

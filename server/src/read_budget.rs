@@ -322,7 +322,8 @@ impl ReadBudget {
             drop(share.take());
             let patience = self.shared.options.patience;
             let deadline = *deadline.get_or_insert_with(|| Instant::now() + patience);
-            share = Some(self.take(needs, deadline).await?);
+            // In a box, because few reads wait and all would carry the space for it.
+            share = Some(Box::pin(self.take(needs, deadline)).await?);
         }
     }
 
@@ -394,6 +395,14 @@ impl ReadBudget {
     /// Waits until nothing is overdrawn: what is to make a debt asks before, so that debts are bounded
     /// by what one round of such calls makes.
     pub(crate) async fn solvent(&self) -> Result<(), Refused> {
+        let is_solvent = |lane: &Arc<Lane>| lane.lock().free >= 0;
+        if is_solvent(&self.shared.small) && is_solvent(&self.shared.large) {
+            return Ok(());
+        }
+        Box::pin(self.wait_until_solvent()).await
+    }
+
+    async fn wait_until_solvent(&self) -> Result<(), Refused> {
         let deadline = Instant::now() + self.shared.options.patience;
         for lane in [&self.shared.small, &self.shared.large] {
             while lane.lock().free < 0 {

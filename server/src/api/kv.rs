@@ -1,5 +1,6 @@
 //! `etcdserverpb.KV`.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -7,7 +8,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use http_body::Body as HttpBody;
 use machine::{CommandKind, Outcome, Permit, ReadOnlyError, check, range_query};
-use mvcc::{Interruption, RangeCursor, RangeError, RangeQuery, ReadView, Selection, settle};
+use mvcc::{RangeCursor, RangeQuery, ReadView, Selection, settle};
 use proto::etcdserverpb::{
     CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, TxnRequest,
 };
@@ -135,7 +136,7 @@ async fn read_range(
         reading.confirm()?;
         Ok(Response::new(answer?))
     };
-    within(|| steps::range(&request), read).await
+    within(|| steps::range(&request), pin!(read)).await
 }
 
 /// Keys in the first chunk of a stream; etcd starts so and doubles while chunks are small.
@@ -207,8 +208,9 @@ impl ChunkedRange {
                 }
                 false => Around::default(),
             };
+            // Never begun again: the chunks before it were of the revision that is gone then.
             let read = range_answer(&budget, selection, Within::Chunk, |_| around, share);
-            Ok(match read.map_err(part_error)? {
+            Ok(match read.map_err(|interruption| range_error(interruption.into()))? {
                 Attempt::Done(chunk) => Attempt::Done((chunk, (!is_last).then_some(ahead))),
                 Attempt::Needs(bytes) => Attempt::Needs(bytes),
             })
@@ -226,14 +228,6 @@ impl ChunkedRange {
     }
 }
 
-/// A chunk cannot begin again: those before it were of the revision that is gone.
-fn part_error(interruption: Interruption) -> Status {
-    range_error(match interruption {
-        Interruption::Overtaken => RangeError::Compacted,
-        Interruption::Failed(error) => error,
-    })
-}
-
 async fn put(
     context: Arc<ApiContext>,
     request: Request<Raw<PutRequest>>,
@@ -249,7 +243,7 @@ async fn put(
         }
         context.propose(CommandKind::Put, request.bytes, &caller).await
     };
-    match within(|| steps::put(&request.message), proposed).await? {
+    match within(|| steps::put(&request.message), pin!(proposed)).await? {
         Outcome::Put(mut response) => {
             context.complete(&mut response.header);
             Ok(Response::new(settled(&context.server.reads, None, response)))
@@ -274,7 +268,7 @@ async fn delete_range(
         let outcome = context.propose(CommandKind::DeleteRange, request.bytes, &caller).await?;
         Ok::<_, Status>((outcome, share))
     };
-    let (outcome, share) = within(|| steps::delete_range(&request.message), proposed).await?;
+    let (outcome, share) = within(|| steps::delete_range(&request.message), pin!(proposed)).await?;
     match outcome {
         Outcome::DeleteRange(mut response) => {
             context.complete(&mut response.header);
@@ -301,7 +295,7 @@ async fn txn(
             false => writing_txn(&context, &credentials, request.bytes, &request.message).await,
         }
     };
-    within(|| steps::txn(&request.message), answered).await.map(Response::new)
+    within(|| steps::txn(&request.message), pin!(answered)).await.map(Response::new)
 }
 
 async fn writing_txn(
@@ -386,7 +380,7 @@ async fn compact(
         }
         Ok::<_, Status>(outcome)
     };
-    match within(|| steps::compact(&request.message), compacted).await? {
+    match within(|| steps::compact(&request.message), pin!(compacted)).await? {
         Outcome::Compaction(mut response) => {
             context.complete(&mut response.header);
             Ok(Response::new(Encoded::of(&response)))

@@ -1,6 +1,6 @@
 //! `etcdserverpb.Lease`.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
@@ -53,7 +53,7 @@ impl Lease for LeaseService {
             let body = request.encode_to_vec().into();
             self.context.propose(CommandKind::LeaseGrant, body, &caller).await
         };
-        match within(|| steps::lease_grant(&request), proposed).await? {
+        match within(|| steps::lease_grant(&request), pin!(proposed)).await? {
             Outcome::LeaseGrant(mut response) => {
                 self.context.complete(&mut response.header);
                 Ok(Response::new(response))
@@ -73,7 +73,7 @@ impl Lease for LeaseService {
             let body = request.encode_to_vec().into();
             self.context.propose(CommandKind::LeaseRevoke, body, &caller).await
         };
-        match within(|| steps::lease_revoke(&request), proposed).await? {
+        match within(|| steps::lease_revoke(&request), pin!(proposed)).await? {
             Outcome::LeaseRevoke(mut response) => {
                 self.context.complete(&mut response.header);
                 Ok(Response::new(response))
@@ -183,7 +183,7 @@ async fn keep_alive(
     id: LeaseId,
 ) -> Result<LeaseKeepAliveResponse, Status> {
     let header = context.header(context.handle.views().mvcc.revision());
-    let ttl = within(|| steps::lease_renew(id), renew(context, credentials, id)).await?;
+    let ttl = within(|| steps::lease_renew(id), pin!(renew(context, credentials, id))).await?;
     Ok(LeaseKeepAliveResponse { header: Some(header), id: id.0, ttl })
 }
 

@@ -7,6 +7,10 @@
 //! - *compact hash*: the leader compares the state at the last compaction, which every member reaches
 //!   at the same place of the log, and can tell which members are the odd ones.
 //!
+//! All three are made unless they are turned off. A check that could not compare all members has found
+//! nothing, which is not the same as that there is nothing ([`Checks`]): it is counted as incomplete, and
+//! once that happens time after time it is an error in the log, for the metric's alert.
+//!
 //! Who differs gets the CORRUPT alarm, with which apply refuses every change. What to say about a set
 //! of answers is decided by functions of values; only the loops around them wait and ask.
 
@@ -20,6 +24,8 @@ use proto::etcdserverpb::{AlarmRequest, AlarmType};
 use replica::{Handle, PeerHash};
 use tokio_util::sync::CancellationToken;
 use types::MemberId;
+
+use crate::ops::metrics::Metrics;
 
 /// The member id of an alarm that means the whole cluster.
 const WHOLE_CLUSTER: MemberId = MemberId(0);
@@ -40,6 +46,72 @@ pub enum CorruptionError {
     Unavailable(#[from] replica::Unavailable),
 }
 
+/// So many checks in a row that could not compare everybody are worth an error.
+const INCOMPLETE_IS_AN_ERROR: u32 = 3;
+
+/// One kind of check, and what it has come to.
+pub struct Checks {
+    name: &'static str,
+    metrics: Metrics,
+    incomplete_in_a_row: u32,
+}
+
+/// What a check has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// All members hold the same.
+    Passed,
+    /// Not everybody could be compared.
+    Incomplete,
+    /// Somebody has other data.
+    Mismatch,
+}
+
+impl Checks {
+    /// When a member starts.
+    pub fn initial(metrics: Metrics) -> Self {
+        Self::new("initial", metrics)
+    }
+
+    fn new(name: &'static str, metrics: Metrics) -> Self {
+        // From the first moment, so that an alert can tell nothing from zero.
+        for result in ["passed", "incomplete", "mismatch"] {
+            metrics.corruption_checks.with_label_values(&[name, result]);
+        }
+        metrics.corruption_checks_incomplete.with_label_values(&[name]).set(0.0);
+        Self { name, metrics, incomplete_in_a_row: 0 }
+    }
+
+    fn record(&mut self, outcome: Outcome) {
+        let result = match outcome {
+            Outcome::Passed => "passed",
+            Outcome::Incomplete => "incomplete",
+            Outcome::Mismatch => "mismatch",
+        };
+        self.metrics.corruption_checks.with_label_values(&[self.name, result]).inc();
+        match outcome {
+            Outcome::Incomplete => self.incomplete_in_a_row += 1,
+            Outcome::Passed | Outcome::Mismatch => self.incomplete_in_a_row = 0,
+        }
+        let in_a_row = f64::from(self.incomplete_in_a_row);
+        self.metrics.corruption_checks_incomplete.with_label_values(&[self.name]).set(in_a_row);
+        if self.incomplete_in_a_row == INCOMPLETE_IS_AN_ERROR {
+            tracing::error!(
+                check = self.name,
+                "in-a-row" = self.incomplete_in_a_row,
+                "members could not be compared with each other for some time; whether all hold the same \
+                 data is not known"
+            );
+        }
+    }
+
+    /// A leader's count says nothing once another one checks.
+    fn pass_on(&mut self) {
+        self.incomplete_in_a_row = 0;
+        self.metrics.corruption_checks_incomplete.with_label_values(&[self.name]).set(0.0);
+    }
+}
+
 /// The local hash at a revision; 0 for the newest.
 async fn hash(handle: &Handle, revision: i64) -> Result<HashAnswer, CorruptionError> {
     let (mvcc, me) = (handle.views().mvcc, handle.status().member_id);
@@ -51,15 +123,23 @@ async fn hash(handle: &Handle, revision: i64) -> Result<HashAnswer, CorruptionEr
 ///
 /// # Errors
 /// When another member has other data at the same revision.
-pub async fn initial_check(handle: &Handle) -> Result<(), CorruptionError> {
+pub async fn initial_check(handle: &Handle, mut checks: Checks) -> Result<(), CorruptionError> {
     let me = handle.status().member_id;
+    if handle.is_alone() {
+        return Ok(());
+    }
     tracing::info!("local-member-id" = %me, "starting initial corruption check");
     let own = hash(handle, 0).await?;
     let peers = handle.hash_of_others(own.revision.0).await;
     if differs(&own, &peers) {
+        checks.record(Outcome::Mismatch);
         return Err(CorruptionError::Inconsistent(me));
     }
     let missing = not_compared(&own, &peers);
+    // A member that begins knows of nobody to compare itself with.
+    if !peers.is_empty() {
+        checks.record(if missing.is_empty() { Outcome::Passed } else { Outcome::Incomplete });
+    }
     if !missing.is_empty() {
         tracing::warn!(
             "local-member-id" = %me,
@@ -123,24 +203,34 @@ fn differs(own: &HashAnswer, peers: &[(MemberId, PeerHash)]) -> bool {
 }
 
 /// Compares the newest state for as long as the server runs, while this member leads.
-pub async fn check_periodically(handle: Handle, interval: Duration, stop: CancellationToken) {
+pub async fn check_periodically(
+    handle: Handle,
+    interval: Duration,
+    metrics: Metrics,
+    stop: CancellationToken,
+) {
+    let mut checks = Checks::new("periodic", metrics);
     while pause(interval, &stop).await {
         if !handle.leads() {
+            checks.pass_on();
             continue;
         }
-        if let Err(error) = periodic_check(&handle).await {
+        let outcome = periodic_check(&handle).await.unwrap_or_else(|error| {
             tracing::warn!(%error, "failed to check hash KV");
-        }
+            Outcome::Incomplete
+        });
+        checks.record(outcome);
     }
 }
 
-async fn periodic_check(handle: &Handle) -> Result<(), CorruptionError> {
+async fn periodic_check(handle: &Handle) -> Result<Outcome, CorruptionError> {
     let me = handle.status().member_id;
     let before = hash(handle, 0).await?;
     let peers = handle.hash_of_others(before.revision.0).await;
     handle.read_index().await?;
     let after = hash(handle, 0).await?;
-    if let Some(odd) = odd_one(me, &before, &after, &peers) {
+    let odd = odd_one(me, &before, &after, &peers);
+    if let Some(odd) = odd {
         alarm(handle, odd).await;
     }
     let missing = not_compared(&before, &peers);
@@ -153,7 +243,11 @@ async fn periodic_check(handle: &Handle) -> Result<(), CorruptionError> {
     }
     let checked = peers.iter().filter(|(_, peer)| matches!(peer, PeerHash::Hash(_))).count();
     tracing::info!("number-of-peers-checked" = checked, "finished peer corruption check");
-    Ok(())
+    Ok(match odd {
+        Some(_) => Outcome::Mismatch,
+        None if missing.is_empty() => Outcome::Passed,
+        None => Outcome::Incomplete,
+    })
 }
 
 /// The first member whose answer cannot be that of a sound one.
@@ -197,20 +291,32 @@ fn odd_one(
 }
 
 /// Compares the state at each new compaction for as long as the server runs, while this member leads.
-pub async fn check_compactions(handle: Handle, interval: Duration, stop: CancellationToken) {
+pub async fn check_compactions(
+    handle: Handle,
+    interval: Duration,
+    metrics: Metrics,
+    stop: CancellationToken,
+) {
+    let mut checks = Checks::new("compact_hash", metrics);
     let mut checked = -1;
     while pause(interval, &stop).await {
         if !handle.leads() {
+            checks.pass_on();
             continue;
         }
         tracing::info!("local-member-id" = %handle.status().member_id, "starting compact hash check");
         let compaction = handle.views().mvcc.compact_revision().0;
         let unchecked = compaction > checked;
         if unchecked {
-            match compaction_check(&handle, compaction).await {
-                Ok(true) => checked = compaction,
-                Ok(false) => {}
-                Err(error) => tracing::warn!(%error, "failed to check hash KV"),
+            let outcome = compaction_check(&handle, compaction).await.unwrap_or_else(|error| {
+                tracing::warn!(%error, "failed to check hash KV");
+                Some(Outcome::Incomplete)
+            });
+            if let Some(outcome) = outcome {
+                checks.record(outcome);
+            }
+            if matches!(outcome, Some(Outcome::Passed | Outcome::Mismatch)) {
+                checked = compaction;
             }
         }
         tracing::info!(
@@ -220,11 +326,14 @@ pub async fn check_compactions(handle: Handle, interval: Duration, stop: Cancell
     }
 }
 
-/// Whether the compaction is checked for good.
-async fn compaction_check(handle: &Handle, compaction: i64) -> Result<bool, CorruptionError> {
+/// Compares the state at a compaction, if it is still the last one.
+async fn compaction_check(
+    handle: &Handle,
+    compaction: i64,
+) -> Result<Option<Outcome>, CorruptionError> {
     let own = hash(handle, compaction).await?;
     if own.compact_revision.0 != compaction {
-        return Ok(false); // The next compaction went by; it will be looked at.
+        return Ok(None); // The next compaction went by; it will be looked at.
     }
     let peers = handle.hash_of_others(compaction).await;
     match judge(handle.status().member_id, &own, &peers) {
@@ -235,7 +344,7 @@ async fn compaction_check(handle: &Handle, compaction: i64) -> Result<bool, Corr
                 compactRevision = own.compact_revision.0,
                 "successfully checked hash on whole cluster"
             );
-            Ok(true)
+            Ok(Some(Outcome::Passed))
         }
         Verdict::Incomplete => {
             tracing::warn!(
@@ -244,14 +353,14 @@ async fn compaction_check(handle: &Handle, compaction: i64) -> Result<bool, Corr
                 compactRevision = own.compact_revision.0,
                 "skipped revision in compaction hash check; was not able to check all peers"
             );
-            Ok(false)
+            Ok(Some(Outcome::Incomplete))
         }
         Verdict::Odd(members) => {
             for member in members {
                 tracing::error!("peer-id" = %member, "Detected compaction hash mismatch");
                 alarm(handle, member).await;
             }
-            Ok(true)
+            Ok(Some(Outcome::Mismatch))
         }
     }
 }

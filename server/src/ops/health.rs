@@ -82,13 +82,13 @@ impl HealthMetrics {
 
 /// The two families of checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Livez,
     Readyz,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Name {
+pub(super) enum Name {
     DataCorruption,
     SerializableRead,
     LinearizableRead,
@@ -149,16 +149,24 @@ pub async fn answer(
     if path == "/health" {
         return Some(health(vitals, metrics, query).await);
     }
+    let (kind, checks) = match checks_of(path)? {
+        (kind, None) => (kind, not_excluded(kind, query)),
+        (kind, Some(check)) => (kind, vec![check]),
+    };
+    Some(run(vitals, metrics, kind, &checks, query).await)
+}
+
+/// What a path under `/livez` or `/readyz` checks: one thing, or all; none when there is no such path.
+pub(super) fn checks_of(path: &str) -> Option<(Kind, Option<Name>)> {
     let (kind, rest) = match path.strip_prefix("/livez") {
         Some(rest) => (Kind::Livez, rest),
         None => (Kind::Readyz, path.strip_prefix("/readyz")?),
     };
-    let checks: Vec<Name> = match rest.strip_prefix('/') {
-        None if rest.is_empty() => not_excluded(kind, query),
-        None => return None,
-        Some(name) => vec![*kind.checks().iter().find(|check| check.text() == name)?],
-    };
-    Some(run(vitals, metrics, kind, &checks, query).await)
+    if rest.is_empty() {
+        return Some((kind, None));
+    }
+    let name = rest.strip_prefix('/')?;
+    Some((kind, Some(*kind.checks().iter().find(|check| check.text() == name)?)))
 }
 
 async fn run(

@@ -105,7 +105,7 @@ async fn route(
         _ if purpose == Purpose::Peer => not_found(),
         "/metrics" => metrics(parts),
         "/debug/vars" if !is_get => method_not_allowed(),
-        "/debug/vars" => json(variables(parts)),
+        "/debug/vars" => with_charset(json(variables(parts))),
         _ if path.starts_with(profile::PREFIX) && parts.config.profiling => {
             match purpose == Purpose::Metrics {
                 true => not_found(),
@@ -167,9 +167,7 @@ async fn log_level(request: Request<Incoming>) -> Response<Full<Bytes>> {
 const LOG_LEVEL_BYTES_MAX: usize = 1024;
 
 fn is_health(path: &str) -> bool {
-    ["/health", "/livez", "/readyz"].iter().any(|prefix| {
-        path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    })
+    path == "/health" || health::checks_of(path).is_some()
 }
 
 fn version(parts: &HttpParts) -> String {
@@ -202,7 +200,9 @@ fn metrics(parts: &HttpParts) -> Response<Full<Bytes>> {
     match TextEncoder::new().encode_to_string(&parts.registry.gather()) {
         Ok(body) => {
             let mut response = Response::new(Full::from(body));
-            let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+            let kind = HeaderValue::from_static(
+                "text/plain; version=0.0.4; charset=utf-8; escaping=underscores",
+            );
             response.headers_mut().insert(header::CONTENT_TYPE, kind);
             response
         }
@@ -232,6 +232,13 @@ fn text(status: StatusCode, body: impl Into<Full<Bytes>>) -> Response<Full<Bytes
 fn json(body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(body));
     let kind = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
+
+/// Go's expvar says which characters its JSON is of; etcd's own handlers do not.
+fn with_charset(mut response: Response<Full<Bytes>>) -> Response<Full<Bytes>> {
+    let kind = HeaderValue::from_static("application/json; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response
 }

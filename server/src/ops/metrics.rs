@@ -190,6 +190,7 @@ table! {
         cluster_version = "etcd_cluster_version", ["cluster_version"], "The version that the cluster has agreed on.";
         feature_enabled = "etcd_server_feature_enabled", ["name", "stage"], "Whether a feature gate is on.";
         alarms = "etcd_debugging_server_alarms", ["server_id", "alarm_type"], "Alarms that are on.";
+        corruption_checks_incomplete = "keelson_corruption_checks_incomplete_in_a_row", ["check"], "Checks in a row, until now, that could not compare the data of all members.";
         known_peers = "etcd_network_known_peers", ["Local", "Remote"], "Other members.";
         active_peers = "etcd_network_active_peers", ["Local", "Remote"], "Connections to other members.";
         snapshot_send_inflights = "etcd_network_snapshot_send_inflights_total", ["To"], "Snapshots on their way to other members.";
@@ -197,6 +198,7 @@ table! {
     }
     labelled_counters {
         learner_promote_failures = "etcd_server_learner_promote_failures", ["Reason"], "Learners that could not be promoted.";
+        corruption_checks = "keelson_corruption_checks_total", ["check", "result"], "Comparisons of the members' data.";
         disconnected_peers = "etcd_network_disconnected_peers_total", ["Local", "Remote"], "Connections to other members that broke.";
         peer_sent_bytes = "etcd_network_peer_sent_bytes_total", ["To"], "Bytes sent to other members.";
         peer_sent_failures = "etcd_network_peer_sent_failures_total", ["To"], "Messages that could not be sent to other members.";

@@ -21,7 +21,7 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -262,10 +262,13 @@ pub(crate) fn begin(step: impl FnOnce() -> Step) -> Option<Span> {
     Span::current().map(|call| call.step_since(step(), SystemTime::now()))
 }
 
-/// Does something as a step of the current call.
-pub(crate) async fn within<T>(step: impl FnOnce() -> Step, work: impl Future<Output = T>) -> T {
+/// Does something as a step of the current call. The work is pinned by the caller: a future that is handed
+/// on takes its space twice, in every call.
+pub(crate) async fn within<T>(
+    step: impl FnOnce() -> Step,
+    mut work: Pin<&mut impl Future<Output = T>>,
+) -> T {
     let span = begin(step);
-    let mut work = pin!(work);
     poll_fn(|cx| {
         let _entered = span.as_ref().map(Span::enter);
         work.as_mut().poll(cx)
@@ -351,6 +354,8 @@ impl<E: SpanExporter> SpanExporter for Complaining<E> {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
     use opentelemetry::trace::{SpanId, TraceId};
     use opentelemetry_sdk::trace::SimpleSpanProcessor;
 
@@ -387,13 +392,12 @@ mod tests {
     async fn a_step_belongs_to_the_call_that_is_polled_and_the_call_to_its_caller() {
         let (spans, kept) = spans(0.0);
         let call = spans.call(&request(SAMPLED)).unwrap();
-        let mut work = pin!(within(
-            || Step { name: "put", attributes: vec![KeyValue::new("key", "k")] },
-            async {
-                tokio::task::yield_now().await;
-                Span::current().unwrap().event("Send raft proposal");
-            },
-        ));
+        let proposed = pin!(async {
+            tokio::task::yield_now().await;
+            Span::current().unwrap().event("Send raft proposal");
+        });
+        let step = || Step { name: "put", attributes: vec![KeyValue::new("key", "k")] };
+        let mut work = pin!(within(step, proposed));
         poll_fn(|cx| {
             let _entered = call.enter();
             work.as_mut().poll(cx)

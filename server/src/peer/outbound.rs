@@ -150,8 +150,23 @@ fn peer_error(status: Status) -> PeerError {
     }
     match status.code() {
         REFUSED => PeerError::Refused(status.message().to_owned()),
-        _ => PeerError::NoAnswer(status.message().to_owned()),
+        _ => PeerError::NoAnswer(with_causes(&status)),
     }
+}
+
+/// What a call failed of, down to its cause: a certificate that was refused is a "transport error" above.
+fn with_causes(status: &Status) -> String {
+    let mut told = status.message().to_owned();
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        let cause = error.to_string();
+        if !told.contains(&cause) {
+            told.push_str(": ");
+            told.push_str(&cause);
+        }
+        source = error.source();
+    }
+    told
 }
 
 /// Counts an answer, or that there is none.

@@ -339,8 +339,13 @@ fn client_config(
 
 /// A member would take the name for that of a user, and every client of the proxy would be that user.
 fn refuse_common_name(path: &Path) -> Result<(), Box<dyn Error>> {
-    let file = std::fs::read(path).map_err(|error| format!("open {}: {error}", path.display()))?;
+    let file = std::fs::read(path)
+        .map_err(|error| format!("open {}: {}", path.display(), client::io_reason(&error)))?;
     let (_, pem) = x509_parser::pem::parse_x509_pem(&file)?;
+    if pem.label != "CERTIFICATE" {
+        let path = path.display();
+        return Err(format!("no certificate in {path}; it must hold certificates first").into());
+    }
     let certificate = pem.parse_x509()?;
     let name = certificate.subject().iter_common_name().next();
     let name = name.and_then(|name| name.as_str().ok()).unwrap_or_default();
@@ -350,11 +355,28 @@ fn refuse_common_name(path: &Path) -> Result<(), Box<dyn Error>> {
     Err(format!("cert has non empty Common Name ({name}): {}", path.display()).into())
 }
 
+/// An authority for clients, or half a pair, is no pair to listen with. The texts are etcd's.
+fn check_pair(values: &Values) -> Result<(), String> {
+    match (values.text("cert-file"), values.text("key-file")) {
+        ("", "") => Err(format!(
+            "cannot listen on TLS for {}: KeyFile and CertFile are not presented",
+            values.text("listen-addr")
+        )),
+        (cert, key) if cert.is_empty() || key.is_empty() => {
+            Err(format!("KeyFile and CertFile must both be present[key: {key}, cert: {cert}]"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The sockets for clients and for metrics.
 fn bind(values: &Values) -> Result<Listeners, Box<dyn Error>> {
     let (cert, authority) = (values.text("cert-file"), values.text("trusted-ca-file"));
     let given = !cert.is_empty() || !values.text("key-file").is_empty() || !authority.is_empty();
     let is_secure = given || values.is_true("auto-tls");
+    if given {
+        check_pair(values)?;
+    }
     let scheme = if is_secure { "https" } else { "http" };
     let url: Url = format!("{scheme}://{}", values.text("listen-addr")).parse()?;
     let mut config = TlsConfig {

@@ -1,13 +1,20 @@
 //! The client's side of TLS: how this member reaches the others.
+//!
+//! As in etcd, whom it calls is held to the same names as who calls it (`--peer-cert-allowed-cn`,
+//! `--peer-cert-allowed-hostname`): a certificate of the same CA for something else makes no member.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use client::AcceptAny;
-use rustls::ClientConfig;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, OtherError, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use crate::config::TlsConfig;
 
+use super::identity::PeerIdentity;
 use super::{Files, TlsError, certificates, private_key, provider, roots, versions};
 
 /// Makes the configuration of each connection to another member.
@@ -81,7 +88,7 @@ impl ClientTls {
         let builder = ClientConfig::builder_with_provider(provider(&self.config.cipher_suites)?)
             .with_protocol_versions(&versions(&self.config))
             .map_err(pair_error)?
-            .with_root_certificates(roots);
+            .with_root_certificates(roots.clone());
         let mut client = match cert.is_empty() {
             true => builder.with_no_client_auth(),
             false => builder
@@ -96,8 +103,80 @@ impl ClientTls {
             let any = Arc::new(AcceptAny::new(provider(&self.config.cipher_suites)?));
             client.dangerous().set_certificate_verifier(any);
         }
+        let config = &self.config;
+        let is_anyone_trusted = !config.is_self_signed && !config.trusted_ca_file.is_empty();
+        let has_rules = !config.allowed_cns.is_empty() || !config.allowed_hostnames.is_empty();
+        if is_anyone_trusted && has_rules {
+            let provider = provider(&config.cipher_suites)?;
+            let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider).build();
+            let verifier = verifier.map_err(|error| TlsError::Authority {
+                path: config.trusted_ca_file.clone(),
+                reason: error.to_string(),
+            })?;
+            let verifier = Arc::new(WithAllowedNames { verifier, config: config.clone() });
+            client.dangerous().set_certificate_verifier(verifier);
+        }
         client.alpn_protocols = vec![b"h2".to_vec()];
         Ok(Arc::new(client))
+    }
+}
+
+/// Believes those whose certificate is signed by the CA, valid for their host, and has an allowed name.
+#[derive(Debug)]
+struct WithAllowedNames {
+    verifier: Arc<WebPkiServerVerifier>,
+    config: TlsConfig,
+}
+
+/// Why a certificate that is valid was not believed.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct NameNotAllowed(String);
+
+impl ServerCertVerifier for WithAllowedNames {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let verified = self.verifier.verify_server_cert(
+            end_entity,
+            intermediates,
+            server_name,
+            ocsp_response,
+            now,
+        )?;
+        let identity = PeerIdentity::of(std::slice::from_ref(end_entity))
+            .ok_or(CertificateError::BadEncoding)?;
+        identity.check_names(&self.config).map_err(|reason| {
+            CertificateError::Other(OtherError(Arc::new(NameNotAllowed(reason))))
+        })?;
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verifier.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verifier.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.verifier.supported_verify_schemes()
     }
 }
 

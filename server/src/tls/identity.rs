@@ -8,6 +8,8 @@ use sha2::{Digest, Sha256};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use crate::config::TlsConfig;
+
 /// The parts of a client's certificate that rules look at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerIdentity {
@@ -56,6 +58,25 @@ impl PeerIdentity {
         let Ok(certificate) = ParsedCertificate::try_from(&self.certificate) else { return false };
         ServerName::try_from(host.to_owned())
             .is_ok_and(|name| rustls::client::verify_server_name(&certificate, &name).is_ok())
+    }
+
+    /// Whether the names of the certificate are among those that are allowed, where some are listed:
+    /// common names, and hosts that it has to be valid for.
+    pub(super) fn check_names(&self, config: &TlsConfig) -> Result<(), String> {
+        if !config.allowed_cns.is_empty() && !config.allowed_cns.contains(&self.common_name) {
+            return Err(format!(
+                "client certificate authentication failed: CN {:?} is not allowed",
+                self.common_name
+            ));
+        }
+        if !config.allowed_hostnames.is_empty()
+            && !config.allowed_hostnames.iter().any(|name| self.is_valid_for(name))
+        {
+            return Err(
+                "client certificate authentication failed: no allowed hostname in it".to_owned()
+            );
+        }
+        Ok(())
     }
 
     /// etcd's `checkCertSAN`: the address of a member must be one that its certificate names, by

@@ -72,21 +72,7 @@ impl ServerTls {
         let Some(identity) = identity else { return Ok(()) };
         let revoked = self.made.lock().unwrap_or_else(PoisonError::into_inner).revoked.clone();
         revoked.check(identity)?;
-        let config = &self.config;
-        if !config.allowed_cns.is_empty() && !config.allowed_cns.contains(&identity.common_name) {
-            return Err(format!(
-                "client certificate authentication failed: CN {:?} is not allowed",
-                identity.common_name
-            ));
-        }
-        if !config.allowed_hostnames.is_empty()
-            && !config.allowed_hostnames.iter().any(|name| identity.is_valid_for(name))
-        {
-            return Err(
-                "client certificate authentication failed: no allowed hostname in it".to_owned()
-            );
-        }
-        Ok(())
+        identity.check_names(&self.config)
     }
 
     /// Whether the address of a member must be one that its certificate names.

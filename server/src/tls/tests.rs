@@ -155,6 +155,19 @@ async fn names_in_certificates_are_held_to_the_rules() {
     assert!(!admitted(&|config| config.allowed_cns = vec!["bob".into()]));
     assert!(admitted(&|config| config.allowed_hostnames = vec!["client.example".into()]));
     assert!(!admitted(&|config| config.allowed_hostnames = vec!["other.example".into()]));
+    // Whom a member calls is held to the same names.
+    let calls = |change: &dyn Fn(&mut TlsConfig)| {
+        let mut config = config(directory, "client");
+        change(&mut config);
+        let (server, client) = (&server, ClientTls::new(config));
+        async move { handshake(server, &client).await.map(drop) }
+    };
+    assert_eq!(calls(&|config| config.allowed_cns = vec!["server".into()]).await, Ok(()));
+    let refused = calls(&|config| config.allowed_cns = vec!["alice".into()]).await.unwrap_err();
+    assert!(refused.contains("server") && refused.contains("is not allowed"), "{refused}");
+    let names = |name: &str| vec![name.to_owned()];
+    assert_eq!(calls(&|config| config.allowed_hostnames = names("localhost")).await, Ok(()));
+    assert!(calls(&|config| config.allowed_hostnames = names("client.example")).await.is_err());
     assert!(identity.check_address("10.0.0.7".parse().unwrap()).await.is_ok());
     assert!(identity.check_address("10.0.0.8".parse().unwrap()).await.is_err());
 }

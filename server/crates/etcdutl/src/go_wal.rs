@@ -214,14 +214,14 @@ fn is_torn(bytes: &[u8], begin: usize, end: usize) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use disk::OpenMode;
+pub(crate) mod tests {
+    use disk::{OpenMode, SimDisk};
 
     use super::*;
 
     /// A log of one file, as etcd writes it.
     #[derive(Default)]
-    struct Writer {
+    pub(crate) struct Writer {
         bytes: Vec<u8>,
         crc: u32,
     }
@@ -239,24 +239,37 @@ mod tests {
         }
 
         fn entry(&mut self, term: u64, index: u64) -> &mut Self {
-            let data = Bytes::from(vec![b'x'; 600]);
-            self.record(RECORD_ENTRY, Entry { kind: 0, term, index, data }.encode_to_vec())
+            self.request(term, index, vec![b'x'; 600])
+        }
+
+        pub(crate) fn request(&mut self, term: u64, index: u64, data: Vec<u8>) -> &mut Self {
+            let entry = Entry { kind: 0, term, index, data: data.into() };
+            self.record(RECORD_ENTRY, entry.encode_to_vec())
         }
 
         fn commit(&mut self, commit: u64) -> &mut Self {
             self.record(RECORD_STATE, HardState { commit }.encode_to_vec())
         }
+
+        /// A disk with the log in a directory.
+        pub(crate) fn disk(&self, directory: &Path) -> SimDisk {
+            disk_with(&self.bytes, directory)
+        }
     }
 
-    fn read(bytes: &[u8], above: u64) -> Result<Tail, WalError> {
-        let disk = disk::SimDisk::new(1);
-        let directory = Path::new("/wal");
+    fn disk_with(bytes: &[u8], directory: &Path) -> SimDisk {
+        let disk = SimDisk::new(1);
         disk.create_dir_all(directory).unwrap();
         let path = directory.join("0000000000000000-0000000000000000.wal");
         let mut padded = bytes.to_vec();
         padded.resize(bytes.len() + 4096, 0);
         disk.open(&path, OpenMode::Create).unwrap().write_all_at(&padded, 0).unwrap();
-        read_tail(&disk, directory, above)
+        disk
+    }
+
+    fn read(bytes: &[u8], above: u64) -> Result<Tail, WalError> {
+        let directory = Path::new("/wal");
+        read_tail(&disk_with(bytes, directory), directory, above)
     }
 
     fn places(tail: &Tail) -> Vec<(u64, u64)> {

@@ -11,6 +11,13 @@
 //! several members the one to import is therefore one that was stopped last, or the last leader: what
 //! only others have is lost.
 //!
+//! Users, roles and whether they count are replayed with everything else: an entry names who asked for
+//! it and the revision of users and roles under which that was judged, so our applier, at the same
+//! index, refuses what etcd's refuses. etcd 3.6 and 3.7 commit the backend with every change of users and
+//! roles that they apply, so from them such a change is above the consistent index only if the process
+//! ended after the log had it and before it was applied, as while a commit waits. Whoever does not want
+//! the users and roles needs them for the replay all the same; they are dropped behind it.
+//!
 //! Members and ids are those of the new cluster, as in [`crate::restore`], and each member of it is
 //! imported from the same directory. Changes of the old cluster's members are passed over.
 
@@ -19,7 +26,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use disk::Disk;
-use machine::{CommandKind, Proposal};
+use machine::{Caller, CommandKind, Proposal};
 use prost::Message;
 use proto::etcdserverpb::InternalRaftRequest;
 use rustix::fs::FlockOperation;
@@ -47,11 +54,10 @@ pub enum ImportError {
     )]
     Gap { path: PathBuf, consistent_index: u64, first: u64 },
     #[error(
-        "{}: the log holds {count} requests that the backend lacks, and authentication is enabled or \
-         about to be, so only Go etcd can tell which of them are permitted: start Go etcd on it once \
-         and stop it", path.display()
+        "{}: log entry {index} holds a password and not its hash, as before etcd 3.5: start Go etcd on \
+         it once and stop it, so that it is hashed", path.display()
     )]
-    Auth { path: PathBuf, count: usize },
+    Password { path: PathBuf, index: u64 },
     #[error("{}: log entry {index} cannot be read: {source}", path.display())]
     Entry { path: PathBuf, index: u64, source: prost::DecodeError },
 }
@@ -89,16 +95,14 @@ impl GoDataDir {
         self.path.join("member/snap/db")
     }
 
-    /// The requests that the backend lacks, in order.
+    /// The requests that the backend lacks, in order, each in the name of who made it.
     pub fn requests_above(
         &self,
         disk: &dyn Disk,
         consistent_index: u64,
-        has_auth: bool,
     ) -> Result<Vec<Proposal>, ImportError> {
         let tail = go_wal::read_tail(disk, &self.wal, consistent_index)?;
         let mut requests = Vec::new();
-        let mut guarded = has_auth;
         let mut expected = consistent_index + 1;
         for (index, entry) in tail.entries {
             if index != expected {
@@ -107,17 +111,16 @@ impl GoDataDir {
             }
             expected += 1;
             let Some(request) = self.request(entry)? else { continue };
-            guarded |= changes_auth(&request);
-            requests.push(request);
+            if holds_password(&request) {
+                return Err(ImportError::Password { path: self.path.clone(), index });
+            }
+            requests.extend(proposal(&request));
         }
         if tail.commit >= expected {
             let path = self.path.clone();
             return Err(ImportError::Gap { path, consistent_index, first: tail.commit });
         }
-        if guarded && !requests.is_empty() {
-            return Err(ImportError::Auth { path: self.path.clone(), count: requests.len() });
-        }
-        Ok(requests.iter().filter_map(proposal).collect())
+        Ok(requests)
     }
 
     fn request(&self, entry: Entry) -> Result<Option<InternalRaftRequest>, ImportError> {
@@ -132,23 +135,65 @@ impl GoDataDir {
     }
 }
 
-/// Whether a request changes users, roles or whether they count.
-fn changes_auth(request: &InternalRaftRequest) -> bool {
-    request.auth_enable.is_some()
-        || request.auth_disable.is_some()
-        || request.auth_user_add.is_some()
-        || request.auth_user_delete.is_some()
-        || request.auth_user_change_password.is_some()
-        || request.auth_user_grant_role.is_some()
-        || request.auth_user_revoke_role.is_some()
-        || request.auth_role_add.is_some()
-        || request.auth_role_delete.is_some()
-        || request.auth_role_grant_permission.is_some()
-        || request.auth_role_revoke_permission.is_some()
+/// In whose name a request was made, and under which users and roles. Nobody's, if authentication was
+/// off.
+fn caller(request: &InternalRaftRequest) -> Caller {
+    let header = request.header.as_ref();
+    Caller {
+        user: header.map(|header| header.username.clone()).unwrap_or_default(),
+        auth_revision: header.map_or(0, |header| header.auth_revision),
+    }
+}
+
+/// Whether a request has a password where there should be its hash. Each member hashed it anew, so the
+/// members that are imported from this directory would differ.
+fn holds_password(request: &InternalRaftRequest) -> bool {
+    let added = request.auth_user_add.as_ref().is_some_and(|add| {
+        let no_password = add.options.as_ref().is_some_and(|options| options.no_password);
+        !no_password && !add.password.is_empty() && add.hashed_password.is_empty()
+    });
+    let changed = request.auth_user_change_password.as_ref();
+    added || changed.is_some_and(|new| !new.password.is_empty() && new.hashed_password.is_empty())
 }
 
 /// A request of Go etcd's log in our terms; nothing for one that leaves the state as it is.
 fn proposal(found: &InternalRaftRequest) -> Option<Proposal> {
+    let change = change_of_data(found).or_else(|| change_of_auth(found))?;
+    Some(Proposal { caller: caller(found), ..change })
+}
+
+/// A request that changes users, roles or whether they count.
+fn change_of_auth(found: &InternalRaftRequest) -> Option<Proposal> {
+    Some(if let Some(request) = &found.auth_enable {
+        Proposal::new(CommandKind::AuthEnable, request)
+    } else if let Some(request) = &found.auth_disable {
+        Proposal::new(CommandKind::AuthDisable, request)
+    } else if let Some(request) = &found.auth_user_add {
+        Proposal::new(CommandKind::UserAdd, request)
+    } else if let Some(request) = &found.auth_user_delete {
+        Proposal::new(CommandKind::UserDelete, request)
+    } else if let Some(request) = &found.auth_user_change_password {
+        Proposal::new(CommandKind::UserChangePassword, request)
+    } else if let Some(request) = &found.auth_user_grant_role {
+        Proposal::new(CommandKind::UserGrantRole, request)
+    } else if let Some(request) = &found.auth_user_revoke_role {
+        Proposal::new(CommandKind::UserRevokeRole, request)
+    } else if let Some(request) = &found.auth_role_add {
+        Proposal::new(CommandKind::RoleAdd, request)
+    } else if let Some(request) = &found.auth_role_delete {
+        Proposal::new(CommandKind::RoleDelete, request)
+    } else if let Some(request) = &found.auth_role_grant_permission {
+        Proposal::new(CommandKind::RoleGrantPermission, request)
+    } else if let Some(request) = &found.auth_role_revoke_permission {
+        Proposal::new(CommandKind::RoleRevokePermission, request)
+    } else {
+        // Reads, and logins: a token ends with the process that gave it.
+        return None;
+    })
+}
+
+/// A request that changes anything else.
+fn change_of_data(found: &InternalRaftRequest) -> Option<Proposal> {
     Some(if let Some(request) = &found.put {
         Proposal::new(CommandKind::Put, request)
     } else if let Some(request) = &found.delete_range {
@@ -175,4 +220,91 @@ fn proposal(found: &InternalRaftRequest) -> Option<Proposal> {
         // Reads, and what the old members said about themselves.
         return None;
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::authpb::UserAddOptions;
+    use proto::etcdserverpb as pb;
+
+    use super::*;
+    use crate::go_wal::tests::Writer;
+
+    /// The requests of a log that begins at index 1, above the index 0.
+    fn read(log: &[InternalRaftRequest]) -> Result<Vec<Proposal>, ImportError> {
+        let wal = PathBuf::from("/old/member/wal");
+        let mut writer = Writer::default();
+        for (index, request) in (1..).zip(log) {
+            writer.request(1, index, request.encode_to_vec());
+        }
+        let disk = writer.disk(&wal);
+        GoDataDir { path: PathBuf::from("/old"), wal }.requests_above(&disk, 0)
+    }
+
+    #[test]
+    fn changes_come_in_the_name_of_their_caller_and_reads_and_logins_do_not() {
+        let header = pb::RequestHeader { username: "u".into(), auth_revision: 7, ..<_>::default() };
+        let by_user = InternalRaftRequest { header: Some(header), ..<_>::default() };
+        let login = pb::InternalAuthenticateRequest { name: "u".into(), ..<_>::default() };
+        let found = read(&[
+            InternalRaftRequest { put: Some(<_>::default()), ..by_user.clone() },
+            InternalRaftRequest { range: Some(<_>::default()), ..by_user.clone() },
+            InternalRaftRequest { authenticate: Some(login), ..by_user.clone() },
+            InternalRaftRequest { auth_user_get: Some(<_>::default()), ..by_user.clone() },
+            InternalRaftRequest { auth_role_add: Some(<_>::default()), ..by_user },
+            InternalRaftRequest { auth_disable: Some(<_>::default()), ..<_>::default() },
+        ]);
+        let found: Vec<_> = found
+            .unwrap()
+            .into_iter()
+            .map(|proposal| (proposal.kind, proposal.caller.user, proposal.caller.auth_revision))
+            .collect();
+        let user = || "u".to_owned();
+        assert_eq!(
+            found,
+            [
+                (CommandKind::Put, user(), 7),
+                (CommandKind::RoleAdd, user(), 7),
+                (CommandKind::AuthDisable, String::new(), 0),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_password_that_each_member_would_hash_anew_is_refused() {
+        let add = |password: &str, hash: &str, no_password| InternalRaftRequest {
+            auth_user_add: Some(pb::AuthUserAddRequest {
+                name: "u".into(),
+                password: password.into(),
+                hashed_password: hash.into(),
+                options: Some(UserAddOptions { no_password }),
+            }),
+            ..<_>::default()
+        };
+        let change = InternalRaftRequest {
+            auth_user_change_password: Some(pb::AuthUserChangePasswordRequest {
+                name: "u".into(),
+                password: "secret".into(),
+                hashed_password: String::new(),
+            }),
+            ..<_>::default()
+        };
+        for (request, refused) in [
+            (add("", "aGFzaA==", false), false),
+            (add("", "", true), false),
+            (add("secret", "", true), false),
+            (add("secret", "", false), true),
+            (change, true),
+        ] {
+            let fine = add("", "aGFzaA==", false);
+            match read(&[fine, request.clone()]) {
+                Ok(found) => assert!(!refused && found.len() == 2, "{request:?}"),
+                Err(error) => {
+                    assert!(refused, "{error}");
+                    assert!(matches!(error, ImportError::Password { index: 2, .. }), "{error}");
+                    assert!(!error.to_string().contains("secret"));
+                }
+            }
+        }
+    }
 }

@@ -83,7 +83,7 @@ pub struct Restore {
     /// How far beyond the snapshot's revision the store begins, with everything before compacted;
     /// 0 for at the snapshot's revision with its history.
     pub bump_revision: u64,
-    /// Restore without the users and roles of the snapshot.
+    /// Restore without users and roles.
     pub drop_auth: bool,
 }
 
@@ -157,7 +157,8 @@ pub fn restore(disk: &Arc<dyn Disk>, order: &Restore) -> Result<Restored, Restor
 }
 
 /// Restores from what a member of Go etcd has left: its backend instead of a snapshot, and the requests
-/// of its log that the backend lacks. The snapshot that `order` names does not count.
+/// of its log that the backend lacks. The snapshot that `order` names does not count, and users and roles
+/// that are to be dropped still say which of those requests are permitted.
 ///
 /// # Errors
 /// As [`restore`]; also if the log cannot be read.
@@ -171,9 +172,7 @@ pub fn import(
     let order = Restore { snapshot: from.backend(), skip_hash_check: true, ..order.clone() };
     let source = Source::open(&**disk, &order)?;
     let meta = source.backend().meta().map_err(source.content())?;
-    let guarded = source.backend().auth().map_err(source.content())?.enabled;
-    let above = meta.consistent_index.unwrap_or(0);
-    let requests = from.requests_above(&**disk, above, guarded)?;
+    let requests = from.requests_above(&**disk, meta.consistent_index.unwrap_or(0))?;
     build(disk, &order, founding, source, requests)
 }
 
@@ -206,6 +205,8 @@ fn build(
     let mut machine = Machine::import(Arc::clone(&records), meta, leases, tables)
         .map_err(|error| RestoreError::State { path: source.path.clone(), source: error })?;
     replay(&mut machine, own, requests)?;
+    // Not before the replay, for which they say who was permitted what.
+    let dropped_auth = order.drop_auth && machine.drop_auth();
     let meta = machine.positions();
     replica::write_initial_state(Arc::clone(disk), &directory, founding.cluster_id, own, &machine)
         .map_err(at)?;
@@ -218,7 +219,7 @@ fn build(
         member: own,
         revision: meta.revision,
         compact_revision: meta.compact_revision,
-        dropped_auth: source.drops_auth()?,
+        dropped_auth,
     })
 }
 
@@ -253,7 +254,6 @@ fn founding(order: &Restore) -> Result<Founding, RestoreError> {
 struct Source {
     path: String,
     file: Bbolt<Content>,
-    drop_auth: bool,
 }
 
 #[derive(Deserialize)]
@@ -283,7 +283,7 @@ impl Source {
         if file.bucket(b"meta").map_err(damaged)?.is_none() {
             return Err(RestoreError::NoBackend { path });
         }
-        let source = Self { path, file, drop_auth: order.drop_auth };
+        let source = Self { path, file };
         source.check_version()?;
         Ok(source)
     }
@@ -307,18 +307,7 @@ impl Source {
         }
     }
 
-    /// Whether there are users or roles that are not wanted.
-    fn drops_auth(&self) -> Result<bool, RestoreError> {
-        let auth = self.backend().auth().map_err(self.content())?;
-        let any = auth.enabled || !auth.users.is_empty() || !auth.roles.is_empty();
-        Ok(any && self.drop_auth)
-    }
-
-    /// Users and roles, unless they are not wanted.
     fn auth(&self) -> Result<Auth, RestoreError> {
-        if self.drop_auth {
-            return Ok(Auth::default());
-        }
         self.backend().auth().and_then(crate::schema::Auth::table).map_err(self.content())
     }
 

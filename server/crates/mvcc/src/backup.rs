@@ -22,10 +22,7 @@ pub(crate) fn records(
     shared: &Shared,
     visit: &mut dyn FnMut(Record) -> ControlFlow<()>,
 ) -> Result<StoreMeta, RangeError> {
-    attempt(shared, visit).map_err(|interruption| match interruption {
-        Interruption::Overtaken => RangeError::Compacted,
-        Interruption::Failed(error) => error,
-    })
+    Ok(attempt(shared, visit)?)
 }
 
 fn attempt(

@@ -27,11 +27,8 @@ use revlog::Record;
 use types::{RecordRevision, Revision};
 
 use crate::query::RangeError;
-use crate::read::{Interruption, Pin, fetch};
+use crate::read::{Interruption, Pin, fetch, settle};
 use crate::store::{CHUNK, Shared};
-
-/// How often a hash overtaken by compactions is begun again.
-const ATTEMPTS: usize = 8;
 
 /// The answer to HashKV.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,14 +43,7 @@ pub struct HashAnswer {
 }
 
 pub(crate) fn hash_kv(shared: &Shared, revision: i64) -> Result<HashAnswer, RangeError> {
-    for _ in 0..ATTEMPTS {
-        match attempt(shared, revision) {
-            Ok(answer) => return Ok(answer),
-            Err(Interruption::Failed(error)) => return Err(error),
-            Err(Interruption::Overtaken) => {}
-        }
-    }
-    Err(RangeError::Compacted)
+    settle(|| attempt(shared, revision))
 }
 
 fn attempt(shared: &Shared, revision: i64) -> Result<HashAnswer, Interruption> {

@@ -64,6 +64,17 @@ impl From<RangeError> for Interruption {
     }
 }
 
+/// Of an attempt that cannot begin again: whoever read a part of the answer has seen a revision that is
+/// gone.
+impl From<Interruption> for RangeError {
+    fn from(interruption: Interruption) -> Self {
+        match interruption {
+            Interruption::Overtaken => RangeError::Compacted,
+            Interruption::Failed(error) => error,
+        }
+    }
+}
+
 impl From<RevStoreError> for Interruption {
     fn from(error: RevStoreError) -> Self {
         Interruption::Failed(RangeError::Store(error))
@@ -267,7 +278,7 @@ impl RangeCursor {
     /// Up to `max_keys` further encoded key-values; empty when there are no more. A cursor over
     /// `count_only` has none at all.
     pub fn next(&mut self, max_keys: usize) -> Result<Vec<Bytes>, RangeError> {
-        Ok(self.select(max_keys)?.read().map_err(overtaken)?.kvs)
+        Ok(self.select(max_keys)?.read()?.kvs)
     }
 
     /// The same without reading the values yet.
@@ -331,14 +342,6 @@ impl RangeCursor {
         self.resume = last.map(Into::into);
         debug_assert!(self.resume.is_some() || matches!(self.query.range.end, RangeEnd::Single));
         Ok(())
-    }
-}
-
-/// A part of a range cannot begin again: what came before it was of the revision that is gone.
-pub(crate) fn overtaken(interruption: Interruption) -> RangeError {
-    match interruption {
-        Interruption::Overtaken => RangeError::Compacted,
-        Interruption::Failed(error) => error,
     }
 }
 

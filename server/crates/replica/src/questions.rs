@@ -42,16 +42,23 @@ impl Handle {
 
     /// The etcd version that each other member reports; who does not answer is left out.
     pub async fn versions_of_others(&self) -> Vec<(MemberId, String)> {
-        let questions = self.others().into_iter().map(|id| async move {
-            let peer = self.shared.peer(id)?;
-            let request = peerpb::VersionRequest { envelope: self.shared.sender.envelope(id) };
-            let call = self.shared.sender.peers.version(peer, request);
-            match timeout(self.shared.sender.patience, call).await {
-                Ok(Ok(answer)) => Some((id, answer.etcd_version)),
-                Ok(Err(_)) | Err(_) => None,
-            }
-        });
+        let questions = self
+            .others()
+            .into_iter()
+            .map(|id| async move { Some((id, self.version_of(id).await?)) });
         join_all(questions).await.into_iter().flatten().collect()
+    }
+
+    async fn version_of(&self, id: MemberId) -> Option<String> {
+        let peer = self.shared.peer(id)?;
+        let request = peerpb::VersionRequest { envelope: self.shared.sender.envelope(id) };
+        let call = self.shared.sender.peers.version(peer, request);
+        let answer = timeout(self.shared.sender.patience, call).await.ok()?;
+        Some(answer.ok()?.etcd_version)
+    }
+
+    async fn is_there(&self, id: MemberId) -> bool {
+        self.version_of(id).await.is_some()
     }
 
     /// The hash of every other member's data at a revision.
@@ -60,6 +67,10 @@ impl Handle {
         let questions = self.others().into_iter().map(|id| async move {
             let no_answer = |error: &dyn std::fmt::Display| PeerHash::NoAnswer(error.to_string());
             let Some(peer) = self.shared.peer(id) else { return (id, no_answer(&"removed")) };
+            // A hash takes as long as there is data. Whether there is anybody to wait for is asked first.
+            if !self.is_there(id).await {
+                return (id, no_answer(&"the member does not answer"));
+            }
             let envelope = self.shared.sender.envelope(id);
             let request = peerpb::HashKvRequest { envelope, revision };
             let call = self.shared.sender.peers.hash_kv(peer, request);
@@ -97,6 +108,11 @@ impl Handle {
             Some(Wire::NotLeader(_)) => Err(Unavailable::LeaderChanged),
             None => Err(Unavailable::Timeout),
         }
+    }
+
+    /// Whether this member is the only one. A member that does not know any yet is not.
+    pub fn is_alone(&self) -> bool {
+        self.shared.status.borrow().nodes.keys().eq([&self.shared.me])
     }
 
     fn others(&self) -> Vec<MemberId> {

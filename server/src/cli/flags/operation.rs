@@ -121,7 +121,7 @@ pub(super) const FLAGS: &[Flag] = &[
         Features,
         "corrupt-check-time",
         Kind::Duration,
-        "0s",
+        "4h",
         "Duration of time between cluster corruption check passes.",
     ),
     Flag::new(

@@ -117,7 +117,7 @@ fn told(health: Result<(), String>) -> Response<HttpBody> {
         Ok(()) => page(StatusCode::OK, "{\"health\":\"true\",\"reason\":\"\"}".to_owned()),
         Err(reason) => {
             let reason = serde_json::Value::from(reason);
-            let text = format!("{{\"health\":\"false\",\"reason\":{reason}}}");
+            let text = format!("{{\"health\":\"false\",\"reason\":{reason}}}\n");
             page(StatusCode::SERVICE_UNAVAILABLE, text)
         }
     }
