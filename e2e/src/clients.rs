@@ -1,7 +1,8 @@
 //! Programs that users would write, with clients that others have made.
 //!
-//! Their sources are in `e2e/peers/{clients,python,node}`, and their clients come from where users get
-//! them, at pinned versions: clientv3 from Go's proxy, etcd3gw and etcd3 from PyPI, etcd3 from npm. A
+//! Their sources are in `e2e/peers/{clients,rust,python,node}`, and their clients come from where users get
+//! them, at pinned versions: clientv3 from Go's proxy, etcd-client from crates.io, etcd3gw and etcd3 from
+//! PyPI, etcd3 from npm. A
 //! program goes through named cases against a running cluster and prints one line for each, `ok NAME`
 //! or `FAILED NAME: why`. What is installed lands in `clients/` where the peers are, once for the same
 //! pins. Deliberately absent: anything that differs between Go etcd and ours.
@@ -97,7 +98,7 @@ impl Report {
 pub fn suites() -> Result<Vec<Suite>> {
     static SUITES: OnceLock<Result<Vec<Suite>, String>> = OnceLock::new();
     let prepare = || -> Result<Vec<Suite>> {
-        let mut suites = vec![go()?];
+        let mut suites = vec![go()?, rust()?];
         suites.extend(python()?);
         suites.push(node()?);
         Ok(suites)
@@ -123,6 +124,29 @@ fn go() -> Result<Suite> {
         .context("build e2e/peers/clients with Go 1.26 or newer")?;
     let command = vec![program, "cases".into(), "-endpoints".into()];
     Ok(Suite::Ready { name: "clientv3", command, members: Members::All })
+}
+
+/// Its packages are compiled apart from ours, as they would be for a user of the client.
+fn rust() -> Result<Suite> {
+    let target = state_directory()?.join("clients/rust");
+    fs::create_dir_all(&target).with_context(|| format!("create {}", target.display()))?;
+    let manifest = sources("rust").join("Cargo.toml");
+    let cargo = |words: &str| {
+        Program::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+            .words(words)
+            .args([Path::new("--manifest-path"), &manifest])
+            .args([Path::new("--target-dir"), &target])
+            .limit(PREPARATION_LIMIT)
+    };
+    let protoc = cargo("run --locked --quiet --package protoc")
+        .run()
+        .context("build the protobuf compiler's crate of e2e/peers/rust")?;
+    cargo("build --locked --quiet --package clients")
+        .env("PROTOC", protoc.trim())
+        .run()
+        .context("build e2e/peers/rust")?;
+    let command = vec![target.join("debug/clients"), "cases".into()];
+    Ok(Suite::Ready { name: "etcd-client of Rust", command, members: Members::All })
 }
 
 fn python() -> Result<Vec<Suite>> {

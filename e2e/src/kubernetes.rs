@@ -33,6 +33,7 @@ pub mod program;
 pub mod programs;
 mod settings;
 mod sweep;
+mod traces;
 pub mod wait;
 
 use std::env;
@@ -52,6 +53,7 @@ pub use layout::{Layout, NodeNumber};
 pub use namespace::Namespace;
 use program::Program;
 pub use sweep::sweep;
+pub use traces::Traces;
 
 const BASE_OBJECTS: &str = include_str!("kubernetes/base.yaml");
 

@@ -5,12 +5,15 @@
 //! absent: anything that looks inside our processes; what a user cannot see is tested in the room
 //! that owns it.
 
+pub mod authority;
 pub mod bench;
 pub mod clients;
 pub mod gateway;
 pub mod history;
 pub mod image;
 pub mod kubernetes;
+pub mod namespace;
 pub mod peers;
 pub mod processes;
 pub mod script;
+pub mod serving;

@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
+use crate::authority::{Pair, flag};
+
 /// How long a server may take until it is ready.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often a condition of another process is looked at.
@@ -34,8 +36,20 @@ pub struct ServerOptions {
     pub flags: Vec<String>,
     /// Whether clients are served over TLS, and with whose certificate.
     pub tls: Tls,
-    /// Members speak TLS to each other, with certificates that they make (`--peer-auto-tls`).
-    pub peer_auto_tls: bool,
+    /// Whether members speak TLS to each other, and with whose certificate.
+    pub peer_tls: PeerTls,
+}
+
+/// How members talk to each other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum PeerTls {
+    /// Without TLS.
+    #[default]
+    Off,
+    /// With certificates that they make for themselves (`--peer-auto-tls`).
+    Auto,
+    /// With one pair for all of them.
+    Given(Pair),
 }
 
 /// How clients are served.
@@ -65,7 +79,7 @@ impl ServerOptions {
             members: 1,
             flags: Vec::new(),
             tls: Tls::Off,
-            peer_auto_tls: false,
+            peer_tls: PeerTls::Off,
         }
     }
 }
@@ -194,7 +208,7 @@ impl Cluster {
 impl Member {
     fn new(directory: &Path, index: usize, ports: &[u16], options: &ServerOptions) -> Member {
         let name = format!("m{}", index + 1);
-        let peer_scheme = if options.peer_auto_tls { "https" } else { "http" };
+        let peer_scheme = if options.peer_tls == PeerTls::Off { "http" } else { "https" };
         Member {
             endpoint: format!("127.0.0.1:{}", ports[0]),
             peer_url: format!("{peer_scheme}://127.0.0.1:{}", ports[1]),
@@ -325,8 +339,13 @@ impl Member {
             format!("--listen-metrics-urls=http://{}", self.health),
             "--initial-cluster-token=e2e".to_owned(),
         ];
-        if options.peer_auto_tls {
-            command.push("--peer-auto-tls".to_owned());
+        match &options.peer_tls {
+            PeerTls::Off => {}
+            PeerTls::Auto => command.push("--peer-auto-tls".to_owned()),
+            PeerTls::Given(pair) => {
+                command.push(flag("peer-cert-file", &pair.cert));
+                command.push(flag("peer-key-file", &pair.key));
+            }
         }
         match &options.tls {
             Tls::Off => {}
@@ -369,20 +388,23 @@ impl Member {
     /// Waits until a launched process is healthy.
     pub fn wait_until_healthy(&mut self) -> Result<()> {
         let deadline = Instant::now() + START_TIMEOUT;
-        loop {
-            if self.is_healthy() {
-                return Ok(());
-            }
+        while !self.is_healthy() {
             let child = self.child.as_mut().context("the server was started")?;
             if let Some(status) = child.try_wait().context("look at the server")? {
                 self.child = None;
                 bail!("{} ended with {status} before it was ready:\n{}", self.name, self.log());
             }
-            if Instant::now() > deadline {
-                bail!("{} was not ready in {START_TIMEOUT:?}:\n{}", self.name, self.log());
-            }
-            thread::sleep(POLL_INTERVAL);
+            self.look_again_before(deadline, "ready")?;
         }
+        Ok(())
+    }
+
+    fn look_again_before(&self, deadline: Instant, awaited: &str) -> Result<()> {
+        if Instant::now() > deadline {
+            bail!("{} was not {awaited} in {START_TIMEOUT:?}:\n{}", self.name, self.log());
+        }
+        thread::sleep(POLL_INTERVAL);
+        Ok(())
     }
 
     fn is_healthy(&self) -> bool {
@@ -395,14 +417,7 @@ impl Member {
     pub fn wait_for_its_version(&self) -> Result<()> {
         let deadline = Instant::now() + START_TIMEOUT;
         while !self.has_decided_versions() {
-            if Instant::now() > deadline {
-                bail!(
-                    "{} did not get its version in {START_TIMEOUT:?}:\n{}",
-                    self.name,
-                    self.log()
-                );
-            }
-            thread::sleep(POLL_INTERVAL);
+            self.look_again_before(deadline, "of its version")?;
         }
         Ok(())
     }

@@ -100,15 +100,13 @@ fn corrupt(cluster: &Cluster) -> Vec<u64> {
 fn a_member_with_other_data_does_not_start_and_the_periodic_check_finds_it() {
     let mut cluster = with_an_odd_member(&["--corrupt-check-time=300ms"]);
     start(&mut cluster, &[0, 1]);
-    let gate = "--feature-gates=InitialCorruptCheck=true";
     let odd = cluster.member_mut(2);
-    odd.set_flag(gate);
     let (ended, log) = odd.launch_until_end().unwrap();
     assert!(!ended.success());
     assert!(log.contains("found different hash values from remote peer"), "{log}");
     assert!(log.contains("found data inconsistency with peers"), "{log}");
 
-    cluster.member_mut(2).clear_flag("--feature-gates");
+    cluster.member_mut(2).set_flag("--feature-gates=InitialCorruptCheck=false");
     cluster.member_mut(2).launch().unwrap();
     until("the alarm is raised", || !corrupt(&cluster).is_empty());
     let error = put(&cluster.members()[0], "key", b"value").unwrap_err();
@@ -119,7 +117,7 @@ fn a_member_with_other_data_does_not_start_and_the_periodic_check_finds_it() {
 
 #[test]
 fn the_compact_hash_check_names_the_odd_member() {
-    let flags = ["--feature-gates=CompactHashCheck=true", "--compact-hash-check-time=300ms"];
+    let flags = ["--feature-gates=InitialCorruptCheck=false", "--compact-hash-check-time=300ms"];
     let mut cluster = with_an_odd_member(&flags);
     start(&mut cluster, &[0, 1, 2]);
     let odd = status(&cluster.members()[2]).unwrap().header.unwrap().member_id;
@@ -132,11 +130,7 @@ fn the_compact_hash_check_names_the_odd_member() {
 #[test]
 fn sound_members_pass_all_checks() {
     let program = e2e::peers::our_binary("etcd").unwrap();
-    let flags = [
-        "--feature-gates=InitialCorruptCheck=true,CompactHashCheck=true",
-        "--compact-hash-check-time=200ms",
-        "--corrupt-check-time=200ms",
-    ];
+    let flags = ["--compact-hash-check-time=200ms", "--corrupt-check-time=200ms"];
     let options = ServerOptions {
         members: 3,
         flags: flags.map(str::to_owned).to_vec(),
@@ -158,4 +152,39 @@ fn sound_members_pass_all_checks() {
     }
     assert!(corrupt(&cluster).is_empty());
     put(&cluster.members()[0], "key", b"value").unwrap();
+}
+
+/// etcd's check passed over members that did not answer, and nobody knew that nothing had been compared.
+#[test]
+fn t40_a_check_that_could_not_compare_everybody_is_counted_and_told() {
+    let program = e2e::peers::our_binary("etcd").unwrap();
+    let flags = vec!["--corrupt-check-time=200ms".to_owned()];
+    let options = ServerOptions { members: 3, flags, ..ServerOptions::one(&program) };
+    let mut cluster = Cluster::start(&options).unwrap();
+    put(&cluster.members()[0], "key", b"value").unwrap();
+    // The leader's; the others' counts stand still.
+    let most = |cluster: &Cluster, name: &str| -> f64 {
+        let beginning = format!("{name} ");
+        let values = cluster.members().iter().filter_map(|member| {
+            let metrics = member.metrics().ok()?;
+            let line = metrics.lines().find(|line| line.starts_with(&beginning))?.to_owned();
+            line[beginning.len()..].parse::<f64>().ok()
+        });
+        values.fold(0.0, f64::max)
+    };
+    let in_a_row = "keelson_corruption_checks_incomplete_in_a_row{check=\"periodic\"}";
+    let count = |result: &str| {
+        format!("keelson_corruption_checks_total{{check=\"periodic\",result=\"{result}\"}}")
+    };
+    until("all are compared", || most(&cluster, &count("passed")) > 0.0);
+
+    cluster.member_mut(2).kill().unwrap();
+    until("it counts what it cannot check", || most(&cluster, in_a_row) >= 4.0);
+    let told = "whether all hold the same data is not known";
+    assert!(cluster.members()[..2].iter().any(|member| member.log().contains(told)));
+    assert!(corrupt(&cluster).is_empty(), "nobody was found to be odd");
+
+    cluster.member_mut(2).restart().unwrap();
+    until("all are compared again", || most(&cluster, in_a_row) == 0.0);
+    assert_eq!(most(&cluster, &count("mismatch")), 0.0);
 }

@@ -8,7 +8,7 @@ mod calls;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use calls::{add_member, hash_kv, members, put, read_all, status, until};
+use calls::{add_member, hash_kv, members, put, read_all, remove_member, status, until};
 use e2e::processes::{Cluster, Member, ServerOptions};
 
 fn our_etcd() -> PathBuf {
@@ -217,6 +217,44 @@ fn a_directory_of_another_cluster_or_member_is_refused() {
     }
     one.member_mut(0).restart().unwrap();
     assert_eq!(read_all(&one.members()[0]).unwrap().len(), 30);
+}
+
+/// It would have forgotten its vote and what it acknowledged. Go etcd refuses it in a new cluster; ours also
+/// where the flags say that the cluster exists.
+#[test]
+fn a_member_whose_directory_is_gone_does_not_come_back_under_its_id() {
+    for program in [e2e::peers::etcd_binaries().unwrap().etcd, our_etcd()] {
+        let options = ServerOptions { members: 3, ..ServerOptions::one(&program) };
+        let mut cluster = Cluster::start(&options).unwrap();
+        let written = fill(&cluster.members()[0], 0..20);
+        let id = status(&cluster.members()[2]).unwrap().header.unwrap().member_id;
+        let refusal = format!("member {id:x} has already been bootstrapped");
+        let lose = |member: &mut Member| {
+            member.stop().unwrap();
+            fs::remove_dir_all(&member.data_directory).unwrap();
+        };
+        let lost = cluster.member_mut(2);
+        lose(lost);
+        let (ended, log) = lost.launch_until_end().unwrap();
+        assert!(!ended.success() && log.contains(&refusal), "{log}");
+        if program != our_etcd() {
+            continue;
+        }
+        lost.set_flag("--initial-cluster-state=existing");
+        let (ended, log) = lost.launch_until_end().unwrap();
+        assert!(!ended.success() && log.contains(&refusal), "{log}");
+        assert!(log.contains(&format!("etcdctl member remove {id:x}")), "{log}");
+
+        // What it was told to do helps.
+        remove_member(&cluster.members()[0], id).unwrap();
+        let peer_url = cluster.members()[2].peer_url.clone();
+        until("the cluster takes it again", || {
+            add_member(&cluster.members()[0], &peer_url).is_ok()
+        });
+        cluster.member_mut(2).restart().unwrap();
+        assert_eq!(read_all(&cluster.members()[2]).unwrap(), written);
+        assert_ne!(status(&cluster.members()[2]).unwrap().header.unwrap().member_id, id);
+    }
 }
 
 fn copy_directory(from: &Path, to: &Path) {

@@ -181,6 +181,70 @@ fn json_web_tokens_of_either_server_are_believed_by_the_other() {
     }
 }
 
+/// What a program prints and how it ends.
+type Printed = (Option<i32>, String, String);
+
+/// Both `etcdctl`s show a token that is believed (`--auth-jwt-token`), and say the same when it is not, or not
+/// for that, to both servers.
+#[test]
+fn etcdctl_shows_json_web_tokens_to_either_server() {
+    let go = peers::etcd_binaries().expect("build Go etcd");
+    let etcdctls = [go.etcdctl.clone(), peers::our_binary("etcdctl").expect("build our etcdctl")];
+    let keys = concat!(env!("CARGO_MANIFEST_DIR"), "/../server/src/auth/jwt/testdata");
+    let flags = [
+        format!("--auth-token=jwt,sign-method=ES256,priv-key={keys}/p256_sec1.pem,ttl=10m"),
+        "--bcrypt-cost=4".to_owned(),
+    ];
+    let ours = our_etcd();
+    let clusters = [start(&go.etcd, &flags), start(&ours, &flags)];
+    let tokens = clusters.each_ref().map(|cluster| {
+        runtime().block_on(async {
+            let server = Server::connect(cluster).await;
+            fill(&server).await;
+            (server.log_in("exact").await, server.log_in("root").await)
+        })
+    });
+    let mut compared = 0;
+    for (server, cluster) in clusters.iter().enumerate() {
+        for (giver, (exact, root)) in tokens.iter().enumerate() {
+            // Another signature: of its last letter not every bit counts.
+            let (before, signature) = exact.split_at(exact.rfind('.').expect("a signature") + 1);
+            let other = if signature.starts_with('A') { "B" } else { "A" };
+            let forged = format!("{before}{other}{}", &signature[1..]);
+            for (token, arguments, code, text) in [
+                (exact, &["get", "k"][..], 0, "k\nv\n"),
+                (exact, &["put", "k", "v"], 0, "OK\n"),
+                (exact, &["get", "secret"], 1, "permission denied"),
+                (exact, &["user", "list"], 1, "permission denied"),
+                (root, &["user", "list"], 0, "root\n"),
+                (root, &["get", "--prefix", "", "--count-only", "--write-out=fields"], 0, ""),
+                (&forged, &["get", "k"], 1, "invalid auth token"),
+            ] {
+                let printed = etcdctls.each_ref().map(|program| -> Printed {
+                    let output = Command::new(program)
+                        .arg(format!("--endpoints={}", cluster.members()[0].endpoint))
+                        .arg(format!("--auth-jwt-token={token}"))
+                        .args(arguments)
+                        .output()
+                        .expect("run etcdctl");
+                    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+                    // Go's log has times in it, and is no part of what is said.
+                    let errors = text(&output.stderr);
+                    let errors = errors.lines().filter(|line| !line.starts_with('{')).collect();
+                    (output.status.code(), text(&output.stdout), errors)
+                });
+                let case = format!("server {server}, token of {giver}, {arguments:?}");
+                assert_eq!(printed[0], printed[1], "{case}");
+                let (ended, out, errors) = &printed[0];
+                assert_eq!(*ended, Some(code), "{case}: {out}{errors}");
+                assert!(out.contains(text) || errors.contains(text), "{case}: {out}{errors}");
+                compared += 1;
+            }
+        }
+    }
+    println!("{compared} commands compared, {compared} equal");
+}
+
 /// The keys of a lease are shown only to who may read all of them.
 #[test]
 fn cve_2023_32082_a_lease_does_not_tell_the_keys_of_others() {

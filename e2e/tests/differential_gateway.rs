@@ -103,6 +103,128 @@ fn compare(flags: &[&str], talk: impl Fn(&mut Talk)) {
     println!("{} requests, all answered alike", expected.len());
 }
 
+/// To write, from `a` to `b`.
+const PERMISSION: &str =
+    r#"{"name":"writer","perm":{"permType":"WRITE","key":"YQ==","range_end":"Yg=="}}"#;
+
+/// Until authentication is on, and what is refused then.
+const MANAGEMENT: &[(&str, &str)] = &[
+    ("auth/status", "{}"),
+    ("auth/enable", "{}"),
+    ("auth/disable", "{}"),
+    ("auth/authenticate", r#"{"name":"root","password":"r"}"#),
+    ("auth/user/add", r#"{"name":"root","password":"r"}"#),
+    ("auth/user/add", r#"{"name":"root","password":"r"}"#),
+    ("auth/user/add", r#"{"name":"","password":"r"}"#),
+    ("auth/user/add", r#"{"name":"alice","password":"a"}"#),
+    ("auth/user/add", r#"{"name":"bob","options":{"no_password":true}}"#),
+    ("auth/user/add", r#"{"name":"carol","options":{"noPassword":"x"}}"#),
+    ("auth/user/list", "{}"),
+    ("auth/user/get", r#"{"name":"alice"}"#),
+    ("auth/user/get", r#"{"name":"nobody"}"#),
+    ("auth/user/changepw", r#"{"name":"alice","password":"b"}"#),
+    ("auth/user/changepw", r#"{"name":"nobody","password":"b"}"#),
+    ("auth/role/add", r#"{"name":"root"}"#),
+    ("auth/role/add", r#"{"name":"writer"}"#),
+    ("auth/role/add", r#"{"name":"writer"}"#),
+    ("auth/role/add", r#"{"name":""}"#),
+    ("auth/role/add", r#"{"name":"gone"}"#),
+    ("auth/role/list", "{}"),
+    ("auth/role/grant", PERMISSION),
+    ("auth/role/grant", r#"{"name":"writer","perm":{"permType":2,"key":"eA=="}}"#),
+    ("auth/role/grant", r#"{"name":"writer","perm":{"permType":"NONSENSE"}}"#),
+    ("auth/role/grant", r#"{"name":"writer"}"#),
+    ("auth/role/grant", r#"{"name":"nothing","perm":{"key":"eA=="}}"#),
+    ("auth/role/get", r#"{"role":"writer"}"#),
+    ("auth/role/get", r#"{"role":"nothing"}"#),
+    ("auth/role/revoke", r#"{"role":"writer","key":"eA=="}"#),
+    ("auth/role/revoke", r#"{"role":"writer","key":"eA=="}"#),
+    ("auth/role/delete", r#"{"role":"gone"}"#),
+    ("auth/role/delete", r#"{"role":"gone"}"#),
+    ("auth/user/grant", r#"{"user":"root","role":"root"}"#),
+    ("auth/user/grant", r#"{"user":"alice","role":"writer"}"#),
+    ("auth/user/grant", r#"{"user":"alice","role":"nothing"}"#),
+    ("auth/user/grant", r#"{"user":"bob","role":"writer"}"#),
+    ("auth/user/revoke", r#"{"user":"bob","role":"writer"}"#),
+    ("auth/user/revoke", r#"{"user":"bob","role":"writer"}"#),
+    ("auth/user/delete", r#"{"name":"bob"}"#),
+    ("auth/user/delete", r#"{"name":"bob"}"#),
+    ("auth/enable", "{}"),
+    ("auth/status", "{}"),
+    ("auth/user/list", "{}"),
+    ("kv/put", r#"{"key":"YQ==","value":"MQ=="}"#),
+    ("auth/authenticate", r#"{"name":"alice","password":"a"}"#),
+    ("auth/authenticate", r#"{"name":"nobody","password":"a"}"#),
+];
+
+#[test]
+fn users_and_roles_are_managed_alike() {
+    compare(&["--bcrypt-cost=4"], |talk| {
+        for (path, body) in MANAGEMENT {
+            talk.post(path, body);
+        }
+        let token = |talk: &Talk, name: &str, password: &str| {
+            let body = format!(r#"{{"name":"{name}","password":"{password}"}}"#);
+            let answer = talk.quietly("auth/authenticate", &body).body;
+            let after = answer.split("\"token\":\"").nth(1).unwrap_or_else(|| panic!("{answer}"));
+            after.split('"').next().expect("a token ends").to_owned()
+        };
+        let (root, alice) = (token(talk, "root", "r"), token(talk, "alice", "b"));
+        // The header stands in what is compared, so tokens are asked with and not kept.
+        let with = |talk: &mut Talk, name: &str, token: &str, path: &str, body: &str| {
+            let headers = vec![("authorization".to_owned(), token.to_owned())];
+            let request = Ask { headers, ..Ask::post(path, body) };
+            let answer = ask(&talk.endpoint(), &request).expect("ask");
+            talk.keep(
+                &Ask { headers: vec![("as".to_owned(), name.to_owned())], ..request },
+                answer,
+            );
+        };
+        for (path, body) in [
+            ("kv/put", r#"{"key":"YQ==","value":"MQ=="}"#),
+            ("kv/put", r#"{"key":"Yg==","value":"MQ=="}"#),
+            ("kv/range", r#"{"key":"YQ=="}"#),
+            ("auth/user/get", r#"{"name":"alice"}"#),
+            ("auth/user/get", r#"{"name":"root"}"#),
+            ("auth/user/list", "{}"),
+            ("auth/role/get", r#"{"role":"writer"}"#),
+            ("maintenance/status", "{}"),
+        ] {
+            with(talk, "alice", &alice, path, body);
+            with(talk, "root", &root, path, body);
+            with(talk, "nobody", "nonsense.1", path, body);
+        }
+        with(talk, "alice", &alice, "auth/disable", "{}");
+        with(talk, "root", &root, "auth/disable", "{}");
+        talk.post("auth/status", "{}");
+    });
+}
+
+#[test]
+fn hashes_and_downgrades_are_answered_alike() {
+    compare(&[], |talk| {
+        talk.post("kv/put", r#"{"key":"YQ==","value":"MQ=="}"#);
+        for (path, body) in [
+            ("maintenance/hashkv", "{}"),
+            ("maintenance/hashkv", r#"{"revision":"2"}"#),
+            ("maintenance/hashkv", r#"{"revision":"99"}"#),
+            ("maintenance/downgrade", "{}"),
+            ("maintenance/downgrade", r#"{"action":"VALIDATE","version":"3.6.0"}"#),
+            ("maintenance/downgrade", r#"{"action":"VALIDATE","version":"3.5.0"}"#),
+            ("maintenance/downgrade", r#"{"action":"VALIDATE","version":"x"}"#),
+            ("maintenance/downgrade", r#"{"action":"CANCEL"}"#),
+            ("maintenance/downgrade", r#"{"action":7}"#),
+            ("maintenance/defragment", "{}"),
+            ("maintenance/transfer-leadership", r#"{"targetID":"7"}"#),
+        ] {
+            talk.post(path, body);
+        }
+        // What is hashed is the backend's file, which is not the same.
+        let hash = talk.quietly("maintenance/hash", "{}");
+        assert!(hash.status == "200" && hash.body.contains("\"hash\":"), "{hash:?}");
+    });
+}
+
 #[test]
 fn good_requests_are_answered_alike() {
     compare(&[], |talk| {

@@ -1,64 +1,62 @@
-//! Servers that DNS names (`--discovery-srv`), for `etcdctl`, `etcd gateway` and `etcd grpc-proxy`: ours and
-//! those of Go etcd ask the same name server and give the same answers.
+//! Servers that DNS names (`--discovery-srv`), for members among themselves, `etcdctl`, `etcd gateway` and
+//! `etcd grpc-proxy`: ours and those of Go etcd ask the same name server and give the same answers.
 //!
-//! Both read `/etc/resolv.conf` and ask port 53. So that the test has both for itself, it runs in namespaces
-//! of its own (`unshare`); where the system allows nobody to make them, it says so and is passed over.
+//! Both read `/etc/resolv.conf` and ask port 53. So that the tests have both for themselves, each runs in
+//! namespaces of its own (`e2e::namespace`).
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails, also in its helpers")]
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::process::{Command, Output};
 
+use e2e::authority::{Authority, Subject, flag};
+use e2e::namespace::{self, Rerun};
 use e2e::processes::{Cluster, ServerOptions, Tls, free_ports};
+use e2e::serving::Serving;
 
-const LIMIT: Duration = Duration::from_secs(30);
-/// Where the programs are, for the process inside the namespaces: ours, then Go's.
+/// Ours, then Go's.
 const PROGRAMS: [&str; 4] = ["OUR_ETCD", "OUR_ETCDCTL", "GO_ETCD", "GO_ETCDCTL"];
-const TEST: &str = "servers_that_dns_names_are_found_as_by_go_etcd";
 
 const CODE_NO_SUCH_NAME: u16 = 3;
 const HEADER_BYTES: usize = 12;
 
 #[test]
 fn servers_that_dns_names_are_found_as_by_go_etcd() {
-    if std::env::var_os(PROGRAMS[0]).is_some() {
-        return inside();
+    match namespace::is_inside() {
+        true => servers_are_found(),
+        false => with_a_name_server("servers_that_dns_names_are_found_as_by_go_etcd"),
     }
-    let unshare = || {
-        let mut command = Command::new("unshare");
-        command.args(["--map-root-user", "--net", "--mount"]);
-        command
-    };
-    let probe = unshare().args(["ip", "link", "set", "lo", "up"]).output();
-    if !probe.as_ref().is_ok_and(|probe| probe.status.success()) {
-        eprintln!("passed over: no namespaces can be made here: {probe:?}");
-        return;
+}
+
+#[test]
+fn members_that_dns_names_form_a_cluster_as_those_of_go_etcd() {
+    match namespace::is_inside() {
+        true => members_find_each_other(),
+        false => with_a_name_server("members_that_dns_names_form_a_cluster_as_those_of_go_etcd"),
     }
+}
+
+/// Runs a test where names are asked for on the loopback.
+fn with_a_name_server(test: &str) {
     let go = e2e::peers::etcd_binaries().unwrap();
     let ours = ["etcd", "etcdctl"].map(|name| e2e::peers::our_binary(name).unwrap());
-    let programs = ours.into_iter().chain([go.etcd, go.etcdctl]);
     let directory = tempfile::tempdir().unwrap();
     let resolver = directory.path().join("resolv.conf");
     std::fs::write(&resolver, "nameserver 127.0.0.1\n").unwrap();
-    let prepare =
-        "ip link set lo up && mount --bind \"$1\" /etc/resolv.conf && shift && exec \"$@\"";
-    let status = unshare()
-        .args(["sh", "-ec", prepare, "sh"])
-        .arg(&resolver)
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", TEST, "--nocapture"])
-        .envs(PROGRAMS.into_iter().zip(programs))
-        .status()
-        .unwrap();
-    assert!(status.success(), "inside the namespaces: {status}");
+    let rerun = Rerun {
+        test,
+        kinds: &["--net", "--mount"],
+        prepare: "mount --bind \"$1\" /etc/resolv.conf".to_owned(),
+        arguments: vec![resolver],
+        programs: PROGRAMS.into_iter().zip(ours.into_iter().chain([go.etcd, go.etcdctl])).collect(),
+    };
+    rerun.run().unwrap();
 }
 
 /// Names of services, and the ports on [`HOST`] that they lead to.
-type Zone = BTreeMap<String, u16>;
+type Zone = BTreeMap<String, Vec<u16>>;
 
 /// The one host, which is this one. Go does not look for names in `/etc/hosts` that DNS has told.
 const HOST: &str = "server.test";
@@ -73,23 +71,26 @@ fn serve(zone: Zone) {
         let mut buffer = [0; 4096];
         while let Ok((length, from)) = socket.recv_from(&mut buffer) {
             let (name, kind, end) = question(&buffer[..length]);
-            let data = match (kind, zone.get(&name)) {
+            let records = match (kind, zone.get(&name)) {
                 // Priority, weight, port, host.
-                (TYPE_SRV, Some(port)) => {
-                    let numbers = [0, 0, *port].map(u16::to_be_bytes).concat();
-                    Some([&numbers[..], b"\x06server\x04test\0"].concat())
-                }
-                (TYPE_A, _) if name == HOST => Some(vec![127, 0, 0, 1]),
-                _ => None,
+                (TYPE_SRV, Some(ports)) => ports
+                    .iter()
+                    .map(|port| {
+                        let numbers = [0, 0, *port].map(u16::to_be_bytes).concat();
+                        [&numbers[..], b"\x06server\x04test\0"].concat()
+                    })
+                    .collect(),
+                (TYPE_A, _) if name == HOST => vec![vec![127, 0, 0, 1]],
+                _ => Vec::new(),
             };
             // What follows the question is not for us.
             let mut answer = buffer[..end].to_vec();
-            let is_known = data.is_some() || name == HOST;
+            let is_known = !records.is_empty() || name == HOST;
             let code = if is_known { 0 } else { CODE_NO_SUCH_NAME };
             answer[2..4].copy_from_slice(&(0x8180 | code).to_be_bytes());
-            answer[6..8].copy_from_slice(&u16::from(data.is_some()).to_be_bytes());
+            answer[6..8].copy_from_slice(&u16::try_from(records.len()).unwrap().to_be_bytes());
             answer[8..12].fill(0);
-            if let Some(data) = data {
+            for data in records {
                 // The name of the question, what it asked for, IN, a minute.
                 answer.extend([[0xc0, 12], kind.to_be_bytes(), [0, 1], [0, 0], [0, 60]].concat());
                 answer.extend(u16::try_from(data.len()).unwrap().to_be_bytes());
@@ -110,43 +111,6 @@ fn question(message: &[u8]) -> (String, u16, usize) {
     }
     let kind = u16::from_be_bytes([message[at + 1], message[at + 2]]);
     (labels.join("."), kind, at + 5)
-}
-
-/// A sub-command that serves; ends when dropped.
-struct Serving(Child);
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Starts `etcd gateway` or `etcd grpc-proxy` and waits until it has logged these words.
-fn start(program: &Path, flags: &[String], words: &str) -> Serving {
-    let mut child = Command::new(program)
-        .args(flags)
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let log = BufReader::new(child.stderr.take().unwrap()).lines();
-    let serving = Serving(child);
-    let (sender, lines) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        for line in log.map_while(Result::ok) {
-            let _ = sender.send(line);
-        }
-    });
-    let mut seen = Vec::new();
-    loop {
-        match lines.recv_timeout(LIMIT) {
-            Ok(line) if line.contains(words) => break,
-            Ok(line) => seen.push(line),
-            Err(_) => panic!("{words:?} was not logged by {flags:?}:\n{}", seen.join("\n")),
-        }
-    }
-    serving
 }
 
 /// What a program says and how it ends, without lines of logs. Of a host's name etcd shows the dot at its
@@ -188,12 +152,12 @@ impl World {
             cluster.members()[0].endpoint.rsplit_once(':').unwrap().1.parse().unwrap()
         };
         serve(Zone::from([
-            ("_etcd-client._tcp.plain.test".to_owned(), port(&plain)),
-            ("_etcd-client-named._tcp.plain.test".to_owned(), port(&plain)),
-            ("_etcd-client._tcp.mixed.test".to_owned(), port(&plain)),
-            ("_etcd-client-ssl._tcp.mixed.test".to_owned(), port(&secure)),
-            ("_etcd-client-ssl._tcp.secure.test".to_owned(), port(&secure)),
-            ("_etcd-client-ssl._tcp.foreign.test".to_owned(), port(&secure)),
+            ("_etcd-client._tcp.plain.test".to_owned(), vec![port(&plain)]),
+            ("_etcd-client-named._tcp.plain.test".to_owned(), vec![port(&plain)]),
+            ("_etcd-client._tcp.mixed.test".to_owned(), vec![port(&plain)]),
+            ("_etcd-client-ssl._tcp.mixed.test".to_owned(), vec![port(&secure)]),
+            ("_etcd-client-ssl._tcp.secure.test".to_owned(), vec![port(&secure)]),
+            ("_etcd-client-ssl._tcp.foreign.test".to_owned(), vec![port(&secure)]),
         ]));
         World { plain, _secure: secure, certificate, directory }
     }
@@ -203,9 +167,9 @@ impl World {
     }
 }
 
-fn inside() {
+fn servers_are_found() {
     let [our_etcd, our_etcdctl, go_etcd, go_etcdctl] =
-        PROGRAMS.map(|name| PathBuf::from(std::env::var_os(name).unwrap()));
+        PROGRAMS.map(|name| namespace::program(name).unwrap());
     let world = World::new(&our_etcd);
     etcdctl_finds_servers(&world, [&our_etcdctl, &go_etcdctl]);
     for etcd in [&our_etcd, &go_etcd] {
@@ -267,7 +231,7 @@ fn proxies_find_members(world: &World, etcd: &Path, is_of_go: bool, etcdctl: &Pa
                 line.push(format!("--data-dir={data}"));
             }
             line.extend(flags.iter().map(|&flag| flag.to_owned()));
-            let _serving = start(etcd, &line, ready);
+            let _serving = Serving::start(Command::new(etcd).args(&line), ready).unwrap();
             let endpoint = format!("--endpoints={address}");
             let got = run(etcdctl, &[&[&endpoint[..], "get", "where"][..], client].concat(), &[]);
             told(&got)
@@ -309,5 +273,137 @@ fn proxies_say_why_they_do_not_start(world: &World, programs: [&Path; 2]) {
         let [ours, theirs] = programs.map(|program| told(&run(program, &line, &[])));
         assert_ne!(ours.0, Some(0), "{line:?}: {ours:?}");
         assert_eq!(ours, theirs, "{line:?}");
+    }
+}
+
+/// What members are told besides their own names, and where they look for each other.
+struct Meeting {
+    scheme: &'static str,
+    /// Service and domain in the name server.
+    service: &'static str,
+    flags: Vec<String>,
+}
+
+/// Three members of each program, which know nothing but a domain.
+fn members_find_each_other() {
+    let [ours, _, theirs, etcdctl] = PROGRAMS.map(|name| namespace::program(name).unwrap());
+    let authority = Authority::new().unwrap();
+    // The member that calls is looked up by name; etcd does so where the address is not in the certificate.
+    let hosts = [HOST, "127.0.0.1"];
+    let pair = authority
+        .issue(&Subject { name: "member", serial: 1, common_name: "member", hosts: &hosts })
+        .unwrap();
+    let secure = vec![
+        "--discovery-srv=secure.test".to_owned(),
+        flag("peer-cert-file", &pair.cert),
+        flag("peer-key-file", &pair.key),
+        flag("peer-trusted-ca-file", &authority.ca()),
+        "--peer-client-cert-auth".to_owned(),
+    ];
+    let named = ["--discovery-srv=named.test", "--discovery-srv-name=x"].map(str::to_owned);
+    let plain = vec!["--discovery-srv=plain.test".to_owned()];
+    let secure_named = [
+        &secure[1..],
+        &["--discovery-srv=named.test", "--discovery-srv-name=y"].map(str::to_owned),
+    ]
+    .concat();
+    let meetings = [
+        Meeting { scheme: "http", service: "_etcd-server._tcp.plain.test", flags: plain },
+        Meeting { scheme: "http", service: "_etcd-server-x._tcp.named.test", flags: named.into() },
+        Meeting { scheme: "https", service: "_etcd-server-ssl._tcp.secure.test", flags: secure },
+        Meeting {
+            scheme: "https",
+            service: "_etcd-server-ssl-y._tcp.named.test",
+            flags: secure_named,
+        },
+    ];
+    let ports: Vec<Vec<u16>> = meetings.iter().map(|_| free_ports(3).unwrap()).collect();
+    let services = meetings.iter().map(|meeting| meeting.service.to_owned());
+    serve(services.zip(ports.iter().cloned()).collect());
+    for program in [&ours, &theirs] {
+        for (meeting, ports) in meetings.iter().zip(&ports) {
+            three_meet(program, meeting, ports, &etcdctl);
+        }
+        a_member_that_dns_does_not_name_is_refused(program, &ports[0]);
+    }
+}
+
+fn three_meet(program: &Path, meeting: &Meeting, peer_ports: &[u16], etcdctl: &Path) {
+    let directory = tempfile::tempdir().unwrap();
+    let clients: Vec<String> = free_ports(peer_ports.len())
+        .unwrap()
+        .iter()
+        .map(|port| format!("http://127.0.0.1:{port}"))
+        .collect();
+    let members: Vec<Serving> = peer_ports
+        .iter()
+        .zip(&clients)
+        .enumerate()
+        .map(|(index, (port, client))| {
+            let mut command = member(program, directory.path(), &format!("m{index}"), client);
+            command
+                .arg(format!("--listen-peer-urls={}://127.0.0.1:{port}", meeting.scheme))
+                .arg(format!("--initial-advertise-peer-urls={}://{HOST}:{port}", meeting.scheme))
+                .args(&meeting.flags);
+            Serving::launch(&mut command).unwrap()
+        })
+        .collect();
+    for member in &members {
+        member.wait_for_log("ready to serve client requests").unwrap();
+    }
+    let run = |index: usize, arguments: &[&str]| {
+        let endpoint = format!("--endpoints={}", clients[index]);
+        let got = run(etcdctl, &[&[&endpoint[..]], arguments].concat(), &[]);
+        assert!(got.status.success(), "{got:?}\n{}", members[index].log());
+        String::from_utf8_lossy(&got.stdout).into_owned()
+    };
+    run(0, &["put", "a", meeting.service]);
+    assert_eq!(run(2, &["get", "a"]), format!("a\n{}\n", meeting.service));
+    let listed = run(1, &["member", "list"]);
+    let mut names: Vec<&str> =
+        listed.lines().map(|line| line.split(", ").nth(2).unwrap()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["m0", "m1", "m2"], "{listed}");
+    for port in peer_ports {
+        assert!(listed.contains(&format!("{}://{HOST}:{port}", meeting.scheme)), "{listed}");
+    }
+}
+
+fn member(program: &Path, directory: &Path, name: &str, client: &str) -> Command {
+    let mut command = Command::new(program);
+    command
+        .arg(format!("--name={name}"))
+        .arg(format!("--data-dir={}", directory.join(name).display()))
+        .arg(format!("--listen-client-urls={client}"))
+        .arg(format!("--advertise-client-urls={client}"))
+        .env_clear();
+    command
+}
+
+/// The ports are those of the domain; the member listens and advertises elsewhere.
+fn a_member_that_dns_does_not_name_is_refused(program: &Path, named: &[u16]) {
+    let directory = tempfile::tempdir().unwrap();
+    let ports = free_ports(2).unwrap();
+    assert!(!named.contains(&ports[0]));
+    let client = format!("http://127.0.0.1:{}", ports[1]);
+    let peer = format!("http://{HOST}:{}", ports[0]);
+    for (flags, words) in [
+        (&["--discovery-srv=plain.test"][..], "cannot find local etcd member \\\"m0\\\" in SRV"),
+        (&["--discovery-srv=none.test"], "error querying DNS SRV records for _etcd-server"),
+    ] {
+        let mut command = member(program, directory.path(), "m0", &client);
+        command
+            .arg(format!("--listen-peer-urls=http://127.0.0.1:{}", ports[0]))
+            .arg(format!("--initial-advertise-peer-urls={peer}"))
+            .args(flags);
+        let mut serving = Serving::launch(&mut command).unwrap();
+        let status = serving.wait_until_ended().unwrap();
+        assert_eq!(status.code(), Some(1), "{flags:?}:\n{}", serving.log());
+        assert!(
+            serving.log().contains(words),
+            "{} {flags:?}:\n{}",
+            program.display(),
+            serving.log()
+        );
     }
 }

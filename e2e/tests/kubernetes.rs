@@ -1,7 +1,7 @@
 //! The local Kubernetes is a real one: what the operator's tests stand on is proven here, with pods,
 //! volumes and node faults. Needs a running cluster: `cargo xtask test --only kubernetes`.
 //!
-//! The tests run one after another, because some take nodes away, and each gives back what it took.
+//! Each test has its own namespace, and several run at a time, except those that take nodes away.
 
 use std::time::Duration;
 
@@ -158,55 +158,60 @@ fn a_volume_has_its_size_keeps_its_data_and_grows_while_in_use() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_pod_moves_with_its_volume_when_its_node_is_powered_off_for_good() -> Result<()> {
-    let cluster = cluster()?;
-    let namespace = Namespace::new(&cluster, "failover")?;
-    stateful(&namespace, 1)?;
-    namespace.shell("web-0", "echo kept > /data/kept && sync")?;
-    let lost = namespace.node_of("web-0")?;
+/// These take nodes away, and each gives back what it took: they run one after another, and alone.
+mod nodes {
+    use super::*;
 
-    cluster.power_off(lost)?;
-    cluster.wait_for_node(lost, "Unknown", NODE_LOSS)?;
-    let taint = "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute";
-    namespace.kubectl(&format!("taint node {lost} {taint}"))?;
-    wait::until("the pod has its data on another node", NODE_LOSS, || {
+    #[test]
+    fn a_pod_moves_with_its_volume_when_its_node_is_powered_off_for_good() -> Result<()> {
+        let cluster = cluster()?;
+        let namespace = Namespace::new(&cluster, "failover")?;
+        stateful(&namespace, 1)?;
+        namespace.shell("web-0", "echo kept > /data/kept && sync")?;
+        let lost = namespace.node_of("web-0")?;
+
+        cluster.power_off(lost)?;
+        cluster.wait_for_node(lost, "Unknown", NODE_LOSS)?;
+        let taint = "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute";
+        namespace.kubectl(&format!("taint node {lost} {taint}"))?;
+        wait::until("the pod has its data on another node", NODE_LOSS, || {
+            let node = namespace.node_of("web-0")?;
+            ensure!(node != lost, "it is still on {lost}");
+            let kept = namespace.shell("web-0", "cat /data/kept")?;
+            if kept == "kept" { Ok(()) } else { Err(anyhow!("it has {kept:?}")) }
+        })?;
+
+        namespace.kubectl(&format!("taint node {lost} {taint}-"))?;
+        cluster.power_on(lost)?;
+        cluster.wait_for_node(lost, "True", READY)
+    }
+
+    #[test]
+    fn a_node_that_reboots_runs_its_pods_again() -> Result<()> {
+        let cluster = cluster()?;
+        let namespace = Namespace::new(&cluster, "reboot")?;
+        stateful(&namespace, 1)?;
         let node = namespace.node_of("web-0")?;
-        ensure!(node != lost, "it is still on {lost}");
-        let kept = namespace.shell("web-0", "cat /data/kept")?;
-        if kept == "kept" { Ok(()) } else { Err(anyhow!("it has {kept:?}")) }
-    })?;
+        cluster.power_off(node)?;
+        cluster.power_on(node)?;
+        wait::until("the pod answers again", NODE_LOSS, || {
+            namespace.shell("web-0", "wget -qO- http://127.0.0.1:8080/name")
+        })?;
+        cluster.wait_for_node(node, "True", READY)
+    }
 
-    namespace.kubectl(&format!("taint node {lost} {taint}-"))?;
-    cluster.power_on(lost)?;
-    cluster.wait_for_node(lost, "True", READY)
-}
+    #[test]
+    fn a_node_that_hangs_or_loses_its_network_is_noticed_and_comes_back() -> Result<()> {
+        let cluster = cluster()?;
+        let node = NodeNumber(2);
+        cluster.freeze(node)?;
+        cluster.wait_for_node(node, "Unknown", NODE_LOSS)?;
+        cluster.thaw(node)?;
+        cluster.wait_for_node(node, "True", READY)?;
 
-#[test]
-fn a_node_that_reboots_runs_its_pods_again() -> Result<()> {
-    let cluster = cluster()?;
-    let namespace = Namespace::new(&cluster, "reboot")?;
-    stateful(&namespace, 1)?;
-    let node = namespace.node_of("web-0")?;
-    cluster.power_off(node)?;
-    cluster.power_on(node)?;
-    wait::until("the pod answers again", NODE_LOSS, || {
-        namespace.shell("web-0", "wget -qO- http://127.0.0.1:8080/name")
-    })?;
-    cluster.wait_for_node(node, "True", READY)
-}
-
-#[test]
-fn a_node_that_hangs_or_loses_its_network_is_noticed_and_comes_back() -> Result<()> {
-    let cluster = cluster()?;
-    let node = NodeNumber(2);
-    cluster.freeze(node)?;
-    cluster.wait_for_node(node, "Unknown", NODE_LOSS)?;
-    cluster.thaw(node)?;
-    cluster.wait_for_node(node, "True", READY)?;
-
-    cluster.partition(node)?;
-    cluster.wait_for_node(node, "Unknown", NODE_LOSS)?;
-    cluster.heal(node)?;
-    cluster.wait_for_node(node, "True", READY)
+        cluster.partition(node)?;
+        cluster.wait_for_node(node, "Unknown", NODE_LOSS)?;
+        cluster.heal(node)?;
+        cluster.wait_for_node(node, "True", READY)
+    }
 }

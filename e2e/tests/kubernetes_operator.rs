@@ -11,6 +11,8 @@ mod backup;
 mod bootstrap;
 #[path = "kubernetes_operator/caller.rs"]
 mod caller;
+#[path = "kubernetes_operator/manifests.rs"]
+mod manifests;
 #[path = "kubernetes_operator/nodes.rs"]
 mod nodes;
 #[path = "kubernetes_operator/product.rs"]

@@ -3,7 +3,10 @@
 //! ConfigMaps are served from the apiserver's watch cache, which itself lists and watches the store;
 //! Events have none, so their pages and watches are the store's own. Go etcd passes the same tests
 //! (`--store`).
+//!
+//! One compacts the store, and with it what the others are about to read: they take turns.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -13,6 +16,13 @@ use e2e::kubernetes::layout::STORE_CLIENT_URL;
 use e2e::kubernetes::{Access, Cluster, Namespace};
 use proto::etcdserverpb::{CompactionRequest, RangeRequest};
 use serde_json::{Value, json};
+
+static TURN: Mutex<()> = Mutex::new(());
+
+fn turn() -> MutexGuard<'static, ()> {
+    // Whose turn ended in a panic has left nothing behind that concerns the next.
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 const OBJECTS: usize = 25;
 const PAGE: usize = 10;
@@ -107,6 +117,7 @@ fn ours(names: Vec<String>) -> Vec<String> {
 
 #[test]
 fn a_list_in_pages_is_one_snapshot_whatever_is_written_meanwhile() -> Result<()> {
+    let _turn = turn();
     let cluster = Cluster::of_environment()?;
     let access = cluster.access();
     for kind in [CONFIG_MAPS, EVENTS] {
@@ -148,6 +159,7 @@ fn a_list_in_pages_is_one_snapshot_whatever_is_written_meanwhile() -> Result<()>
 
 #[test]
 fn a_watch_tells_every_change_after_its_revision_in_order_and_bookmarks() -> Result<()> {
+    let _turn = turn();
     let cluster = Cluster::of_environment()?;
     for kind in [CONFIG_MAPS, EVENTS] {
         let namespace = Namespace::new(&cluster, &format!("watch-{}", kind.resource))?;
@@ -211,6 +223,7 @@ fn a_watch_tells_every_change_after_its_revision_in_order_and_bookmarks() -> Res
 
 #[test]
 fn a_watch_that_asks_for_the_state_gets_it_and_then_a_bookmark() -> Result<()> {
+    let _turn = turn();
     let cluster = Cluster::of_environment()?;
     let namespace = Namespace::new(&cluster, "watch-list")?;
     CONFIG_MAPS.fill(&namespace, 5)?;
@@ -235,6 +248,7 @@ fn a_watch_that_asks_for_the_state_gets_it_and_then_a_bookmark() -> Result<()> {
 
 #[test]
 fn what_was_compacted_is_refused_as_expired_and_the_rest_goes_on() -> Result<()> {
+    let _turn = turn();
     let cluster = Cluster::of_environment()?;
     let access = cluster.access();
     let namespace = Namespace::new(&cluster, "compaction")?;

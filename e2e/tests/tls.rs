@@ -2,15 +2,12 @@
 //! the protocols that share a port.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output};
 
+use e2e::authority::{Authority, Subject, flag};
 use e2e::peers;
-use e2e::processes::{Cluster, Member, ServerOptions, Tls, free_ports, http_get};
-use rcgen::{
-    CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, IsCa, KeyIdMethod,
-    KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
-};
+use e2e::processes::{Cluster, Member, PeerTls, ServerOptions, Tls, free_ports, http_get};
 
 fn ours() -> PathBuf {
     peers::our_binary("etcd").expect("build our etcd")
@@ -30,16 +27,12 @@ fn etcdctl(member: &Member, flags: &[String], arguments: &[&str]) -> Output {
         .expect("run etcdctl")
 }
 
-fn flag(name: &str, path: &Path) -> String {
-    format!("--{name}={}", path.display())
-}
-
 #[test]
 fn members_that_make_their_own_certificates_form_a_cluster() {
     let mut options = ServerOptions::one(&ours());
     options.members = 3;
     options.tls = Tls::Auto;
-    options.peer_auto_tls = true;
+    options.peer_tls = PeerTls::Auto;
     let mut cluster = Cluster::start(&options).expect("start three members");
     let fixtures = cluster.members()[0].data_directory.join("fixtures");
     let certificate = fs::read(fixtures.join("peer/cert.pem")).expect("a certificate for members");
@@ -54,69 +47,14 @@ fn members_that_make_their_own_certificates_form_a_cluster() {
 }
 
 /// A CA with a server's pair and two clients'.
-struct Authority {
-    directory: tempfile::TempDir,
-    issuer: CertifiedIssuer<'static, KeyPair>,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let directory = tempfile::tempdir().expect("a directory");
-        let mut params = CertificateParams::new(Vec::new()).expect("parameters");
-        params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let key = KeyPair::generate().expect("a key");
-        let issuer = CertifiedIssuer::self_signed(params, key).expect("a CA");
-        fs::write(directory.path().join("ca.pem"), issuer.pem()).expect("write the CA");
-        let authority = Self { directory, issuer };
-        for (serial, name) in [(1, "server"), (2, "alice"), (3, "bob")] {
-            authority.issue(serial, name);
-        }
-        authority.revoke(&[]);
-        authority
+fn authority() -> Authority {
+    let authority = Authority::new().expect("a CA");
+    for (serial, name) in [(1, "server"), (2, "alice"), (3, "bob")] {
+        let hosts = ["127.0.0.1", &format!("{name}.example")];
+        let subject = Subject { name, serial, common_name: name, hosts: &hosts };
+        authority.issue(&subject).expect("a certificate");
     }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn issue(&self, serial: u64, name: &str) {
-        let hosts = vec!["127.0.0.1".to_owned(), format!("{name}.example")];
-        let mut params = CertificateParams::new(hosts).expect("parameters");
-        params.serial_number = Some(SerialNumber::from(serial));
-        params.distinguished_name.push(DnType::CommonName, name);
-        let key = KeyPair::generate().expect("a key");
-        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
-        fs::write(self.path(&format!("{name}.pem")), certificate.pem()).expect("write it");
-        fs::write(self.path(&format!("{name}.key")), key.serialize_pem()).expect("write its key");
-    }
-
-    fn revoke(&self, serials: &[u64]) {
-        let revoked = |serial: &u64| RevokedCertParams {
-            serial_number: SerialNumber::from(*serial),
-            revocation_time: date_time_ymd(2026, 1, 1),
-            reason_code: None,
-            invalidity_date: None,
-        };
-        let list = CertificateRevocationListParams {
-            this_update: date_time_ymd(2026, 1, 1),
-            next_update: date_time_ymd(2036, 1, 1),
-            crl_number: SerialNumber::from(1_u64),
-            issuing_distribution_point: None,
-            revoked_certs: serials.iter().map(revoked).collect(),
-            key_identifier_method: KeyIdMethod::Sha256,
-        };
-        let list = list.signed_by(&self.issuer).expect("sign a list");
-        fs::write(self.path("revoked.crl"), list.der()).expect("write the list");
-    }
-
-    fn client(&self, name: &str) -> Vec<String> {
-        vec![
-            flag("cacert", &self.path("ca.pem")),
-            flag("cert", &self.path(&format!("{name}.pem"))),
-            flag("key", &self.path(&format!("{name}.key"))),
-        ]
-    }
+    authority
 }
 
 /// Whether HTTP is answered to a client with this certificate.
@@ -140,7 +78,7 @@ fn asks_over_http(authority: &Authority, address: &str, name: &str) -> bool {
 fn cve_2026_59818_revoked_clients_are_refused_on_every_listener_without_a_restart() {
     let go = peers::etcd_binaries().expect("build Go etcd").etcd;
     for (program, split) in [(go.clone(), false), (go, true), (ours(), false), (ours(), true)] {
-        let authority = Authority::new();
+        let authority = authority();
         let mut options = ServerOptions::one(&program);
         options.tls =
             Tls::Given { cert: authority.path("server.pem"), key: authority.path("server.key") };
@@ -156,11 +94,11 @@ fn cve_2026_59818_revoked_clients_are_refused_on_every_listener_without_a_restar
         let cluster = Cluster::start(&options).expect("start a server");
         let member = &cluster.members()[0];
         let is_served =
-            |name| etcdctl(member, &authority.client(name), &["get", "a"]).status.success();
+            |name| etcdctl(member, &authority.client_flags(name), &["get", "a"]).status.success();
         assert!(is_served("alice") && is_served("bob"), "{}", member.log());
         let anonymous = [flag("cacert", &authority.path("ca.pem"))];
         assert!(!etcdctl(member, &anonymous, &["get", "a"]).status.success());
-        authority.revoke(&[3]);
+        authority.revoke(&[3]).expect("revoke it");
         assert!(is_served("alice"), "{}", member.log());
         assert!(!is_served("bob"), "{}", member.log());
         assert!(member.log().contains("revoked"), "{}", member.log());
@@ -174,7 +112,7 @@ fn cve_2026_59818_revoked_clients_are_refused_on_every_listener_without_a_restar
 
 #[test]
 fn only_clients_with_an_allowed_host_name_are_served() {
-    let authority = Authority::new();
+    let authority = authority();
     let mut options = ServerOptions::one(&ours());
     options.tls =
         Tls::Given { cert: authority.path("server.pem"), key: authority.path("server.key") };
@@ -188,7 +126,8 @@ fn only_clients_with_an_allowed_host_name_are_served() {
     ];
     let cluster = Cluster::start(&options).expect("start a server");
     let member = &cluster.members()[0];
-    let is_served = |name| etcdctl(member, &authority.client(name), &["get", "a"]).status.success();
+    let is_served =
+        |name| etcdctl(member, &authority.client_flags(name), &["get", "a"]).status.success();
     assert!(is_served("alice"), "{}", member.log());
     assert!(!is_served("bob"), "{}", member.log());
 }

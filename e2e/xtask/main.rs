@@ -12,6 +12,7 @@ mod prerequisites;
 mod programs;
 mod progress;
 mod sim;
+mod store_log;
 mod test;
 mod up;
 mod workspace;

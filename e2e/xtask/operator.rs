@@ -61,10 +61,24 @@ impl Operator<'_> {
         self.progress.working("wait for the first backup", || self.first_backup())
     }
 
+    /// All of `up` and `down` on a Kubernetes that has nothing of ours, and has nothing of it afterwards.
+    pub(crate) fn come_and_go(&self, image: &str) -> Result<()> {
+        self.install(image)?;
+        self.remove()?;
+        if self.knows_our_kinds()? {
+            bail!("the kinds are left");
+        }
+        Ok(())
+    }
+
     /// Removes the example, then the operator, then its kinds: in this order, because only a running
     /// operator can take its finalizers off.
+    ///
+    /// # Errors
+    /// Before anything is done, if other clusters are there: with their kind they would go as well.
     pub(crate) fn remove(&self) -> Result<()> {
         if self.knows_our_kinds()? {
+            self.refuse_clusters_of_others()?;
             self.progress.working("delete the example", || self.delete_example())?;
         }
         self.progress.working("uninstall the operator", || {
@@ -81,6 +95,20 @@ impl Operator<'_> {
             self.access.kubectl(["delete", "namespace", NAMESPACE, "--ignore-not-found"]).run()
         })?;
         Ok(())
+    }
+
+    fn refuse_clusters_of_others(&self) -> Result<()> {
+        let names = "jsonpath={range .items[*]}{.metadata.namespace}/{.metadata.name} {end}";
+        let found = self.access.kubectl(["get", "etcdclusters", "-A", "-o", names]).run()?;
+        let others: Vec<&str> =
+            found.split_whitespace().filter(|name| !name.ends_with("/example")).collect();
+        match others.is_empty() {
+            true => Ok(()),
+            false => bail!(
+                "the operator also keeps {}: delete these EtcdClusters first, or keep the operator",
+                others.join(", ")
+            ),
+        }
     }
 
     fn knows_our_kinds(&self) -> Result<bool> {

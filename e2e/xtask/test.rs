@@ -1,20 +1,26 @@
 //! `cargo xtask test`: groups of tests, each a list of steps. What CI runs is what this runs.
 //!
+//! The group `kubernetes` waits most of its time for kubelets and nodes; groups that wait as well, for
+//! elections and time-outs, run beside it. Everything is compiled before.
+//!
 //! The last line is `N passed, N failed`: tests where a step runs tests, else the step itself.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
-use e2e::kubernetes::Lifetime;
 use e2e::kubernetes::program::Program;
+use e2e::kubernetes::{Lifetime, Traces, wait};
 
+use crate::operator::Operator;
 use crate::programs::{self, Batch, TestProgram};
 use crate::progress::Progress;
 use crate::workspace::{Profile, Workspace};
-use crate::{image, prerequisites, up};
+use crate::{image, prerequisites, store_log, up};
 
 #[derive(Args, Default)]
 pub(crate) struct Options {
@@ -60,6 +66,9 @@ enum Group {
     Kubernetes,
 }
 
+/// What runs beside the group `kubernetes`, one after the other.
+const BESIDE_KUBERNETES: [Group; 3] = [Group::Process, Group::Differential, Group::Clients];
+
 /// What every group compiles. It is the same for all of them, whatever they then run, because cargo
 /// compiles a library once for each set of features that the chosen packages ask of it.
 const EVERYTHING: [&str; 3] = ["--workspace", "--features", "e2e/cluster"];
@@ -73,6 +82,12 @@ struct Summary {
 }
 
 impl Summary {
+    fn add(&mut self, other: Summary) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.failures.extend(other.failures);
+    }
+
     fn step(&mut self, name: &str, result: Result<Counts>) {
         match result {
             Ok(counts) => {
@@ -100,14 +115,21 @@ const ONE: Counts = Counts { passed: 1, failed: 0 };
 
 pub(crate) fn run(workspace: &Workspace, progress: &Progress, options: &Options) -> Result<bool> {
     let mut summary = Summary::default();
-    let chosen = Group::value_variants().iter().copied().filter(|group| {
+    let mut chosen = Group::value_variants().to_vec();
+    chosen.retain(|group| {
         let wanted = options.only.is_empty() || options.only.contains(group);
         wanted && !options.skip.contains(group)
     });
     let tests = Tests { workspace, progress, options };
-    for group in chosen {
+    let with_kubernetes = chosen.contains(&Group::Kubernetes);
+    let is_beside = |group: &Group| with_kubernetes && BESIDE_KUBERNETES.contains(group);
+    let (beside, in_turn): (Vec<Group>, Vec<Group>) = chosen.into_iter().partition(is_beside);
+    for group in in_turn {
         progress.say(&format!("--- {}", name_of(group)));
-        tests.run_group(group, &mut summary);
+        match group {
+            Group::Kubernetes => tests.kubernetes_and(&beside, &mut summary),
+            group => tests.run_group(group, &mut summary),
+        }
     }
     if !summary.failures.is_empty() {
         println!("\nFailures:");
@@ -134,6 +156,9 @@ impl Tests<'_> {
         match group {
             Group::Fmt => {
                 summary.step("rustfmt", self.cargo_check("rustfmt", &["fmt", "--all", "--check"]));
+                let clients =
+                    ["fmt", "--all", "--check", "--manifest-path", "e2e/peers/rust/Cargo.toml"];
+                summary.step("rustfmt of clients", self.cargo_check("rustfmt", &clients));
                 summary.step("gofmt", self.gofmt());
             }
             Group::Clippy => {
@@ -146,19 +171,49 @@ impl Tests<'_> {
                 summary.step("unit", self.unit());
             }
             Group::Process | Group::Chaos | Group::Differential | Group::Clients => {
-                let name = name_of(group);
-                summary.step(&name, self.test_files(&name, group));
+                summary.step(&name_of(group), self.test_files(group));
             }
             Group::Image => {
                 summary.step("image", self.image());
                 summary.step("Dockerfile", self.dockerfile());
             }
-            Group::Kubernetes => {
-                if let Err(error) = self.kubernetes(summary) {
-                    summary.step("kubernetes", Err(error));
-                }
+            Group::Kubernetes => self.kubernetes_and(&[], summary),
+        }
+    }
+
+    /// The group `kubernetes`, and these beside it.
+    fn kubernetes_and(&self, beside: &[Group], summary: &mut Summary) {
+        let tests = match self.prepare_kubernetes() {
+            Ok(tests) => Some(tests),
+            Err(error) => {
+                summary.step("kubernetes", Err(error));
+                None
+            }
+        };
+        let mut prepared = Vec::new();
+        for group in beside {
+            match self.compile_files(*group) {
+                Ok(programs) => prepared.push((*group, programs)),
+                Err(error) => summary.step(&name_of(*group), Err(error)),
             }
         }
+        let in_kubernetes = || {
+            let mut summary = Summary::default();
+            let ended = tests.map_or(Ok(()), |tests| self.kubernetes(&tests, &mut summary));
+            if let Err(error) = ended {
+                summary.step("kubernetes", Err(error));
+            }
+            summary
+        };
+        thread::scope(|scope| {
+            let in_kubernetes = scope.spawn(in_kubernetes);
+            for (group, programs) in prepared {
+                let name = name_of(group);
+                let at_once = programs_at_once(group);
+                summary.step(&name, self.run_programs(&name, programs, at_once, &[]));
+            }
+            summary.add(in_kubernetes.join().expect("the thread returns a summary"));
+        });
     }
 
     /// The tests beside the code, and those in the `tests` of every package but e2e.
@@ -173,7 +228,8 @@ impl Tests<'_> {
             names.extend(test_targets(&package.join("tests"))?);
         }
         let line = ["--lib", "--bins"].map(str::to_owned).into_iter().chain(selected(&names));
-        self.cargo_test("unit", &line.collect::<Vec<_>>(), 1)
+        // One at a time: some count what a busy machine does.
+        self.run_programs("unit", self.compile("unit", &line.collect::<Vec<_>>())?, 1, &[])
     }
 
     fn cargo_check(&self, name: &str, line: &[&str]) -> Result<Counts> {
@@ -182,19 +238,13 @@ impl Tests<'_> {
         Ok(ONE)
     }
 
-    /// Compiles these test programs, runs them, and counts the tests, also those that passed when
-    /// others failed.
-    fn cargo_test(&self, name: &str, selection: &[String], at_once: usize) -> Result<Counts> {
-        let programs = self.compile(name, selection)?;
-        self.run_programs(name, programs, at_once, &[])
-    }
-
     fn compile(&self, name: &str, selection: &[String]) -> Result<Vec<TestProgram>> {
         let mut line = EVERYTHING.to_vec();
         line.extend(selection.iter().map(String::as_str));
         programs::compile(self.workspace, self.progress, name, &line)
     }
 
+    /// Runs test programs and counts the tests, also those that passed when others failed.
     fn run_programs(
         &self,
         name: &str,
@@ -224,14 +274,19 @@ impl Tests<'_> {
 
     /// The files of e2e/tests that belong to a group: none can be forgotten, because those without
     /// another group are process tests.
-    fn test_files(&self, name: &str, group: Group) -> Result<Counts> {
+    fn test_files(&self, group: Group) -> Result<Counts> {
+        let programs = self.compile_files(group)?;
+        self.run_programs(&name_of(group), programs, programs_at_once(group), &[])
+    }
+
+    fn compile_files(&self, group: Group) -> Result<Vec<TestProgram>> {
         let mut names = test_targets(&self.workspace.join("e2e/tests"))?;
         names.retain(|name| group_of(name) == group);
         if names.is_empty() {
             bail!("no file of e2e/tests belongs to this group");
         }
         prerequisites::require_go()?;
-        self.cargo_test(name, &selected(&names).collect::<Vec<_>>(), programs_at_once(group))
+        self.compile(&name_of(group), &selected(&names).collect::<Vec<_>>())
     }
 
     /// The image is the same when it is made again.
@@ -284,8 +339,8 @@ impl Tests<'_> {
         Ok(ONE)
     }
 
-    /// The tests on a local Kubernetes, and at their end what its apiserver thought of our store.
-    fn kubernetes(&self, summary: &mut Summary) -> Result<()> {
+    /// Builds all that the tests on a local Kubernetes need; nothing is compiled while it runs.
+    fn prepare_kubernetes(&self) -> Result<KubernetesTests> {
         let (workspace, progress) = (self.workspace, self.progress);
         let profile = Profile::chosen(!self.options.release);
         prerequisites::for_kubernetes(workspace, progress)?;
@@ -296,23 +351,38 @@ impl Tests<'_> {
         let image = image::assemble(workspace, progress, profile)?;
         let store =
             self.options.store.clone().unwrap_or_else(|| workspace.program(profile, "etcd"));
-        // Compiled before the cluster runs, which would only be in the way.
-        let tests = self.compile("kubernetes", &selected(&KUBERNETES_TESTS).collect::<Vec<_>>())?;
+        let programs =
+            self.compile("kubernetes", &selected(&KUBERNETES_TESTS).collect::<Vec<_>>())?;
+        let images = [image.tarball, next.tarball];
+        Ok(KubernetesTests { store, image: image.name, images, programs })
+    }
 
+    /// The tests on a local Kubernetes, and at their end what its apiserver thought of our store.
+    fn kubernetes(&self, tests: &KubernetesTests, summary: &mut Summary) -> Result<()> {
+        let (workspace, progress) = (self.workspace, self.progress);
+        let store = tests.store.clone();
+        let before = Traces::now()?;
         let cluster = up::start_cluster(workspace, progress, store, Lifetime::Caller)?;
         progress.working("load the images into the nodes", || {
-            cluster.load_image(&image.tarball)?;
-            cluster.load_image(&next.tarball)
+            tests.images.iter().try_for_each(|image| cluster.load_image(image))
         })?;
-        for (name, targets, arguments) in KUBERNETES_STEPS {
+        for (name, targets, at_once, arguments) in KUBERNETES_STEPS {
             let arguments = [&["--nocapture"], arguments].concat();
-            let programs = tests.iter().filter(|program| targets.contains(&program.target()));
+            let programs =
+                tests.programs.iter().filter(|program| targets.contains(&program.target()));
             let programs = programs.cloned().collect();
-            summary.step(name, self.run_programs(name, programs, 1, &arguments));
+            summary.step(name, self.run_programs(name, programs, at_once, &arguments));
         }
-        let said = fs::read_to_string(cluster.layout().log("kube-apiserver"));
-        let said = said.context("read what kube-apiserver has logged");
-        summary.step("kube-apiserver's log", said.and_then(|log| storage_errors(&log)));
+        let operator = Operator { workspace, progress, access: cluster.access() };
+        summary.step("up and down", operator.come_and_go(&tests.image).map(|()| ONE));
+        let said = |log: &str| {
+            let text = fs::read_to_string(cluster.layout().log(log));
+            text.with_context(|| format!("read what {log} has logged"))
+        };
+        let of_api_server = said("kube-apiserver").and_then(|log| store_log::of_api_server(&log));
+        summary.step("kube-apiserver's log", of_api_server.map(|()| ONE));
+        let of_store = said("store").and_then(|log| store_log::of_store(&log));
+        summary.step("the store's log", of_store.map(|()| ONE));
         // Kept also when all went well: they say how long things took.
         let logs = workspace.state().join("logs/cluster");
         if logs.exists() {
@@ -320,53 +390,50 @@ impl Tests<'_> {
         }
         fs::rename(cluster.layout().join("logs"), &logs).context("keep the cluster's logs")?;
         progress.say(&format!("  the cluster's logs are in {}", logs.display()));
-        progress.working("remove the local Kubernetes", || cluster.stop())
+        progress.working("remove the local Kubernetes", || cluster.stop())?;
+        summary.step("what is left of it", nothing_since(&before));
+        Ok(())
     }
+}
+
+/// Nothing is on the machine that was not there before. The kernel takes a moment to let go.
+fn nothing_since(before: &Traces) -> Result<Counts> {
+    wait::until("no trace is left", Duration::from_secs(20), || {
+        let left = Traces::now()?.since(before);
+        ensure!(left.is_empty(), "left: {}", left.join(", "));
+        Ok(ONE)
+    })
 }
 
 /// The targets of the group `kubernetes`.
 const KUBERNETES_TESTS: [&str; 3] = ["kubernetes", "kubernetes_operator", "kubernetes_store"];
 
-/// In which order they run, and how many at a time. Clusters in namespaces of their own do not mind
-/// each other; a node that hangs or goes away is everybody's, and so is the operator's end.
-const KUBERNETES_STEPS: [(&str, &[&str], &[&str]); 3] = [
-    ("kubernetes", &["kubernetes", "kubernetes_store"], &["--test-threads=1"]),
+/// In which order they run, how many programs at a time, and which of their tests. What has a namespace
+/// of its own does not mind others; a node that hangs or goes away is everybody's, and so is the
+/// operator's end.
+const KUBERNETES_STEPS: [(&str, &[&str], usize, &[&str]); 3] = [
+    ("kubernetes-nodes", &["kubernetes"], 1, &["--test-threads=1", "nodes::"]),
     (
-        "kubernetes-operator",
-        &["kubernetes_operator"],
+        "kubernetes-namespaces",
+        &["kubernetes", "kubernetes_operator", "kubernetes_store"],
+        2,
         &["--test-threads=3", "--skip=nodes::", "--skip=uninstall::"],
     ),
     (
         "kubernetes-operator-alone",
         &["kubernetes_operator"],
+        1,
         &["--test-threads=1", "nodes::", "uninstall::"],
     ),
 ];
 
-/// What kube-apiserver writes when its store has failed it.
-const STORAGE_ERRORS: [&str; 7] = [
-    "etcdserver:",
-    "etcd client:",
-    "StorageError",
-    "storage is (re)initializing",
-    "watch chan error",
-    "rpc error: code = Internal",
-    "inconsistency",
-];
-
-/// What it writes about compaction and conflicts, which is their ordinary course.
-const ORDINARY: [&str; 2] = ["required revision has been compacted", "leaderChanged"];
-
-fn storage_errors(log: &str) -> Result<Counts> {
-    let is_error = |line: &&str| {
-        STORAGE_ERRORS.iter().any(|error| line.contains(error))
-            && !ORDINARY.iter().any(|ordinary| line.contains(ordinary))
-    };
-    let found: Vec<&str> = log.lines().filter(is_error).collect();
-    match found.first() {
-        None => Ok(ONE),
-        Some(first) => bail!("{} storage errors, the first: {first}", found.len()),
-    }
+/// What the tests on a local Kubernetes need, built.
+struct KubernetesTests {
+    store: PathBuf,
+    /// The name of the first image.
+    image: String,
+    images: [PathBuf; 2],
+    programs: Vec<TestProgram>,
 }
 
 /// The names of the test programs in a directory, if it is there.
@@ -435,16 +502,6 @@ mod tests {
             test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured\n";
         let counts = count_results(output);
         assert_eq!((counts.passed, counts.failed), (15, 2));
-    }
-
-    #[test]
-    fn errors_of_the_store_are_found_among_what_the_apiserver_logs() {
-        let fine = "W1121 15:00:00 watcher.go: watch chan error: etcdserver: mvcc: required \
-            revision has been compacted\nI1121 15:00:01 httplog.go: \"HTTP\" verb=\"GET\"\n";
-        assert!(storage_errors(fine).is_ok());
-        let bad = format!("{fine}E1121 15:00:02 status.go: rpc error: etcdserver: no leader\n");
-        let error = storage_errors(&bad).err().unwrap().to_string();
-        assert!(error.contains("1 storage errors") && error.contains("no leader"), "{error}");
     }
 
     #[test]

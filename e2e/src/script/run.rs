@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use super::mask::{Mask, dump_protobuf};
 use super::{ServerLine, Step};
-use crate::processes::{Cluster, ServerOptions, Tls, signal};
+use crate::processes::{Cluster, PeerTls, ServerOptions, Tls, signal};
 
 /// How long a command may take.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
@@ -68,7 +68,7 @@ impl Runner {
             members: server.members,
             flags: server.flags.clone(),
             tls: server.tls.clone(),
-            peer_auto_tls: false,
+            peer_tls: PeerTls::Off,
         };
         let cluster = Cluster::start(&options)?;
         let directory = tempfile::tempdir().context("create a directory for the script")?;

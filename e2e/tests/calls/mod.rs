@@ -14,8 +14,8 @@ use e2e::processes::Member;
 use prost::Message;
 use proto::etcdserverpb::{
     CompactionRequest, CompactionResponse, HashKvRequest, HashKvResponse, MemberAddRequest,
-    MemberAddResponse, MemberListRequest, MemberListResponse, PutRequest, PutResponse,
-    RangeRequest, RangeResponse, StatusResponse,
+    MemberAddResponse, MemberListRequest, MemberListResponse, MemberRemoveRequest,
+    MemberRemoveResponse, PutRequest, PutResponse, RangeRequest, RangeResponse, StatusResponse,
 };
 
 #[allow(unused_imports, reason = "each test takes what it needs")]
@@ -119,6 +119,10 @@ pub(crate) fn members(member: &Member) -> Result<MemberListResponse> {
 pub(crate) fn add_member(member: &Member, peer_url: &str) -> Result<MemberAddResponse> {
     let request = MemberAddRequest { peer_ur_ls: vec![peer_url.to_owned()], is_learner: false };
     call(member, "/etcdserverpb.Cluster/MemberAdd", &request)
+}
+
+pub(crate) fn remove_member(member: &Member, id: u64) -> Result<MemberRemoveResponse> {
+    call(member, "/etcdserverpb.Cluster/MemberRemove", &MemberRemoveRequest { id })
 }
 
 pub(crate) fn compact(member: &Member, revision: i64) -> Result<CompactionResponse> {

@@ -1,4 +1,5 @@
-//! Backups by a schedule to an S3-compatible server, what is kept of them, and a cluster made of one.
+//! Backups by a schedule to an S3-compatible server, what is kept of them, and clusters made of one;
+//! and a backup that lies on a volume.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -86,6 +87,51 @@ fn recover(namespace: &Namespace<'_>, backup: &str, hash: crate::product::Hash) 
     ensure!(caller.get("data/later")?.as_deref() == Some("after the first backup"));
     let next = caller.put("data/new", "of the bumped one")?;
     ensure!(next > hash.revision + 1_000_000, "{next} after {}", hash.revision);
+    Ok(())
+}
+
+/// Where there is no object store: a volume that the Job and the new member's first Pod mount. The
+/// EtcdBackup may be long gone: the store and the path of the manifest are enough.
+#[test]
+fn a_new_cluster_is_made_of_what_lies_on_a_volume() -> Result<()> {
+    let cluster = kubernetes()?;
+    let namespace = Namespace::restricted(&cluster, "backup-volume")?;
+    let etcd = Etcd::create(&namespace, "main", 1, &json!({}))?;
+    let caller = etcd.caller()?;
+    for number in 0..200 {
+        caller.put(&format!("data/{number:03}"), &"x".repeat(1000))?;
+    }
+    let hash = etcd.hash()?;
+    let store = json!({"type": "PersistentVolumeClaim", "persistentVolumeClaim": {
+        "claimName": "backups", "prefix": "team/a",
+    }});
+    let claim = json!({
+        "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "backups"},
+        "spec": {
+            "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "100Mi"}},
+        },
+    });
+    let backup = json!({
+        "apiVersion": "etcd.keelson.dev/v1alpha1", "kind": "EtcdBackup",
+        "metadata": {"name": "once"}, "spec": {"clusterRef": {"name": "main"}, "store": store},
+    });
+    namespace.apply(&claim.to_string())?;
+    namespace.apply(&backup.to_string())?;
+    let taken = complete_backup(&namespace, &[])?;
+    ensure!(taken["status"]["revision"] == hash.revision, "{taken}");
+    let manifest = text(&taken["status"]["manifest"]);
+    // What is stored stays: that is the backup's deletionPolicy.
+    namespace.kubectl("delete etcdbackup once --timeout=60s")?;
+    namespace.kubectl("delete etcdcluster main --timeout=60s")?;
+
+    let recovery = json!({"bootstrap": {"type": "Recovery", "recovery": {
+        "objectStore": {"store": store, "manifest": manifest}, "bumpRevision": 0,
+    }}});
+    let copy = Etcd::create(&namespace, "copy", 1, &recovery)?;
+    let copied = copy.hash()?;
+    ensure!(copied == hash, "the copy has {copied:?}, the original {hash:?}");
+    let next = copy.caller()?.put("data/new", "of the copy")?;
+    ensure!(next == hash.revision + 1, "{next} after {}", hash.revision);
     Ok(())
 }
 

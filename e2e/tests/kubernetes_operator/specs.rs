@@ -1,6 +1,6 @@
 //! What cannot work is refused by the API server, with the reason.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use e2e::kubernetes::Namespace;
 use serde_json::{Value, json};
 
@@ -73,6 +73,7 @@ fn specs_that_cannot_work_are_refused_with_the_reason() -> Result<()> {
     namespace.apply(&created)?;
     for (change, reason) in [
         (json!({"storage": {"size": "20Gi"}}), "size cannot be changed"),
+        (json!({"storage": {"className": "other"}}), "className cannot be changed"),
         (json!({"tls": {"mode": "Disabled"}}), "tls.mode cannot be changed"),
         (
             json!({"bootstrap": {"type": "Recovery", "recovery": {"backupRef": {"name": "b"}}}}),
@@ -84,4 +85,18 @@ fn specs_that_cannot_work_are_refused_with_the_reason() -> Result<()> {
         ensure!(said.contains(reason), "{change}: {reason:?} is not in {said}");
     }
     namespace.kubectl("delete etcdcluster fixed --timeout=30s").map(drop)
+}
+
+/// The rules of CEL decide what gets in; the operator reads all of it.
+#[test]
+fn every_form_of_a_quantity_is_a_size() -> Result<()> {
+    let cluster = kubernetes()?;
+    let namespace = Namespace::new(&cluster, "sizes")?;
+    for size in [json!("1e10"), json!("1.23456Gi"), json!("20000000k"), json!(1_073_741_824)] {
+        let spec = json!({"storage": {"size": size}});
+        let line = ["-n", namespace.name(), "create", "--dry-run=server", "-f", "-"];
+        let created = cluster.access().kubectl(line).input(object("EtcdCluster", "a", &spec)).run();
+        created.with_context(|| format!("size {size}"))?;
+    }
+    Ok(())
 }

@@ -1,0 +1,120 @@
+//! Everything that the repository offers to be applied is accepted by a real API server, with its
+//! defaults, its CEL and its refusal of unknown fields: the plain installation, every example, and
+//! what the chart of a cluster renders. Nothing is created: each is a dry run by the server.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use e2e::kubernetes::{Cluster, Namespace};
+
+use crate::product::{kubernetes, repository};
+
+/// Namespace that the plain installation brings along; objects in it need it to be there.
+const INSTALLATION: &str = "etcd-operator-system";
+
+/// The entries of a directory, sorted.
+fn listed(directory: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(directory).with_context(|| format!("list {}", directory.display()));
+    let mut found = entries?
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<std::io::Result<Vec<PathBuf>>>()?;
+    found.sort();
+    Ok(found)
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// How many objects a YAML text holds.
+fn objects(text: &str) -> usize {
+    text.lines().filter(|line| line.starts_with("kind:")).count()
+}
+
+/// The server says of each object what it would do.
+fn dry_run(cluster: &Cluster, namespace: &str, name: &str, text: &str) -> Result<()> {
+    let line = ["-n", namespace, "apply", "--dry-run=server", "--validate=strict", "-f", "-"];
+    let said = cluster.access().kubectl(line).input(text).run();
+    let said = said.with_context(|| format!("dry run of {name}"))?;
+    let accepted = said.lines().filter(|line| line.ends_with("(server dry run)")).count();
+    ensure!(
+        accepted > 0 && accepted == objects(text),
+        "{name} has {} objects, the server spoke of {accepted}: {said}",
+        objects(text)
+    );
+    Ok(())
+}
+
+fn dry_run_file(cluster: &Cluster, namespace: &str, path: &Path) -> Result<()> {
+    ensure!(
+        path.is_file() && path.extension().is_some_and(|extension| extension == "yaml"),
+        "{} is no YAML file: say here how it is tested",
+        path.display()
+    );
+    let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+    dry_run(cluster, namespace, &file_name(path), &text)
+}
+
+#[test]
+fn every_example_is_accepted_by_the_server() -> Result<()> {
+    let cluster = kubernetes()?;
+    let namespace = Namespace::new(&cluster, "examples")?;
+    let examples = listed(&repository().join("manifests/examples"))?;
+    for example in &examples {
+        dry_run_file(&cluster, namespace.name(), example)?;
+    }
+    ensure!(examples.len() >= 7, "only {} examples", examples.len());
+    Ok(())
+}
+
+#[test]
+fn the_plain_installation_is_accepted_by_the_server() -> Result<()> {
+    let cluster = kubernetes()?;
+    let manifests = repository().join("manifests");
+    let names: Vec<String> = listed(&manifests)?.iter().map(|path| file_name(path)).collect();
+    ensure!(
+        names == ["crds", "examples", "operator.yaml"],
+        "manifests/ holds {names:?}: a new one needs a test"
+    );
+    let namespace = Namespace::restricted(&cluster, INSTALLATION)?;
+    for definition in listed(&manifests.join("crds"))? {
+        dry_run_file(&cluster, namespace.name(), &definition)?;
+    }
+    dry_run_file(&cluster, namespace.name(), &manifests.join("operator.yaml"))
+}
+
+/// The operator's own chart is installed by all tests; that of a cluster is rendered here, as it
+/// is and with everything that a user may set.
+#[test]
+fn what_the_chart_of_a_cluster_renders_is_accepted_by_the_server() -> Result<()> {
+    let cluster = kubernetes()?;
+    let charts = repository().join("charts");
+    let names: Vec<String> = listed(&charts)?.iter().map(|path| file_name(path)).collect();
+    ensure!(names == ["etcd-cluster", "etcd-operator"], "charts/ holds {names:?}");
+    let namespace = Namespace::new(&cluster, "chart")?;
+    let everything = "\
+        nameOverride: renamed\n\
+        replicaCount: 5\n\
+        image: {repository: example.com/etcd, version: 3.7.4, tag: v3.7.4}\n\
+        persistence: {size: 1.5Gi, storageClass: fast}\n\
+        tls: {enabled: false}\n\
+        deletionPolicy: Delete\n\
+        backupStore: {type: PersistentVolumeClaim, persistentVolumeClaim: {claimName: backups}}\n\
+        backupSchedule: '@daily'\n\
+        backupRetention: {daily: 7, weekly: 4}\n\
+        spec: {config: {logLevel: Debug}, quota: {backend: 1Gi}}\n";
+    for (values, expected) in [("", 1), (everything, 2)] {
+        let rendered = cluster
+            .access()
+            .helm(["template", "example"])
+            .args([charts.join("etcd-cluster").as_os_str()])
+            .args(["--namespace", namespace.name(), "--values", "-"])
+            .input(values)
+            .run()
+            .context("render charts/etcd-cluster")?;
+        ensure!(objects(&rendered) == expected, "{expected} objects are wanted: {rendered}");
+        dry_run(&cluster, namespace.name(), "charts/etcd-cluster", &rendered)?;
+    }
+    Ok(())
+}
