@@ -13,7 +13,7 @@ use e2e::gateway::{Ask, ask};
 use e2e::processes::{Cluster, Member, ServerOptions};
 use proto::etcdserverpb::alarm_request::AlarmAction;
 use proto::etcdserverpb::{
-    AlarmRequest, AlarmResponse, AlarmType, MemberAddRequest, MemberAddResponse,
+    AlarmRequest, AlarmResponse, AlarmType, MemberAddRequest, MemberAddResponse, StatusResponse,
 };
 
 const METHODS: [&str; 6] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"];
@@ -173,4 +173,43 @@ fn a_learner_answers_alike() {
         let paths: Vec<&str> = HEALTH.iter().filter(quick).copied().collect();
         everywhere(learner, &paths, &["GET"])
     });
+}
+
+/// Without a quorum nobody has a leader: neither a follower, whose vote is still for the one that it has
+/// lost, nor the one that led.
+#[test]
+fn a_member_that_lost_its_quorum_has_no_leader_alike() {
+    for survivor_leads in [false, true] {
+        compare(3, |_, cluster| {
+            let id = |of: &StatusResponse| of.header.as_ref().unwrap().member_id;
+            let statuses: Vec<_> =
+                cluster.members().iter().map(|member| calls::status(member).unwrap()).collect();
+            let leads = |of: &StatusResponse| id(of) == of.leader;
+            let survivor = statuses.iter().position(|of| leads(of) == survivor_leads).unwrap();
+            for other in (0..3).filter(|other| *other != survivor) {
+                cluster.member_mut(other).kill().unwrap();
+            }
+            let survivor = &cluster.members()[survivor];
+            let health = Ask { method: "GET", path: "/health".to_owned(), ..Ask::default() };
+            until("the member has noticed", || {
+                ask(survivor.metrics_endpoint(), &health)
+                    .is_ok_and(|answer| answer.body.contains("RAFT NO LEADER"))
+            });
+            let now = calls::status(survivor).unwrap();
+            let metrics = calls::metrics(survivor);
+            let told = [
+                format!("leader {:x}, errors {:?}", now.leader, now.errors),
+                format!("has_leader {}", metrics["etcd_server_has_leader"]),
+                format!("is_leader {}", metrics["etcd_server_is_leader"]),
+            ];
+            // What reads through a quorum ends with its time-out; what that says is compared elsewhere.
+            let quick = |path: &&&str| {
+                path.starts_with("/livez")
+                    || (path.starts_with("/health") && !path.contains("exclude"))
+                    || path.ends_with("/serializable_read?verbose")
+            };
+            let paths: Vec<&str> = HEALTH.iter().filter(quick).copied().collect();
+            told.into_iter().chain(everywhere(survivor, &paths, &["GET"])).collect()
+        });
+    }
 }

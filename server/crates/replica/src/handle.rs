@@ -23,6 +23,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use types::{ClusterId, LogIndex, MemberId, Planted, Term};
 
 use crate::completion::{Mailbox, Mailboxes};
+use crate::contact::LeaderContact;
 use crate::inbound::{membership_change_message, read_index_answer, refusal_from_message};
 use crate::limits::{Rules, SWEEP_KEYS};
 use crate::membership::{MembershipChange, MembershipRefusal, Situation};
@@ -51,6 +52,7 @@ pub(crate) struct Shared {
     pub(crate) applied_bytes: Arc<AtomicU64>,
     pub(crate) applied: Arc<Watermark>,
     pub(crate) status: watch::Receiver<Status>,
+    pub(crate) contact: Arc<LeaderContact>,
     pub(crate) queue: Arc<ProposalQueue>,
     pub(crate) reads: Arc<ReadQueue>,
     pub(crate) write_boxes: Arc<Mailboxes<Outcome>>,

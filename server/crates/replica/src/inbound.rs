@@ -109,9 +109,10 @@ impl Inbound {
                 let inbound = inbound.clone();
                 async move {
                     let request = requests.next().await?;
-                    let checked = inbound
-                        .check(request.envelope.as_ref())
-                        .and_then(|_| append_request(request).map_err(refused));
+                    let checked = inbound.check(request.envelope.as_ref()).and_then(|leader| {
+                        inbound.shared.contact.heard(leader);
+                        append_request(request).map_err(refused)
+                    });
                     match checked {
                         Ok(request) => Some((request, (requests, refusal))),
                         Err(error) => {
@@ -167,7 +168,7 @@ impl Inbound {
             Some(Part::Header(header)) => header,
             _ => return Err(refused("a snapshot stream starts with its header")),
         };
-        self.check(header.envelope.as_ref())?;
+        let leader = self.check(header.envelope.as_ref())?;
         if header.format != snapshot::STREAM_FORMAT {
             return Err(refused(format!("snapshot format {} is not understood", header.format)));
         }
@@ -194,6 +195,8 @@ impl Inbound {
             snapshot::Snapshot { meta, snapshot: snapshot::SnapshotData::Received(file) };
         let answer =
             self.shared.raft.install_full_snapshot(vote, received).await.map_err(stopped)?;
+        // While a snapshot is installed nothing else of the leader is looked at.
+        self.shared.contact.heard(leader);
         Ok(peerpb::SnapshotResponse { vote: Some(codec::vote_message(&answer.vote)) })
     }
 

@@ -23,6 +23,7 @@
 
 mod codec;
 mod completion;
+mod contact;
 mod forced;
 mod handle;
 mod heartbeats;

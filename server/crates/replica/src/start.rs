@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, watch};
 use types::{ClusterId, LogIndex, MemberId, Term};
 
 use crate::completion::Mailboxes;
+use crate::contact::LeaderContact;
 use crate::forced;
 use crate::handle::{Handle, Shared};
 use crate::heartbeats;
@@ -207,7 +208,9 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
     bootstrap(&raft, &parts.bootstrap).await?;
 
     let belonging = belonging(&current, parts.member);
-    let status = follow_status(&raft, parts.member, parts.cluster, parts.timing, belonging);
+    let contact = Arc::new(LeaderContact::new(parts.timing.election_timeout * 2));
+    let whose = (parts.member, parts.cluster);
+    let status = follow_status(&raft, whose, contact.clone(), parts.timing, belonging);
     addresses.follow(status.clone());
     let shared = Arc::new(Shared {
         me: parts.member,
@@ -217,6 +220,7 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
         applied_bytes,
         applied,
         status,
+        contact,
         queue: Arc::new(ProposalQueue::new()),
         reads: Arc::new(ReadQueue::new()),
         write_boxes,
@@ -380,13 +384,14 @@ fn belonging(current: &Current, member: MemberId) -> Belonging {
 /// Translates openraft's metrics for everyone above.
 fn follow_status(
     raft: &Raft<TypeConfig, StateMachine>,
-    member: MemberId,
-    cluster: ClusterId,
+    (member, cluster): (MemberId, ClusterId),
+    contact: Arc<LeaderContact>,
     timing: Timing,
     mut belonging: Belonging,
 ) -> watch::Receiver<Status> {
     let election_timeout = timing.election_timeout;
     let mut metrics = raft.metrics();
+    let leader_contact = contact.clone();
     let mut translate = move |metrics: &openraft::RaftMetrics<TypeConfig>| {
         let membership = metrics.membership_config.membership();
         let voters: Vec<MemberId> = membership.voter_ids().map(MemberId).collect();
@@ -395,19 +400,23 @@ fn follow_status(
         let own = nodes.get(&member);
         let acknowledged = metrics.last_quorum_acked.as_ref();
         let acknowledged = acknowledged.map(|at| openraft::Instant::elapsed(&**at));
+        let leader = metrics.current_leader.map(MemberId);
+        let leads = metrics.state == ServerState::Leader;
         Status {
             member_id: member,
             cluster_id: cluster,
-            leader: metrics.current_leader.map(MemberId),
+            leader,
             term: Term(metrics.current_term),
             committed: optional_index(metrics.local_committed.as_ref()),
             applied: optional_index(metrics.last_applied.as_ref()),
-            leads_quorum: metrics.state == ServerState::Leader
-                && acknowledged.is_some_and(|ago| ago < election_timeout),
-            // etcd's leader steps down after one to two timeouts without a quorum; openraft's does not.
-            isolated: metrics.state == ServerState::Leader
-                && voters.len() > 1
-                && acknowledged.is_some_and(|ago| ago >= election_timeout * 2),
+            leads_quorum: leads && acknowledged.is_some_and(|ago| ago < election_timeout),
+            isolated: if leads {
+                // etcd's leader steps down after one to two timeouts without a quorum; openraft's does not.
+                let silence = acknowledged.is_some_and(|ago| ago >= election_timeout * 2);
+                voters.len() > 1 && silence
+            } else {
+                leader.is_some_and(|leader| leader_contact.is_silent(leader))
+            },
             is_learner: own.is_some_and(|node| !node.voter_intent) && !voters.contains(&member),
             removed: !nodes.is_empty() && belonging.is_removed_by(own.is_some()),
             nodes,
@@ -422,6 +431,7 @@ fn follow_status(
             tokio::select! {
                 biased;
                 changed = metrics.changed() => if changed.is_err() { return },
+                () = contact.resumed() => {}
                 () = tokio::time::sleep(election_timeout) => {}
             }
             let status = translate(&metrics.borrow_watched());

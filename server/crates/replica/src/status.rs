@@ -24,8 +24,8 @@ pub struct Status {
     /// Whether the leader confirmed within the last election timeout that a quorum follows it; only
     /// ever true on the leader.
     pub leads_quorum: bool,
-    /// Whether it leads by its own account only: for two election timeouts no quorum has answered it.
-    /// It goes on asking, but whoever is connected to it must not take it for the leader.
+    /// Whether for two election timeouts it has not heard of a quorum, if it leads, or of the leader that it
+    /// follows. It goes on asking the one or the other, but clients must not take that one for the leader.
     pub isolated: bool,
     /// Whether it does not vote and is not meant to.
     pub is_learner: bool,
@@ -45,7 +45,7 @@ impl Status {
         self.leader == Some(self.member_id)
     }
 
-    /// The leader as clients are to be told: none if it is this member and a quorum does not answer.
+    /// The leader as clients are to be told.
     pub fn answered_leader(&self) -> Option<MemberId> {
         self.leader.filter(|_| !self.isolated)
     }

@@ -379,6 +379,59 @@ async fn a_quiet_leader_goes_on_and_serves_reads_over_long_ways() {
     }
 }
 
+/// With pre-votes a follower does not change its vote while no quorum is there to elect anybody. It once
+/// named the leader that it had last followed for ever, so that `/health` said that there was one and
+/// watches that want a leader went on.
+#[tokio::test(start_paused = true)]
+async fn a_follower_whose_leader_went_with_the_quorum_names_none_until_it_is_back() {
+    let patience = Duration::from_secs(10);
+    let wires = Wires::default();
+    let disks: Vec<_> = (1..=3).map(|seed| Arc::new(SimDisk::new(seed))).collect();
+    let members: BTreeMap<_, _> = (1..=3).map(node).collect();
+    let (leading, mut followers) = start_and_elect(&members, &disks, &wires).await;
+    leading.handle().propose(put("k", "v")).await.unwrap();
+    let leader = leading.handle().status().member_id;
+    let named = async |replica: &replica::Replica, wanted: Option<MemberId>| {
+        let mut status = replica.handle().watch_status();
+        let named = status.wait_for(|status| status.answered_leader() == wanted);
+        tokio::time::timeout(patience, named).await.is_ok()
+    };
+    let (survivor, other) = (followers.remove(0), followers.remove(0));
+    assert!(named(&survivor, Some(leader)).await);
+
+    let gone = [leading, other].map(|replica| (replica.handle().status().member_id, replica));
+    for (id, replica) in gone {
+        wires.members.lock().unwrap().remove(&id);
+        replica.shutdown().await;
+    }
+    assert!(named(&survivor, None).await, "{:?}", survivor.handle().status());
+    assert_eq!(survivor.handle().leader(), None);
+
+    // Nor does one that starts again name the leader that its vote is for.
+    let own = survivor.handle().status().member_id;
+    wires.members.lock().unwrap().remove(&own);
+    survivor.shutdown().await;
+    let again = |id: MemberId| {
+        start(id.0, &disks[id.0 as usize - 1], &wires, Bootstrap::New(members.clone()))
+    };
+    let survivor = again(own).await;
+    assert_eq!(survivor.handle().leader(), None, "{:?}", survivor.handle().status());
+
+    let mut replicas = vec![survivor];
+    for id in members.keys().filter(|id| **id != own) {
+        replicas.push(again(*id).await);
+    }
+    all_follow_a_leader(&replicas).await;
+    for replica in &replicas {
+        let mut status = replica.handle().watch_status();
+        let back = status.wait_for(|status| status.answered_leader().is_some());
+        tokio::time::timeout(patience, back).await.unwrap().unwrap();
+    }
+    for replica in replicas {
+        replica.shutdown().await;
+    }
+}
+
 /// etcd's followers campaign one to two election timeouts after the last heartbeat. Ours once took three
 /// to four, because openraft adds the leader's lease to what it draws.
 #[tokio::test(start_paused = true)]
