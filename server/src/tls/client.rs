@@ -6,11 +6,9 @@
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use client::AcceptAny;
+use client::{AcceptAny, Judged, LastWord, Verdict};
 use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, OtherError, SignatureScheme};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{CertificateError, ClientConfig, OtherError};
 
 use crate::config::TlsConfig;
 
@@ -113,19 +111,14 @@ impl ClientTls {
                 path: config.trusted_ca_file.clone(),
                 reason: error.to_string(),
             })?;
-            let verifier = Arc::new(WithAllowedNames { verifier, config: config.clone() });
-            client.dangerous().set_certificate_verifier(verifier);
+            let config = config.clone();
+            let verifier =
+                LastWord::new(verifier, move |judged| with_allowed_names(&config, judged));
+            client.dangerous().set_certificate_verifier(Arc::new(verifier));
         }
         client.alpn_protocols = vec![b"h2".to_vec()];
         Ok(Arc::new(client))
     }
-}
-
-/// Believes those whose certificate is signed by the CA, valid for their host, and has an allowed name.
-#[derive(Debug)]
-struct WithAllowedNames {
-    verifier: Arc<WebPkiServerVerifier>,
-    config: TlsConfig,
 }
 
 /// Why a certificate that is valid was not believed.
@@ -133,51 +126,15 @@ struct WithAllowedNames {
 #[error("{0}")]
 struct NameNotAllowed(String);
 
-impl ServerCertVerifier for WithAllowedNames {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let verified = self.verifier.verify_server_cert(
-            end_entity,
-            intermediates,
-            server_name,
-            ocsp_response,
-            now,
-        )?;
-        let identity = PeerIdentity::of(std::slice::from_ref(end_entity))
-            .ok_or(CertificateError::BadEncoding)?;
-        identity.check_names(&self.config).map_err(|reason| {
-            CertificateError::Other(OtherError(Arc::new(NameNotAllowed(reason))))
-        })?;
-        Ok(verified)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.verifier.verify_tls12_signature(message, certificate, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.verifier.verify_tls13_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.verifier.supported_verify_schemes()
-    }
+/// Believes those whose certificate is signed by the CA, valid for their host, and has an allowed name.
+fn with_allowed_names(config: &TlsConfig, judged: Judged<'_>) -> Verdict {
+    let verified = judged.chain?;
+    let identity = PeerIdentity::of(std::slice::from_ref(judged.certificate))
+        .ok_or(CertificateError::BadEncoding)?;
+    identity
+        .check_names(config)
+        .map_err(|reason| CertificateError::Other(OtherError(Arc::new(NameNotAllowed(reason)))))?;
+    Ok(verified)
 }
 
 fn kept(

@@ -3,6 +3,7 @@
 //! Beside the algorithms of ring this checks ECDSA signatures by P-521 keys: the certificates that
 //! etcd makes for itself (`--auto-tls`) have such keys.
 
+use std::fmt;
 use std::fs;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
@@ -60,7 +61,7 @@ pub(crate) fn client_config(options: &TlsOptions) -> Result<Arc<ClientConfig>, E
         let chains = WebPkiServerVerifier::builder_with_provider(roots, provider)
             .build()
             .map_err(|error| Error::Tls(error.to_string()))?;
-        Arc::new(ChainOrSelfSigned { chains, trusted })
+        Arc::new(LastWord::new(chains, move |judged| chain_or_self_signed(&trusted, judged)))
     };
     let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
     let mut config = match identity {
@@ -135,47 +136,72 @@ fn tls_error(error: rustls::Error) -> Error {
     Error::Tls(error.to_string())
 }
 
-/// Checks the chain of a server's certificate, or that the certificate itself is trusted.
-///
-/// The latter is what webpki refuses and Go accepts: a server whose certificate is its own
-/// authority, as `etcd --auto-tls` makes it and many small clusters use it.
-#[derive(Debug)]
-struct ChainOrSelfSigned {
-    chains: Arc<WebPkiServerVerifier>,
-    trusted: Vec<CertificateDer<'static>>,
+/// Judges a certificate after webpki has judged its chain. What webpki refuses and Go accepts: a server whose
+/// certificate is its own authority, as `etcd --auto-tls` makes it and many small clusters use it.
+fn chain_or_self_signed(trusted: &[CertificateDer<'_>], judged: Judged<'_>) -> Verdict {
+    let Judged { chain, certificate, name, now } = judged;
+    let trusted = trusted.iter().any(|trusted| trusted.as_ref() == certificate.as_ref());
+    if chain.is_ok() || !trusted {
+        return chain;
+    }
+    verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
+    match der::validity(certificate) {
+        None => Err(CertificateError::BadEncoding.into()),
+        Some((not_before, _)) if now.as_secs() < not_before => {
+            Err(CertificateError::NotValidYet.into())
+        }
+        Some((_, not_after)) if now.as_secs() > not_after => Err(CertificateError::Expired.into()),
+        Some(_) => Ok(ServerCertVerified::assertion()),
+    }
 }
 
-impl ServerCertVerifier for ChainOrSelfSigned {
+/// What is decided of a server's certificate.
+pub type Verdict = Result<ServerCertVerified, rustls::Error>;
+
+/// A server's certificate, and what webpki says of it.
+#[derive(Debug)]
+pub struct Judged<'a> {
+    /// Whether an authority vouches for it, for this name and this time.
+    pub chain: Verdict,
+    /// The certificate itself.
+    pub certificate: &'a CertificateDer<'a>,
+    /// Who was called.
+    pub name: &'a ServerName<'a>,
+    /// When.
+    pub now: UnixTime,
+}
+
+/// Has the chain of a server's certificate checked, and gives someone else the last word.
+pub struct LastWord<F> {
+    chains: Arc<WebPkiServerVerifier>,
+    decide: F,
+}
+
+impl<F: Fn(Judged<'_>) -> Verdict> LastWord<F> {
+    /// `decide` has the last word.
+    pub fn new(chains: Arc<WebPkiServerVerifier>, decide: F) -> Self {
+        Self { chains, decide }
+    }
+}
+
+impl<F> fmt::Debug for LastWord<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LastWord").field("chains", &self.chains).finish_non_exhaustive()
+    }
+}
+
+impl<F: Fn(Judged<'_>) -> Verdict + Send + Sync> ServerCertVerifier for LastWord<F> {
     fn verify_server_cert(
         &self,
-        end_entity: &CertificateDer<'_>,
+        certificate: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
+        name: &ServerName<'_>,
         ocsp_response: &[u8],
         now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let chain = self.chains.verify_server_cert(
-            end_entity,
-            intermediates,
-            server_name,
-            ocsp_response,
-            now,
-        );
-        let trusted = self.trusted.iter().any(|trusted| trusted.as_ref() == end_entity.as_ref());
-        if chain.is_ok() || !trusted {
-            return chain;
-        }
-        verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
-        match der::validity(end_entity) {
-            None => Err(CertificateError::BadEncoding.into()),
-            Some((not_before, _)) if now.as_secs() < not_before => {
-                Err(CertificateError::NotValidYet.into())
-            }
-            Some((_, not_after)) if now.as_secs() > not_after => {
-                Err(CertificateError::Expired.into())
-            }
-            Some(_) => Ok(ServerCertVerified::assertion()),
-        }
+    ) -> Verdict {
+        let chain =
+            self.chains.verify_server_cert(certificate, intermediates, name, ocsp_response, now);
+        (self.decide)(Judged { chain, certificate, name, now })
     }
 
     fn verify_tls12_signature(
