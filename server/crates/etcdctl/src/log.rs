@@ -5,8 +5,8 @@
 
 use std::fmt::{self, Write as _};
 use std::io::Write as _;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use jiff::Timestamp;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
@@ -32,7 +32,7 @@ pub(crate) fn warn_about(message: &str, name: &str, number: i64) {
 fn begin(level: &str, message: &str) -> json::Object {
     let mut line = json::Object::new();
     line.string("level", level);
-    line.string("ts", &timestamp());
+    line.string("ts", &format!("{:.6}", Timestamp::now()));
     line.string("msg", message);
     line
 }
@@ -61,7 +61,7 @@ impl Subscriber for Lines {
         let mut line = json::Object::new();
         let error = *event.metadata().level() == Level::ERROR;
         line.string("level", if error { "error" } else { "warn" });
-        line.string("ts", &timestamp());
+        line.string("ts", &format!("{:.6}", Timestamp::now()));
         line.string("logger", "etcd-client");
         line.string("msg", &fields.message);
         line.raw_fields(&fields.others.finish());
@@ -96,48 +96,4 @@ impl Visit for Fields {
 fn write(line: &str) {
     // There is nowhere left to tell that standard error cannot be written.
     let _ = writeln!(std::io::stderr(), "{line}");
-}
-
-fn timestamp() -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    rfc3339(now)
-}
-
-/// A time since 1970 as RFC 3339 in UTC with microseconds. The calendar is that of Howard Hinnant's
-/// `civil_from_days`: years begin in March, so that the leap day is the last day of a year.
-fn rfc3339(since_epoch: Duration) -> String {
-    let seconds = since_epoch.as_secs();
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    format!(
-        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:06}Z",
-        second / 3600,
-        second / 60 % 60,
-        second % 60,
-        since_epoch.subsec_micros()
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_written_in_rfc_3339() {
-        for (seconds, text) in [
-            (0, "1970-01-01T00:00:00.000000Z"),
-            (951_782_400, "2000-02-29T00:00:00.000000Z"),
-            (1_795_264_199, "2026-11-21T12:29:59.000000Z"),
-        ] {
-            assert_eq!(rfc3339(Duration::from_secs(seconds)), text);
-        }
-    }
 }
