@@ -57,9 +57,27 @@ pub(crate) fn of_store(log: &str) -> Result<()> {
     none("errors in the store's own log", found)
 }
 
+/// How the store's disk was, in a sentence: what the store can have failed for without a fault of its own.
+pub(crate) fn slow_flushes(log: &str) -> String {
+    let slow: Vec<String> = log
+        .lines()
+        .filter(|line| line.contains("slow fdatasync"))
+        .map(|line| format!("{} at {}", field(line, "took"), field(line, "ts")))
+        .collect();
+    match slow.is_empty() {
+        true => "the store tells of no slow flush".to_owned(),
+        false => format!("the store tells of slow flushes: {}", slow.join(", ")),
+    }
+}
+
 fn level(line: &str) -> Option<String> {
-    let line: serde_json::Value = serde_json::from_str(line).ok()?;
-    line.get("level")?.as_str().map(str::to_lowercase)
+    let level = field(line, "level");
+    (!level.is_empty()).then(|| level.to_lowercase())
+}
+
+fn field(line: &str, name: &str) -> String {
+    let line: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
+    line[name].as_str().unwrap_or_default().to_owned()
 }
 
 fn none<'a>(what: &str, found: impl Iterator<Item = &'a str>) -> Result<()> {
@@ -105,6 +123,14 @@ mod tests {
             let error = of_api_server(&format!("{serving}\n{CANCELED}\n{bad}\n")).unwrap_err();
             assert_eq!(error.to_string(), format!("1 storage errors, the first: {bad}"));
         }
+    }
+
+    #[test]
+    fn slow_flushes_are_told_with_their_times() {
+        let log = "{\"level\":\"warn\",\"ts\":\"07:33\",\"msg\":\"slow fdatasync\",\"took\":\"2.1s\"}\n\
+                   {\"level\":\"info\",\"ts\":\"07:34\",\"msg\":\"ready\"}\n";
+        assert_eq!(slow_flushes(log), "the store tells of slow flushes: 2.1s at 07:33");
+        assert_eq!(slow_flushes(""), "the store tells of no slow flush");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `cargo xtask test`: groups of tests, each a list of steps. What CI runs is what this runs.
 //!
 //! The group `kubernetes` waits most of its time for kubelets and nodes; groups that wait as well, for
-//! elections and time-outs, run beside it. Everything is compiled before.
+//! elections and time-outs, run beside it and give way to it. Everything is compiled before.
 //!
 //! The last line is `N passed, N failed`: tests where a step runs tests, else the step itself.
 
@@ -66,7 +66,7 @@ enum Group {
     Kubernetes,
 }
 
-/// What runs beside the group `kubernetes`, one after the other.
+/// What runs beside the group `kubernetes`, one after the other; programs that load the machine run later.
 const BESIDE_KUBERNETES: [Group; 3] = [Group::Process, Group::Differential, Group::Clients];
 
 /// What every group compiles. It is the same for all of them, whatever they then run, because cargo
@@ -190,10 +190,15 @@ impl Tests<'_> {
                 None
             }
         };
-        let mut prepared = Vec::new();
+        let (mut prepared, mut loading) = (Vec::new(), Vec::new());
         for group in beside {
             match self.compile_files(*group) {
-                Ok(programs) => prepared.push((*group, programs)),
+                Ok(programs) => {
+                    let (alone, beside): (Vec<_>, Vec<_>) =
+                        programs.into_iter().partition(TestProgram::loads_the_machine);
+                    prepared.push((*group, beside));
+                    loading.extend(alone);
+                }
                 Err(error) => summary.step(&name_of(*group), Err(error)),
             }
         }
@@ -209,11 +214,13 @@ impl Tests<'_> {
             let in_kubernetes = scope.spawn(in_kubernetes);
             for (group, programs) in prepared {
                 let name = name_of(group);
-                let at_once = programs_at_once(group);
-                summary.step(&name, self.run_programs(&name, programs, at_once, &[]));
+                summary.step(&name, self.run_beside(&name, programs, programs_at_once(group)));
             }
             summary.add(in_kubernetes.join().expect("the thread returns a summary"));
         });
+        if !loading.is_empty() {
+            summary.step("loading", self.run_programs("loading", loading, 1, &[]));
+        }
     }
 
     /// The tests beside the code, and those in the `tests` of every package but e2e.
@@ -252,7 +259,26 @@ impl Tests<'_> {
         at_once: usize,
         arguments: &[&str],
     ) -> Result<Counts> {
-        let batch = Batch { workspace: self.workspace, progress: self.progress, name, at_once };
+        self.run_batch(self.batch(name, at_once), programs, arguments)
+    }
+
+    /// The same, giving way to what runs beside them.
+    fn run_beside(&self, name: &str, programs: Vec<TestProgram>, at_once: usize) -> Result<Counts> {
+        let batch = Batch { gives_way: true, ..self.batch(name, at_once) };
+        self.run_batch(batch, programs, &[])
+    }
+
+    fn batch<'b>(&'b self, name: &'b str, at_once: usize) -> Batch<'b> {
+        let (workspace, progress) = (self.workspace, self.progress);
+        Batch { workspace, progress, name, at_once, gives_way: false }
+    }
+
+    fn run_batch(
+        &self,
+        batch: Batch<'_>,
+        programs: Vec<TestProgram>,
+        arguments: &[&str],
+    ) -> Result<Counts> {
         let finished = batch.run(programs, arguments)?;
         let counts = count_results(&finished.output);
         if counts.failed == 0 && !finished.failed.is_empty() {
@@ -379,9 +405,12 @@ impl Tests<'_> {
             let text = fs::read_to_string(cluster.layout().log(log));
             text.with_context(|| format!("read what {log} has logged"))
         };
-        let of_api_server = said("kube-apiserver").and_then(|log| store_log::of_api_server(&log));
+        let store_said = said("store")?;
+        let of_api_server = said("kube-apiserver")
+            .and_then(|log| store_log::of_api_server(&log))
+            .with_context(|| store_log::slow_flushes(&store_said));
         summary.step("kube-apiserver's log", of_api_server.map(|()| ONE));
-        let of_store = said("store").and_then(|log| store_log::of_store(&log));
+        let of_store = store_log::of_store(&store_said);
         summary.step("the store's log", of_store.map(|()| ONE));
         // Kept also when all went well: they say how long things took.
         let logs = workspace.state().join("logs/cluster");

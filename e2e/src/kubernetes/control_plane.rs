@@ -3,9 +3,10 @@
 //! bridge address; what they would be as static pods is of no interest to what is tested.
 
 use std::ffi::OsString;
+use std::fs;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::cgroup::CONTROL_PLANE;
 use super::launch::{self, Lifetime, Started};
@@ -32,8 +33,26 @@ pub(super) struct Starter<'a> {
 impl Starter<'_> {
     /// What the apiserver needs, and itself.
     pub(super) fn store_and_api_server(&self) -> Result<Vec<Started>> {
-        let store = self.start_program(self.store, store(self.layout))?;
+        let store = match self.lifetime {
+            Lifetime::Detached => self.start_program(self.store, store(self.layout))?,
+            Lifetime::Caller => self.start_store_in_memory()?,
+        };
         Ok(vec![store, self.start(api_server(self.layout))?])
+    }
+
+    /// Kubelets ask for their leases with a second of patience. Tests write so much that a flush may take
+    /// longer on the disk of a small machine, which says nothing about the store; so theirs is in a memory
+    /// that only it sees, and goes with it.
+    fn start_store_in_memory(&self) -> Result<Started> {
+        let directory = self.layout.join("store");
+        fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
+        let script = "mount -t tmpfs tmpfs \"$0\" && exec \"$@\"";
+        let mut line: Vec<OsString> =
+            ["unshare", "--mount", "sh", "-c", script].map(OsString::from).into();
+        line.extend([directory.into_os_string(), self.store.into()]);
+        let store = store(self.layout);
+        line.extend(store.arguments.into_iter().map(OsString::from));
+        launch::start(self.layout, CONTROL_PLANE, self.lifetime, store.name, &line)
     }
 
     /// What only works once the apiserver does. (Started before, the controller manager would sit

@@ -21,7 +21,8 @@ use super::layout::Layout;
 pub enum Lifetime {
     /// Until `down`.
     Detached,
-    /// Until the thread that starts them ends, at the latest. Start from the main thread.
+    /// Until the thread that starts them ends, at the latest, and so does the store's data. Start from the
+    /// main thread.
     Caller,
 }
 
