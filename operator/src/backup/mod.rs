@@ -14,6 +14,7 @@ pub mod retention;
 pub mod schedule;
 pub mod schedule_controller;
 pub mod store;
+pub mod view;
 
 use std::{sync::Arc, time::Duration};
 
@@ -36,12 +37,11 @@ use crate::{
         build::{CLIENT_PORT, FINALIZER, member_selector, selector_text},
         model::{Names, Serial},
         report::condition,
-        validate::Validated,
     },
     context::Context,
     crd::{
-        BackupDeletionPolicy, BackupSource, BackupStore, ClusterBackupStatus, EtcdBackup,
-        EtcdBackupStatus, EtcdCluster, EtcdMember, MemberRole, TlsMode,
+        BackupDeletionPolicy, BackupSource, BackupStore, EtcdBackup, EtcdBackupStatus, EtcdCluster,
+        EtcdMember, MemberRole, TlsMode,
     },
     kubernetes::{Kubernetes, KubernetesError},
 };
@@ -61,32 +61,6 @@ enum NotYet {
     Store,
     #[error("no voting member answers")]
     Member,
-}
-
-/// The newest complete backup of a cluster, for its status.
-///
-/// # Errors
-/// The API server did not answer.
-pub async fn newest(
-    kubernetes: &Kubernetes,
-    validated: &Validated,
-) -> Result<Option<ClusterBackupStatus>, KubernetesError> {
-    let names = &validated.desired.names;
-    let backups = kubernetes.list::<EtcdBackup>(&names.namespace, "").await?;
-    let complete = backups
-        .into_iter()
-        .filter(|backup| backup.spec.cluster_ref.name == names.cluster && is_complete(backup))
-        .filter_map(|backup| {
-            let name = backup.name_any();
-            let status = backup.status?;
-            Some((status.completed_at?, name, status.revision))
-        });
-    let newest = complete.max_by(|a, b| a.0.0.cmp(&b.0.0));
-    Ok(newest.map(|(last_successful_time, last_successful, last_revision)| ClusterBackupStatus {
-        last_successful,
-        last_successful_time,
-        last_revision,
-    }))
 }
 
 /// The backup was taken.
@@ -318,6 +292,8 @@ fn succeed(status: &mut EtcdBackupStatus, generation: Option<i64>, manifest: Man
     status.size_bytes = i64::try_from(manifest.size_bytes).ok();
     status.sha256 = Some(manifest.sha256);
     status.server_version = Some(manifest.server_version);
+    let started_at = status.started_at.as_ref().map_or(manifest.started_at, |time| time.0);
+    status.duration_seconds = Some(manifest.completed_at.duration_since(started_at).as_secs());
     status.completed_at = Some(Time(manifest.completed_at));
     let (now, message) = (Timestamp::now(), note.clone());
     let conditions = &mut status.conditions;
