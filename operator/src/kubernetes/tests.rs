@@ -2,6 +2,7 @@
 //! controllers that lose it in the middle.
 
 mod api_server;
+mod rights;
 
 use std::sync::Arc;
 
