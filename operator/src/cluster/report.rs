@@ -13,7 +13,7 @@ use kube::runtime::events::{Event, EventType};
 use super::{
     build::{member_selector, selector_text},
     invariants,
-    model::{Desired, Member, Observed, quorum},
+    model::{Cause, Desired, Member, Observed, Reach, quorum},
     observe::Observation,
     plan::{Action, Plan, RemoveReason},
     security::CertificateEnd,
@@ -462,9 +462,17 @@ pub fn member_status(
         .map(|containers| containers.iter().map(|container| container.restart_count).sum());
     status.pod_uid = member.pod.as_ref().map(|pod| pod.uid.clone());
     status.serving_since = match &member.reach {
-        super::model::Reach::Serving(serving) => Some(Time(serving.since)),
-        super::model::Reach::Silent(_) => None,
+        Reach::Serving(serving) => Some(Time(serving.since)),
+        Reach::Silent(_) => None,
     };
+    match (&member.reach, member.pod.as_ref().and_then(|pod| pod.down.as_ref())) {
+        (Reach::Serving(_), _) => status.data_gone = None,
+        // The first words stay: each further try says them with another time.
+        (Reach::Silent(_), Some(Cause::DataGone(said))) if member.id.is_some() => {
+            status.data_gone.get_or_insert_with(|| said.chars().take(1000).collect());
+        }
+        _ => {}
+    }
     let reason = match (member.is_serving(), member.loss) {
         (_, Some(_)) => "Lost",
         (true, None) => "Serving",

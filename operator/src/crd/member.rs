@@ -111,6 +111,10 @@ pub struct EtcdMemberStatus {
     /// member is removed first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub join_refused: Option<String>,
+    /// What the member said when it found nothing of the data that it had; kept until it serves again,
+    /// since the Pod that said it may be gone before the member is replaced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_gone: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "super::conditions_schema")]
     pub conditions: Vec<Condition>,
