@@ -14,6 +14,7 @@ pub mod retention;
 pub mod schedule;
 pub mod schedule_controller;
 pub mod store;
+pub mod uploads;
 pub mod view;
 
 use std::{sync::Arc, time::Duration};
