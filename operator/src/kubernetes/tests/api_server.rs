@@ -30,6 +30,8 @@ struct State {
     lost_at: Option<(usize, Lease)>,
     /// Writes are not answered any more, and the lease goes when one arrives.
     hangs: Option<Lease>,
+    /// The next update is answered as if somebody else had been faster.
+    conflicts: bool,
     versions: u64,
 }
 
@@ -72,6 +74,15 @@ impl ApiServer {
     /// What a role would have to give for all requests so far.
     pub(super) fn rights(&self) -> BTreeSet<Right> {
         self.state(|state| state.rights.clone())
+    }
+
+    /// The same since the last time.
+    pub(super) fn take_rights(&self) -> BTreeSet<Right> {
+        self.state(|state| std::mem::take(&mut state.rights))
+    }
+
+    pub(super) fn refuse_next_update(&self) {
+        self.state(|state| state.conflicts = true);
     }
 
     pub(super) fn take_lease_at(&self, writes: usize, lease: Lease) {
@@ -182,6 +193,7 @@ impl State {
             Method::GET => self.objects.get(&key).map_or_else(not_found, |o| (200, o.clone())),
             Method::POST => self.create(path, body),
             Method::PATCH => self.patch(key, &body),
+            Method::PUT if std::mem::take(&mut self.conflicts) => (409, failure(409, "Conflict")),
             Method::PUT => self.store(key, body),
             Method::DELETE => self.delete(&key),
             _ => (405, failure(405, "MethodNotAllowed")),

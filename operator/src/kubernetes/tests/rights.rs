@@ -19,9 +19,8 @@ use crate::{
         validate,
     },
     etcd::GrpcAdmin,
-    leader_election::Election,
     manifests::{cluster_rules, leader_rules, node_rules, secret_rules},
-    run::{LEASE_NAME, controllers},
+    run::controllers,
 };
 
 /// Nothing here takes long; a test that hangs has to say so.
