@@ -36,13 +36,18 @@ pub(crate) fn kubernetes() -> Result<Cluster> {
 }
 
 fn install(cluster: &Cluster) -> Result<()> {
+    install_with(cluster, "rbac.create=true")
+}
+
+/// Installs or changes the release, with these values and the chart's own.
+pub(crate) fn install_with(cluster: &Cluster, values: &str) -> Result<()> {
     let chart = repository().join("charts/etcd-operator");
     cluster
         .access()
         .helm(["upgrade", "--install", RELEASE])
         .args([chart.as_os_str()])
         .args(["--namespace", OPERATOR_NAMESPACE, "--create-namespace", "--wait"])
-        .args(["--set", &format!("image.repository={REPOSITORY},image.tag={VERSION}")])
+        .args(["--set", &format!("image.repository={REPOSITORY},image.tag={VERSION},{values}")])
         .words("--timeout 4m")
         .limit(Duration::from_secs(250))
         .run()
