@@ -2,8 +2,8 @@
 //! volumes, a network and nodes that fail. What the planner decides is tested without all that, in
 //! the operator itself.
 //!
-//! Each test has its own namespace, and several run at a time, except those that take nodes away and
-//! the last one, `uninstall`, which removes the operator. `cargo xtask test --only kubernetes` runs them.
+//! Each test has its own namespace, and several run at a time, except those that take nodes away, the one
+//! that confines the operator, and the last one, `uninstall`, which removes it. `cargo xtask test --only kubernetes` runs them.
 
 #[path = "kubernetes_operator/backup.rs"]
 mod backup;
@@ -13,6 +13,8 @@ mod bootstrap;
 mod caller;
 #[path = "kubernetes_operator/manifests.rs"]
 mod manifests;
+#[path = "kubernetes_operator/namespaced.rs"]
+mod namespaced;
 #[path = "kubernetes_operator/nodes.rs"]
 mod nodes;
 #[path = "kubernetes_operator/product.rs"]

@@ -179,7 +179,7 @@ async fn agent_work(command: AgentCommand) -> Result<AgentReport> {
                 member: arguments.member,
                 address: MemberAddress { url: arguments.endpoint, host: arguments.server_name },
             };
-            let manifest = agent::backup(&order, &GrpcAdmin::new(tls), store).await?;
+            let manifest = agent::backup(&order, &GrpcAdmin::new(tls), &store).await?;
             Ok(AgentReport::Backup(Box::new(manifest)))
         }
         AgentCommand::Restore(arguments) => {
@@ -199,10 +199,10 @@ async fn agent_work(command: AgentCommand) -> Result<AgentReport> {
                     .collect(),
                 bump_revision: arguments.bump_revision,
             };
-            Ok(AgentReport::Restored { revision: agent::restore(&order, store).await? })
+            Ok(AgentReport::Restored { revision: agent::restore(&order, store.objects).await? })
         }
         AgentCommand::Delete(arguments) => {
-            agent::delete(&arguments.manifest, &arguments.backup_uid, store).await?;
+            agent::delete(&arguments.manifest, &arguments.backup_uid, &store).await?;
             Ok(AgentReport::Deleted)
         }
     }

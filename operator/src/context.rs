@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -11,8 +11,8 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, Recorder};
 
 use crate::{
-    cluster::security::Authorities, etcd::ClientTls, kubernetes::Kubernetes,
-    leader_election::Lease, metrics::Metrics,
+    cluster::security::Certificates, kubernetes::Kubernetes, leader_election::Lease,
+    metrics::Metrics,
 };
 
 /// How long certificates are used without looking at their Secrets again.
@@ -53,22 +53,20 @@ pub struct Memory {
 
 #[derive(Default)]
 struct Remembered {
-    certificates: Option<(Instant, Authorities, Arc<ClientTls>)>,
+    certificates: Option<(Instant, Certificates)>,
     applied: Option<(Instant, String)>,
 }
 
 impl Memory {
-    pub fn certificates(&self, uid: &str) -> Option<(Authorities, Arc<ClientTls>)> {
+    pub fn certificates(&self, uid: &str) -> Option<Certificates> {
         self.with(uid, |cluster| match &cluster.certificates {
-            Some((since, authorities, tls)) if since.elapsed() < CERTIFICATES_FOR => {
-                Some((authorities.clone(), tls.clone()))
-            }
+            Some((since, known)) if since.elapsed() < CERTIFICATES_FOR => Some(known.clone()),
             _ => None,
         })
     }
 
-    pub fn remember_certificates(&self, uid: &str, authorities: Authorities, tls: Arc<ClientTls>) {
-        self.with(uid, |cluster| cluster.certificates = Some((Instant::now(), authorities, tls)));
+    pub fn remember_certificates(&self, uid: &str, certificates: Certificates) {
+        self.with(uid, |cluster| cluster.certificates = Some((Instant::now(), certificates)));
     }
 
     pub fn is_applied(&self, uid: &str, digest: &str) -> bool {

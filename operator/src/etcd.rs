@@ -56,8 +56,12 @@ pub struct MemberReport {
     pub applied_index: u64,
     pub version: String,
     pub db_size: i64,
+    /// Absent when the member does not say (etcd before 3.6) or has no limit.
+    pub db_quota: Option<i64>,
     pub is_learner: bool,
     pub corrupt: bool,
+    /// Members that ran out of space; the alarms are the cluster's, so every member names them all.
+    pub no_space: Vec<MemberId>,
 }
 
 /// A call that a member did not answer well.
@@ -193,8 +197,10 @@ impl EtcdAdmin for GrpcAdmin {
                 applied_index: status.raft_applied_index,
                 version: status.version,
                 db_size: status.db_size,
+                db_quota: Some(status.db_size_quota).filter(|quota| *quota > 0),
                 is_learner: status.is_learner,
                 corrupt: status.errors.iter().any(|error| error.contains("CORRUPT")),
+                no_space: status.errors.iter().filter_map(|error| no_space(error)).collect(),
             })
         }))
     }
@@ -294,6 +300,13 @@ pub(crate) fn refusal(status: Status) -> EtcdError {
     }
 }
 
+/// The member that an alarm is about: `memberID:10501334649042878790 alarm:NOSPACE`.
+fn no_space(error: &str) -> Option<MemberId> {
+    let mut words = error.split_whitespace();
+    let id = words.next()?.strip_prefix("memberID:")?.parse().ok()?;
+    (words.next()? == "alarm:NOSPACE").then_some(MemberId(id))
+}
+
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -302,4 +315,19 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_alarm_of_no_space_names_its_member() {
+        let id = MemberId(10_501_334_649_042_878_790);
+        assert_eq!(no_space("memberID:10501334649042878790 alarm:NOSPACE"), Some(id));
+        // Go's protobuf puts one blank or two, so that nobody counts on its text.
+        assert_eq!(no_space("memberID:10501334649042878790  alarm:NOSPACE "), Some(id));
+        assert_eq!(no_space("memberID:10501334649042878790 alarm:CORRUPT"), None);
+        assert_eq!(no_space("etcdserver: no leader"), None);
+    }
 }

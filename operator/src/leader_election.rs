@@ -24,7 +24,13 @@ use kube::{Api, Client, api::PostParams};
 const LEASE_DURATION: Duration = Duration::from_secs(15);
 /// The holder stops this much earlier than others may take over.
 const RENEW_DEADLINE: Duration = Duration::from_secs(10);
-const RETRY_PERIOD: Duration = Duration::from_secs(3);
+/// Between renewals, and between attempts to become the leader.
+const RETRY_PERIOD: Duration = Duration::from_secs(2);
+/// Between an attempt to renew that failed and the next.
+const RETRY_SOON: Duration = Duration::from_millis(500);
+/// Longest time of an attempt: an API server that takes seconds for an answer must not cost the lease,
+/// and one that does not answer at all must leave time for a second attempt.
+const ATTEMPT: Duration = Duration::from_millis(3500);
 
 /// Whether this process may act.
 #[derive(Clone)]
@@ -70,6 +76,8 @@ pub struct Election {
     lease: Lease,
     /// The lease as last seen, and when it was first seen like that.
     watched: Option<(Option<String>, Instant)>,
+    /// The lease as this process wrote it last: the next renewal is made on it without a look.
+    written: Option<LeaseObject>,
 }
 
 impl Election {
@@ -80,6 +88,7 @@ impl Election {
             identity,
             lease: Lease::not_held(),
             watched: None,
+            written: None,
         }
     }
 
@@ -97,9 +106,10 @@ impl Election {
 
     /// Renews until the lease is lost; then the process has to end.
     pub async fn keep(mut self) {
+        let mut pause = RETRY_PERIOD;
         while self.lease.is_held() {
-            tokio::time::sleep(RETRY_PERIOD).await;
-            self.attempt().await;
+            tokio::time::sleep(pause).await;
+            pause = if self.attempt().await { RETRY_PERIOD } else { RETRY_SOON };
         }
         tracing::error!(identity = self.identity, "lost the leader lease");
     }
@@ -122,9 +132,10 @@ impl Election {
         (self.api.clone(), self.name.clone(), self.identity.clone())
     }
 
-    async fn attempt(&mut self) -> bool {
+    /// Takes the lease or renews it, if it is free or held by this process.
+    pub(crate) async fn attempt(&mut self) -> bool {
         let sent = Instant::now();
-        match tokio::time::timeout(RETRY_PERIOD, self.acquire_or_renew(sent)).await {
+        match tokio::time::timeout(ATTEMPT, self.acquire_or_renew(sent)).await {
             Ok(Ok(true)) => {
                 self.lease.hold_from(sent);
                 true
@@ -134,24 +145,49 @@ impl Election {
                 tracing::warn!(%error, "leader lease");
                 false
             }
-            Err(_) => false,
+            Err(_) => {
+                tracing::warn!(seconds = ATTEMPT.as_secs(), "leader lease: no answer in time");
+                false
+            }
         }
     }
 
     async fn acquire_or_renew(&mut self, now: Instant) -> Result<bool, kube::Error> {
+        // Taken out: whatever goes wrong, the next attempt looks first.
+        if let Some(mut object) = self.written.take() {
+            object.spec = Some(claimed(object.spec, &self.identity, Timestamp::now()));
+            let written = self.api.replace(&self.name, &PostParams::default(), &object).await;
+            if self.done(written)? {
+                return Ok(true);
+            }
+        }
         let Some(mut object) = self.api.get_opt(&self.name).await? else {
             let object = LeaseObject {
                 metadata: ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() },
                 spec: Some(claimed(None, &self.identity, Timestamp::now())),
             };
-            return done(self.api.create(&PostParams::default(), &object).await);
+            let written = self.api.create(&PostParams::default(), &object).await;
+            return self.done(written);
         };
         let spec = object.spec.clone().unwrap_or_default();
         if !self.may_take(&spec, object.metadata.resource_version.clone(), now) {
             return Ok(false);
         }
         object.spec = Some(claimed(Some(spec), &self.identity, Timestamp::now()));
-        done(self.api.replace(&self.name, &PostParams::default(), &object).await)
+        let written = self.api.replace(&self.name, &PostParams::default(), &object).await;
+        self.done(written)
+    }
+
+    /// Whether a write was the one that counts; another was faster if not.
+    fn done(&mut self, written: Result<LeaseObject, kube::Error>) -> Result<bool, kube::Error> {
+        match written {
+            Ok(object) => {
+                self.written = Some(object);
+                Ok(true)
+            }
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     fn may_take(&mut self, spec: &LeaseSpec, version: Option<String>, now: Instant) -> bool {
@@ -186,14 +222,6 @@ fn claimed(before: Option<LeaseSpec>, identity: &str, now: Timestamp) -> LeaseSp
         renew_time: Some(MicroTime(now)),
         lease_transitions: Some(transitions),
         ..LeaseSpec::default()
-    }
-}
-
-fn done<T>(written: Result<T, kube::Error>) -> Result<bool, kube::Error> {
-    match written {
-        Ok(_) => Ok(true),
-        Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
-        Err(error) => Err(error),
     }
 }
 
@@ -252,6 +280,9 @@ mod tests {
     #[test]
     fn the_holder_stops_before_others_may_take_over() {
         const { assert!(RENEW_DEADLINE.as_secs() < LEASE_DURATION.as_secs()) };
+        // From a renewal: the next one fails by its time-out, and the one after it is still in time.
+        let tries = RETRY_PERIOD + ATTEMPT + RETRY_SOON + ATTEMPT;
+        assert!(tries < RENEW_DEADLINE, "{tries:?}");
         let lease = Lease::not_held();
         assert!(!lease.is_held());
         lease.hold_from(Instant::now());

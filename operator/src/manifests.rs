@@ -8,7 +8,10 @@ use k8s_openapi::{
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::crd::{DEFAULT_VERSION, GROUP, definitions};
+use crate::{
+    crd::{DEFAULT_VERSION, GROUP, definitions},
+    run::LEASE_NAME,
+};
 
 /// Namespace of the plain installation.
 const NAMESPACE: &str = "etcd-operator-system";
@@ -40,6 +43,7 @@ pub fn generated() -> Result<Vec<Generated>, serde_yaml::Error> {
     let mut rules = String::new();
     for (name, rules_of) in [
         ("clusterRules", cluster_rules()),
+        ("secretRules", secret_rules()),
         ("leaderRules", leader_rules()),
         ("nodeRules", node_rules()),
     ] {
@@ -67,13 +71,14 @@ fn rule(group: &str, resources: &[&str], verbs: &[&str]) -> PolicyRule {
     }
 }
 
-/// What the operator does in the namespaces with clusters. Secrets are read by name and never
-/// listed or watched.
-fn cluster_rules() -> Vec<PolicyRule> {
-    let all = ["create", "delete", "get", "list", "patch", "watch"];
+/// What the operator does in the namespaces with clusters: all of it and nothing else, which the tests
+/// of `rights.rs` compare with what its controllers ask for.
+pub fn cluster_rules() -> Vec<PolicyRule> {
     vec![
-        rule(GROUP, &["etcdclusters", "etcdbackupschedules"], &["get", "list", "patch", "watch"]),
-        rule(GROUP, &["etcdmembers", "etcdbackups"], &all),
+        rule(GROUP, &["etcdclusters"], &["get", "list", "patch", "watch"]),
+        rule(GROUP, &["etcdmembers"], &["create", "delete", "list", "patch", "watch"]),
+        rule(GROUP, &["etcdbackups"], &["create", "delete", "get", "list", "patch", "watch"]),
+        rule(GROUP, &["etcdbackupschedules"], &["get", "list", "watch"]),
         rule(
             GROUP,
             &[
@@ -82,7 +87,7 @@ fn cluster_rules() -> Vec<PolicyRule> {
                 "etcdbackups/status",
                 "etcdbackupschedules/status",
             ],
-            &["get", "patch"],
+            &["patch"],
         ),
         // Needed to own objects with blockOwnerDeletion.
         rule(
@@ -90,22 +95,31 @@ fn cluster_rules() -> Vec<PolicyRule> {
             &["etcdclusters/finalizers", "etcdmembers/finalizers", "etcdbackups/finalizers"],
             &["update"],
         ),
-        rule("", &["pods", "persistentvolumeclaims"], &all),
-        rule("", &["services"], &["create", "get", "patch"]),
-        rule("", &["secrets"], &["create", "get", "patch"]),
-        rule("batch", &["jobs"], &all),
-        rule("policy", &["poddisruptionbudgets"], &["create", "delete", "get", "patch"]),
+        rule("", &["pods"], &["create", "delete", "get", "list", "patch", "watch"]),
+        rule("", &["persistentvolumeclaims"], &["create", "delete", "list", "watch"]),
+        rule("", &["services"], &["create", "patch"]),
+        rule("batch", &["jobs"], &["create", "delete", "get", "list", "watch"]),
+        rule("policy", &["poddisruptionbudgets"], &["create", "delete", "patch"]),
         rule("events.k8s.io", &["events"], &["create", "patch"]),
     ]
 }
 
+/// Certificates, by the names of their Secrets: none is listed or watched. By itself, so that it need
+/// not reach as far as the rest.
+pub fn secret_rules() -> Vec<PolicyRule> {
+    vec![rule("", &["secrets"], &["create", "get", "patch"])]
+}
+
 /// The leader lease, in the operator's own namespace.
-fn leader_rules() -> Vec<PolicyRule> {
-    vec![rule("coordination.k8s.io", &["leases"], &["create", "get", "update"])]
+pub fn leader_rules() -> Vec<PolicyRule> {
+    let mut lease = rule("coordination.k8s.io", &["leases"], &["get", "update"]);
+    lease.resource_names = Some(vec![LEASE_NAME.to_owned()]);
+    // What does not exist yet has no name to be allowed by.
+    vec![rule("coordination.k8s.io", &["leases"], &["create"]), lease]
 }
 
 /// What tells a dead node from a silent one; the operator works without it.
-fn node_rules() -> Vec<PolicyRule> {
+pub fn node_rules() -> Vec<PolicyRule> {
     vec![rule("", &["nodes", "persistentvolumes"], &["list"])]
 }
 
@@ -145,6 +159,7 @@ fn installation() -> Vec<Value> {
         }),
     ];
     objects.extend(role("ClusterRole", NAME, cluster_rules()));
+    objects.extend(role("ClusterRole", "etcd-operator-secrets", secret_rules()));
     objects.extend(role("Role", "etcd-operator-leader", leader_rules()));
     objects.extend(role("ClusterRole", "etcd-operator-nodes", node_rules()));
     objects.push(deployment(&labels));

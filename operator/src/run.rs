@@ -31,7 +31,8 @@ use crate::{
     metrics::{self, Metrics},
 };
 
-const LEASE_NAME: &str = "etcd-operator";
+/// Name of the leader lease in the operator's own namespace.
+pub const LEASE_NAME: &str = "etcd-operator";
 /// Next try after a pass that failed.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -96,7 +97,7 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
     ended
 }
 
-fn controllers(
+pub(crate) fn controllers(
     client: &Client,
     namespace: Option<&str>,
     context: &Arc<Context>,

@@ -3,7 +3,6 @@
   - etcd.keelson.dev
   resources:
   - etcdclusters
-  - etcdbackupschedules
   verbs:
   - get
   - list
@@ -13,6 +12,15 @@
   - etcd.keelson.dev
   resources:
   - etcdmembers
+  verbs:
+  - create
+  - delete
+  - list
+  - patch
+  - watch
+- apiGroups:
+  - etcd.keelson.dev
+  resources:
   - etcdbackups
   verbs:
   - create
@@ -24,12 +32,19 @@
 - apiGroups:
   - etcd.keelson.dev
   resources:
+  - etcdbackupschedules
+  verbs:
+  - get
+  - list
+  - watch
+- apiGroups:
+  - etcd.keelson.dev
+  resources:
   - etcdclusters/status
   - etcdmembers/status
   - etcdbackups/status
   - etcdbackupschedules/status
   verbs:
-  - get
   - patch
 - apiGroups:
   - etcd.keelson.dev
@@ -43,7 +58,6 @@
   - ''
   resources:
   - pods
-  - persistentvolumeclaims
   verbs:
   - create
   - delete
@@ -54,18 +68,18 @@
 - apiGroups:
   - ''
   resources:
-  - services
+  - persistentvolumeclaims
   verbs:
   - create
-  - get
-  - patch
+  - delete
+  - list
+  - watch
 - apiGroups:
   - ''
   resources:
-  - secrets
+  - services
   verbs:
   - create
-  - get
   - patch
 - apiGroups:
   - batch
@@ -76,7 +90,6 @@
   - delete
   - get
   - list
-  - patch
   - watch
 - apiGroups:
   - policy
@@ -85,7 +98,6 @@
   verbs:
   - create
   - delete
-  - get
   - patch
 - apiGroups:
   - events.k8s.io
@@ -95,6 +107,16 @@
   - create
   - patch
 {{- end }}
+{{- define "etcd-operator.secretRules" -}}
+- apiGroups:
+  - ''
+  resources:
+  - secrets
+  verbs:
+  - create
+  - get
+  - patch
+{{- end }}
 {{- define "etcd-operator.leaderRules" -}}
 - apiGroups:
   - coordination.k8s.io
@@ -102,6 +124,13 @@
   - leases
   verbs:
   - create
+- apiGroups:
+  - coordination.k8s.io
+  resourceNames:
+  - etcd-operator
+  resources:
+  - leases
+  verbs:
   - get
   - update
 {{- end }}

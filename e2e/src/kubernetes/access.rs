@@ -10,6 +10,9 @@ use anyhow::{Result, anyhow};
 use super::program::Program;
 use super::wait;
 
+/// Longest time until deleted objects are gone: finalizers, grace periods, and whoever sees to them.
+const GONE: Duration = Duration::from_secs(180);
+
 /// How to reach a Kubernetes.
 #[derive(Clone, Debug)]
 pub struct Access {
@@ -63,6 +66,13 @@ impl Access {
         self.kubectl(["apply", "-f", "-"]).input(objects).run().map(drop)
     }
 
+    /// Deletes objects and waits until they are gone.
+    pub fn delete(&self, line: &str) -> Result<()> {
+        let timeout = format!("--timeout={}s", GONE.as_secs());
+        let program = self.kubectl(["delete"]).words(line).args([timeout]);
+        program.limit(GONE + Duration::from_secs(10)).run().map(drop)
+    }
+
     /// Waits until kubectl's jsonpath of an object has this value.
     pub fn wait_for_value(
         &self,
@@ -74,7 +84,7 @@ impl Access {
         wait::until(&format!("{object} {jsonpath} is {value:?}"), limit, || {
             let path = format!("jsonpath={jsonpath}");
             let line = ["get"].into_iter().chain(object.split_whitespace()).chain(["-o", &path]);
-            let found = self.kubectl(line).limit(Duration::from_secs(10)).run()?;
+            let found = self.kubectl(line).limit(Duration::from_secs(30)).run()?;
             if found == value { Ok(()) } else { Err(anyhow!("it is {found:?}")) }
         })
     }

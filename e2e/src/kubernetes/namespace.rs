@@ -53,6 +53,11 @@ impl<'a> Namespace<'a> {
             .map(drop)
     }
 
+    /// Deletes objects and waits until they are gone.
+    pub fn delete(&self, line: &str) -> Result<()> {
+        self.cluster.access().delete(&format!("{line} -n {}", self.name))
+    }
+
     /// Merges JSON into an object.
     pub fn patch(&self, object: &str, change: &Value) -> Result<()> {
         let patch = format!("--patch={change}");
@@ -102,9 +107,8 @@ impl<'a> Namespace<'a> {
 
 impl Drop for Namespace<'_> {
     fn drop(&mut self) {
-        let access = self.cluster.access();
-        let removed = access.kubectl(["delete", "namespace", &self.name, "--timeout=60s"]);
-        if let Err(error) = removed.limit(Duration::from_secs(65)).run() {
+        let removed = self.cluster.access().delete(&format!("namespace {}", self.name));
+        if let Err(error) = removed {
             eprintln!("namespace {}: {error:#}", self.name);
         }
     }

@@ -58,7 +58,7 @@ fn scheduled_backups_are_pruned_and_a_new_cluster_is_equal_to_the_old_one() -> R
     ensure!(condition(&broken["status"], "Complete")["status"] == "True", "{broken}");
     // With their objects the backups go from the store.
     let files = stored(&cluster, &second)?;
-    namespace.kubectl("delete etcdbackupschedules,etcdbackups --all --timeout=60s")?;
+    namespace.delete("etcdbackupschedules,etcdbackups --all")?;
     ensure!(files.iter().all(|file| !file.exists()), "left in the store: {files:?}");
     Ok(())
 }
@@ -79,7 +79,7 @@ fn recover(namespace: &Namespace<'_>, backup: &str, hash: crate::product::Hash) 
     ensure!(ids(&copy)? != ids(&Etcd::adopt(namespace, "main")?)?, "they have the same id");
     let next = caller.put("data/new", "of the copy")?;
     ensure!(next == hash.revision + 1, "{next} after {}", hash.revision);
-    namespace.kubectl("delete etcdcluster copy --timeout=60s")?;
+    namespace.delete("etcdcluster copy")?;
 
     // As it is done for clients that saw the old cluster: revisions go on far above.
     let bumped = Etcd::create(namespace, "bumped", 1, &recovery(1_000_000))?;
@@ -121,8 +121,8 @@ fn a_new_cluster_is_made_of_what_lies_on_a_volume() -> Result<()> {
     ensure!(taken["status"]["revision"] == hash.revision, "{taken}");
     let manifest = text(&taken["status"]["manifest"]);
     // What is stored stays: that is the backup's deletionPolicy.
-    namespace.kubectl("delete etcdbackup once --timeout=60s")?;
-    namespace.kubectl("delete etcdcluster main --timeout=60s")?;
+    namespace.delete("etcdbackup once")?;
+    namespace.delete("etcdcluster main")?;
 
     let recovery = json!({"bootstrap": {"type": "Recovery", "recovery": {
         "objectStore": {"store": store, "manifest": manifest}, "bumpRevision": 0,

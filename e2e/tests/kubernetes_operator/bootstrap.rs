@@ -133,7 +133,7 @@ fn a_member_whose_volume_is_lost_is_replaced() -> Result<()> {
     let claim = text(&pod["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"]);
     namespace.kubectl(&format!("delete persistentvolumeclaim {claim} --wait=false"))?;
     namespace.kubectl(&format!("delete pod {victim} --grace-period=0 --force"))?;
-    wait::until("the member is replaced", Duration::from_secs(120), || {
+    wait::until("the member is replaced", Duration::from_secs(300), || {
         let now = etcd.member_names()?;
         if now.contains(&victim) { Err(anyhow!("the members are {now:?}")) } else { Ok(()) }
     })?;

@@ -2,11 +2,13 @@
 //! defaults, its CEL and its refusal of unknown fields: the plain installation, every example, and
 //! what the chart of a cluster renders. Nothing is created: each is a dry run by the server.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use e2e::kubernetes::{Cluster, Namespace};
+use serde_json::Value;
 
 use crate::product::{kubernetes, repository};
 
@@ -82,6 +84,104 @@ fn the_plain_installation_is_accepted_by_the_server() -> Result<()> {
         dry_run_file(&cluster, namespace.name(), &definition)?;
     }
     dry_run_file(&cluster, namespace.name(), &manifests.join("operator.yaml"))
+}
+
+/// What a role gives: its rules, as they are written.
+type Roles = BTreeMap<(String, String, String), Value>;
+
+/// The roles among these objects, each with a binding that gives it to the operator and to nobody else.
+fn roles(cluster: &Cluster, text: &str) -> Result<Roles> {
+    let line = ["create", "--dry-run=client", "--validate=false", "-o", "json", "-f", "-"];
+    let objects = cluster.access().kubectl(line).input(text).run()?;
+    let objects = serde_json::Deserializer::from_str(&objects)
+        .into_iter::<Value>()
+        .collect::<Result<Vec<Value>, _>>()
+        .context("read what kubectl prints")?;
+    let key = |object: &Value| {
+        let metadata = &object["metadata"];
+        (text_of(&object["kind"]), text_of(&metadata["namespace"]), text_of(&metadata["name"]))
+    };
+    let of = |kind: &str| -> Vec<&Value> {
+        objects.iter().filter(|object| text_of(&object["kind"]).ends_with(kind)).collect()
+    };
+    let mut bound = Vec::new();
+    for binding in of("RoleBinding") {
+        let (kind, namespace, name) = key(binding);
+        let role = &binding["roleRef"];
+        let subjects = binding["subjects"].as_array().cloned().unwrap_or_default();
+        ensure!(
+            kind == format!("{}Binding", text_of(&role["kind"]))
+                && role["name"] == name.as_str()
+                && subjects.len() == 1
+                && subjects[0]["kind"] == "ServiceAccount"
+                && subjects[0]["name"] == "etcd-operator",
+            "{binding}"
+        );
+        bound.push((text_of(&role["kind"]), namespace, name));
+    }
+    bound.sort();
+    let roles: Roles =
+        of("Role").into_iter().map(|role| (key(role), role["rules"].clone())).collect();
+    ensure!(bound == roles.keys().cloned().collect::<Vec<_>>(), "bound are {bound:?}: {roles:?}");
+    Ok(roles)
+}
+
+fn text_of(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+/// That the rules are what the operator needs and no more is tested in the operator; this is how far
+/// each reaches, in every mode of the chart.
+#[test]
+fn the_chart_of_the_operator_gives_each_right_only_where_it_is_wanted() -> Result<()> {
+    let cluster = kubernetes()?;
+    let repository = repository();
+    let plain = fs::read_to_string(repository.join("manifests/operator.yaml"))?;
+    let plain = roles(&cluster, &plain)?;
+    let rules = |name: &str| {
+        let found = plain.iter().find(|((_, _, other), _)| other == name);
+        found.map(|(_, rules)| rules.clone()).with_context(|| format!("no {name}"))
+    };
+    let everywhere = |name: &'static str| ("ClusterRole", "", name);
+    let leader = ("Role", "ours", "etcd-operator-leader");
+    let (work, secrets) = ("etcd-operator", "etcd-operator-secrets");
+    let nodes = everywhere("etcd-operator-nodes");
+    for (values, wanted) in [
+        ("rbac.create=true", vec![everywhere(work), everywhere(secrets), leader, nodes]),
+        (
+            "rbac.secretNamespaces={a},rbac.nodeAccess=false",
+            vec![everywhere(work), ("Role", "a", secrets), leader],
+        ),
+        (
+            "watchNamespaces={a,b},rbac.nodeAccess=false",
+            vec![
+                ("Role", "a", work),
+                ("Role", "b", work),
+                ("Role", "a", secrets),
+                ("Role", "b", secrets),
+                leader,
+            ],
+        ),
+        (
+            "watchNamespaces={a,b},rbac.secretNamespaces={b}",
+            vec![("Role", "a", work), ("Role", "b", work), ("Role", "b", secrets), leader, nodes],
+        ),
+        ("rbac.create=false", vec![]),
+    ] {
+        let rendered = cluster
+            .access()
+            .helm(["template", "etcd-operator"])
+            .args([repository.join("charts/etcd-operator").as_os_str()])
+            .args(["--namespace", "ours", "--set", "crds.enabled=false", "--set", values])
+            .run()?;
+        let wanted = wanted.into_iter().map(|(kind, namespace, name)| {
+            Ok(((kind.to_owned(), namespace.to_owned(), name.to_owned()), rules(name)?))
+        });
+        let wanted = wanted.collect::<Result<Roles>>()?;
+        let found = roles(&cluster, &rendered).with_context(|| values.to_owned())?;
+        ensure!(found == wanted, "{values} gives {found:?} and not {wanted:?}");
+    }
+    Ok(())
 }
 
 /// The operator's own chart is installed by all tests; that of a cluster is rendered here, as it

@@ -9,8 +9,9 @@ use serde_json::json;
 use crate::product::{Etcd, STEP, kubernetes};
 use crate::writer::Writer;
 
-/// Twice what the settings (6 s of grace, 5 s of toleration) make of it on a quiet machine.
-const NODE_LOSS: Duration = Duration::from_secs(40);
+/// On a quiet machine the settings (6 s of grace, 5 s of toleration) make some 12 s of it. It proves
+/// nothing of ours, and waits for kube-controller-manager and its store.
+const NODE_LOSS: Duration = Duration::from_secs(120);
 
 /// The client comes to the Service through this node, which must keep its network.
 const GATEWAY: NodeNumber = NodeNumber(1);
@@ -69,7 +70,7 @@ fn a_node_may_hang_lose_its_network_or_its_power_while_clients_write() -> Result
     let node = away_from_the_gateway(&etcd)?;
     etcd.patch(&json!({"recovery": {"nodeLossForSeconds": 10}}))?;
     cluster.power_off(node)?;
-    wait::until("its member is replaced", Duration::from_secs(150), || {
+    wait::until("its member is replaced", Duration::from_secs(300), || {
         let now = etcd.member_names()?;
         let gone = before.iter().any(|member| !now.contains(member));
         if gone && now.len() == 3 { Ok(()) } else { Err(anyhow!("the members are {now:?}")) }

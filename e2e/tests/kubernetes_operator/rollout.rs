@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow, ensure};
 use e2e::kubernetes::{Namespace, wait};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::product::{Etcd, NEXT_VERSION, STEP, VERSION, condition, kubernetes, text};
 use crate::writer::Writer;
@@ -20,7 +20,7 @@ fn a_new_version_rolls_through_without_a_lost_write_and_a_bad_image_stops() -> R
     let writer = Writer::start(&etcd)?;
 
     etcd.patch(&json!({"version": NEXT_VERSION}))?;
-    etcd.wait_for("the new version", Duration::from_secs(150), |status| {
+    etcd.wait_for("the new version", Duration::from_secs(300), |status| {
         status["currentVersion"] == NEXT_VERSION
     })?;
     etcd.wait_until_settled(3)?;
@@ -42,6 +42,9 @@ fn a_new_version_rolls_through_without_a_lost_write_and_a_bad_image_stops() -> R
         ensure!(started(member)? <= started(&leader)?, "{leader} was restarted before {member}");
     }
 
+    flags_and_resources_reach_every_member(&etcd)?;
+    writer.wait_for_more()?;
+
     // Down is refused, with the reason; what runs goes on.
     etcd.patch(&json!({"version": "3.6.0"}))?;
     etcd.wait_for("the downgrade is refused", STEP, |status| {
@@ -56,7 +59,7 @@ fn a_new_version_rolls_through_without_a_lost_write_and_a_bad_image_stops() -> R
     let broken = wait::until("one member cannot start", STEP, || {
         let pods = namespace.get("pods -l etcd.keelson.dev/component=server")?;
         let pods = pods["items"].as_array().cloned().unwrap_or_default();
-        let waiting = |pod: &&serde_json::Value| {
+        let waiting = |pod: &&Value| {
             let state = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
             text(&state["reason"]).contains("ErrImage")
         };
@@ -74,4 +77,44 @@ fn a_new_version_rolls_through_without_a_lost_write_and_a_bad_image_stops() -> R
     etcd.wait_until_settled(3)?;
     writer.finish(&etcd)?;
     etcd.hash().map(drop)
+}
+
+/// Not only another image: a flag and other resources go the same way, one member at a time.
+fn flags_and_resources_reach_every_member(etcd: &Etcd<'_>) -> Result<()> {
+    let ids = |members: &[Value]| -> Vec<Value> {
+        members.iter().map(|member| member["status"]["memberID"].clone()).collect()
+    };
+    let before = ids(&etcd.members()?);
+    // More than the 1.5 MiB that a server takes if it is not told otherwise.
+    let large = "x".repeat(1_800_000);
+    ensure!(etcd.caller()?.put("large", &large).is_err(), "it is taken without the flag");
+    etcd.patch(&json!({
+        "config": {"maxRequestBytes": 2_097_152},
+        "extraArgs": {"max-concurrent-streams": "1000"},
+        "resources": {"requests": {"cpu": "25m", "memory": "40Mi"}},
+    }))?;
+    let pods = || -> Result<Vec<Value>> {
+        let pods = etcd.namespace.get("pods -l etcd.keelson.dev/component=server")?;
+        Ok(pods["items"].as_array().cloned().unwrap_or_default())
+    };
+    wait::until("all members have the flags", Duration::from_secs(300), || {
+        let pods = pods()?;
+        let ending = pods.iter().filter(|pod| !pod["metadata"]["deletionTimestamp"].is_null());
+        let away = ending.count() + 3_usize.saturating_sub(pods.len());
+        if away > 1 {
+            return Ok(Err(anyhow!("{away} of 3 members are away at the same time")));
+        }
+        let told = |pod: &&Value| {
+            let container = &pod["spec"]["containers"][0];
+            let arguments = container["args"].to_string();
+            arguments.contains("--max-concurrent-streams=1000")
+                && arguments.contains("--max-request-bytes=2097152")
+                && container["resources"]["requests"] == json!({"cpu": "25m", "memory": "40Mi"})
+        };
+        let told = pods.iter().filter(told).count();
+        if told == 3 { Ok(Ok(())) } else { Err(anyhow!("{told} of {} have", pods.len())) }
+    })??;
+    etcd.wait_until_settled(3)?;
+    ensure!(ids(&etcd.members()?) == before, "there are other members than {before:?}");
+    etcd.caller()?.put("large", &large).map(drop)
 }

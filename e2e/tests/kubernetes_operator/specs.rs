@@ -30,7 +30,7 @@ fn specs_that_cannot_work_are_refused_with_the_reason() -> Result<()> {
         ("EtcdCluster", "a", json!({"replicas": 9}), "replicas must be 1, 3, 5 or 7"),
         ("EtcdCluster", &long, json!({}), "at most 45 characters"),
         ("EtcdCluster", "a", json!({"version": "latest"}), "spec.version"),
-        ("EtcdCluster", "a", json!({"storage": {"size": "1Mi"}}), "at least 16Mi"),
+        ("EtcdCluster", "a", json!({"storage": {"size": "15.9Mi"}}), "at least 16Mi"),
         ("EtcdCluster", "a", json!({"storage": {"size": "much"}}), "must be a quantity"),
         (
             "EtcdCluster",
@@ -84,7 +84,7 @@ fn specs_that_cannot_work_are_refused_with_the_reason() -> Result<()> {
         let said = format!("{:#}", refused.err().unwrap_or_else(|| anyhow::anyhow!("accepted")));
         ensure!(said.contains(reason), "{change}: {reason:?} is not in {said}");
     }
-    namespace.kubectl("delete etcdcluster fixed --timeout=30s").map(drop)
+    namespace.delete("etcdcluster fixed")
 }
 
 /// The rules of CEL decide what gets in; the operator reads all of it.

@@ -17,7 +17,7 @@ fn uninstalling_leaves_nothing_behind() -> Result<()> {
     let etcd = Etcd::create(&namespace, "main", 3, &json!({}))?;
     etcd.caller()?.put("some", "data")?;
 
-    namespace.kubectl("delete etcdcluster main --timeout=60s")?;
+    namespace.delete("etcdcluster main")?;
     for kind in ["etcdmembers", "pods", "services", "persistentvolumeclaims", "secrets", "pdb"] {
         wait::until(&format!("no {kind} are left"), STEP, || {
             let left = namespace.kubectl(&format!("get {kind} -o name"))?;
@@ -31,7 +31,8 @@ fn uninstalling_leaves_nothing_behind() -> Result<()> {
 
     access
         .helm(["uninstall", RELEASE, "--namespace", OPERATOR_NAMESPACE])
-        .words("--wait --timeout 60s")
+        .words("--wait --timeout 4m")
+        .limit(Duration::from_secs(250))
         .run()?;
     // The chart keeps the kinds, because with them go all clusters: who wants that says so.
     let kinds = || -> Result<Vec<String>> {
@@ -44,12 +45,9 @@ fn uninstalling_leaves_nothing_behind() -> Result<()> {
     };
     ensure!(kinds()?.len() == 4, "the chart took the kinds with it: {:?}", kinds()?);
     for kind in kinds()? {
-        access.kubectl(["delete", &kind, "--timeout=30s"]).run()?;
+        access.delete(&kind)?;
     }
-    access
-        .kubectl(["delete", "namespace", OPERATOR_NAMESPACE, "--timeout=60s"])
-        .limit(Duration::from_secs(65))
-        .run()?;
+    access.delete(&format!("namespace {OPERATOR_NAMESPACE}"))?;
 
     wait::until("nothing is left of any kind", STEP, || {
         let left = ours_of_every_kind(cluster.access())?;

@@ -23,8 +23,9 @@ use crate::product::Etcd;
 const PREFIX: &str = "writer/";
 /// A call that is not answered in this time is made again.
 const CALL: Duration = Duration::from_secs(2);
-/// So long may repeating take: detecting a dead node, and electing another leader.
-const CURED: Duration = Duration::from_secs(40);
+/// So long may repeating take: detecting a dead node, which is Kubernetes' part, and electing another
+/// leader, which takes a second or two of it. What it came to is printed at the end.
+const CURED: Duration = Duration::from_secs(90);
 /// Pace: enough to be in the middle of whatever happens, and to leave the machine to others.
 const PACE: Duration = Duration::from_millis(10);
 

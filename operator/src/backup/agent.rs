@@ -19,8 +19,9 @@ use proto::etcdserverpb::{SnapshotRequest, maintenance_client::MaintenanceClient
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 
-use super::manifest::{
-    FORMAT, Manifest, SnapshotCheck, SnapshotError, manifest_path, snapshot_path,
+use super::{
+    manifest::{FORMAT, Manifest, SnapshotCheck, SnapshotError, manifest_path, snapshot_path},
+    uploads::Store,
 };
 use crate::etcd::{EtcdAdmin, EtcdError, GrpcAdmin, MemberAddress, refusal};
 
@@ -84,12 +85,18 @@ pub enum AgentError {
 pub async fn backup(
     order: &BackupOrder,
     etcd: &GrpcAdmin,
-    store: Arc<dyn ObjectStore>,
+    store: &Store,
 ) -> Result<Manifest, AgentError> {
+    let objects = &store.objects;
     let manifest_path = ObjectPath::from(manifest_path(&order.folder));
-    match read_manifest(&store, &manifest_path).await {
+    // An attempt before this one may have been killed in the middle. A backup is worth more than the
+    // space that is freed.
+    if let Err(error) = store.discard(&order.folder).await {
+        tracing::warn!(%error, folder = order.folder, "an unfinished upload was not aborted");
+    }
+    match read_manifest(objects, &manifest_path).await {
         Ok(manifest) => {
-            check_size(&store, &manifest).await?;
+            check_size(objects, &manifest).await?;
             return Ok(manifest);
         }
         Err(AgentError::Store(object_store::Error::NotFound { .. })) => {}
@@ -99,7 +106,7 @@ pub async fn backup(
     let started_at = Timestamp::now();
     let report = etcd.status(&order.address).await.map_err(asked)?;
     let snapshot = snapshot_path(&order.folder);
-    let (size_bytes, sha256) = upload(order, etcd, &store, &snapshot).await?;
+    let (size_bytes, sha256) = upload(order, etcd, store, &snapshot).await?;
     let manifest = Manifest {
         format: FORMAT,
         backup_uid: order.backup_uid.clone(),
@@ -117,9 +124,9 @@ pub async fn backup(
         started_at,
         completed_at: Timestamp::now(),
     };
-    check_size(&store, &manifest).await?;
+    check_size(objects, &manifest).await?;
     let text = serde_json::to_vec_pretty(&manifest).expect("a manifest is plain JSON");
-    store.put(&manifest_path, PutPayload::from(text)).await?;
+    objects.put(&manifest_path, PutPayload::from(text)).await?;
     Ok(manifest)
 }
 
@@ -127,7 +134,7 @@ pub async fn backup(
 async fn upload(
     order: &BackupOrder,
     etcd: &GrpcAdmin,
-    store: &Arc<dyn ObjectStore>,
+    store: &Store,
     path: &str,
 ) -> Result<(u64, String), AgentError> {
     let asked = |source| AgentError::Etcd { member: order.member.clone(), source };
@@ -136,7 +143,7 @@ async fn upload(
     let stream =
         client.snapshot(SnapshotRequest {}).await.map_err(|status| asked(refusal(status)))?;
     let mut stream = stream.into_inner();
-    let upload = store.put_multipart(&ObjectPath::from(path)).await?;
+    let upload = store.begin(&order.folder).await?;
     let mut upload = WriteMultipart::new_with_chunk_size(upload, PART_BYTES);
     let mut check = SnapshotCheck::default();
     let received: Result<(), AgentError> = async {
@@ -151,11 +158,16 @@ async fn upload(
     match received.and_then(|()| Ok(check.finish()?)) {
         Ok(facts) => {
             upload.finish().await?;
+            if let Err(error) = store.discard(&order.folder).await {
+                tracing::warn!(%error, path, "the note of the upload stays");
+            }
             Ok(facts)
         }
         Err(error) => {
             if let Err(abort) = upload.abort().await {
                 tracing::warn!(%abort, path, "the unfinished upload was not aborted");
+            } else if let Err(note) = store.discard(&order.folder).await {
+                tracing::warn!(%note, path, "the note of the aborted upload stays");
             }
             Err(error)
         }
@@ -302,17 +314,24 @@ async fn try_etcdutl(
 
 // === Delete ===
 
-/// Deletes what the manifest of this backup names, and then the manifest (I15).
+/// Deletes what the manifest of this backup names, and then the manifest (I15), and what an agent left
+/// unfinished of it.
 ///
 /// # Errors
 /// The manifest is another backup's, or the store refused. Running it again goes on.
 pub async fn delete(
     manifest_path: &str,
     backup_uid: &str,
-    store: Arc<dyn ObjectStore>,
+    store: &Store,
 ) -> Result<(), AgentError> {
     let path = ObjectPath::from(manifest_path);
-    let manifest = match read_manifest(&store, &path).await {
+    // Its folder bears its uid: what is unfinished there is its own.
+    match manifest_path.rsplit_once('/') {
+        Some((folder, _)) if folder.ends_with(backup_uid) => store.discard(folder).await?,
+        _ => {}
+    }
+    let store = &store.objects;
+    let manifest = match read_manifest(store, &path).await {
         Err(AgentError::Store(object_store::Error::NotFound { .. })) => return Ok(()),
         other => other?,
     };
@@ -448,11 +467,12 @@ mod tests {
     async fn only_the_backup_that_wrote_objects_deletes_them() {
         let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
         stored(&store, &sample_snapshot(1)).await;
-        let error = delete("f/manifest.json", "other", store.clone()).await.unwrap_err();
+        let whole = Store::plain(store.clone());
+        let error = delete("f/manifest.json", "other", &whole).await.unwrap_err();
         assert!(matches!(error, AgentError::ForeignManifest { .. }), "{error}");
         assert!(store.head(&ObjectPath::from("f/snapshot.db")).await.is_ok());
-        delete("f/manifest.json", "uid", store.clone()).await.unwrap();
+        delete("f/manifest.json", "uid", &whole).await.unwrap();
         assert!(store.head(&ObjectPath::from("f/snapshot.db")).await.is_err());
-        delete("f/manifest.json", "uid", store).await.unwrap();
+        delete("f/manifest.json", "uid", &whole).await.unwrap();
     }
 }

@@ -14,6 +14,8 @@ pub mod retention;
 pub mod schedule;
 pub mod schedule_controller;
 pub mod store;
+pub mod uploads;
+pub mod view;
 
 use std::{sync::Arc, time::Duration};
 
@@ -36,12 +38,11 @@ use crate::{
         build::{CLIENT_PORT, FINALIZER, member_selector, selector_text},
         model::{Names, Serial},
         report::condition,
-        validate::Validated,
     },
     context::Context,
     crd::{
-        BackupDeletionPolicy, BackupSource, BackupStore, ClusterBackupStatus, EtcdBackup,
-        EtcdBackupStatus, EtcdCluster, EtcdMember, MemberRole, TlsMode,
+        BackupDeletionPolicy, BackupSource, BackupStore, EtcdBackup, EtcdBackupStatus, EtcdCluster,
+        EtcdMember, MemberRole, TlsMode,
     },
     kubernetes::{Kubernetes, KubernetesError},
 };
@@ -61,32 +62,6 @@ enum NotYet {
     Store,
     #[error("no voting member answers")]
     Member,
-}
-
-/// The newest complete backup of a cluster, for its status.
-///
-/// # Errors
-/// The API server did not answer.
-pub async fn newest(
-    kubernetes: &Kubernetes,
-    validated: &Validated,
-) -> Result<Option<ClusterBackupStatus>, KubernetesError> {
-    let names = &validated.desired.names;
-    let backups = kubernetes.list::<EtcdBackup>(&names.namespace, "").await?;
-    let complete = backups
-        .into_iter()
-        .filter(|backup| backup.spec.cluster_ref.name == names.cluster && is_complete(backup))
-        .filter_map(|backup| {
-            let name = backup.name_any();
-            let status = backup.status?;
-            Some((status.completed_at?, name, status.revision))
-        });
-    let newest = complete.max_by(|a, b| a.0.0.cmp(&b.0.0));
-    Ok(newest.map(|(last_successful_time, last_successful, last_revision)| ClusterBackupStatus {
-        last_successful,
-        last_successful_time,
-        last_revision,
-    }))
 }
 
 /// The backup was taken.
@@ -288,9 +263,10 @@ async fn follow(
     let mut status = backup.status.clone().unwrap_or_default();
     let generation = backup.metadata.generation;
     let event = match (complete, report) {
-        (Some(_), Some(AgentReport::Backup(manifest))) => {
-            succeed(&mut status, generation, *manifest)
-        }
+        (Some(_), Some(AgentReport::Backup(manifest))) => match mismatch(backup, &manifest) {
+            None => succeed(&mut status, generation, *manifest),
+            Some(what) => fail(&mut status, generation, what),
+        },
         (Some(_), _) => {
             // The Pod is gone before its message was read. The agent finds the manifest in the
             // store and says so again.
@@ -311,6 +287,27 @@ async fn follow(
     Ok(Action::await_change())
 }
 
+/// What in the manifest is not of this backup. The Pod's message is all that the operator hears of the
+/// Job, and a recovery will trust what it says.
+fn mismatch(backup: &EtcdBackup, manifest: &Manifest) -> Option<String> {
+    let status = backup.status.as_ref();
+    let path = status.and_then(|status| status.manifest.as_deref()).unwrap_or_default();
+    let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
+    let uid = backup.uid().unwrap_or_default();
+    let expected = [
+        ("backup", manifest.backup_uid.clone(), uid),
+        ("cluster", manifest.cluster.clone(), backup.spec.cluster_ref.name.clone()),
+        ("snapshot", manifest.snapshot.clone(), manifest::snapshot_path(folder)),
+        ("format", manifest.format.to_string(), manifest::FORMAT.to_string()),
+    ];
+    let wrong = expected.into_iter().find(|(_, found, wanted)| found != wanted);
+    if let Some((what, found, wanted)) = wrong {
+        return Some(format!("the Job reports a manifest of {what} {found:?}, not {wanted:?}"));
+    }
+    (manifest.size_bytes == 0 || manifest.revision < 1)
+        .then(|| "the Job reports a snapshot of nothing".to_owned())
+}
+
 fn succeed(status: &mut EtcdBackupStatus, generation: Option<i64>, manifest: Manifest) -> Event {
     let note = format!("revision {} in {} bytes", manifest.revision, manifest.size_bytes);
     status.cluster_id = Some(manifest.cluster_id);
@@ -318,6 +315,8 @@ fn succeed(status: &mut EtcdBackupStatus, generation: Option<i64>, manifest: Man
     status.size_bytes = i64::try_from(manifest.size_bytes).ok();
     status.sha256 = Some(manifest.sha256);
     status.server_version = Some(manifest.server_version);
+    let started_at = status.started_at.as_ref().map_or(manifest.started_at, |time| time.0);
+    status.duration_seconds = Some(manifest.completed_at.duration_since(started_at).as_secs());
     status.completed_at = Some(Time(manifest.completed_at));
     let (now, message) = (Timestamp::now(), note.clone());
     let conditions = &mut status.conditions;
@@ -430,4 +429,49 @@ async fn write(
         return Ok(());
     }
     context.kubernetes.apply_status(backup, &status).await.map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_is_believed_only_if_it_is_of_this_backup() {
+        let folder = manifest::folder("ns", "main", "now", "uid");
+        let backup: EtcdBackup = serde_json::from_value(json!({
+            "metadata": {"name": "now", "namespace": "ns", "uid": "uid"},
+            "spec": {"clusterRef": {"name": "main"}},
+            "status": {"manifest": manifest::manifest_path(&folder)},
+        }))
+        .unwrap();
+        let good = Manifest {
+            format: manifest::FORMAT,
+            backup_uid: "uid".to_owned(),
+            cluster: "main".to_owned(),
+            cluster_id: "1".to_owned(),
+            member: "main-1".to_owned(),
+            member_id: "2".to_owned(),
+            revision: 7,
+            raft_term: 2,
+            raft_index: 9,
+            server_version: "3.7.3".to_owned(),
+            snapshot: manifest::snapshot_path(&folder),
+            size_bytes: 544,
+            sha256: String::new(),
+            started_at: Timestamp::UNIX_EPOCH,
+            completed_at: Timestamp::UNIX_EPOCH,
+        };
+        assert_eq!(mismatch(&backup, &good), None);
+        for (bad, said) in [
+            (Manifest { backup_uid: "other".to_owned(), ..good.clone() }, "of backup"),
+            (Manifest { cluster: "other".to_owned(), ..good.clone() }, "of cluster"),
+            (Manifest { snapshot: "ns/main/x/snapshot.db".to_owned(), ..good.clone() }, "snapshot"),
+            (Manifest { format: 9, ..good.clone() }, "format \"9\""),
+            (Manifest { size_bytes: 0, ..good.clone() }, "of nothing"),
+            (Manifest { revision: 0, ..good.clone() }, "of nothing"),
+        ] {
+            let wrong = mismatch(&backup, &bad).expect(said);
+            assert!(wrong.contains(said), "{wrong}");
+        }
+    }
 }

@@ -7,10 +7,13 @@
 use std::{path::Path, sync::Arc};
 
 use object_store::{
-    Certificate, ClientOptions, ObjectStore, aws::AmazonS3Builder, local::LocalFileSystem,
+    Certificate, ClientOptions, ObjectStore,
+    aws::{AmazonS3, AmazonS3Builder},
+    local::LocalFileSystem,
     prefix::PrefixStore,
 };
 
+use super::uploads::Store;
 use crate::crd::{BackupStore, BackupStoreType, PersistentVolumeClaimStore, S3Addressing, S3Store};
 
 /// Where a claim is mounted in agents.
@@ -53,15 +56,16 @@ impl Credentials {
 ///
 /// # Errors
 /// The description is incomplete, or a file that it names cannot be read.
-pub fn open(
-    store: &BackupStore,
-    credentials: &Credentials,
-) -> Result<Arc<dyn ObjectStore>, OpenError> {
+pub fn open(store: &BackupStore, credentials: &Credentials) -> Result<Store, OpenError> {
     let incomplete = || OpenError::Incomplete { kind: store.kind };
     match store.kind {
         BackupStoreType::S3 => {
             let s3 = store.s3.as_ref().ok_or_else(incomplete)?;
-            Ok(prefixed(open_s3(s3, credentials)?, &s3.prefix))
+            let bucket = open_s3(s3, credentials)?;
+            Ok(match s3.prefix.as_str() {
+                "" => Store::bucket(bucket),
+                prefix => Store::bucket(PrefixStore::new(bucket, prefix)),
+            })
         }
         BackupStoreType::PersistentVolumeClaim => {
             let claim = store.persistent_volume_claim.as_ref().ok_or_else(incomplete)?;
@@ -74,16 +78,17 @@ pub fn open(
 pub(super) fn open_volume(
     mount: &Path,
     claim: &PersistentVolumeClaimStore,
-) -> Result<Arc<dyn ObjectStore>, object_store::Error> {
+) -> Result<Store, object_store::Error> {
     let files = LocalFileSystem::new_with_prefix(mount)?.with_fsync(true);
-    Ok(prefixed(files, &claim.prefix))
+    let prefix = claim.prefix.as_str();
+    let objects: Arc<dyn ObjectStore> = match prefix {
+        "" => Arc::new(files),
+        prefix => Arc::new(PrefixStore::new(files, prefix)),
+    };
+    Ok(Store::directory(objects, &mount.join(prefix.trim_matches('/'))))
 }
 
-fn prefixed<S: ObjectStore>(store: S, prefix: &str) -> Arc<dyn ObjectStore> {
-    if prefix.is_empty() { Arc::new(store) } else { Arc::new(PrefixStore::new(store, prefix)) }
-}
-
-fn open_s3(s3: &S3Store, credentials: &Credentials) -> Result<impl ObjectStore, OpenError> {
+fn open_s3(s3: &S3Store, credentials: &Credentials) -> Result<AmazonS3, OpenError> {
     let mut options = ClientOptions::new();
     let plain = s3.endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http://"));
     let ca = Path::new(CA_MOUNT).join("ca.crt");

@@ -30,7 +30,7 @@ use kube::{Resource, ResourceExt, runtime::controller};
 use serde_json::json;
 
 use crate::{
-    backup,
+    backup::view::Backups,
     context::Context,
     crd::{EtcdCluster, EtcdClusterStatus},
     etcd::GrpcAdmin,
@@ -40,7 +40,7 @@ use act::{ActError, Hands};
 use observe::Observation;
 use plan::Plan;
 use report::Outcome;
-use security::{Authorities, SecurityError};
+use security::{CertificateEnd, Certificates, SecurityError};
 use validate::{InvalidSpec, Validated};
 
 /// Next pass when something is under way.
@@ -132,7 +132,8 @@ async fn pass(
     now: Timestamp,
 ) -> Result<bool, PassError> {
     let kubernetes = &context.kubernetes;
-    let (authorities, etcd) = secure(context, validated, now).await?;
+    let certificates = secure(context, validated, now).await?;
+    let etcd = GrpcAdmin::new(certificates.as_ref().map(|certificates| certificates.tls.clone()));
     let mut observation = observe::observe(kubernetes, &etcd, cluster, validated, now).await?;
     let plan = plan::plan(&validated.desired, &observation.observed, now);
     let hands = Hands {
@@ -140,7 +141,7 @@ async fn pass(
         etcd: &etcd,
         lease: &context.lease,
         validated,
-        authorities: authorities.as_ref(),
+        authorities: certificates.as_ref().map(|certificates| &certificates.authorities),
         agent_image: &context.agent_image,
         now,
     };
@@ -162,36 +163,42 @@ async fn pass(
         let result = hands.act(cluster, action).await;
         error = tell(context, cluster, validated, action, &result).await.or(error);
     }
-    report(context, cluster, validated, &before, &observation, &plan, error.clone(), now).await?;
+    let ends = certificates.as_ref().map(|certificates| certificates.ends.as_slice());
+    report(context, cluster, validated, &before, &observation, &plan, error.clone(), ends, now)
+        .await?;
     Ok(plan.action.is_none()
         && plan.ensures.is_empty()
         && plan.blocked.is_empty()
         && error.is_none())
 }
 
-/// Certificates, and a client that shows them.
+/// The certificates of the cluster and of its members, if it has any.
 async fn secure(
     context: &Context,
     validated: &Validated,
     now: Timestamp,
-) -> Result<(Option<Authorities>, GrpcAdmin), PassError> {
+) -> Result<Option<Certificates>, PassError> {
     if !validated.desired.names.tls {
-        return Ok((None, GrpcAdmin::new(None)));
+        return Ok(None);
     }
-    if let Some((authorities, tls)) = context.memory.certificates(&validated.uid) {
-        return Ok((Some(authorities), GrpcAdmin::new(Some(tls))));
+    if let Some(certificates) = context.memory.certificates(&validated.uid) {
+        return Ok(Some(certificates));
     }
-    let (authorities, tls) = security::ensure_cluster(&context.kubernetes, validated, now).await?;
-    if !validated.desired.paused {
+    let kubernetes = &context.kubernetes;
+    let mut certificates = security::ensure_cluster(kubernetes, validated, now).await?;
+    for serial in observe::serials(kubernetes, validated).await? {
         // Members that run get theirs renewed here; new ones get theirs with their Pod.
-        let members = observe::serials(&context.kubernetes, validated).await?;
-        for serial in members {
-            security::ensure_member(&context.kubernetes, validated, &authorities, serial, now)
-                .await?;
-        }
+        let ends = match validated.desired.paused {
+            true => security::look_at_member(kubernetes, validated, serial).await?,
+            false => {
+                let authorities = &certificates.authorities;
+                security::ensure_member(kubernetes, validated, authorities, serial, now).await?
+            }
+        };
+        certificates.ends.extend(ends);
     }
-    context.memory.remember_certificates(&validated.uid, authorities.clone(), tls.clone());
-    Ok((Some(authorities), GrpcAdmin::new(Some(tls))))
+    context.memory.remember_certificates(&validated.uid, certificates.clone());
+    Ok(Some(certificates))
 }
 
 /// The objects that belong to the cluster as a whole; written when they changed, and now and then
@@ -255,12 +262,15 @@ async fn report(
     observation: &Observation,
     plan: &Plan,
     error: Option<String>,
+    certificates: Option<&[CertificateEnd]>,
     now: Timestamp,
 ) -> Result<(), PassError> {
     let kubernetes = &context.kubernetes;
-    let last_backup = backup::newest(kubernetes, validated).await?;
-    let outcome = Outcome { plan, error, last_backup };
     let current = cluster.status.clone().unwrap_or_default();
+    let names = &validated.desired.names;
+    let cluster_id = current.cluster_id.clone();
+    let backups = Backups::of(kubernetes, &names.namespace, &names.cluster, cluster_id).await?;
+    let outcome = Outcome { plan, error, backups: &backups, certificates };
     let generation = cluster.metadata.generation;
     let status =
         report::cluster_status(&current, generation, validated, observation, &outcome, now);
@@ -289,7 +299,14 @@ async fn report_failure(
     now: Timestamp,
 ) -> Result<(), PassError> {
     let before = cluster.status.clone().unwrap_or_default();
-    let after = report::unobserved(&before, cluster.metadata.generation, error.to_string(), now);
+    let (generation, message) = (cluster.metadata.generation, error.to_string());
+    let mut after = report::unobserved(&before, generation, message.clone(), now);
+    if matches!(
+        error,
+        PassError::Security(SecurityError::Certificate { .. } | SecurityError::Incomplete { .. })
+    ) {
+        report::certificates_unusable(&mut after, generation, message, now);
+    }
     write_failure(context, cluster, &before, &after).await
 }
 

@@ -261,8 +261,16 @@ pub fn quorum(voters: usize) -> usize {
 
 /// What a member's own words prove: one that had an id and now finds nothing under it has lost its
 /// data. Before the id is latched the same words may come from a first start that was tried twice.
-pub fn data_loss(id: Option<MemberId>, down: Option<&Cause>) -> Option<Loss> {
-    (id.is_some() && matches!(down, Some(Cause::DataGone(_)))).then_some(Loss::Data)
+/// They count for as long as it does not serve, also when the Pod that said them is gone: another one
+/// on the same volume needs its time to say so again. What serves has its data, whatever was said.
+pub fn data_loss(
+    id: Option<MemberId>,
+    down: Option<&Cause>,
+    said_before: bool,
+    reach: &Reach,
+) -> Option<Loss> {
+    let said = said_before || matches!(down, Some(Cause::DataGone(_)));
+    (id.is_some() && said && matches!(reach, Reach::Silent(_))).then_some(Loss::Data)
 }
 
 impl Member {

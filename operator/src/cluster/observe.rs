@@ -82,8 +82,8 @@ pub async fn observe(
         .iter()
         .map(|(serial, object)| {
             let claim = claims.get(&object.spec.claim_name);
-            let loss = machines.loss(object, claim, pods.get(serial), &scene);
-            (*serial, scene.member(object, claim, pods.get(serial), reports.get(serial), loss))
+            let report = reports.get(serial);
+            (*serial, scene.member(object, claim, pods.get(serial), report, &machines))
         })
         .collect();
     let membership = membership(etcd, &addresses, &members, &reports).await;
@@ -213,11 +213,12 @@ impl Scene<'_> {
         claim: Option<&PersistentVolumeClaim>,
         pod: Option<&Pod>,
         report: Option<&Result<MemberReport, EtcdError>>,
-        loss: Option<Loss>,
+        machines: &Machines,
     ) -> Member {
         let status = object.status.clone().unwrap_or_default();
         let id = status.member_id.as_deref().and_then(parse_id).map(MemberId);
         let created = object.metadata.creation_timestamp.as_ref().map_or(self.now, |time| time.0);
+        let reach = self.reach(id, pod, report);
         Member {
             serial: Serial(object.spec.serial),
             initial_state: object.spec.initial_state,
@@ -227,8 +228,8 @@ impl Scene<'_> {
             join_refused: status.join_refused.is_some(),
             claim: claim_state(status.claim_uid.as_deref(), claim),
             pod: pod.map(pod_state),
-            loss,
-            reach: self.reach(id, pod, report),
+            loss: machines.loss(object, claim, pod, &reach, self),
+            reach,
         }
     }
 
@@ -404,9 +405,11 @@ impl Machines {
         object: &EtcdMember,
         claim: Option<&PersistentVolumeClaim>,
         pod: Option<&Pod>,
+        reach: &Reach,
         scene: &Scene<'_>,
     ) -> Option<Loss> {
-        let latched = object.status.as_ref().and_then(|status| status.claim_uid.as_deref());
+        let status = object.status.as_ref();
+        let latched = status.and_then(|status| status.claim_uid.as_deref());
         let phase = claim.and_then(|claim| claim.status.as_ref()?.phase.as_deref());
         let going = claim.is_some_and(|claim| claim.metadata.deletion_timestamp.is_some());
         if latched.is_some()
@@ -414,9 +417,10 @@ impl Machines {
         {
             return Some(Loss::Claim);
         }
-        let id = object.status.as_ref().and_then(|status| status.member_id.as_deref());
+        let id = status.and_then(|status| parse_id(status.member_id.as_deref()?)).map(MemberId);
+        let said_before = status.is_some_and(|status| status.data_gone.is_some());
         let cause = pod.and_then(down_cause);
-        if let Some(loss) = model::data_loss(id.and_then(parse_id).map(MemberId), cause.as_ref()) {
+        if let Some(loss) = model::data_loss(id, cause.as_ref(), said_before, reach) {
             return Some(loss);
         }
         let nodes = self.nodes.as_ref()?;

@@ -4,6 +4,8 @@
 //! becomes `Unknown` or keeps its last value with `observedAt` telling its age; it is never
 //! presented as current.
 
+mod health;
+
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::runtime::events::{Event, EventType};
@@ -11,29 +13,44 @@ use kube::runtime::events::{Event, EventType};
 use super::{
     build::{member_selector, selector_text},
     invariants,
-    model::{Desired, Member, Observed, quorum},
+    model::{Cause, Desired, Member, Observed, Reach, quorum},
     observe::Observation,
     plan::{Action, Plan, RemoveReason},
+    security::CertificateEnd,
     validate::{InvalidSpec, Validated},
 };
-use crate::crd::{
-    BlockedBy, ClusterBackupStatus, EtcdClusterStatus, EtcdMember, EtcdMemberStatus, LeaderStatus,
-    MemberRole, RolloutStatus,
+use crate::{
+    backup::view::Backups,
+    crd::{
+        BlockedBy, EtcdClusterStatus, EtcdMember, EtcdMemberStatus, LeaderStatus, MemberRole,
+        RolloutStatus,
+    },
 };
 
 /// How often an unchanged status is confirmed.
 const CONFIRM_EVERY: SignedDuration = SignedDuration::from_secs(60);
 
-/// Conditions that say how the members are; unknown where nobody looked.
-const OBSERVED: [&str; 5] =
-    ["Ready", "Available", "QuorumHealthy", "FaultTolerant", "MembersUpToDate"];
+/// Conditions that say how the members are, and what they live on; unknown where nobody looked.
+const OBSERVED: [&str; 9] = [
+    "Ready",
+    "Available",
+    "QuorumHealthy",
+    "FaultTolerant",
+    "MembersUpToDate",
+    "StorageHealthy",
+    "CertificatesValid",
+    "BackupHealthy",
+    "Recoverable",
+];
 
 /// What happened in the pass.
 pub struct Outcome<'a> {
     pub plan: &'a Plan,
     /// What went wrong, if something did.
     pub error: Option<String>,
-    pub last_backup: Option<ClusterBackupStatus>,
+    pub backups: &'a Backups,
+    /// When the certificates end; absent without TLS.
+    pub certificates: Option<&'a [CertificateEnd]>,
 }
 
 /// The cluster's next status.
@@ -72,7 +89,7 @@ pub fn cluster_status(
         versions.min_by_key(|version| version_key(version)).or(status.current_version);
     status.target = Some(validated.target.clone());
     status.rollout = rollout(before, desired, observed, outcome.plan, now);
-    status.backup = outcome.last_backup.clone().or(status.backup);
+    status.backup = outcome.backups.newest();
     status.blocked_by = blocked_by(outcome.plan);
     let creating =
         status.operation.as_ref().is_some_and(|operation| operation.kind == "CreateMember");
@@ -82,6 +99,11 @@ pub fn cluster_status(
         status.operation = None;
     }
     conditions(&mut status, generation, validated, observed, outcome, now);
+    let (certificates, backups) = (outcome.certificates, outcome.backups);
+    let facts = health::facts(&status, validated, observation, certificates, backups, now);
+    for fact in facts {
+        set_condition(&mut status.conditions, generation, fact, now);
+    }
     status.observed_at = Some(Time(now));
     status
 }
@@ -102,6 +124,17 @@ pub fn unobserved(
     let degraded = fact("Degraded", true, ("OperatorError", ""), error);
     set_condition(&mut status.conditions, generation, degraded, now);
     status
+}
+
+/// A pass that ended at the certificates knows what is wrong with them.
+pub fn certificates_unusable(
+    status: &mut EtcdClusterStatus,
+    generation: Option<i64>,
+    error: String,
+    now: Timestamp,
+) {
+    let fact = fact("CertificatesValid", false, ("", "CertificateUnusable"), error);
+    set_condition(&mut status.conditions, generation, fact, now);
 }
 
 /// The status of a cluster whose spec nothing can be made of: the user has to change it, and what
@@ -424,11 +457,22 @@ pub fn member_status(
         report.map(|report| report.db_size / (1 << 20) * (1 << 20)).or(status.db_size_bytes);
     let pod = observation.pods.get(&member.serial);
     status.node = pod.and_then(|pod| pod.spec.as_ref()?.node_name.clone());
+    status.restarts = pod
+        .and_then(|pod| pod.status.as_ref()?.container_statuses.as_ref())
+        .map(|containers| containers.iter().map(|container| container.restart_count).sum());
     status.pod_uid = member.pod.as_ref().map(|pod| pod.uid.clone());
     status.serving_since = match &member.reach {
-        super::model::Reach::Serving(serving) => Some(Time(serving.since)),
-        super::model::Reach::Silent(_) => None,
+        Reach::Serving(serving) => Some(Time(serving.since)),
+        Reach::Silent(_) => None,
     };
+    match (&member.reach, member.pod.as_ref().and_then(|pod| pod.down.as_ref())) {
+        (Reach::Serving(_), _) => status.data_gone = None,
+        // The first words stay: each further try says them with another time.
+        (Reach::Silent(_), Some(Cause::DataGone(said))) if member.id.is_some() => {
+            status.data_gone.get_or_insert_with(|| said.chars().take(1000).collect());
+        }
+        _ => {}
+    }
     let reason = match (member.is_serving(), member.loss) {
         (_, Some(_)) => "Lost",
         (true, None) => "Serving",
@@ -508,8 +552,16 @@ pub fn turned(before: &EtcdClusterStatus, after: &EtcdClusterStatus) -> Vec<Even
             .filter(|condition| condition.status == wanted)
             .map(|c| (c.reason.clone(), c.message.clone()))
     };
-    [("QuorumHealthy", "False"), ("Degraded", "True"), ("SpecApplied", "False")]
-        .into_iter()
+    const BAD: [(&str, &str); 7] = [
+        ("QuorumHealthy", "False"),
+        ("Degraded", "True"),
+        ("SpecApplied", "False"),
+        ("StorageHealthy", "False"),
+        ("CertificatesValid", "False"),
+        ("BackupHealthy", "False"),
+        ("Recoverable", "False"),
+    ];
+    BAD.into_iter()
         .filter_map(|(kind, bad)| {
             let (reason, message) = reason_of(after, kind, bad)?;
             let known = reason_of(before, kind, bad).is_some_and(|(old, _)| old == reason);
@@ -583,7 +635,8 @@ mod tests {
     fn an_alarm_that_was_disarmed_does_not_stay_in_the_conditions() {
         let validated = validate(&cluster(json!({}))).unwrap();
         let plan = Plan::default();
-        let outcome = Outcome { plan: &plan, error: None, last_backup: None };
+        let backups = Backups::default();
+        let outcome = Outcome { plan: &plan, error: None, backups: &backups, certificates: None };
         let mut status = EtcdClusterStatus::default();
         let membership = |corrupt| {
             let cluster_id = types::ClusterId(1);

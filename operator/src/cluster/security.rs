@@ -28,6 +28,23 @@ pub struct Authorities {
     pub peer: KeyPairPem,
 }
 
+/// What a pass needs of a cluster's certificates.
+#[derive(Clone)]
+pub struct Certificates {
+    pub authorities: Authorities,
+    pub tls: Arc<ClientTls>,
+    /// When each of them ends, those of the members included.
+    pub ends: Vec<CertificateEnd>,
+}
+
+/// A certificate of the cluster, and when it ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateEnd {
+    pub secret: String,
+    pub key: &'static str,
+    pub not_after: Timestamp,
+}
+
 /// Certificates could not be brought in order.
 #[derive(Debug, thiserror::Error)]
 pub enum SecurityError {
@@ -43,7 +60,7 @@ pub enum SecurityError {
     Incomplete { secret: String, key: &'static str },
 }
 
-/// The CAs and the client certificate; made where they do not exist.
+/// The CAs and the client certificate, without those of members; made where they do not exist.
 ///
 /// # Errors
 /// A Secret cannot be read or written, or holds something else. An existing CA is never replaced.
@@ -51,7 +68,7 @@ pub async fn ensure_cluster(
     kubernetes: &Kubernetes,
     validated: &Validated,
     now: Timestamp,
-) -> Result<(Authorities, Arc<ClientTls>), SecurityError> {
+) -> Result<Certificates, SecurityError> {
     let cluster = &validated.desired.names.cluster;
     let client = authority(kubernetes, validated, "client", now).await?;
     let peer = authority(kubernetes, validated, "peer", now).await?;
@@ -74,11 +91,16 @@ pub async fn ensure_cluster(
             issued
         }
     };
+    let ends = vec![
+        end(&authority_secret(validated, "client"), "tls.crt", &client.certificate)?,
+        end(&authority_secret(validated, "peer"), "tls.crt", &peer.certificate)?,
+        end(&format!("{cluster}-client-tls"), "tls.crt", &identity.certificate)?,
+    ];
     let tls = ClientTls { ca: client.certificate.clone(), identity };
-    Ok((Authorities { client, peer }, Arc::new(tls)))
+    Ok(Certificates { authorities: Authorities { client, peer }, tls: Arc::new(tls), ends })
 }
 
-/// The certificates of one member.
+/// The certificates of one member, made or renewed where that is due; returns when they end.
 ///
 /// # Errors
 /// As [`ensure_cluster`].
@@ -88,17 +110,17 @@ pub async fn ensure_member(
     authorities: &Authorities,
     serial: Serial,
     now: Timestamp,
-) -> Result<(), SecurityError> {
+) -> Result<Vec<CertificateEnd>, SecurityError> {
     let name = validated.desired.names.member(serial);
-    let secret = format!("{name}-tls");
+    let secret = member_secret(validated, serial);
     let (server_names, peer_names) =
         (server_names(validated, serial), peer_names(validated, serial));
     let existing = read(kubernetes, validated, &secret).await?;
     let (server, peer) = (pair(&existing, "server"), pair(&existing, "peer"));
     let stays = is_current(&secret, server.as_ref(), &authorities.client, &server_names, now)?
         && is_current(&secret, peer.as_ref(), &authorities.peer, &peer_names, now)?;
-    if stays {
-        return Ok(());
+    if let (true, Some(server), Some(peer)) = (stays, &server, &peer) {
+        return member_ends(&secret, server, peer);
     }
     let server = issue(&secret, &authorities.client, &name, &server_names, Usage::Server, now)?;
     let peer = issue(&secret, &authorities.peer, &name, &peer_names, Usage::Peer, now)?;
@@ -110,8 +132,55 @@ pub async fn ensure_member(
         ("client-ca.crt", &authorities.client.certificate),
         ("peer-ca.crt", &authorities.peer.certificate),
     ];
+    let ends = member_ends(&secret, &server, &peer)?;
     write(kubernetes, validated, secret, &data).await?;
-    Ok(())
+    Ok(ends)
+}
+
+/// When the certificates of one member end, as they are: for a cluster that is paused.
+///
+/// # Errors
+/// The Secret cannot be read, or holds something else. One that does not exist is none.
+pub async fn look_at_member(
+    kubernetes: &Kubernetes,
+    validated: &Validated,
+    serial: Serial,
+) -> Result<Vec<CertificateEnd>, SecurityError> {
+    let secret = member_secret(validated, serial);
+    let existing = read(kubernetes, validated, &secret).await?;
+    match (pair(&existing, "server"), pair(&existing, "peer")) {
+        (Some(server), Some(peer)) => member_ends(&secret, &server, &peer),
+        _ => Ok(Vec::new()),
+    }
+}
+
+fn member_ends(
+    secret: &str,
+    server: &KeyPairPem,
+    peer: &KeyPairPem,
+) -> Result<Vec<CertificateEnd>, SecurityError> {
+    Ok(vec![
+        end(secret, "server.crt", &server.certificate)?,
+        end(secret, "peer.crt", &peer.certificate)?,
+    ])
+}
+
+fn end(
+    secret: &str,
+    key: &'static str,
+    certificate: &str,
+) -> Result<CertificateEnd, SecurityError> {
+    let not_after = certificates::not_after(certificate)
+        .map_err(|source| SecurityError::Certificate { secret: secret.to_owned(), source })?;
+    Ok(CertificateEnd { secret: secret.to_owned(), key, not_after })
+}
+
+fn member_secret(validated: &Validated, serial: Serial) -> String {
+    format!("{}-tls", validated.desired.names.member(serial))
+}
+
+fn authority_secret(validated: &Validated, role: &str) -> String {
+    format!("{}-{role}-ca", validated.desired.names.cluster)
 }
 
 /// Names under which clients may know the member.
@@ -144,7 +213,7 @@ async fn authority(
     role: &str,
     now: Timestamp,
 ) -> Result<KeyPairPem, SecurityError> {
-    let secret = format!("{}-{role}-ca", validated.desired.names.cluster);
+    let secret = authority_secret(validated, role);
     let existing = read(kubernetes, validated, &secret).await?;
     if existing.is_empty() {
         let name = format!("{} {role} CA", validated.desired.names.cluster);

@@ -93,6 +93,7 @@ struct Object {
     claim_uid: Option<String>,
     deletion_requested: bool,
     join_refused: bool,
+    data_gone: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -398,17 +399,6 @@ impl World {
             (Some(_), _) => Claim::Lost,
         };
         let node = volume.and_then(|volume| volume.node);
-        let loss = match (&claim, node.map(|node| self.nodes[node])) {
-            (Claim::Lost, _) => Some(Loss::Claim),
-            (_, Some(Node::Gone)) => Some(Loss::NodeGone),
-            (_, Some(Node::Silent(since))) if self.now.duration_since(since).as_secs() > 300 => {
-                Some(Loss::NodeSilent)
-            }
-            _ => {
-                let down = self.servers.get(&serial).and_then(|server| server.pod.down.as_ref());
-                data_loss(object.id, down)
-            }
-        };
         let server = self.servers.get(&serial);
         let reach = match (server.and_then(|s| s.serving_since), &self.etcd, volume) {
             (Some(since), Some(etcd), Some(Volume { data: Some(data), .. })) => {
@@ -420,6 +410,17 @@ impl World {
                 })
             }
             _ => Reach::Silent(Silence::Timeout),
+        };
+        let loss = match (&claim, node.map(|node| self.nodes[node])) {
+            (Claim::Lost, _) => Some(Loss::Claim),
+            (_, Some(Node::Gone)) => Some(Loss::NodeGone),
+            (_, Some(Node::Silent(since))) if self.now.duration_since(since).as_secs() > 300 => {
+                Some(Loss::NodeSilent)
+            }
+            _ => {
+                let down = self.servers.get(&serial).and_then(|server| server.pod.down.as_ref());
+                data_loss(object.id, down, object.data_gone, &reach)
+            }
         };
         Member {
             serial,

@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{BackupStore, LocalObjectReference};
 
+/// How long a backup may take if it does not say; those of a schedule do not.
+pub const DEFAULT_DEADLINE_SECONDS: i64 = 3600;
+
 /// One backup of one cluster. The spec cannot be changed.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[kube(
@@ -29,6 +32,7 @@ use super::{BackupStore, LocalObjectReference};
     printcolumn(name = "Cluster", type_ = "string", json_path = ".spec.clusterRef.name"),
     printcolumn(name = "Revision", type_ = "integer", json_path = ".status.revision"),
     printcolumn(name = "Size", type_ = "integer", json_path = ".status.sizeBytes"),
+    printcolumn(name = "Duration", type_ = "integer", json_path = ".status.durationSeconds", description = "Seconds from the start to the last byte in the store"),
     printcolumn(name = "Member", type_ = "string", json_path = ".status.member", priority = 1),
     printcolumn(name = "Complete", type_ = "string", json_path = ".status.conditions[?(@.type==\"Complete\")].status"),
     printcolumn(name = "Status", type_ = "string", json_path = ".status.conditions[?(@.type==\"Complete\")].reason"),
@@ -105,6 +109,9 @@ pub struct EtcdBackupStatus {
     pub started_at: Option<Time>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub completed_at: Option<Time>,
+    /// From `startedAt` to `completedAt`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration_seconds: Option<i64>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "super::conditions_schema")]
     pub conditions: Vec<Condition>,
@@ -115,5 +122,5 @@ fn default_attempts() -> i32 {
 }
 
 fn default_deadline() -> i64 {
-    3600
+    DEFAULT_DEADLINE_SECONDS
 }

@@ -165,7 +165,7 @@ pub struct StorageSpec {
     #[serde(default = "default_size")]
     #[schemars(schema_with = "super::quantity_schema")]
     #[x_kube(
-        validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).isGreaterThan(quantity('15Mi'))").message("size must be a quantity of at least 16Mi, such as 10Gi"),
+        validation = Rule::new("isQuantity(string(self)) && !quantity(string(self)).isLessThan(quantity('16Mi'))").message("size must be a quantity of at least 16Mi, such as 10Gi"),
         validation = Rule::new("string(self) == string(oldSelf)").message("size cannot be changed")
     )]
     pub size: Quantity,

@@ -61,6 +61,23 @@ pub struct EtcdClusterStatus {
     /// Why nothing happens although something should.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub blocked_by: Vec<BlockedBy>,
+    // | condition | holds while | is unknown |
+    // |---|---|---|
+    // | `Ready` | a quorum answers; the reason says what is under way | unseen |
+    // | `Available`, `QuorumHealthy` | a quorum answers | unseen |
+    // | `FaultTolerant` | one more voter may fail | unseen |
+    // | `MembersUpToDate` | every member runs the desired settings | unseen |
+    // | `Progressing` | something is being done, or is due | never |
+    // | `Degraded` | a member does not answer, a rollout is stuck, or the operator failed | never |
+    // | `VersionAccepted`, `SpecApplied` | the version, every field, is in effect | never |
+    // | `DataConsistent` | no member raised CORRUPT | before the first look |
+    // | `StorageHealthy` | no member raised NOSPACE or uses 80 % of its quota | nobody answers |
+    // | `CertificatesValid` | every certificate ends more than 14 days from now, or TLS is off | unseen |
+    // | `BackupHealthy` | the last run of every schedule succeeded, and none is overdue | no run is due |
+    // | `Recoverable` | enough voters have their data for a quorum, or there is a backup | not formed |
+    // | `Paused` | `spec.paused` | never |
+    //
+    // Unseen: the pass that wrote this could not look.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "super::conditions_schema")]
     pub conditions: Vec<Condition>,

@@ -36,6 +36,7 @@ use super::LocalObjectReference;
     printcolumn(name = "Lag", type_ = "integer", json_path = ".status.lagEntries"),
     printcolumn(name = "Version", type_ = "string", json_path = ".status.version"),
     printcolumn(name = "Node", type_ = "string", json_path = ".status.node"),
+    printcolumn(name = "Restarts", type_ = "integer", json_path = ".status.restarts"),
     printcolumn(
         name = "Member ID",
         type_ = "string",
@@ -96,6 +97,9 @@ pub struct EtcdMemberStatus {
     pub version: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
+    /// How often the containers of the present Pod were started again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restarts: Option<i32>,
     #[serde(rename = "podUID", skip_serializing_if = "Option::is_none")]
     pub pod_uid: Option<String>,
     #[serde(rename = "dbSizeBytes", skip_serializing_if = "Option::is_none")]
@@ -107,6 +111,10 @@ pub struct EtcdMemberStatus {
     /// member is removed first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub join_refused: Option<String>,
+    /// What the member said when it found nothing of the data that it had; kept until it serves again,
+    /// since the Pod that said it may be gone before the member is replaced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_gone: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "super::conditions_schema")]
     pub conditions: Vec<Condition>,

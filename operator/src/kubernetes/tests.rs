@@ -2,6 +2,7 @@
 //! controllers that lose it in the middle.
 
 mod api_server;
+mod rights;
 
 use std::sync::Arc;
 
@@ -14,7 +15,9 @@ use crate::{
     cluster::{self, build::member_selector},
     context::{Context, Memory},
     crd::{EtcdBackup, EtcdBackupSchedule, EtcdCluster},
+    leader_election::Election,
     metrics::Metrics,
+    run::LEASE_NAME,
 };
 use api_server::ApiServer;
 
@@ -227,7 +230,30 @@ async fn an_operator_that_loses_its_lease_in_the_middle_of_a_pass_writes_no_more
     }
 }
 
-/// The test above covers the writes that it knows of; this one, that there are no others.
+#[tokio::test]
+async fn a_lease_is_renewed_by_one_write_and_looked_at_again_once_somebody_else_wrote_it() {
+    let server = ApiServer::default();
+    let mut election = Election::new(server.client(), NAMESPACE, LEASE_NAME, "me".to_owned());
+    election.win().await;
+    let requests = || {
+        let rights = server.take_rights();
+        rights.into_iter().map(|(_, _, verb)| verb).collect::<Vec<_>>()
+    };
+    assert_eq!(requests(), ["create", "get"]);
+    assert!(election.attempt().await);
+    assert_eq!(requests(), ["update"]);
+    server.refuse_next_update();
+    assert!(election.attempt().await, "it is still ours");
+    assert_eq!(requests(), ["get", "update"]);
+    let place = "/apis/coordination.k8s.io/v1/namespaces/ns/leases";
+    let mut object = server.object(place, LEASE_NAME).unwrap();
+    object["spec"]["holderIdentity"] = json!("other");
+    server.put(place, LEASE_NAME, object);
+    server.refuse_next_update();
+    assert!(!election.attempt().await, "another has it");
+}
+
+/// The test of whole lives covers the writes that it knows of; this one, that there are no others.
 #[test]
 fn only_this_file_and_the_election_can_write() {
     fn visit(directory: &std::path::Path, found: &mut Vec<String>) {

@@ -16,7 +16,9 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt, future::BoxFuture, stream, stream::BoxStream};
 use object_store::{
     CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
-    PutMultipartOptions, PutOptions, PutResult, UploadPart, memory::InMemory,
+    PutMultipartOptions, PutOptions, PutResult, UploadPart,
+    memory::InMemory,
+    multipart::{MultipartStore, PartId},
 };
 use proto::etcdserverpb::{
     AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, DowngradeRequest,
@@ -367,6 +369,10 @@ const SNAPSHOT: &str = "f/snapshot.db";
 const MANIFEST: &str = "f/manifest.json";
 
 async fn take(member: &Member, store: Arc<dyn ObjectStore>) -> Result<Manifest, AgentError> {
+    take_into(member, &Store::plain(store)).await
+}
+
+async fn take_into(member: &Member, store: &Store) -> Result<Manifest, AgentError> {
     let order = BackupOrder {
         folder: "f".to_owned(),
         backup_uid: "uid".to_owned(),
@@ -481,11 +487,11 @@ async fn a_backup_on_a_volume_is_two_files_and_a_new_cluster_is_made_of_them() {
 
         // An attempt that fails leaves no file, also not one that is hidden or half written.
         let broken = Member::new(Script::BreaksAfter(9 * MIB), 20 * MIB);
-        take(&broken, open()).await.unwrap_err();
+        take_into(&broken, &open()).await.unwrap_err();
         assert_eq!(files(volume.path()), BTreeMap::new());
 
         let member = Member::new(Script::Whole, 20 * MIB);
-        let manifest = take(&member, open()).await.unwrap();
+        let manifest = take_into(&member, &open()).await.unwrap();
         let folder = Path::new(prefix).join("f");
         let found = files(volume.path());
         assert_eq!(found.get(&folder.join("snapshot.db")), Some(&manifest.size_bytes));
@@ -500,11 +506,165 @@ async fn a_backup_on_a_volume_is_two_files_and_a_new_cluster_is_made_of_them() {
             arguments: vec!["--name".to_owned(), "copy-1".to_owned()],
             bump_revision: 0,
         };
-        assert_eq!(restore(&order, open()).await.unwrap(), manifest.revision);
+        assert_eq!(restore(&order, open().objects).await.unwrap(), manifest.revision);
         let restored = std::fs::read(place.path().join("data/db")).unwrap();
         assert_eq!(hex::encode(Sha256::digest(&restored)), manifest.sha256);
 
-        delete(MANIFEST, "uid", open()).await.unwrap();
+        delete(MANIFEST, "uid", &open()).await.unwrap();
         assert_eq!(files(volume.path()), BTreeMap::new());
     }
+}
+
+/// A bucket that knows which uploads are open, as a real one does, and that can be made to take its
+/// time over a part.
+#[derive(Clone, Debug, Default)]
+struct Bucket {
+    inner: Arc<InMemory>,
+    open: Arc<Mutex<BTreeMap<String, String>>>,
+    parts: watch::Sender<usize>,
+    stuck: bool,
+}
+
+impl Bucket {
+    fn open_uploads(&self) -> Vec<String> {
+        self.open.lock().unwrap().values().cloned().collect()
+    }
+
+    async fn objects(&self) -> Vec<String> {
+        let all: Vec<ObjectMeta> = self.inner.list(None).try_collect().await.unwrap();
+        all.into_iter().map(|object| object.location.to_string()).collect()
+    }
+
+    /// It closes the upload, or says as S3 does that there is none.
+    fn close(&self, id: &str) -> object_store::Result<()> {
+        let closed = self.open.lock().unwrap().remove(id);
+        closed.map(drop).ok_or_else(|| object_store::Error::NotFound {
+            path: id.to_owned(),
+            source: "NoSuchUpload".into(),
+        })
+    }
+}
+
+#[async_trait]
+impl MultipartStore for Bucket {
+    async fn create_multipart(&self, path: &ObjectPath) -> object_store::Result<String> {
+        let id = self.inner.create_multipart(path).await?;
+        self.open.lock().unwrap().insert(id.clone(), path.to_string());
+        Ok(id)
+    }
+
+    async fn put_part(
+        &self,
+        path: &ObjectPath,
+        id: &String,
+        part: usize,
+        data: PutPayload,
+    ) -> object_store::Result<PartId> {
+        let taken = self.inner.put_part(path, id, part, data).await?;
+        self.parts.send_modify(|parts| *parts += 1);
+        if self.stuck {
+            std::future::pending::<()>().await;
+        }
+        Ok(taken)
+    }
+
+    async fn complete_multipart(
+        &self,
+        path: &ObjectPath,
+        id: &String,
+        parts: Vec<PartId>,
+    ) -> object_store::Result<PutResult> {
+        self.close(id)?;
+        self.inner.complete_multipart(path, id, parts).await
+    }
+
+    async fn abort_multipart(&self, path: &ObjectPath, id: &String) -> object_store::Result<()> {
+        self.close(id)?;
+        self.inner.abort_multipart(path, id).await
+    }
+}
+
+/// Starts a backup into a bucket and kills the agent once a part of the snapshot is there.
+async fn kill_in_the_middle(bucket: &Bucket) {
+    let stuck = Bucket { stuck: true, ..bucket.clone() };
+    let mut parts = stuck.parts.subscribe();
+    let before = *parts.borrow();
+    let agent = tokio::spawn(async move {
+        let member = Member::new(Script::Whole, 20 * MIB);
+        drop(take_into(&member, &stuck.store()).await);
+    });
+    let part = parts.wait_for(|parts| *parts > before);
+    tokio::time::timeout(LIMIT, part).await.expect("no part comes").unwrap();
+    agent.abort();
+    assert!(agent.await.unwrap_err().is_cancelled());
+}
+
+impl Bucket {
+    fn store(&self) -> Store {
+        Store::of_parts(self.inner.clone(), Arc::new(self.clone()))
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_was_killed_leaves_no_upload_to_the_next() {
+    let bucket = Bucket::default();
+    let member = Member::new(Script::Whole, 20 * MIB);
+    for _ in 0..2 {
+        kill_in_the_middle(&bucket).await;
+        // Also the second finds that of the first, and leaves its own.
+        assert_eq!(bucket.open_uploads(), [SNAPSHOT]);
+        assert_eq!(bucket.objects().await, ["f/upload.json"]);
+    }
+    let manifest = take_into(&member, &bucket.store()).await.unwrap();
+    assert_eq!((manifest.size_bytes, manifest.sha256), digest_of(&member));
+    assert!(bucket.open_uploads().is_empty(), "{:?}", bucket.open_uploads());
+    assert_eq!(bucket.objects().await, [MANIFEST, SNAPSHOT]);
+    // One that fails by itself cleans up by itself.
+    let bucket = Bucket::default();
+    let broken = Member::new(Script::BreaksAfter(9 * MIB), 20 * MIB);
+    take_into(&broken, &bucket.store()).await.unwrap_err();
+    assert!(bucket.open_uploads().is_empty() && bucket.objects().await.is_empty());
+}
+
+#[tokio::test]
+async fn with_a_backup_that_never_came_about_goes_its_upload_and_no_other() {
+    let bucket = Bucket::default();
+    kill_in_the_middle(&bucket).await;
+    let other = ObjectPath::from("g-uid2/snapshot.db");
+    bucket.create_multipart(&other).await.unwrap();
+    // The folder of a backup ends with its uid; this one is another's.
+    delete(MANIFEST, "uid", &bucket.store()).await.unwrap();
+    assert_eq!(bucket.open_uploads(), [SNAPSHOT, other.as_ref()]);
+    delete(MANIFEST, "f", &bucket.store()).await.unwrap();
+    assert_eq!(bucket.open_uploads(), [other.as_ref()]);
+    assert!(bucket.objects().await.is_empty());
+}
+
+#[tokio::test]
+async fn on_a_volume_the_file_of_a_killed_agent_goes_with_the_next_and_with_the_deletion() {
+    let volume = tempfile::tempdir().unwrap();
+    let claim =
+        PersistentVolumeClaimStore { claim_name: "c".to_owned(), prefix: "team/a".to_owned() };
+    let store = open_volume(volume.path(), &claim).unwrap();
+    let left = volume.path().join("team/a/f/snapshot.db#1");
+    let killed = || {
+        std::fs::create_dir_all(left.parent().unwrap()).unwrap();
+        std::fs::write(&left, b"half of it").unwrap();
+    };
+    killed();
+    let member = Member::new(Script::Whole, MIB);
+    take_into(&member, &store).await.unwrap();
+    assert!(!left.exists());
+    killed();
+    // A path that the store itself would not give away.
+    assert!(
+        !store
+            .objects
+            .list(None)
+            .map(|o| o.unwrap().location)
+            .any(async |path| { path.as_ref().contains('#') })
+            .await
+    );
+    delete(MANIFEST, "f", &store).await.unwrap_err();
+    assert!(!left.exists());
 }

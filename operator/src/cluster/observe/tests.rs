@@ -88,8 +88,87 @@ fn a_server_that_says_that_its_data_is_gone_is_believed_once_it_had_an_id() {
         (container(waiting(), ended(0, said), "False"), None),
     ] {
         let cause = down_cause(&pod);
-        assert_eq!(model::data_loss(id, cause.as_ref()), expected, "{cause:?}");
-        assert_eq!(model::data_loss(None, cause.as_ref()), None);
+        let silent = Reach::Silent(Silence::Refused);
+        assert_eq!(model::data_loss(id, cause.as_ref(), false, &silent), expected, "{cause:?}");
+        assert_eq!(model::data_loss(None, cause.as_ref(), false, &silent), None);
+    }
+}
+
+/// The Pod of an emptied member is evicted while its successor still learns: the next Pod has said
+/// nothing yet. Without the words that were kept the member would count as well, and the successor
+/// as not needed.
+#[test]
+fn the_words_of_a_member_whose_data_is_gone_outlive_its_pod_and_end_when_it_serves() {
+    let cluster: EtcdCluster = serde_json::from_value(json!({
+        "apiVersion": "etcd.keelson.dev/v1alpha1", "kind": "EtcdCluster",
+        "metadata": {"name": "main", "namespace": "ns", "uid": "u"}, "spec": {},
+    }))
+    .unwrap();
+    let validated = crate::cluster::validate::validate(&cluster).unwrap();
+    let now = "2026-11-21T12:00:00Z".parse().unwrap();
+    let scene = Scene { validated: &validated, cluster_id: None, latest_index: 0, now };
+    let machines = Machines { nodes: None, volumes: Vec::new() };
+    let claim: PersistentVolumeClaim =
+        serde_json::from_value(json!({"metadata": {"name": "x", "uid": "a"}})).unwrap();
+    let mut object: EtcdMember = serde_json::from_value(json!({
+        "metadata": {"name": "main-1"},
+        "spec": {
+            "clusterRef": {"name": "main"}, "serial": 1, "initialState": "New",
+            "peerURL": "https://x:2380", "claimName": "x",
+        },
+        "status": {"memberID": "7", "claimUID": "a"},
+    }))
+    .unwrap();
+    let starting = || pod(json!({"conditions": [{"type": "Ready", "status": "False"}]}));
+    let says = pod(json!({
+        "conditions": [{"type": "Ready", "status": "False"}],
+        "containerStatuses": [{
+            "name": "etcd", "image": "i:1", "imageID": "", "ready": false, "restartCount": 1,
+            "state": {"terminated": {
+                "exitCode": 1, "message": "member 7 has already been bootstrapped",
+            }},
+        }],
+    }));
+    let serves = || {
+        Ok(MemberReport {
+            cluster_id: ClusterId(1),
+            member_id: MemberId(7),
+            leader: MemberId(7),
+            term: 1,
+            revision: 1,
+            raft_index: 1,
+            applied_index: 1,
+            version: "3.7.3".to_owned(),
+            db_size: 0,
+            db_quota: None,
+            is_learner: false,
+            corrupt: false,
+            no_space: Vec::new(),
+        })
+    };
+    // What is seen of it, and then written into its object, pass after pass.
+    for (pod, report, expected) in [
+        (starting(), None, None),
+        (says, None, Some(Loss::Data)),
+        (starting(), None, Some(Loss::Data)),
+        (starting(), None, Some(Loss::Data)),
+        (starting(), Some(serves()), None),
+        (starting(), None, None),
+    ] {
+        let report: Option<Result<MemberReport, EtcdError>> = report;
+        let member = scene.member(&object, Some(&claim), Some(&pod), report.as_ref(), &machines);
+        assert_eq!(member.loss, expected, "{pod:?}");
+        let observation = Observation {
+            observed: Observed::default(),
+            objects: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            reports: BTreeMap::new(),
+            addresses: BTreeMap::new(),
+        };
+        let desired = &validated.desired;
+        let status =
+            crate::cluster::report::member_status(&object, &member, &observation, desired, now);
+        object.status = Some(status);
     }
 }
 

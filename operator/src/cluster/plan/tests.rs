@@ -290,6 +290,19 @@ fn a_lost_voter_is_replaced_by_a_learner_first() {
     assert_eq!(says(3, refused_by_go_etcd), "Remove 2");
 }
 
+/// As long as the loss is known; that it stays known while the Pod is made anew is `observe`'s part.
+#[test]
+fn the_successor_of_an_emptied_member_stays_until_it_votes() {
+    let learning = |s: &mut Situation| {
+        s.silence(2, Some(Cause::NotReady));
+        s.member(2).loss = Some(Loss::Data);
+        s.join(4, true);
+    };
+    assert_eq!(says(3, learning), "Promote 4");
+    let cancelled = |s: &mut Situation| s.join(4, true);
+    assert_eq!(says(3, cancelled), "Remove 4");
+}
+
 #[test]
 fn silence_alone_is_not_death() {
     assert_eq!(says(3, |s| s.silence(2, None)), "nothing");

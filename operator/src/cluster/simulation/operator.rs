@@ -4,7 +4,7 @@ use super::{
     super::{
         invariants,
         mutation::{Mutation, mutations},
-        plan::{Action, Ensure, plan},
+        plan::{Action, Ensure, RemoveReason, plan},
     },
     *,
 };
@@ -25,7 +25,12 @@ impl World {
                 self.ensure(ensure);
             }
         }
+        if !stale {
+            self.die(crash_percent)?;
+            self.remember(&observed);
+        }
         let Some(action) = plan.action else { return Ok(()) };
+        self.keep_the_successor(&action, stale);
         if invariants::permit(&action, &self.desired, &self.observe(), self.now).is_err() {
             assert!(stale, "the planner chose a forbidden action: {action:?}");
             return Ok(());
@@ -51,6 +56,37 @@ impl World {
         Ok(())
     }
 
+    /// What of an observation is written into the members' objects.
+    fn remember(&mut self, observed: &Observed) {
+        for (serial, member) in &observed.members {
+            let Some(object) = self.objects.get_mut(serial) else { continue };
+            let down = member.pod.as_ref().and_then(|pod| pod.down.as_ref());
+            match &member.reach {
+                Reach::Serving(_) => object.data_gone = false,
+                Reach::Silent(_) if matches!(down, Some(Cause::DataGone(_))) => {
+                    object.data_gone = object.id.is_some();
+                }
+                Reach::Silent(_) => {}
+            }
+        }
+    }
+
+    /// The successor of a member that lost its data is not sent away before it votes, also while the
+    /// Pod of that member is made anew and has not said again what it found.
+    fn keep_the_successor(&self, action: &Action, stale: bool) {
+        let Action::Remove { reason: RemoveReason::NotNeeded, .. } = action else { return };
+        let emptied = self.voters().iter().any(|entry| {
+            let serial = self.desired.names.serial_of(&entry.peer_url).unwrap();
+            self.volumes.get(&serial).is_some_and(|volume| volume.emptied)
+                && self.objects.get(&serial).is_some_and(|object| object.data_gone)
+        });
+        let wanted = self.voters().len() <= self.desired.replicas;
+        assert!(
+            stale || !emptied || !wanted,
+            "the successor of an emptied member goes: {action:?}"
+        );
+    }
+
     fn die(&mut self, percent: usize) -> Result<(), Died> {
         if self.chance.percent(percent) { Err(Died) } else { Ok(()) }
     }
@@ -65,6 +101,7 @@ impl World {
                     claim_uid: None,
                     deletion_requested: false,
                     join_refused: false,
+                    data_gone: false,
                 });
             }
             Ensure::LatchMemberId { serial, id } => {

@@ -271,7 +271,7 @@ fn values() -> Vec<Row> {
         of(
             "spec.storage.size",
             "size must be a quantity of at least 16Mi, such as 10Gi",
-            json!({"storage": {"size": "15Mi"}}),
+            json!({"storage": {"size": "16777215"}}),
             json!({"storage": {"size": "16Mi"}}),
         ),
         of(

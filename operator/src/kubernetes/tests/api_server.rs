@@ -1,9 +1,9 @@
 //! An API server in memory, as far as the operator's controllers need one: objects by path, applied
 //! and merged patches, labels, and a list of the writes that arrived. It checks no resource version:
-//! what is tested with it is who may write, not what.
+//! what is tested with it is who may write, not what. It also notes which right each request takes.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     convert::Infallible,
     sync::{Arc, Mutex},
 };
@@ -15,6 +15,9 @@ use serde_json::{Value, json};
 
 use crate::leader_election::Lease;
 
+/// Group, resource and verb, as in a role.
+pub(super) type Right = (String, String, String);
+
 /// A collection's path and an object's name.
 type Key = (String, String);
 
@@ -22,10 +25,13 @@ type Key = (String, String);
 struct State {
     objects: BTreeMap<Key, Value>,
     writes: Vec<String>,
+    rights: BTreeSet<Right>,
     /// The lease is taken away when this many writes have arrived.
     lost_at: Option<(usize, Lease)>,
     /// Writes are not answered any more, and the lease goes when one arrives.
     hangs: Option<Lease>,
+    /// The next update is answered as if somebody else had been faster.
+    conflicts: bool,
     versions: u64,
 }
 
@@ -65,6 +71,20 @@ impl ApiServer {
         self.state(|state| state.writes.clone())
     }
 
+    /// What a role would have to give for all requests so far.
+    pub(super) fn rights(&self) -> BTreeSet<Right> {
+        self.state(|state| state.rights.clone())
+    }
+
+    /// The same since the last time.
+    pub(super) fn take_rights(&self) -> BTreeSet<Right> {
+        self.state(|state| std::mem::take(&mut state.rights))
+    }
+
+    pub(super) fn refuse_next_update(&self) {
+        self.state(|state| state.conflicts = true);
+    }
+
     pub(super) fn take_lease_at(&self, writes: usize, lease: Lease) {
         self.state(|state| state.lost_at = Some((writes, lease)));
     }
@@ -85,7 +105,10 @@ impl ApiServer {
         if parts.method != Method::GET && self.state(|state| state.note(&parts.method, &path)) {
             std::future::pending::<()>().await;
         }
-        let labels = selector(parts.uri.query().unwrap_or_default());
+        let query = parts.uri.query().unwrap_or_default();
+        let watches = query.contains("watch=true");
+        self.state(|state| state.note_rights(&parts.method, &path, watches, &body));
+        let labels = selector(query);
         let (code, answer) = self.state(|state| state.serve(&parts.method, &path, &labels, body));
         let code = StatusCode::from_u16(code).expect("a code of HTTP");
         let mut response = Response::new(Full::new(Bytes::from(answer.to_string())));
@@ -95,6 +118,46 @@ impl ApiServer {
 }
 
 impl State {
+    /// The rights that Kubernetes would ask for.
+    fn note_rights(&mut self, method: &Method, path: &str, watches: bool, body: &Value) {
+        let parts: Vec<&str> = path.split('/').skip(1).collect();
+        let (group, rest) = match parts[0] {
+            "api" => ("", &parts[2..]),
+            _ => (parts[1], &parts[3..]),
+        };
+        let rest = if rest[0] == "namespaces" && rest.len() > 2 { &rest[2..] } else { rest };
+        let resource = match rest.get(2) {
+            Some(subresource) => format!("{}/{subresource}", rest[0]),
+            None => rest[0].to_owned(),
+        };
+        let verb = match *method {
+            Method::GET if rest.len() > 1 => "get",
+            Method::GET if watches => "watch",
+            Method::GET => "list",
+            Method::POST => "create",
+            Method::PATCH => "patch",
+            Method::PUT => "update",
+            _ => "delete",
+        };
+        let mut note = |group: &str, resource: &str, verb: &str| {
+            self.rights.insert((group.to_owned(), resource.to_owned(), verb.to_owned()));
+        };
+        note(group, &resource, verb);
+        let place = path.rsplit_once('/').unwrap_or_default();
+        let key = (place.0.to_owned(), place.1.to_owned());
+        if verb == "patch" && rest.len() == 2 && !self.objects.contains_key(&key) {
+            // To apply what is not there is to create it.
+            note(group, &resource, "create");
+        }
+        let owners = body["metadata"]["ownerReferences"].as_array();
+        for owner in owners.into_iter().flatten().filter(|o| o["blockOwnerDeletion"] == true) {
+            let version = owner["apiVersion"].as_str().unwrap_or_default();
+            let kind = owner["kind"].as_str().unwrap_or_default().to_lowercase();
+            let group = version.split_once('/').unwrap_or_default().0;
+            note(group, &format!("{kind}s/finalizers"), "update");
+        }
+    }
+
     /// Returns whether the write is never answered.
     fn note(&mut self, method: &Method, path: &str) -> bool {
         self.writes.push(format!("{method} {path}"));
@@ -130,6 +193,8 @@ impl State {
             Method::GET => self.objects.get(&key).map_or_else(not_found, |o| (200, o.clone())),
             Method::POST => self.create(path, body),
             Method::PATCH => self.patch(key, &body),
+            Method::PUT if std::mem::take(&mut self.conflicts) => (409, failure(409, "Conflict")),
+            Method::PUT => self.store(key, body),
             Method::DELETE => self.delete(&key),
             _ => (405, failure(405, "MethodNotAllowed")),
         }
