@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use disk::{Disk, OsDisk};
+use machine::Views;
 use prometheus::Registry;
 use replica::{
     Blocking, Bootstrap, Handle, ImagePolicy, LogMetrics, LogWriterPlacement, Node, Parts, Replica,
@@ -395,7 +396,16 @@ fn client_services(
         let routes = api::routes(&context);
         let gateway = http.config.gateway.then(|| {
             let calls = GrpcCalls::new(routes.clone(), Some(calls.clone()));
-            Gateway::new(calls, context.limits.message_bytes_max(), context.server.reads.clone())
+            let server = context.server.clone();
+            let handle = context.handle.clone();
+            let names_count =
+                move || server.client_cert_auth && !handle.with_views(Views::auth_is_off);
+            Gateway::new(
+                calls,
+                context.limits.message_bytes_max(),
+                context.server.reads.clone(),
+                Arc::new(names_count),
+            )
         });
         let client_http = handler_with(http.clone(), gateway);
         let clients = Services {

@@ -57,7 +57,6 @@ pub(crate) struct Events {
 
 impl EventSink for Events {
     fn publish(&self, events: Vec<RevisionEvents>) {
-        self.metrics.published(&events);
         self.hub.get().publish(events);
     }
 

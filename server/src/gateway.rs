@@ -26,6 +26,8 @@ mod schema;
 mod syntax;
 pub(crate) mod websocket;
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method as HttpMethod, Request, Response, StatusCode, header};
 use hyper::body::Body;
@@ -41,10 +43,14 @@ use self::schema::{Method, SCHEMA};
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const GRPC_CONTENT_TYPE: HeaderName = HeaderName::from_static("grpc-metadata-content-type");
 
+/// Whether callers are recognised by the name in their certificate just now.
+pub(crate) type NamesCount = Arc<dyn Fn() -> bool + Send + Sync>;
+
 /// The gateway of one RPC thread.
 #[derive(Clone)]
 pub(crate) struct Gateway {
     calls: Calls,
+    names_count: NamesCount,
 }
 
 /// A message of a call as JSON, for logs; nothing if it is none of the API's.
@@ -67,8 +73,20 @@ struct Asked {
 
 impl Gateway {
     /// A gateway to `grpc`, which takes messages of up to `message_bytes_max`.
-    pub(crate) fn new(grpc: GrpcCalls, message_bytes_max: usize, reads: ReadBudget) -> Self {
-        Self { calls: Calls::new(grpc, message_bytes_max, reads) }
+    pub(crate) fn new(
+        grpc: GrpcCalls,
+        message_bytes_max: usize,
+        reads: ReadBudget,
+        names_count: NamesCount,
+    ) -> Self {
+        Self { calls: Calls::new(grpc, message_bytes_max, reads), names_count }
+    }
+
+    /// Refuses a client whose certificate has a name, where names count: here it would not.
+    pub(crate) fn refuse_name(&self, extensions: &http::Extensions) -> Option<Response<HttpBody>> {
+        let identity = extensions.get::<ConnectionInfo>()?.identity.as_ref()?;
+        let is_refused = !identity.common_name.is_empty() && (self.names_count)();
+        is_refused.then(common_name_refused)
     }
 
     /// How long a request may be in JSON.
@@ -83,12 +101,6 @@ impl Gateway {
     {
         let (parts, body) = request.into_parts();
         let info = parts.extensions.get::<ConnectionInfo>().cloned();
-        let has_name = |info: &ConnectionInfo| {
-            info.identity.as_ref().is_some_and(|identity| !identity.common_name.is_empty())
-        };
-        if info.as_ref().is_some_and(has_name) && self.calls.needs_authentication().await {
-            return common_name_refused();
-        }
         let Some(path) = routes::method_of(parts.uri.path()) else {
             return failure(&Status::not_found("Not Found"));
         };

@@ -275,3 +275,61 @@ pub(crate) fn range_error(error: mvcc::RangeError) -> Status {
         mvcc::RangeError::Store(error) => internal(&error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Those that clients meet only by chance; `e2e/tests/differential_calls/errors.rs` has the reasons,
+    /// and meets the others at both servers.
+    #[test]
+    fn what_is_met_by_chance_has_etcds_code_and_text() {
+        let timed_out = "etcdserver: request timed out";
+        for (error, code, text) in [
+            (
+                Unavailable::TooManyRequests.into(),
+                Code::Unknown,
+                "etcdserver: too many requests".to_owned(),
+            ),
+            (
+                Unavailable::LeaderChanged.into(),
+                Code::Unavailable,
+                "etcdserver: leader changed".to_owned(),
+            ),
+            (
+                Unavailable::Stopped.into(),
+                Code::Unavailable,
+                "etcdserver: server stopped".to_owned(),
+            ),
+            (Unavailable::Timeout.into(), Code::Unavailable, timed_out.to_owned()),
+            (
+                Unavailable::TimeoutLeaderFailure.into(),
+                Code::Unavailable,
+                format!("{timed_out}, possibly due to previous leader failure"),
+            ),
+            (
+                Unavailable::TimeoutConnectionLost.into(),
+                Code::Unavailable,
+                format!("{timed_out}, possibly due to connection lost"),
+            ),
+            (
+                Unavailable::TimeoutWaitAppliedIndex.into(),
+                Code::Unavailable,
+                format!("{timed_out}, waiting for the applied index took too long"),
+            ),
+            (
+                MembershipRefusal::MemberIdExists.into(),
+                Code::FailedPrecondition,
+                "etcdserver: member ID already exist".to_owned(),
+            ),
+            (
+                ApiError::ClusterVersionUnavailable,
+                Code::FailedPrecondition,
+                "etcdserver: cluster version not found during downgrade".to_owned(),
+            ),
+        ] {
+            let status = Status::from(error);
+            assert_eq!((status.code(), status.message()), (code, &*text));
+        }
+    }
+}

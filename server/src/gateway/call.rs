@@ -6,8 +6,6 @@ use http::Response;
 use http::uri::PathAndQuery;
 use http_body_util::BodyExt;
 use hyper::body::Body;
-use prost::Message;
-use proto::etcdserverpb::{AuthStatusRequest, AuthStatusResponse};
 use tokio::time::Instant;
 use tonic::client::Grpc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
@@ -144,18 +142,6 @@ impl Calls {
         let max = self.message_bytes_max;
         let text = format!("grpc: received message larger than max ({bytes} vs. {max})");
         Status::resource_exhausted(text)
-    }
-
-    /// Whether authentication is on.
-    pub(super) async fn needs_authentication(&self) -> bool {
-        let request = Request::new(Bytes::from(AuthStatusRequest {}.encode_to_vec()));
-        let path = PathAndQuery::from_static("/etcdserverpb.Auth/AuthStatus");
-        let mut client = Grpc::new(self.grpc.uncounted());
-        let answer = client.unary(request, path, BytesCodec).await;
-        // In doubt the certificate's name is not ignored.
-        answer.map_or(true, |answer| {
-            AuthStatusResponse::decode(answer.into_inner()).map_or(true, |status| status.enabled)
-        })
     }
 }
 

@@ -132,11 +132,6 @@ impl GrpcCalls {
     pub fn new(routes: Routes, calls: Option<CallMetrics>) -> Self {
         Self { routes, calls }
     }
-
-    /// The same services for calls that nobody made from outside.
-    pub(crate) fn uncounted(&self) -> Self {
-        Self { routes: self.routes.clone(), calls: None }
-    }
 }
 
 impl Service<Request<tonic::body::Body>> for GrpcCalls {

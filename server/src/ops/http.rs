@@ -61,6 +61,10 @@ async fn answer(
     if from_clients && !secure && !host_is_welcome(parts, &request) {
         return host_refused(host_name(&request)).map(as_body);
     }
+    let gateway = gateway.filter(|_| is_gateway_path(request.uri().path()));
+    if let Some(refused) = gateway.and_then(|gateway| gateway.refuse_name(request.extensions())) {
+        return refused;
+    }
     let origin = request.headers().get(header::ORIGIN).cloned();
     let mut response = match (request.method(), gateway) {
         (&Method::OPTIONS, _) if from_clients => Response::new(HttpBody::from("")),
@@ -69,12 +73,10 @@ async fn answer(
         {
             log_level(request).await.map(as_body)
         }
-        (_, Some(gateway)) if is_gateway_path(request.uri().path()) => {
-            match websocket::is_wanted(request.headers()) {
-                true => websocket::accept(gateway.clone(), request),
-                false => gateway.answer(request).await,
-            }
+        (_, Some(gateway)) if websocket::is_wanted(request.headers()) => {
+            websocket::accept(gateway.clone(), request)
         }
+        (_, Some(gateway)) => gateway.answer(request).await,
         _ => route(parts, purpose, &request).await.map(as_body),
     };
     if from_clients {

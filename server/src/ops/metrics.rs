@@ -11,8 +11,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use machine::LeaseChange;
-use mvcc::{EventKind, RevisionEvents};
+use machine::{LeaseChange, Operations};
 use prometheus::{
     Counter, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, Opts,
     Registry, exponential_buckets,
@@ -301,22 +300,19 @@ impl Metrics {
         }
     }
 
-    /// Counts what apply published: one revision is one transaction.
-    pub fn published(&self, revisions: &[RevisionEvents]) {
-        for revision in revisions {
-            if revision.events.len() > 1 {
-                self.txns.inc();
-            }
-            for event in &revision.events {
-                match event.kind {
-                    EventKind::Put => {
-                        self.puts.inc();
-                        self.put_size.add(approximate(event.key_value.len() as u64));
-                    }
-                    EventKind::Delete => self.deletes.inc(),
-                }
-            }
+    /// Counts what requests did to keys.
+    pub fn operated(&self, operations: Operations) {
+        let Operations { puts, put_bytes, deletes, ranges, transactions } = operations;
+        let counted = [
+            (&self.puts, puts),
+            (&self.deletes, deletes),
+            (&self.ranges, ranges),
+            (&self.txns, transactions),
+        ];
+        for (counter, number) in counted.into_iter().filter(|(_, number)| *number > 0) {
+            counter.inc_by(approximate(number));
         }
+        self.put_size.add(approximate(put_bytes));
     }
 
     /// Counts leases as apply granted and revoked them.

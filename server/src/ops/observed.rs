@@ -104,8 +104,23 @@ pub(crate) fn operation(kind: CommandKind) -> &'static str {
         CommandKind::MemberAttributes => "ClusterMemberAttrSet",
         CommandKind::ClusterVersionSet => "ClusterVersionSet",
         CommandKind::DowngradeInfoSet => "DowngradeInfoSet",
-        #[allow(unreachable_patterns, reason = "the commands of auth get their names here")]
-        _ => "Auth",
+        CommandKind::AuthEnable => "AuthEnable",
+        CommandKind::AuthDisable => "AuthDisable",
+        CommandKind::AuthStatus => "AuthStatus",
+        CommandKind::Authenticate => "Authenticate",
+        CommandKind::UserAdd => "AuthUserAdd",
+        CommandKind::UserDelete => "AuthUserDelete",
+        CommandKind::UserChangePassword => "AuthUserChangePassword",
+        CommandKind::UserGrantRole => "AuthUserGrantRole",
+        CommandKind::UserRevokeRole => "AuthUserRevokeRole",
+        CommandKind::UserGet => "AuthUserGet",
+        CommandKind::UserList => "AuthUserList",
+        CommandKind::RoleAdd => "AuthRoleAdd",
+        CommandKind::RoleDelete => "AuthRoleDelete",
+        CommandKind::RoleGet => "AuthRoleGet",
+        CommandKind::RoleList => "AuthRoleList",
+        CommandKind::RoleGrantPermission => "AuthRoleGrantPermission",
+        CommandKind::RoleRevokePermission => "AuthRoleRevokePermission",
     }
 }
 
@@ -113,7 +128,10 @@ impl Metrics {
     /// Takes what the replica reports. An entry that took longer than `slow` counts as slow.
     pub fn observe(&self, observation: Observation<'_>, slow: Duration) {
         match observation {
-            Observation::Applied { commands, took } => self.applied(commands, took, slow),
+            Observation::Applied { commands, operations, took } => {
+                self.operated(operations);
+                self.applied(commands, took, slow);
+            }
             Observation::ImageSaved(took) => self.snap_save.observe(took.as_secs_f64()),
             Observation::SnapshotReceived(took) => self.snap_db_save.observe(took.as_secs_f64()),
             Observation::InstallBegan => self.snapshot_apply_in_progress.inc(),

@@ -252,6 +252,7 @@ impl Peers for Outbound {
         chunks: BoxStream<'static, peerpb::SnapshotChunk>,
     ) -> BoxFuture<'static, PeerResult<peerpb::SnapshotResponse>> {
         let (client, meter) = (self.raft(&to, Lane::Snapshots), self.meter(&to));
+        let member = to.id;
         let counter = meter.clone();
         let chunks = chunks.inspect(move |chunk| {
             if let Some(meter) = &counter {
@@ -267,6 +268,10 @@ impl Peers for Outbound {
             count(meter.as_deref(), &result);
             if let Some(meter) = &meter {
                 meter.snapshot(Direction::Sent, result.is_ok(), began);
+            }
+            if result.is_ok() {
+                let took = began.elapsed();
+                tracing::info!("remote-peer-id" = %member, ?took, "sent database snapshot");
             }
             result
         })

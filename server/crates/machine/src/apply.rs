@@ -8,12 +8,12 @@
 use lease::Lessor;
 use mvcc::Writer;
 use tables::{AlarmKind, LogPosition, Tables};
-use types::{LeaseId, LogIndex, Planted, Term};
+use types::{LeaseId, LogIndex, Planted, Revision, Term};
 
 use crate::auth::AuthChange;
 use crate::check;
 use crate::command::{Caller, Command};
-use crate::outcome::{FollowUp, LeaseChange, Outcome, Refusal, Stop};
+use crate::outcome::{FollowUp, LeaseChange, Operations, Outcome, Refusal, Stop};
 use crate::permit::Permit;
 
 /// The state that one entry's commands work on.
@@ -28,6 +28,10 @@ pub(crate) struct Applier<'a> {
     pub(crate) lease_changes: Vec<LeaseChange>,
     pub(crate) follow_ups: Vec<FollowUp>,
     pub(crate) auth_changes: Vec<AuthChange>,
+    /// What all transactions did.
+    pub(crate) operations: Operations,
+    /// What the one under way has done so far.
+    pub(crate) under_way: Operations,
 }
 
 impl<'a> Applier<'a> {
@@ -46,7 +50,15 @@ impl<'a> Applier<'a> {
             lease_changes: Vec::new(),
             follow_ups: Vec::new(),
             auth_changes: Vec::new(),
+            operations: Operations::default(),
+            under_way: Operations::default(),
         }
+    }
+
+    /// Ends a transaction of the store.
+    pub(crate) fn end(&mut self) -> Revision {
+        self.operations.add(std::mem::take(&mut self.under_way));
+        self.writer.end()
     }
 
     /// Does one command. `answer` says whether this member answers it; else values are not read just

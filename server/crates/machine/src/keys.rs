@@ -19,7 +19,7 @@ impl Applier<'_> {
         self.check_put(request)?;
         self.writer.begin();
         let response = self.write_put(request, answer)?;
-        self.writer.end();
+        self.end();
         Ok(response)
     }
 
@@ -30,7 +30,7 @@ impl Applier<'_> {
     ) -> Result<pb::DeleteRangeResponse, Stop> {
         self.writer.begin();
         let response = self.write_delete_range(request, answer)?;
-        self.writer.end();
+        self.end();
         Ok(response)
     }
 
@@ -54,7 +54,10 @@ impl Applier<'_> {
         answer: bool,
     ) -> Result<pb::PutResponse, Stop> {
         let before = match request.ignore_value || request.ignore_lease || request.prev_kv {
-            true => self.writer.head(&request.key),
+            true => {
+                self.under_way.ranges += 1;
+                self.writer.head(&request.key)
+            }
             false => None,
         };
         let reads_value = request.ignore_value || (request.prev_kv && answer);
@@ -70,6 +73,8 @@ impl Applier<'_> {
             (Some(before), true) => before.lease,
             _ => LeaseId(request.lease),
         };
+        self.under_way.puts += 1;
+        self.under_way.put_bytes += (request.key.len() + value.len()) as u64;
         self.put_key(&request.key, value, lease);
         Ok(pb::PutResponse {
             header: header(self.writer.revision()),
@@ -98,6 +103,8 @@ impl Applier<'_> {
         request: &pb::DeleteRangeRequest,
         answer: bool,
     ) -> Result<pb::DeleteRangeResponse, Stop> {
+        self.under_way.deletes += 1;
+        self.under_way.ranges += u64::from(request.prev_kv);
         let deleted = self.delete_keys(&key_range(&request.key, &request.range_end));
         let mut prev_kvs = Vec::new();
         if request.prev_kv && answer {

@@ -70,9 +70,10 @@ impl Applier<'_> {
         let Ok(keys) = self.leases.revoke(id) else { return false };
         self.writer.begin();
         for key in keys {
+            self.under_way.deletes += 1;
             self.writer.delete_range(&KeyRange::single(key));
         }
-        self.writer.end();
+        self.end();
         self.lease_changes.push(LeaseChange::Revoked { id });
         true
     }

@@ -63,7 +63,7 @@ pub use frames::FrameError;
 pub use image::{ImageJob, RestoreError, WriteError};
 pub use import::{ImportError, ImportedLease};
 pub use machine::{Answers, Compactor, Machine, SweepStep};
-pub use outcome::{Applied, Fatal, FollowUp, LeaseChange, Outcome, Refusal};
+pub use outcome::{Applied, Fatal, FollowUp, LeaseChange, Operations, Outcome, Refusal};
 pub use permit::{Permit, still_valid};
 pub use snapshot::SnapshotJob;
 pub use tables::{

@@ -14,7 +14,7 @@ use crate::command::{Batch, Command};
 use crate::digest::Digest;
 use crate::entry::{AppliedEntry, AppliedPayload};
 use crate::image::ImageJob;
-use crate::outcome::{Applied, Fatal, Outcome};
+use crate::outcome::{Applied, Fatal, Operations, Outcome};
 use crate::snapshot::SnapshotJob;
 use crate::views::{Shared, State, Views};
 
@@ -136,7 +136,15 @@ impl Machine {
                 outcomes.push((ticket, outcome));
             }
         }
-        let Applier { writer, tables, lease_changes, follow_ups, auth_changes, .. } = applier;
+        let Applier {
+            writer,
+            tables,
+            lease_changes,
+            follow_ups,
+            auth_changes,
+            operations,
+            ..
+        } = applier;
         let events = writer.commit().map_err(|source| Fatal::Store { index, source })?;
         if auth_hidden {
             self.state.show_auth(&tables.auth);
@@ -144,6 +152,7 @@ impl Machine {
         Ok(Applied {
             outcomes,
             commands,
+            operations,
             events,
             lease_changes,
             follow_ups,
@@ -206,6 +215,7 @@ fn nothing(position: LogPosition) -> Applied {
         position,
         outcomes: Vec::new(),
         commands: Vec::new(),
+        operations: Operations::default(),
         events: Vec::new(),
         lease_changes: Vec::new(),
         follow_ups: Vec::new(),

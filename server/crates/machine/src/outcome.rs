@@ -18,6 +18,8 @@ pub struct Applied {
     pub outcomes: Vec<(Ticket, Outcome)>,
     /// The kind of each command, and whether it was done rather than refused; for metrics.
     pub commands: Vec<(CommandKind, bool)>,
+    /// What they did to keys, also for metrics.
+    pub operations: Operations,
     /// What watchers will hear of, by revision.
     pub events: Vec<RevisionEvents>,
     /// What the leader's deadlines must follow, in order.
@@ -28,6 +30,33 @@ pub struct Applied {
     pub auth_changes: Vec<AuthChange>,
     /// What a membership entry changed.
     pub membership: Option<MembershipOutcome>,
+}
+
+/// How often keys were put, deleted and read, counted as etcd does for its metrics: a deletion of many
+/// keys, or of none, is one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Operations {
+    /// Puts.
+    pub puts: u64,
+    /// Bytes of their keys and values.
+    pub put_bytes: u64,
+    /// Deletions.
+    pub deletes: u64,
+    /// Reads of keys, those that comparisons and puts make included.
+    pub ranges: u64,
+    /// What had more than one of them.
+    pub transactions: u64,
+}
+
+impl Operations {
+    /// Adds what one transaction of the store did.
+    pub fn add(&mut self, one: Operations) {
+        self.puts += one.puts;
+        self.put_bytes += one.put_bytes;
+        self.deletes += one.deletes;
+        self.ranges += one.ranges;
+        self.transactions += u64::from(one.puts + one.deletes + one.ranges > 1);
+    }
 }
 
 /// A change of the leases, for `lease::Expiry`.

@@ -23,11 +23,13 @@ use types::{KeyRange, Revision};
 
 use crate::apply::Applier;
 use crate::check::key_range;
-use crate::outcome::{Refusal, Stop, header};
+use crate::outcome::{Operations, Refusal, Stop, header};
 
 /// The path that the comparisons chose.
 struct Path<'r> {
     succeeded: bool,
+    /// How many comparisons it took, those of nested transactions included.
+    compared: u64,
     operations: &'r [pb::RequestOp],
     /// The paths of the nested transactions among the operations, in order.
     nested: Vec<Path<'r>>,
@@ -77,7 +79,9 @@ impl Before for Applier<'_> {
 
 fn choose<'r, B: Before>(before: &B, request: &'r pb::TxnRequest) -> Result<Path<'r>, B::Error> {
     let mut succeeded = true;
+    let mut compared = 0;
     for compare in &request.compare {
+        compared += 1;
         if !holds(before, compare)? {
             succeeded = false;
             break;
@@ -87,10 +91,12 @@ fn choose<'r, B: Before>(before: &B, request: &'r pb::TxnRequest) -> Result<Path
     let mut nested = Vec::new();
     for operation in operations {
         if let Some(Request::RequestTxn(inner)) = &operation.request {
-            nested.push(choose(before, inner)?);
+            let path = choose(before, inner)?;
+            compared += path.compared;
+            nested.push(path);
         }
     }
-    Ok(Path { succeeded, operations, nested })
+    Ok(Path { succeeded, compared, operations, nested })
 }
 
 /// Whether a comparison holds for every key of its range. A key that does not exist compares as
@@ -202,10 +208,11 @@ impl Applier<'_> {
         answer: bool,
     ) -> Result<pb::TxnResponse, Stop> {
         let path = choose(self, request)?;
+        self.operations.add(Operations { ranges: path.compared, ..Operations::default() });
         self.check_path(&path, &mut Vec::new())?;
         self.writer.begin();
         let responses = self.execute(&path, answer)?;
-        let revision = self.writer.end();
+        let revision = self.end();
         Ok(pb::TxnResponse { header: header(revision), succeeded: path.succeeded, responses })
     }
 
@@ -267,11 +274,16 @@ impl Applier<'_> {
 
     /// A range inside a transaction. On a member that does not answer the client it is skipped, as
     /// in etcd 3.7.
-    fn range(&self, request: &pb::RangeRequest, answer: bool) -> Result<pb::RangeResponse, Stop> {
+    fn range(
+        &mut self,
+        request: &pb::RangeRequest,
+        answer: bool,
+    ) -> Result<pb::RangeResponse, Stop> {
         if !answer {
             let header = header(self.writer.revision());
             return Ok(pb::RangeResponse { header, ..Default::default() });
         }
+        self.under_way.ranges += 1;
         let found = self.writer.range(&range_query(request)).map_err(|error| match error {
             RangeError::Store(source) => Stop::Store(source),
             checked => Stop::Read(checked),

@@ -69,7 +69,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn only_the_end_of_a_silence_is_told() {
         let contact = LeaderContact::new(PATIENCE);
-        let mut told = || contact.resumed().now_or_never().is_some();
+        let told = || contact.resumed().now_or_never().is_some();
         contact.heard(MemberId(1));
         assert!(told());
         contact.heard(MemberId(1));

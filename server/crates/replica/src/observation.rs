@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use machine::CommandKind;
+use machine::{CommandKind, Operations};
 
 /// Something that happened, or how long it took.
 #[derive(Clone, Copy, Debug)]
@@ -12,6 +12,8 @@ pub enum Observation<'a> {
     Applied {
         /// The commands in order.
         commands: &'a [(CommandKind, bool)],
+        /// What they did to keys.
+        operations: Operations,
         /// How long the whole entry took.
         took: Duration,
     },

@@ -10,7 +10,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use futures_util::{Stream, StreamExt};
 use machine::{
-    Answers, Applied, AppliedEntry, AuthChange, Compactor, LeaseChange, Machine, Outcome, Views,
+    Answers, Applied, AppliedEntry, AuthChange, Compactor, LeaseChange, Machine, MembershipOutcome,
+    Outcome, Views,
 };
 use mvcc::RevisionEvents;
 use openraft::OptionalSend;
@@ -155,8 +156,12 @@ impl StateMachine {
             self.audience.log.solitude.begin();
         }
         for result in results {
+            if let Some(membership) = &result.membership {
+                tell(membership);
+            }
             let commands = &result.commands;
-            self.audience.events.observe(Observation::Applied { commands, took });
+            let operations = result.operations;
+            self.audience.events.observe(Observation::Applied { commands, operations, took });
             if !result.events.is_empty() {
                 self.audience.events.publish(result.events);
             }
@@ -246,6 +251,16 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         }
         let data = SnapshotData::Live(Box::new(self.machine.snapshot()), self.blocking);
         Ok(Some(Snapshot { meta: self.meta(), snapshot: data }))
+    }
+}
+
+/// Logs who came and who went, in etcd's words.
+fn tell(membership: &MembershipOutcome) {
+    for member in &membership.added {
+        tracing::info!("added-peer-id" = %member, "added member");
+    }
+    for member in &membership.removed {
+        tracing::info!("removed-remote-peer-id" = %member, "removed member");
     }
 }
 

@@ -78,6 +78,7 @@ fn serve(purpose: Purpose, cors: &str, hosts: &str) -> Server {
         GrpcCalls::new(Routes::default(), None),
         1 << 20,
         ReadBudget::new(BudgetOptions::of(1 << 20)),
+        Arc::new(|| false),
     );
     let gateway = (purpose == Purpose::Client).then_some(gateway);
     let http = handler_with(parts, gateway);
