@@ -294,3 +294,23 @@ fn cve_2020_15113_a_data_directory_that_others_may_read_is_closed() {
     }
     assert!(seen > 1, "the log and more was looked at");
 }
+
+#[test]
+fn a_start_that_expects_another_cluster_or_member_is_refused() {
+    let mut cluster = Cluster::start(&options(1, &[])).unwrap();
+    let header = status(&cluster.members()[0]).unwrap().header.unwrap();
+    let member = cluster.member_mut(0);
+    for (flag, own) in
+        [("--expect-cluster-id=", header.cluster_id), ("--expect-member-id=", header.member_id)]
+    {
+        member.stop().unwrap();
+        member.set_flag(&format!("{flag}{:x}", own ^ 1));
+        let (ended, log) = member.launch_until_end().unwrap();
+        assert!(!ended.success(), "{flag}: {log}");
+        assert!(log.contains(&format!("{own:x}")), "it says whose the directory is: {log}");
+        member.clear_flag(flag);
+        member.set_flag(&format!("{flag}{own:x}"));
+        member.launch().unwrap();
+        member.wait_until_healthy().unwrap();
+    }
+}

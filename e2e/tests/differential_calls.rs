@@ -7,6 +7,14 @@
 
 #[path = "differential_auth/codec.rs"]
 mod codec;
+#[path = "differential_calls/errors.rs"]
+mod errors;
+#[path = "differential_calls/flags.rs"]
+mod flags;
+#[path = "differential_calls/logs.rs"]
+mod logs;
+#[path = "differential_calls/metrics.rs"]
+mod metrics;
 #[path = "differential_calls/random.rs"]
 mod random;
 #[path = "differential_calls/ranges.rs"]

@@ -95,6 +95,9 @@ fn watches_go_on_over_a_snapshot_from_the_leader_unless_compaction_has_passed_th
     assert_eq!(watch.revisions(), (begin..=last).collect::<Vec<i64>>(), "none lost, none doubled");
     let first_time = installed(away);
     assert!(first_time >= 1, "the follower took no snapshot");
+    until("its leader says that it has sent one", || {
+        others.0.iter().any(|member| member.log().contains("\"sent database snapshot\""))
+    });
     let measured = metrics(away);
     for name in ["etcd_snap_db_fsync_duration_seconds", "etcd_snap_db_save_total_duration_seconds"]
     {

@@ -111,3 +111,79 @@ fn a_certificate_makes_one_the_user_it_names_and_a_password_goes_first() {
         }
     }
 }
+
+/// What the gateway answers to this certificate: status, type and body.
+fn ask_gateway(cluster: &Cluster, authority: &Authority, who: &str, arguments: &[&str]) -> String {
+    let output = Command::new("curl")
+        .args(["--silent", "--show-error", "--max-time", "20", "--http1.1", "--cacert"])
+        .arg(authority.path("ca.pem"))
+        .arg("--cert")
+        .arg(authority.path(&format!("{who}.pem")))
+        .arg("--key")
+        .arg(authority.path(&format!("{who}.key")))
+        .args(["--write-out", "%{http_code} %{content_type}"])
+        .args(arguments)
+        .arg(format!("{}/v3/kv/put", cluster.members()[0].client_url()))
+        .output()
+        .expect("run curl; install it");
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stdout);
+    match text.contains("\"header\"") {
+        // Ids and terms are the run's.
+        true => "(a header)".to_owned(),
+        false => text.into_owned(),
+    }
+}
+
+/// CVE-2018-16886: a certificate's name would not count behind the gateway, so who has one is told.
+#[test]
+fn the_gateway_refuses_certificates_with_names_alike() {
+    let go = peers::etcd_binaries().expect("build Go etcd");
+    let ours = peers::our_binary("etcd").expect("build our etcd");
+    let authority = Authority::new();
+    for (file, name) in [("server", "server"), ("u", "u"), ("none", "")] {
+        authority.sign(file, name);
+    }
+    let put = ["--data", r#"{"key":"aw==","value":"dg=="}"#];
+    let upgrade = [
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
+    ];
+    let upgrade: Vec<&str> = upgrade.iter().flat_map(|header| ["--header", header]).collect();
+    for by_name in [true, false] {
+        let answers = |program: &Path| -> Vec<String> {
+            let mut flags = vec!["--bcrypt-cost=4".to_owned()];
+            if by_name {
+                flags.push("--client-cert-auth".to_owned());
+            }
+            flags.push(format!("--trusted-ca-file={}", authority.path("ca.pem").display()));
+            let (cert, key) = (authority.path("server.pem"), authority.path("server.key"));
+            let tls = Tls::Given { cert, key };
+            let options = ServerOptions { flags, tls, ..ServerOptions::one(program) };
+            let cluster = Cluster::start(&options).expect("start a server");
+            let ask =
+                |who: &str, arguments: &[&str]| ask_gateway(&cluster, &authority, who, arguments);
+            let mut answers = vec![ask("u", &put), ask("none", &put)];
+            for arguments in [
+                &["user", "add", "root:pw"][..],
+                &["user", "grant-role", "root", "root"],
+                &["auth", "enable", "--user=root:pw"],
+            ] {
+                answers.push(etcdctl(&go.etcdctl, &cluster, &authority, "none", arguments));
+            }
+            answers.extend([ask("u", &put), ask("none", &put)]);
+            answers.push(ask("u", &["--request", "OPTIONS"]));
+            answers.push(ask("u", &["--header", "Authorization: nonsense", put[0], put[1]]));
+            if by_name {
+                answers.push(ask("u", &upgrade));
+            }
+            answers
+        };
+        let expected = answers(&go.etcd);
+        let refused = expected.iter().any(|answer| answer.starts_with("CommonName of client"));
+        assert_eq!(refused, by_name, "{expected:?}");
+        assert_eq!(answers(&ours), expected, "by name: {by_name}");
+    }
+}

@@ -37,7 +37,7 @@ fn watch(key: &'static str) -> pb::WatchRequest {
 
 /// A harmless request of a method. A method without an arm does not compile.
 #[expect(clippy::too_many_lines, reason = "one table, an arm per method")]
-fn sample(rpc: Rpc) -> Call {
+pub(super) fn sample(rpc: Rpc) -> Call {
     let text = |text: &str| text.to_owned();
     match rpc {
         Rpc::KVRange | Rpc::KVRangeStream => Call::new(rpc, &range("k")),
@@ -130,7 +130,7 @@ fn sample(rpc: Rpc) -> Call {
 
 /// Locks and elections are recipes of the other methods, and some wait; `differential_gateway.rs` and
 /// the matrix of `differential_auth` compare them.
-fn is_recipe(rpc: Rpc) -> bool {
+pub(super) fn is_recipe(rpc: Rpc) -> bool {
     let path = rpc.path();
     path.starts_with("/v3lockpb.") || path.starts_with("/v3electionpb.")
 }
@@ -143,13 +143,13 @@ fn ask_everything(talk: &mut Talk, what: &str) {
     }
 }
 
-fn own_id(talk: &mut Talk) -> u64 {
+pub(super) fn own_id(talk: &mut Talk) -> u64 {
     let status: pb::StatusResponse = talk.quietly(sample(Rpc::MaintenanceStatus)).read();
     status.header.map_or(0, |header| header.member_id)
 }
 
 /// Waits for a member to say something of itself.
-fn until(talk: &mut Talk, what: &str, holds: impl Fn(&pb::StatusResponse) -> bool) {
+pub(super) fn until(talk: &mut Talk, what: &str, holds: impl Fn(&pb::StatusResponse) -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         let came: Came = talk.quietly(sample(Rpc::MaintenanceStatus));

@@ -134,7 +134,7 @@ pub(crate) struct Talk {
 }
 
 impl Talk {
-    fn with(program: &Path, members: usize, flags: &[&str]) -> Talk {
+    pub(crate) fn with(program: &Path, members: usize, flags: &[&str]) -> Talk {
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
         let options = ServerOptions { flags, members, ..ServerOptions::one(program) };
         Talk {
@@ -227,19 +227,27 @@ impl Talk {
     }
 }
 
-/// Has the same talk with both servers and compares all that was kept.
-pub(crate) fn compare(members: usize, flags: &[&str], talk: impl Fn(&mut Talk) + Sync) {
+/// Has the same talk with both servers, Go etcd's first, and answers what each came to.
+pub(crate) fn with_both<T: Send>(
+    members: usize,
+    flags: &[&str],
+    talk: impl Fn(&mut Talk) -> T + Sync,
+) -> [T; 2] {
     let go = peers::etcd_binaries().expect("build Go etcd").etcd;
     let ours = peers::our_binary("etcd").expect("build our etcd");
-    let had = |program: &Path| {
-        let mut with = Talk::with(program, members, flags);
-        talk(&mut with);
-        with.lines
-    };
-    let (expected, found) = std::thread::scope(|scope| {
+    let had = |program: &Path| talk(&mut Talk::with(program, members, flags));
+    std::thread::scope(|scope| {
         let expected = scope.spawn(|| had(&go));
         let found = had(&ours);
-        (expected.join().expect("the talk with Go etcd goes to its end"), found)
+        [expected.join().expect("the talk with Go etcd goes to its end"), found]
+    })
+}
+
+/// Has the same talk with both servers and compares all that was kept.
+pub(crate) fn compare(members: usize, flags: &[&str], talk: impl Fn(&mut Talk) + Sync) {
+    let [expected, found] = with_both(members, flags, |with| {
+        talk(with);
+        std::mem::take(&mut with.lines)
     });
     let mut differences = String::new();
     let mut different = 0;
