@@ -9,17 +9,17 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use history::Model;
 
 use super::log::LogOrder;
-use super::model::Model;
-use crate::history::{Claim, History};
+use crate::history::Claim;
 
 /// Judges what candidates claimed.
 ///
 /// # Errors
 /// The claim that was wrong.
-pub fn check(history: &History, order: &LogOrder, model: &Model) -> Result<(), String> {
-    let mut claims = history.claims();
+pub fn check(claims: &[Claim], order: &LogOrder, model: &Model) -> Result<(), String> {
+    let mut claims = claims.to_vec();
     claims.sort_by_key(|claim| claim.revision);
     let mut holders: BTreeMap<(Bytes, i64), Bytes> = BTreeMap::new();
     let mut newest: BTreeMap<Bytes, i64> = BTreeMap::new();
