@@ -9,7 +9,6 @@ pub mod authority;
 pub mod bench;
 pub mod clients;
 pub mod gateway;
-pub mod history;
 pub mod image;
 pub mod kubernetes;
 pub mod namespace;
