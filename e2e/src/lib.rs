@@ -10,7 +10,6 @@ pub mod bench;
 pub mod clients;
 pub mod exposition;
 pub mod gateway;
-pub mod history;
 pub mod image;
 pub mod kubernetes;
 pub mod namespace;

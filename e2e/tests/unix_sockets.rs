@@ -1,15 +1,23 @@
-//! Servers on unix sockets: for clients, with and without TLS, and among members. Go etcd's client and
-//! ours against Go etcd's server and ours.
+//! Servers on unix sockets: for clients, with and without TLS, and among members; and the one on which
+//! a service manager waits for them. Go etcd's client and ours against Go etcd's server and ours.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails, also in its helpers")]
 
 mod calls;
 
+use std::fs;
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use calls::{hash_kv, put, read_all, status, until};
 use e2e::processes::{Cluster, ServerOptions};
+
+/// How long the service manager may wait until it is told.
+const NOTIFIED_MAX: Duration = Duration::from_secs(60);
 
 fn run(program: &Path, arguments: &[&str]) -> (bool, String) {
     let output = Command::new(program).args(arguments).output().unwrap();
@@ -89,5 +97,47 @@ fn members_reach_each_other_through_sockets() {
         assert_eq!(read_all(member).unwrap().len(), 4, "{}", member.name);
         let hash = hash_kv(&cluster.members()[0], revision).unwrap().hash;
         assert_eq!(hash_kv(member, revision).unwrap().hash, hash, "{}", member.name);
+    }
+}
+
+/// `sd_notify(3)`: whoever starts the server is told once clients are served, and not before.
+#[test]
+fn the_service_manager_is_told_once_clients_are_served() {
+    let go = e2e::peers::etcd_binaries().unwrap();
+    for server in [e2e::peers::our_binary("etcd").unwrap(), go.etcd] {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        let program = directory.path().join("etcd-of-a-service");
+        let script = format!(
+            "#!/bin/sh\nexport NOTIFY_SOCKET={}\nexec {} \"$@\"\n",
+            path.display(),
+            server.display()
+        );
+        fs::write(&program, script).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+
+        let options = ServerOptions { members: 2, ..ServerOptions::one(&server) };
+        let mut cluster = Cluster::start(&options).unwrap();
+        for index in 0..2 {
+            cluster.member_mut(index).kill().unwrap();
+        }
+        let member = cluster.member_mut(0);
+        member.set_program(&program);
+        member.launch().unwrap();
+        // Alone it listens to the other, has no quorum and serves nobody.
+        let peers = member.peer_url.strip_prefix("http://").unwrap().to_owned();
+        until("the process runs", || TcpStream::connect(&peers).is_ok());
+        socket.set_nonblocking(true).unwrap();
+        let mut message = [0; 64];
+        let early = socket.recv(&mut message).map_err(|error| error.kind());
+        assert_eq!(early, Err(std::io::ErrorKind::WouldBlock), "{}", server.display());
+
+        socket.set_nonblocking(false).unwrap();
+        socket.set_read_timeout(Some(NOTIFIED_MAX)).unwrap();
+        cluster.member_mut(1).launch().unwrap();
+        let length = socket.recv(&mut message).unwrap();
+        assert_eq!(&message[..length], b"READY=1", "{}", server.display());
+        put(&cluster.members()[0], "key", b"value").unwrap();
     }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// What each room may name under `[dependencies]`, of the other rooms. `ARCHITECTURE.md` explains the
 /// arrows; none of them points up.
-const ROOMS: [(&str, &[&str]); 19] = [
+const ROOMS: [(&str, &[&str]); 20] = [
     ("types", &[]),
     ("disk", &["types"]),
     ("wal", &["disk", "types"]),
@@ -21,6 +21,7 @@ const ROOMS: [(&str, &[&str]); 19] = [
     ("replica", &["wal", "disk", "revlog", "mvcc", "machine", "types", "proto"]),
     ("bbolt", &["types", "proto"]),
     ("concurrency", &["types", "proto"]),
+    ("history", &["watch", "types", "proto"]),
     (
         "sim",
         &[
@@ -32,6 +33,7 @@ const ROOMS: [(&str, &[&str]); 19] = [
             "disk",
             "watch",
             "concurrency",
+            "history",
             "types",
             "proto",
         ],

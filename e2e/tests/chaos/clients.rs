@@ -1,51 +1,79 @@
-//! The clients: each has one call in flight, to a few keys that all share, and remembers what it
-//! asked, when, and what it was answered. An error or silence is no answer: the call may have taken
-//! effect or not.
+//! The clients: each has one call in flight, to a few keys that all share or to leases of its own, and
+//! remembers what it asked, when, and what it was answered. An error or silence is no answer: the call
+//! may have taken effect or not.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use e2e::bench::http2::{Answer as Piece, Connection};
 use e2e::bench::workloads::Random;
-use e2e::history::{Answer, Call, Event, Key, KeyValue, Outcome, Request};
+use history::leases::Lease;
+use history::{Failure, Operation, Request, Response};
 use mio::{Events, Interest, Poll, Token};
-use prost::Message;
-use proto::etcdserverpb::{
-    Compare, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, RangeRequest,
-    RangeResponse, RequestOp, ResponseHeader, TxnRequest, TxnResponse, WatchCreateRequest,
-    WatchRequest, WatchResponse, compare, request_op, response_op, watch_request,
-};
-use proto::mvccpb;
 
+use super::callers::Caller;
 use super::nemesis::Progress;
+use super::requests::{KEEP_ALIVE, decode, encode, keep_alive, time_to_live};
+use super::tenants::Tenant;
 
-const CLIENTS: usize = 60;
-const KEYS: Key = 8;
+const CALLERS: usize = 60;
+const TENANTS: usize = 8;
 /// Longer than a member is paused.
 const CALL_LIMIT: Duration = Duration::from_secs(4);
 const RETRY: Duration = Duration::from_millis(15);
 const TICK: Duration = Duration::from_millis(5);
-const WATCH_LIMIT: Duration = Duration::from_secs(60);
 
-const PUT: &str = "/etcdserverpb.KV/Put";
-const RANGE: &str = "/etcdserverpb.KV/Range";
-const DELETE: &str = "/etcdserverpb.KV/DeleteRange";
-const TXN: &str = "/etcdserverpb.KV/Txn";
-const WATCH: &str = "/etcdserverpb.Watch/Watch";
+/// What a client does next.
+pub(crate) enum Next {
+    Ask(Request),
+    KeepAlive(i64),
+    Rest(Duration),
+}
+
+/// What came of what it did.
+pub(crate) enum Outcome<'a> {
+    Answered(&'a Result<Response, Failure>),
+    /// The time that a lease has left.
+    Alive(i64),
+    Nothing,
+}
+
+/// When a call began and ended, in nanoseconds since the test began.
+#[derive(Clone, Copy)]
+pub(crate) struct Times {
+    pub(crate) called: u64,
+    pub(crate) returned: u64,
+}
+
+enum Mind {
+    Caller(Caller),
+    Tenant(Tenant),
+}
+
+/// What all clients have seen.
+pub(crate) struct Seen {
+    pub(crate) random: Random,
+    /// The newest revision that anybody was told.
+    pub(crate) revision: i64,
+    /// When each term was first heard of.
+    pub(crate) terms: BTreeMap<u64, u64>,
+    /// How many values were put; no two are the same.
+    values: u64,
+    pub(crate) progress: Arc<Progress>,
+}
 
 pub(crate) struct Clients {
     poll: Poll,
     members: Vec<MemberLink>,
     clients: Vec<Client>,
-    calls: Vec<Call>,
-    /// The modification revision of each key that was answered last.
-    seen: Vec<i64>,
-    random: Random,
+    operations: Vec<Operation>,
+    /// What was asked with each token.
+    asked: Vec<Asked>,
+    seen: Seen,
     began: Instant,
     connections: u64,
-    progress: Arc<Progress>,
 }
 
 struct MemberLink {
@@ -55,42 +83,82 @@ struct MemberLink {
 }
 
 struct Client {
+    mind: Mind,
     member: usize,
-    /// The call in flight, and when it is given up.
+    /// The token of the call in flight, and when it is given up.
     current: Option<(usize, Instant)>,
     answer: Vec<u8>,
     rests_until: Instant,
 }
 
+struct Asked {
+    client: usize,
+    called: u64,
+    /// Its place among the operations; none for keeping a lease alive.
+    operation: Option<usize>,
+}
+
+/// What the clients leave behind.
+pub(crate) struct Record {
+    pub(crate) operations: Vec<Operation>,
+    pub(crate) leases: Vec<Lease>,
+    /// When each term was first heard of.
+    pub(crate) terms: Vec<u64>,
+}
+
+impl Seen {
+    pub(crate) fn value(&mut self) -> bytes::Bytes {
+        self.values += 1;
+        self.values.to_string().into()
+    }
+
+    pub(crate) fn hits(&mut self, per_cent: u64) -> bool {
+        self.random.below(100) < per_cent
+    }
+}
+
 impl Clients {
-    pub(crate) fn new(members: Vec<SocketAddr>, progress: Arc<Progress>) -> Clients {
-        let now = Instant::now();
-        let link = |address| MemberLink { address, connection: None, retry: now };
+    pub(crate) fn new(members: &[SocketAddr], began: Instant, progress: Arc<Progress>) -> Clients {
+        let link =
+            |address: &SocketAddr| MemberLink { address: *address, connection: None, retry: began };
         let client = |index: usize| Client {
+            mind: match index.checked_sub(CALLERS) {
+                None => Mind::Caller(Caller::new(index)),
+                Some(tenant) => Mind::Tenant(Tenant::new(tenant)),
+            },
             member: index % members.len(),
             current: None,
             answer: Vec::new(),
-            rests_until: now,
+            rests_until: began,
         };
+        let random = Random::new(0x6368_616f_7321);
+        let seen = Seen { random, revision: 1, terms: BTreeMap::new(), values: 0, progress };
         Clients {
             poll: Poll::new().unwrap(),
-            clients: (0..CLIENTS).map(client).collect(),
-            members: members.iter().copied().map(link).collect(),
-            calls: Vec::new(),
-            seen: vec![0; KEYS as usize],
-            random: Random::new(0x6368_616f_7321),
-            began: now,
+            clients: (0..CALLERS + TENANTS).map(client).collect(),
+            members: members.iter().map(link).collect(),
+            operations: Vec::new(),
+            asked: Vec::new(),
+            seen,
+            began,
             connections: 0,
-            progress,
         }
     }
 
     pub(crate) fn answered(&self) -> usize {
-        self.progress.answered()
+        self.seen.progress.answered()
     }
 
-    pub(crate) fn into_calls(self) -> Vec<Call> {
-        self.calls
+    pub(crate) fn into_record(self) -> Record {
+        let leases = self.clients.into_iter().flat_map(|client| match client.mind {
+            Mind::Tenant(tenant) => tenant.into_leases(),
+            Mind::Caller(_) => Vec::new(),
+        });
+        Record {
+            leases: leases.collect(),
+            operations: self.operations,
+            terms: self.seen.terms.into_values().collect(),
+        }
     }
 
     /// Asks what can be asked and takes what has come.
@@ -110,6 +178,10 @@ impl Clients {
         while self.clients.iter().any(|client| client.current.is_some()) {
             self.take_answers();
         }
+    }
+
+    fn now(&self) -> u64 {
+        self.began.elapsed().as_nanos() as u64
     }
 
     fn connect(&mut self) {
@@ -137,42 +209,34 @@ impl Clients {
         let Some(member) = (first..first + count).map(|one| one % count).find(connected) else {
             return;
         };
-        let request = self.choose();
-        let index = self.calls.len();
-        let (path, message) = encode(&request);
+        let called = self.now();
+        let next = match &mut self.clients[client].mind {
+            Mind::Caller(caller) => Next::Ask(caller.next(&mut self.seen)),
+            Mind::Tenant(tenant) => tenant.next(called, &mut self.seen),
+        };
         let Some((number, connection)) = &mut self.members[member].connection else { return };
-        self.calls.push(Call {
-            connection: *number,
-            client: client as u32,
-            called: self.began.elapsed().as_nanos() as u64,
-            request,
-            answered: None,
-        });
-        connection.call(path, &message, index as u32);
+        let (path, message, operation) = match next {
+            Next::Rest(time) => {
+                self.clients[client].rests_until = Instant::now() + time;
+                return;
+            }
+            Next::KeepAlive(lease) => (KEEP_ALIVE, keep_alive(lease), None),
+            Next::Ask(request) => {
+                let (path, message) = encode(&request);
+                let id = self.operations.len();
+                let (process, returned, result) = (*number, None, None);
+                let operation = Operation { id, process, called, returned, request, result };
+                self.operations.push(operation);
+                (path, message, Some(id))
+            }
+        };
+        let token = self.asked.len();
+        self.asked.push(Asked { client, called, operation });
+        connection.call(path, &message, token as u32);
         let asking = &mut self.clients[client];
         asking.member = member;
-        asking.current = Some((index, Instant::now() + CALL_LIMIT));
+        asking.current = Some((token, Instant::now() + CALL_LIMIT));
         asking.answer.clear();
-    }
-
-    /// Every value is written by one call only: it is made of the call's number.
-    fn choose(&mut self) -> Request {
-        let key = self.random.below(u64::from(KEYS)) as Key;
-        let value = 2 * self.calls.len() as u64;
-        match self.random.below(100) {
-            0..30 => Request::Put { key, value },
-            30..50 => {
-                let mut puts = vec![(key, value)];
-                if self.random.below(2) == 0 {
-                    puts.push(((key + 1) % KEYS, value + 1));
-                }
-                Request::Swap { key, expected: self.seen[key as usize], puts }
-            }
-            50..57 => Request::Delete { key },
-            57..78 => Request::Read { key: Some(key), serializable: false },
-            78..83 => Request::Read { key: None, serializable: false },
-            _ => Request::Read { key: Some(key), serializable: true },
-        }
     }
 
     fn take_answers(&mut self) {
@@ -193,21 +257,21 @@ impl Clients {
             self.receive(member);
         }
         let now = Instant::now();
-        for client in &mut self.clients {
-            if client.current.is_some_and(|(_, limit)| limit < now) {
-                client.give_up(now, self.members.len());
+        for client in 0..self.clients.len() {
+            if self.clients[client].current.is_some_and(|(_, limit)| limit < now) {
+                self.give_up(client);
             }
         }
     }
 
     fn receive(&mut self, member: usize) {
         let Some((_, connection)) = &mut self.members[member].connection else { return };
-        let (clients, calls) = (&mut self.clients, &self.calls);
+        let (clients, asked) = (&self.clients, &self.asked);
         let mut ended = Vec::new();
         let of = |token: u32| {
             // A call that was given up has no client any more.
-            let client = calls[token as usize].client as usize;
-            let current = clients[client].current.is_some_and(|(index, _)| index == token as usize);
+            let client = asked[token as usize].client;
+            let current = clients[client].current.is_some_and(|(one, _)| one == token as usize);
             current.then_some(client)
         };
         let mut pieces: Vec<(usize, Vec<u8>)> = Vec::new();
@@ -219,211 +283,81 @@ impl Clients {
                 ended.extend(of(token).map(|client| (client, token as usize, status)));
             }
         });
-        let returned = self.began.elapsed().as_nanos() as u64;
         for (client, bytes) in pieces {
             self.clients[client].answer.extend_from_slice(&bytes);
         }
-        for (client, index, status) in ended {
-            if status == Some(0) {
-                self.finish(client, index, returned);
-            } else {
-                self.clients[client].give_up(Instant::now(), self.members.len());
-            }
+        for (client, token, status) in ended {
+            self.finish(client, token, status);
         }
         if received.is_err() {
             self.disconnect(member);
         }
     }
 
-    fn finish(&mut self, client: usize, index: usize, returned: u64) {
+    fn finish(&mut self, client: usize, token: usize, status: Option<u32>) {
+        let times = Times { called: self.asked[token].called, returned: self.now() };
         let message = self.clients[client].answer.get(5..).unwrap_or_default();
-        let answer = decode(&self.calls[index].request, message);
-        match &answer.outcome {
-            Outcome::Found(found) => {
-                if let [one] = found.as_slice() {
-                    self.seen[one.key as usize] = one.mod_revision;
+        let Some(id) = self.asked[token].operation else {
+            match status {
+                Some(0) => {
+                    let left = time_to_live(message);
+                    self.end(client, times, &Outcome::Alive(left));
                 }
+                _ => self.give_up(client),
             }
-            _ => {
-                for (key, _) in self.calls[index].request.puts() {
-                    self.seen[key as usize] = answer.revision;
-                }
+            return;
+        };
+        let result = match status {
+            Some(0) => {
+                let (response, term) = decode(&self.operations[id].request, message);
+                self.seen.revision = self.seen.revision.max(response.revision());
+                self.seen.terms.entry(term).or_insert(times.returned);
+                Ok(response)
             }
+            // NotFound: the lease that a put names. OutOfRange: nobody here asks for what is to come.
+            Some(5) => Err(Failure::NotDone),
+            Some(11) => Err(Failure::Compacted),
+            _ => return self.give_up(client),
+        };
+        self.operations[id].returned = Some(times.returned);
+        self.operations[id].result = Some(result.clone());
+        if result.is_ok() {
+            self.seen.progress.count_answer();
         }
-        self.calls[index].answered = Some((returned, answer));
+        self.end(client, times, &Outcome::Answered(&result));
+    }
+
+    fn end(&mut self, client: usize, times: Times, outcome: &Outcome<'_>) {
         self.clients[client].current = None;
-        self.progress.count_answer();
+        match &mut self.clients[client].mind {
+            Mind::Caller(caller) => {
+                if let Outcome::Answered(Ok(response)) = outcome {
+                    caller.learn(response);
+                }
+            }
+            Mind::Tenant(tenant) => tenant.learn(times, outcome),
+        }
+    }
+
+    fn give_up(&mut self, client: usize) {
+        let Some((token, _)) = self.clients[client].current else { return };
+        let times = Times { called: self.asked[token].called, returned: self.now() };
+        self.end(client, times, &Outcome::Nothing);
+        let count = self.members.len();
+        let client = &mut self.clients[client];
+        client.rests_until = Instant::now() + RETRY;
+        client.member = (client.member + 1) % count;
     }
 
     fn disconnect(&mut self, member: usize) {
-        let now = Instant::now();
         if let Some((_, mut connection)) = self.members[member].connection.take() {
             self.poll.registry().deregister(connection.socket()).unwrap();
         }
-        self.members[member].retry = now + RETRY;
-        let count = self.members.len();
-        for client in self.clients.iter_mut().filter(|client| client.member == member) {
-            if client.current.is_some() {
-                client.give_up(now, count);
+        self.members[member].retry = Instant::now() + RETRY;
+        for client in 0..self.clients.len() {
+            if self.clients[client].member == member {
+                self.give_up(client);
             }
         }
     }
-}
-
-impl Client {
-    fn give_up(&mut self, now: Instant, members: usize) {
-        self.current = None;
-        self.rests_until = now + RETRY;
-        self.member = (self.member + 1) % members;
-    }
-}
-
-fn name(key: Key) -> Bytes {
-    Bytes::from(format!("chaos/{key}"))
-}
-
-fn number(bytes: &[u8]) -> u64 {
-    let text = std::str::from_utf8(bytes).unwrap();
-    text.trim_start_matches("chaos/").parse().unwrap()
-}
-
-fn put(key: Key, value: u64) -> PutRequest {
-    PutRequest { key: name(key), value: value.to_string().into(), ..Default::default() }
-}
-
-fn encode(request: &Request) -> (&'static str, Vec<u8>) {
-    match request {
-        Request::Put { key, value } => (PUT, put(*key, *value).encode_to_vec()),
-        Request::Delete { key } => {
-            (DELETE, DeleteRangeRequest { key: name(*key), ..Default::default() }.encode_to_vec())
-        }
-        Request::Read { key, serializable } => {
-            let (key, range_end) = match key {
-                Some(key) => (name(*key), Bytes::new()),
-                None => (Bytes::from_static(b"chaos/"), Bytes::from_static(b"chaos0")),
-            };
-            let serializable = *serializable;
-            let read = RangeRequest { key, range_end, serializable, ..Default::default() };
-            (RANGE, read.encode_to_vec())
-        }
-        Request::Swap { key, expected, puts } => {
-            let compare = Compare {
-                target: compare::CompareTarget::Mod.into(),
-                key: name(*key),
-                target_union: Some(compare::TargetUnion::ModRevision(*expected)),
-                ..Default::default()
-            };
-            let operation = |request| RequestOp { request: Some(request) };
-            let success = puts
-                .iter()
-                .map(|(key, value)| operation(request_op::Request::RequestPut(put(*key, *value))));
-            let get = RangeRequest { key: name(*key), ..Default::default() };
-            let swap = TxnRequest {
-                compare: vec![compare],
-                success: success.collect(),
-                failure: vec![operation(request_op::Request::RequestRange(get))],
-            };
-            (TXN, swap.encode_to_vec())
-        }
-    }
-}
-
-fn decode(request: &Request, message: &[u8]) -> Answer {
-    let revision = |header: Option<ResponseHeader>| header.unwrap().revision;
-    match request {
-        Request::Put { .. } => {
-            let answer = PutResponse::decode(message).unwrap();
-            Answer { revision: revision(answer.header), outcome: Outcome::Written }
-        }
-        Request::Delete { .. } => {
-            let answer = DeleteRangeResponse::decode(message).unwrap();
-            let outcome = Outcome::Deleted(answer.deleted > 0);
-            Answer { revision: revision(answer.header), outcome }
-        }
-        Request::Read { .. } => {
-            let answer = RangeResponse::decode(message).unwrap();
-            let found = answer.kvs.iter().map(key_value).collect();
-            Answer { revision: revision(answer.header), outcome: Outcome::Found(found) }
-        }
-        Request::Swap { .. } => {
-            let answer = TxnResponse::decode(message).unwrap();
-            let outcome = match answer.responses.first().and_then(|one| one.response.as_ref()) {
-                Some(response_op::Response::ResponseRange(range)) if !answer.succeeded => {
-                    Outcome::Found(range.kvs.iter().map(key_value).collect())
-                }
-                Some(response_op::Response::ResponsePut(_)) if answer.succeeded => Outcome::Written,
-                other => panic!("a transaction answered {other:?}"),
-            };
-            Answer { revision: revision(answer.header), outcome }
-        }
-    }
-}
-
-pub(crate) fn key_value(kv: &mvccpb::KeyValue) -> KeyValue {
-    KeyValue {
-        key: number(&kv.key) as Key,
-        value: number(&kv.value),
-        create_revision: kv.create_revision,
-        mod_revision: kv.mod_revision,
-        version: kv.version,
-    }
-}
-
-/// All events of a member from the first revision to the one that it has when asked.
-pub(crate) fn watch_from_the_beginning(member: SocketAddr) -> Vec<Event> {
-    let (last, _) = super::read_all(member, false);
-    let create = WatchCreateRequest {
-        key: Bytes::from_static(b"\0"),
-        range_end: Bytes::from_static(b"\0"),
-        start_revision: 1,
-        ..Default::default()
-    };
-    let request =
-        WatchRequest { request_union: Some(watch_request::RequestUnion::CreateRequest(create)) };
-    let mut poll = Poll::new().unwrap();
-    let mut ready = Events::with_capacity(4);
-    let mut connection = Connection::open(member).unwrap();
-    let interest = Interest::READABLE | Interest::WRITABLE;
-    poll.registry().register(connection.socket(), Token(0), interest).unwrap();
-    let stream = connection.open_stream(WATCH, 0);
-    connection.send_message(stream, &request.encode_to_vec());
-
-    let (mut events, mut input) = (Vec::new(), Vec::new());
-    let began = Instant::now();
-    while events.last().map_or(1, |event: &Event| event.revision) < last {
-        assert!(began.elapsed() < WATCH_LIMIT, "the watch ends at {:?} of {last}", events.last());
-        connection.flush().unwrap();
-        poll.poll(&mut ready, Some(TICK)).unwrap();
-        let mut end = None;
-        let received = connection.receive(&mut |piece| match piece {
-            Piece::Data { bytes, .. } => input.extend_from_slice(bytes),
-            Piece::End { status, .. } => end = Some(status),
-        });
-        received.unwrap();
-        assert_eq!(end, None, "the watch has ended");
-        take_events(&mut input, &mut events);
-    }
-    events
-}
-
-fn take_events(input: &mut Vec<u8>, events: &mut Vec<Event>) {
-    let mut rest = input.as_slice();
-    while let Some(head) = rest.get(1..5) {
-        let length = u32::from_be_bytes(head.try_into().unwrap()) as usize;
-        let Some(message) = rest.get(5..5 + length) else { break };
-        let message = WatchResponse::decode(message).unwrap();
-        rest = &rest[5 + length..];
-        assert!(!message.canceled, "the watch was cancelled: {message:?}");
-        for event in message.events {
-            let put = event.r#type() == mvccpb::event::EventType::Put;
-            let kv = event.kv.unwrap();
-            events.push(Event {
-                revision: kv.mod_revision,
-                key: number(&kv.key) as Key,
-                put: put.then(|| key_value(&kv)),
-            });
-        }
-    }
-    let taken = input.len() - rest.len();
-    input.drain(..taken);
 }

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -57,12 +57,16 @@ impl Fault {
     }
 }
 
-/// What the clients and the nemesis know of each other.
+/// What the clients, the watchers and the nemesis know of each other.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
     answered: AtomicUsize,
     faults: AtomicUsize,
     stop: AtomicBool,
+    /// The revision up to which every member has delivered everything.
+    delivered: AtomicI64,
+    /// The last revision, once nothing more is written.
+    last: AtomicI64,
 }
 
 impl Progress {
@@ -76,6 +80,24 @@ impl Progress {
 
     pub(crate) fn faults(&self) -> usize {
         self.faults.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn delivered(&self) -> i64 {
+        self.delivered.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn deliver(&self, revision: i64) {
+        self.delivered.store(revision, Ordering::Relaxed);
+    }
+
+    /// The last revision, once nothing more is written.
+    pub(crate) fn last(&self) -> Option<i64> {
+        Some(self.last.load(Ordering::Relaxed)).filter(|last| *last > 0)
+    }
+
+    /// Nothing is written after this revision.
+    pub(crate) fn finish(&self, last: i64) {
+        self.last.store(last, Ordering::Relaxed);
     }
 
     pub(crate) fn stop(&self) {

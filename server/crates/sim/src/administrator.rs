@@ -65,7 +65,7 @@ impl Administrator {
             let request = self.next_request();
             if let Some(service) = self.session.any_service(&mut self.chance) {
                 // The history has it.
-                let _ = self.session.ask(&service, Request::Auth(request)).await;
+                let _ = self.session.ask(&service, Request::Other(request)).await;
             }
         }
     }
@@ -78,7 +78,7 @@ impl Administrator {
     async fn insist(&mut self, request: AuthRequest) -> bool {
         while self.works() {
             if let Some(service) = self.session.any_service(&mut self.chance) {
-                match self.session.ask(&service, Request::Auth(request.clone())).await {
+                match self.session.ask(&service, Request::Other(request.clone())).await {
                     Ok(_) | Err(Failure::Refused(Refusal::Auth(_))) => return true,
                     Err(_) => {}
                 }

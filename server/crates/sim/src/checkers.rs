@@ -1,13 +1,8 @@
-//! Judges of a run. Each says what was broken, or nothing.
+//! Judges of a run by what only the simulator knows of it: the log and the members' states. Those of
+//! what clients saw are in room `history`. Each says what was broken, or nothing.
 
 pub mod agreement;
 pub mod auth;
 pub mod durability;
 pub mod fencing;
-pub mod linearizability;
 pub mod log;
-pub mod model;
-pub mod watch;
-
-#[cfg(test)]
-mod tests;

@@ -9,8 +9,8 @@
 use std::time::Duration;
 
 use machine::{
-    AuthRefusal, Caller, CommandKind, Outcome, Permit, Proposal, Refusal, SimpleTokens, Views,
-    range_query, still_valid,
+    AuthAnswer, AuthRefusal, Caller, CommandKind, Outcome, Permit, Proposal, Refusal, SimpleTokens,
+    Views, range_query, still_valid,
 };
 use mvcc::RangeError;
 use prost::Message;
@@ -65,12 +65,17 @@ pub async fn serve(
     let mut witness = None;
     let result = match &request {
         Request::Range(range) => serve_range(service, range, asked, &mut witness).await,
-        Request::Auth(AuthRequest::LogIn { user, password }) => {
+        Request::Other(AuthRequest::LogIn { user, password }) => {
             log_in(service, user, password, asked).await
         }
         _ => propose(service, &request, asked, &mut witness).await,
     };
     (result, witness)
+}
+
+/// What came of a request of auth.
+fn told(answer: AuthAnswer) -> Response {
+    Response::Other { revision: answer.revision.0, told: answer }
 }
 
 /// Whether a reason says that nothing was proposed.
@@ -138,7 +143,7 @@ fn command(request: &Request) -> Option<(CommandKind, Vec<u8>, Access)> {
         Request::Revoke(revoke) => {
             (CommandKind::LeaseRevoke, revoke.encode_to_vec(), Access::AnyUser)
         }
-        Request::Auth(auth) => {
+        Request::Other(auth) => {
             let (kind, body) = auth.command()?;
             let access = match auth {
                 // Nobody else shall make the member hash.
@@ -176,7 +181,7 @@ async fn propose(
         Outcome::Compaction(response) => Ok(Response::Compact(response)),
         Outcome::LeaseGrant(response) => Ok(Response::Grant(response)),
         Outcome::LeaseRevoke(response) => Ok(Response::Revoke(response)),
-        Outcome::Auth(answer) => Ok(Response::Auth(answer)),
+        Outcome::Auth(answer) => Ok(told(answer)),
         Outcome::Refused(refusal) => Err(Failure::Refused(refusal)),
         other => Err(Failure::Unknown(format!("an answer to another request: {other:?}"))),
     }
@@ -292,7 +297,7 @@ async fn log_in(
         caller: Caller { user: String::new(), auth_revision },
     };
     match service.handle.propose(proposal).await.map_err(failure)? {
-        Outcome::Auth(answer) => Ok(Response::Auth(answer)),
+        Outcome::Auth(answer) => Ok(told(answer)),
         Outcome::Refused(refusal) => Err(Failure::Refused(refusal)),
         other => Err(Failure::Unknown(format!("an answer to another request: {other:?}"))),
     }

@@ -7,60 +7,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use concurrency::Place;
+use history::watches::WatchRecord;
+use history::{Change, Revisions};
 use machine::{AuthAnswer, AuthRefusal, Refusal};
 use mvcc::{EventKind, RevisionEvents};
 use prost::Message;
-use proto::etcdserverpb as pb;
 use proto::mvccpb;
 use types::MemberId;
-use watch::CreateWatch;
 
 use crate::auth::AuthRequest;
 use crate::edge::Witness;
 use crate::trace::Trace;
 
 /// What a client asked for.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Request {
-    Put(pb::PutRequest),
-    Delete(pb::DeleteRangeRequest),
-    Txn(pb::TxnRequest),
-    Range(pb::RangeRequest),
-    Compact(pb::CompactionRequest),
-    Grant(pb::LeaseGrantRequest),
-    Revoke(pb::LeaseRevokeRequest),
-    Auth(AuthRequest),
-}
+pub type Request = history::Request<AuthRequest>;
 
 /// What it was told.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Response {
-    Put(pb::PutResponse),
-    Delete(pb::DeleteRangeResponse),
-    Txn(pb::TxnResponse),
-    Range(pb::RangeResponse),
-    Compact(pb::CompactionResponse),
-    Grant(pb::LeaseGrantResponse),
-    Revoke(pb::LeaseRevokeResponse),
-    Auth(AuthAnswer),
-}
-
-impl Response {
-    /// The header's revision.
-    pub fn revision(&self) -> i64 {
-        let header = match self {
-            Response::Put(response) => &response.header,
-            Response::Delete(response) => &response.header,
-            Response::Txn(response) => &response.header,
-            Response::Range(response) => &response.header,
-            Response::Compact(response) => &response.header,
-            Response::Grant(response) => &response.header,
-            Response::Revoke(response) => &response.header,
-            Response::Auth(answer) => return answer.revision.0,
-        };
-        header.as_ref().map_or(0, |header| header.revision)
-    }
-}
+pub type Response = history::Response<AuthAnswer>;
 
 /// Why there was no response.
 #[derive(Clone, Debug, PartialEq)]
@@ -99,11 +62,6 @@ impl Operation {
         self.result.as_ref()?.as_ref().ok()
     }
 
-    /// Whether it may have happened although no response says so.
-    pub fn may_have_happened(&self) -> bool {
-        matches!(self.result, None | Some(Err(Failure::Unknown(_))))
-    }
-
     /// Whether it was refused because its user may not do it.
     pub fn is_unauthorized(&self) -> bool {
         use machine::AuthRefusal::PermissionDenied;
@@ -114,22 +72,32 @@ impl Operation {
 
     /// Whether it gave its client a token.
     pub fn is_login(&self) -> bool {
-        matches!(&self.request, Request::Auth(AuthRequest::LogIn { .. }))
+        matches!(&self.request, Request::Other(AuthRequest::LogIn { .. }))
             && self.response().is_some()
     }
 
-    /// Whether it reads only.
-    pub fn is_range(&self) -> bool {
-        matches!(self.request, Request::Range(_))
+    /// As the judges of keys take it, to whom users and roles are nothing.
+    fn of_keys(&self) -> history::Operation {
+        use history::Failure as Reason;
+        let reason = |failure: &Failure| match failure {
+            Failure::Refused(Refusal::Compacted) => Reason::Compacted,
+            Failure::Refused(Refusal::FutureRevision) => Reason::FutureRevision,
+            Failure::Unknown(_) => Reason::Unknown,
+            _ => Reason::NotDone,
+        };
+        let result = self.result.as_ref().map(|result| match result {
+            Ok(response) => Ok(response.clone().map(|_| ())),
+            Err(failure) => Err(reason(failure)),
+        });
+        history::Operation {
+            id: self.id,
+            process: self.life,
+            called: self.called,
+            returned: self.returned,
+            request: self.request.clone().map(|_| ()),
+            result,
+        }
     }
-}
-
-/// One change of one key, as a member published it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Change {
-    pub delete: bool,
-    /// Of a deletion only the key and the mod revision.
-    pub key_value: mvccpb::KeyValue,
 }
 
 /// One revision, as the first member that applied it published it.
@@ -139,16 +107,6 @@ pub struct PublishedRevision {
     /// When, in the order of calls and returns.
     pub at: u64,
     pub by: MemberId,
-}
-
-/// One watch of one client and everything that came for it.
-#[derive(Clone, Debug)]
-pub struct WatchRecord {
-    pub member: MemberId,
-    pub request: CreateWatch,
-    pub responses: Vec<pb::WatchResponse>,
-    /// The revision up to which it must have everything.
-    pub complete: Option<i64>,
 }
 
 /// What a candidate believed: that at a revision its key was the oldest under its name.
@@ -177,7 +135,7 @@ struct State {
     revisions: BTreeMap<i64, PublishedRevision>,
     /// The last revision that each process published.
     lives: BTreeMap<u64, i64>,
-    watches: Vec<WatchRecord>,
+    watches: Vec<WatchRecord<u64>>,
     claims: Vec<Claim>,
 }
 
@@ -266,7 +224,7 @@ impl History {
     }
 
     /// A watch is over, or the run is.
-    pub fn watched(&self, record: WatchRecord) {
+    pub fn watched(&self, record: WatchRecord<u64>) {
         self.state().watches.push(record);
     }
 
@@ -286,13 +244,22 @@ impl History {
         self.state().operations.clone()
     }
 
+    /// All operations, as the judges of keys take them.
+    pub fn operations_of_keys(&self) -> Vec<history::Operation> {
+        self.state().operations.iter().map(Operation::of_keys).collect()
+    }
+
     /// All published revisions.
-    pub fn revisions(&self) -> BTreeMap<i64, PublishedRevision> {
-        self.state().revisions.clone()
+    pub fn revisions(&self) -> Revisions {
+        let state = self.state();
+        let changes = |(revision, published): (&i64, &PublishedRevision)| {
+            (*revision, published.changes.clone())
+        };
+        state.revisions.iter().map(changes).collect()
     }
 
     /// All watches.
-    pub fn watches(&self) -> Vec<WatchRecord> {
+    pub fn watches(&self) -> Vec<WatchRecord<u64>> {
         self.state().watches.clone()
     }
 
@@ -317,4 +284,43 @@ fn changes(group: &RevisionEvents) -> Vec<Change> {
 /// A stored key-value.
 pub fn decode(encoded: &Bytes) -> mvccpb::KeyValue {
     mvccpb::KeyValue::decode(encoded.clone()).expect("a member publishes what it has encoded")
+}
+
+#[cfg(test)]
+mod tests {
+    use types::{RecordRevision, Revision};
+
+    use super::*;
+
+    /// A member publishes a put of `value` at a revision.
+    fn publish(history: &History, member: u64, revision: i64, value: &'static str) {
+        let put = mvccpb::KeyValue {
+            key: "k".into(),
+            value: value.into(),
+            mod_revision: revision,
+            ..mvccpb::KeyValue::default()
+        };
+        let event = mvcc::Event {
+            kind: EventKind::Put,
+            key: "k".into(),
+            key_value: put.encode_to_vec().into(),
+            record: RecordRevision { main: revision, sub: 0 },
+            previous: None,
+            create: revision == 2,
+        };
+        let group = RevisionEvents { revision: Revision(revision), events: vec![event] };
+        history.published(MemberId(member), member, &[group]);
+    }
+
+    #[test]
+    fn members_that_disagree_about_a_revision_are_found() {
+        let trace = Trace::new(false);
+        let history = History::new(trace.clone());
+        publish(&history, 1, 2, "a");
+        publish(&history, 2, 2, "a");
+        assert_eq!(trace.first_violation(), None);
+        publish(&history, 1, 3, "b");
+        publish(&history, 2, 3, "c");
+        assert!(trace.first_violation().unwrap().contains("disagree"));
+    }
 }

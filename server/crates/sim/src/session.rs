@@ -62,7 +62,7 @@ impl Session {
             return None;
         }
         let (password, _) = PASSWORDS[state.password];
-        Some(Request::Auth(AuthRequest::LogIn { user, password }))
+        Some(Request::Other(AuthRequest::LogIn { user, password }))
     }
 
     async fn call(&self, service: &Service, request: Request) -> Result<Response, Failure> {
@@ -104,8 +104,8 @@ impl Session {
     fn learn(&self, result: &Result<Response, Failure>) {
         let mut state = self.state();
         let refusal = match result {
-            Ok(Response::Auth(answer)) => {
-                if let AuthBody::Token(token) = &answer.body {
+            Ok(Response::Other { told, .. }) => {
+                if let AuthBody::Token(token) = &told.body {
                     state.token = Some(token.clone());
                 }
                 return;

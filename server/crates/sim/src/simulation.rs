@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
+use history::{linearizability, watches};
 use tokio::sync::watch as signal;
 use tokio::time::{Instant, sleep};
 use types::{MemberId, Planted};
@@ -393,8 +394,10 @@ fn statuses(cluster: &Cluster) -> String {
 
 fn judge(cluster: &Cluster) -> Result<(), String> {
     let order = checkers::log::check(&cluster.history, &cluster.journal)?;
-    let model = checkers::linearizability::check(&cluster.history, &order)?;
-    checkers::fencing::check(&cluster.history, &order, &model)?;
+    let (operations, revisions) =
+        (cluster.history.operations_of_keys(), cluster.history.revisions());
+    let model = linearizability::check(&operations, &revisions, &order.writers)?.model;
+    checkers::fencing::check(&cluster.history.claims(), &order, &model)?;
     let mut compact_revision = -1;
     for id in cluster.all() {
         let Some(service) = cluster.service(id) else {
@@ -404,5 +407,5 @@ fn judge(cluster: &Cluster) -> Result<(), String> {
         checkers::durability::check(id, &views, &model)?;
         compact_revision = compact_revision.max(views.mvcc.compact_revision().0);
     }
-    checkers::watch::check(&cluster.history, compact_revision)
+    watches::check(&cluster.history.watches(), &revisions, compact_revision)
 }

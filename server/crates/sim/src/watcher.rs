@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use history::watches::WatchRecord;
 use prost::Message;
 use proto::etcdserverpb as pb;
 use tokio::sync::watch as signal;
@@ -13,7 +14,6 @@ use watch::{CreateWatch, WatchMessage};
 
 use crate::chance::Chance;
 use crate::cluster::{Cluster, Service};
-use crate::history::WatchRecord;
 use crate::workload::Order;
 
 /// A message of the hub as a client reads it.
@@ -65,7 +65,8 @@ impl Watcher {
         let ends = sleep(until);
         tokio::pin!(ends);
         let member = service.life.member;
-        let mut record = WatchRecord { member, request, responses: Vec::new(), complete: None };
+        let mut record =
+            WatchRecord { member: member.0, request, responses: Vec::new(), complete: None };
         let mut finish = None;
         loop {
             let wait = async {

@@ -179,7 +179,7 @@ impl Client {
 
     /// What only administrators may do.
     fn presumptuous(&mut self) -> Request {
-        Request::Auth(match self.chance.below(3) {
+        Request::Other(match self.chance.below(3) {
             0 => AuthRequest::RoleGrantPermission(pb::AuthRoleGrantPermissionRequest {
                 name: "r1".to_owned(),
                 perm: Some(authpb::Permission {

@@ -1,11 +1,11 @@
 //! At the end every member holds what was acknowledged, and nothing else.
 
 use bytes::Bytes;
+use history::Model;
 use machine::Views;
 use mvcc::RangeQuery;
 use types::{KeyRange, MemberId};
 
-use super::model::Model;
 use crate::history::decode;
 
 /// Compares a member's keys with the model at its newest revision.

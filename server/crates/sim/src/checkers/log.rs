@@ -16,30 +16,22 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use history::{Change, Model, Revisions, Writer, puts_of};
 use machine::{AuthBody, AuthRefusal, Caller, CommandKind, Outcome, Refusal};
 use prost::Message;
 use proto::etcdserverpb as pb;
 use types::Term;
 
 use super::auth::AuthModel;
-use super::model::{Model, puts_of};
 use crate::auth::{AuthRequest, tag_of};
 use crate::edge::Witness;
-use crate::history::{Change, Failure, History, Operation, PublishedRevision, Request, Response};
+use crate::history::{Failure, History, Operation, Request, Response};
 use crate::journal::{Journal, Logged, LoggedEntry};
 
 type Verdict = Result<(), String>;
 
 /// A place in the log: the index, and the command's number in the entry.
 type Place = (u64, usize);
-
-/// Who made a revision.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Writer {
-    Operation(usize),
-    /// The leader, because this lease was over.
-    Expiry(i64),
-}
 
 /// What follows from the log for the other judges.
 #[derive(Debug, Default)]
@@ -99,7 +91,7 @@ struct Lease {
 }
 
 struct Replay<'h> {
-    revisions: &'h BTreeMap<i64, PublishedRevision>,
+    revisions: &'h Revisions,
     model: Model,
     auth: AuthModel,
     /// Users and roles after each index that changed them.
@@ -138,7 +130,7 @@ fn request_of(kind: CommandKind, body: &Bytes) -> Option<Request> {
         CommandKind::Compaction => pb::CompactionRequest::decode(body).ok().map(Request::Compact),
         CommandKind::LeaseGrant => pb::LeaseGrantRequest::decode(body).ok().map(Request::Grant),
         CommandKind::LeaseRevoke => pb::LeaseRevokeRequest::decode(body).ok().map(Request::Revoke),
-        _ => AuthRequest::decode(kind, body).map(Request::Auth),
+        _ => AuthRequest::decode(kind, body).map(Request::Other),
     }
 }
 
@@ -184,7 +176,7 @@ impl Replay<'_> {
             self.outcomes.insert(operation, outcome.clone());
         }
         let caller = &command.proposal.caller;
-        if let Request::Auth(request) = request {
+        if let Request::Other(request) = request {
             return self.auth_command(place.0, command, request, caller);
         }
         compare(&self.expected(&request, caller), command)?;
@@ -239,7 +231,7 @@ impl Replay<'_> {
                 };
                 Expected::of(self.auth.lease(caller, &attached(revoke.id)), otherwise)
             }
-            Request::Compact(_) | Request::Range(_) | Request::Auth(_) => Expected::Permitted,
+            Request::Compact(_) | Request::Range(_) | Request::Other(_) => Expected::Permitted,
         }
     }
 
@@ -273,8 +265,7 @@ impl Replay<'_> {
             return Ok(());
         }
         let revision = self.model.revision() + 1;
-        let published: &[Change] =
-            self.revisions.get(&revision).map_or(&[], |published| &published.changes);
+        let published: &[Change] = self.revisions.get(&revision).map_or(&[], Vec::as_slice);
         if published != changes {
             return Err(format!("revision {revision} is {published:?} and should be {changes:?}"));
         }
@@ -359,7 +350,7 @@ impl Replay<'_> {
     fn judge(&self, operation: &Operation) -> Verdict {
         let place = self.places.get(&operation.id);
         let outcome = self.outcomes.get(&operation.id);
-        let (Some(result), false) = (&operation.result, operation.is_range()) else {
+        let (Some(result), false) = (&operation.result, operation.request.is_range()) else {
             return Ok(());
         };
         match (result, place) {
@@ -373,7 +364,7 @@ impl Replay<'_> {
             _ => {}
         }
         let told = match (result, outcome) {
-            (Ok(Response::Auth(told)), Some(Outcome::Auth(logged))) => told == logged,
+            (Ok(Response::Other { told, .. }), Some(Outcome::Auth(logged))) => told == logged,
             (Ok(_), Some(Outcome::Refused(_))) => false,
             (Err(Failure::Refused(told)), Some(Outcome::Refused(logged))) => told == logged,
             (Err(Failure::Refused(_)), Some(_)) => false,
@@ -384,7 +375,7 @@ impl Replay<'_> {
 
     /// Whom the member took the client for, and what it showed it.
     fn judge_witness(&self, operation: &Operation) -> Verdict {
-        if let Request::Auth(AuthRequest::LogIn { user, password }) = &operation.request {
+        if let Request::Other(AuthRequest::LogIn { user, password }) = &operation.request {
             return self.judge_login(operation, user, password);
         }
         let Some(witness) = &operation.witness else { return Ok(()) };
@@ -422,7 +413,7 @@ impl Replay<'_> {
     }
 
     fn judge_login(&self, operation: &Operation, user: &str, password: &str) -> Verdict {
-        let (Some(Response::Auth(_)), Some((index, _))) =
+        let (Some(Response::Other { .. }), Some((index, _))) =
             (operation.response(), self.places.get(&operation.id))
         else {
             return Ok(());

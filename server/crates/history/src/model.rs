@@ -9,7 +9,7 @@ use proto::etcdserverpb as pb;
 use proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use proto::mvccpb::KeyValue;
 
-use crate::history::{Change, Request, Response};
+use crate::{Change, Request, Response};
 
 /// Every version of every key.
 #[derive(Clone, Debug)]
@@ -56,7 +56,12 @@ impl Model {
 
     /// Every key at a revision.
     pub fn all_at(&self, revision: i64) -> Vec<KeyValue> {
-        self.versions.keys().filter_map(|key| self.at(key, revision)).cloned().collect()
+        self.range_at(&[], &[0], revision)
+    }
+
+    fn range_at(&self, start: &[u8], end: &[u8], revision: i64) -> Vec<KeyValue> {
+        let keys = self.versions.keys().filter(|key| in_range(key, start, end));
+        keys.filter_map(|key| self.at(key, revision)).cloned().collect()
     }
 
     /// The keys attached to a lease now.
@@ -83,7 +88,11 @@ impl Model {
     }
 
     /// What a request on top of revision `base` answers and changes; headers are left out.
-    pub fn execute(&self, request: &Request, base: i64) -> (Option<Response>, Vec<Change>) {
+    pub fn execute<Other>(
+        &self,
+        request: &Request<Other>,
+        base: i64,
+    ) -> (Option<Response>, Vec<Change>) {
         let mut transaction =
             Transaction { model: self, base, written: BTreeMap::new(), changes: Vec::new() };
         let response = match request {
@@ -95,7 +104,7 @@ impl Model {
                 transaction.revoke(revoke.id);
                 Some(Response::Revoke(pb::LeaseRevokeResponse::default()))
             }
-            Request::Compact(_) | Request::Grant(_) | Request::Auth(_) => None,
+            Request::Compact(_) | Request::Grant(_) | Request::Other(_) => None,
         };
         (response, transaction.changes)
     }
@@ -110,13 +119,11 @@ impl Transaction<'_> {
     }
 
     fn keys(&self, start: &[u8], end: &[u8]) -> Vec<KeyValue> {
-        let mut keys: Vec<&Bytes> = self.model.versions.keys().chain(self.written.keys()).collect();
+        let known = self.model.versions.keys().chain(self.written.keys());
+        let mut keys: Vec<&Bytes> = known.filter(|key| in_range(key, start, end)).collect();
         keys.sort();
         keys.dedup();
-        keys.into_iter()
-            .filter(|key| in_range(key, start, end))
-            .filter_map(|key| self.get(key))
-            .collect()
+        keys.into_iter().filter_map(|key| self.get(key)).collect()
     }
 
     fn write(&mut self, change: Change) {
@@ -168,10 +175,9 @@ impl Transaction<'_> {
     fn range(&self, range: &pb::RangeRequest) -> pb::RangeResponse {
         let at = if range.revision > 0 { range.revision } else { self.base };
         let mut kvs = match range.revision > 0 {
-            true => self.model.all_at(at),
-            false => self.keys(&[], &[0]),
+            true => self.model.range_at(&range.key, &range.range_end, at),
+            false => self.keys(&range.key, &range.range_end),
         };
-        kvs.retain(|kv| in_range(&kv.key, &range.key, &range.range_end));
         let count = kvs.len() as i64;
         let newest = range.max_create_revision;
         kvs.retain(|kv| newest == 0 || kv.create_revision <= newest);
@@ -230,7 +236,7 @@ impl Transaction<'_> {
 }
 
 /// A response without its headers, to be compared with the model's.
-pub fn without_headers(response: &Response) -> Response {
+pub(crate) fn without_headers(response: &Response) -> Response {
     let mut response = response.clone();
     match &mut response {
         Response::Put(response) => response.header = None,
@@ -240,7 +246,7 @@ pub fn without_headers(response: &Response) -> Response {
         Response::Compact(response) => response.header = None,
         Response::Grant(response) => response.header = None,
         Response::Revoke(response) => response.header = None,
-        Response::Auth(_) => {}
+        Response::Other { .. } => {}
     }
     response
 }
@@ -260,7 +266,7 @@ fn strip(txn: &mut pb::TxnResponse) {
 }
 
 /// The values that a request would put, and whether it may delete.
-pub fn puts_of(request: &Request) -> Vec<&pb::PutRequest> {
+pub fn puts_of<Other>(request: &Request<Other>) -> Vec<&pb::PutRequest> {
     match request {
         Request::Put(put) => vec![put],
         Request::Txn(txn) => puts_of_txn(txn),
