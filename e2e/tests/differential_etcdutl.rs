@@ -4,6 +4,8 @@
 
 mod calls;
 mod offline;
+#[path = "differential_etcdutl/snapshots.rs"]
+mod snapshots;
 
 use std::fs::{self, File};
 use std::io::Write as _;
