@@ -14,8 +14,7 @@ mod calls;
 mod cold;
 #[path = "differential_import/histories.rs"]
 mod histories;
-#[path = "differential_import/session.rs"]
-mod session;
+mod offline;
 
 use std::fs;
 use std::net::SocketAddr;
@@ -27,41 +26,23 @@ use std::time::Duration;
 use calls::{call, put, until};
 use cold::Cold;
 use e2e::bench::swarm::call_once;
-use e2e::peers::{self, EtcdBinaries};
 use e2e::processes::{Cluster, Member, ServerOptions};
 use histories::{HISTORIES, History};
+use offline::{Session, Tools, identity, seen};
 use prost::Message;
 use proto::authpb::{Permission, permission};
 use proto::etcdserverpb as pb;
 use proto::etcdserverpb::maintenance_client::MaintenanceClient;
-use session::{Session, seen};
 use tonic::transport::Endpoint;
 
-struct Tools {
-    go: EtcdBinaries,
-    etcd: PathBuf,
-    etcdutl: PathBuf,
-}
-
+/// What this test does with them.
 impl Tools {
-    fn build() -> Tools {
-        Tools {
-            go: peers::etcd_binaries().unwrap(),
-            etcd: peers::our_binary("etcd").unwrap(),
-            etcdutl: peers::our_binary("etcdutl").unwrap(),
-        }
-    }
-
     /// Makes the member's data directory from one that Go etcd has left.
     fn import(&self, from: &Path, member: &Member, more: &[&str]) -> Output {
         Command::new(&self.etcdutl)
             .arg("import")
             .arg(format!("--from={}", from.display()))
-            .arg(format!("--data-dir={}", member.data_directory.display()))
-            .arg(format!("--name={}", member.name))
-            .arg(format!("--initial-cluster={}={}", member.name, member.peer_url))
-            .arg(format!("--initial-advertise-peer-urls={}", member.peer_url))
-            .arg("--initial-cluster-token=e2e")
+            .args(identity(member))
             .args(more)
             .output()
             .unwrap()

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use machine::{AuthRefusal, Caller, CommandKind, Outcome, Proposal, Refusal, Views};
+use machine::{AlarmKind, AuthRefusal, Caller, CommandKind, Outcome, Proposal, Refusal, Views};
 use proto::etcdserverpb::ResponseHeader;
 use replica::{Handle, Unavailable};
 use tonic::metadata::MetadataMap;
@@ -141,8 +141,12 @@ impl ApiContext {
         // What this member knows may be old, so it is looked at again after a round with the leader.
         if self.handle.with_views(Views::no_space) {
             self.linearize().await?;
-            if self.handle.with_views(Views::no_space) {
-                return Err(ApiError::NoSpace.into());
+            let (no_space, corrupt) = self.handle.with_views(|views| {
+                (views.no_space(), !views.alarms(AlarmKind::CORRUPT).is_empty())
+            });
+            // With both alarms apply names the other one, and so does this.
+            if no_space {
+                return Err(if corrupt { ApiError::Corrupt } else { ApiError::NoSpace }.into());
             }
         }
         let Some(quota) = self.limits.quota_bytes else { return Ok(()) };

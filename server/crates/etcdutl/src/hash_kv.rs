@@ -44,11 +44,6 @@ pub enum HashKvError {
     History(#[from] RestoreError),
     #[error(transparent)]
     Range(#[from] RangeError),
-    #[error(
-        "row {0} of bucket \"key\" is one that `snapshot restore --bump-revision` leaves, and there are \
-         changes after it: ask a running server for the hash"
-    )]
-    Bumped(RecordRevision),
 }
 
 /// Hashes the history up to a revision; 0 is the newest.
@@ -63,23 +58,14 @@ pub fn hash_kv(file: Bbolt<Content>, revision: i64) -> Result<HashKv, HashKvErro
     };
     let records = FileRecords { file };
     let newest = records.newest()?;
-    let bumped = records.bumped()?;
     let store = StoreMeta {
         revision: meta.store_revision(newest),
         compact_revision: meta.compact_revision().unwrap_or(NEVER_COMPACTED),
     };
     let store = Store::rebuild(Arc::new(records), store)?;
     let answer = store.read().hash_kv(revision)?;
-    // Go's index has the row without key, so it is hashed; as the last one, if nothing came after it.
-    let hash = match bumped {
-        None => answer.hash,
-        Some(row) if Some(row) == newest => {
-            crc32c::crc32c_append(answer.hash, &schema::revision_key(row))
-        }
-        Some(row) => return Err(HashKvError::Bumped(row)),
-    };
     Ok(HashKv {
-        hash,
+        hash: answer.hash,
         hash_revision: answer.revision.0,
         compact_revision: answer.compact_revision.0,
     })
@@ -99,18 +85,7 @@ impl FileRecords {
         Ok(newest)
     }
 
-    /// The row without a key that Go's `--bump-revision` leaves.
-    fn bumped(&self) -> Result<Option<RecordRevision>, SchemaError> {
-        for row in Backend::new(&self.file).keys()? {
-            let row = row?;
-            if row.key_value.is_empty() && !row.tombstone {
-                return Ok(Some(row.revision));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Visits the rows from one on, but not one without a key, which is no change.
+    /// Visits the rows from one on.
     fn visit(
         &self,
         from: RecordRevision,
@@ -123,9 +98,6 @@ impl FileRecords {
             let (key, key_value) = entry.map_err(|error| failed(error.to_string()))?;
             let (revision, tombstone) =
                 schema::parse_revision_key(&key).map_err(|fault| failed(fault.to_string()))?;
-            if key_value.is_empty() && !tombstone {
-                continue;
-            }
             if visit(Record { revision, tombstone, key_value }).is_break() {
                 break;
             }

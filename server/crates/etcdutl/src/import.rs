@@ -103,13 +103,14 @@ impl GoDataDir {
     ) -> Result<Vec<Proposal>, ImportError> {
         let tail = go_wal::read_tail(disk, &self.wal, consistent_index)?;
         let mut requests = Vec::new();
-        let mut expected = consistent_index + 1;
+        // A damaged number may be the highest; no entry follows it.
+        let mut expected = consistent_index.saturating_add(1);
         for (index, entry) in tail.entries {
             if index != expected {
                 let path = self.path.clone();
                 return Err(ImportError::Gap { path, consistent_index, first: index });
             }
-            expected += 1;
+            expected = expected.saturating_add(1);
             let Some(request) = self.request(entry)? else { continue };
             if holds_password(&request) {
                 return Err(ImportError::Password { path: self.path.clone(), index });

@@ -24,6 +24,16 @@ fn fixture() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/go-etcd-3.7.3.snapshot")
 }
 
+/// The files of all versions (`data/README.md`).
+fn fixtures() -> Vec<PathBuf> {
+    let entries = fs::read_dir(fixture().parent().unwrap()).unwrap();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    let is_one = |path: &PathBuf| path.extension().is_some_and(|it| it == "snapshot");
+    let found: Vec<PathBuf> = paths.filter(is_one).collect();
+    assert_eq!(found.len(), 7);
+    found
+}
+
 fn order(data_dir: &Path) -> Restore {
     Restore {
         snapshot: fixture(),
@@ -217,52 +227,63 @@ async fn a_guarded_cluster_does_not_become_an_open_one_by_surprise() {
 #[test]
 fn a_damaged_file_gives_a_named_error_and_no_directory() {
     let root = tempfile::tempdir().unwrap();
-    let bytes = fs::read(fixture()).unwrap();
     let damaged = root.path().join("damaged");
-    let (mut refused, mut restored) = (0, 0);
-    // Anywhere, and in the head of every page: its kind and how many elements it has.
-    let anywhere = (0..bytes.len()).step_by(3_907);
-    let heads = (0..bytes.len() - 4_096).step_by(4_096).flat_map(|page| [page + 8, page + 10]);
-    for at in anywhere.chain(heads) {
-        let mut flipped = bytes.clone();
-        flipped[at] ^= 0xff;
-        fs::write(&damaged, &flipped).unwrap();
-        let data_dir = root.path().join("data");
-        let with_digest = Restore { snapshot: damaged.clone(), ..order(&data_dir) };
-        let error = restore(&disk(), &with_digest).unwrap_err();
-        assert!(error.to_string().contains("sha256"), "byte {at}: {error}");
-        assert!(!data_dir.exists(), "byte {at}");
-        match restore(&disk(), &Restore { skip_hash_check: true, ..with_digest }) {
-            Ok(_) => {
-                restored += 1;
-                assert!(data_dir.join("member/identity.json").exists());
-                fs::remove_dir_all(&data_dir).unwrap();
-            }
-            Err(error) => {
-                refused += 1;
-                assert!(error.to_string().contains("damaged"), "byte {at}: {error}");
-                assert!(!data_dir.exists(), "byte {at}: {error}");
+    for fixture in fixtures() {
+        let bytes = fs::read(&fixture).unwrap();
+        let (mut refused, mut restored) = (0, 0);
+        // Anywhere, and in the head of every page: its kind and how many elements it has.
+        let anywhere = (0..bytes.len()).step_by(3_907);
+        let heads = (0..bytes.len() - 4_096).step_by(4_096).flat_map(|page| [page + 8, page + 10]);
+        for at in anywhere.chain(heads) {
+            let place = format!("byte {at} of {}", fixture.display());
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 0xff;
+            fs::write(&damaged, &flipped).unwrap();
+            let data_dir = root.path().join("data");
+            let with_digest = Restore { snapshot: damaged.clone(), ..order(&data_dir) };
+            let error = restore(&disk(), &with_digest).unwrap_err();
+            assert!(error.to_string().contains("sha256"), "{place}: {error}");
+            assert!(!data_dir.exists(), "{place}");
+            match restore(&disk(), &Restore { skip_hash_check: true, ..with_digest }) {
+                Ok(_) => {
+                    restored += 1;
+                    assert!(data_dir.join("member/identity.json").exists());
+                    fs::remove_dir_all(&data_dir).unwrap();
+                }
+                Err(error) => {
+                    refused += 1;
+                    let words = error.to_string();
+                    let path = damaged.to_str().unwrap();
+                    assert!(words.contains("damaged") && words.contains(path), "{place}: {words}");
+                    assert!(!data_dir.exists(), "{place}: {error}");
+                }
             }
         }
+        let of = fixture.display();
+        assert!(refused > 5 && restored > 5, "{of}: {refused} refused, {restored} restored");
     }
-    assert!(refused > 10 && restored > 10, "{refused} refused, {restored} restored");
 }
 
 #[test]
 fn a_truncated_file_gives_a_named_error_and_no_directory() {
     let root = tempfile::tempdir().unwrap();
-    let bytes = fs::read(fixture()).unwrap();
     let cut = root.path().join("cut");
     let data_dir = root.path().join("data");
-    let last = bytes.len() - 33;
-    for length in (0..last).step_by(5_003).chain([1, 31, 32, 512, 544, 4_096, 8_192, 8_224, last]) {
-        fs::write(&cut, &bytes[..length]).unwrap();
-        for skip_hash_check in [false, true] {
-            let order = Restore { snapshot: cut.clone(), skip_hash_check, ..order(&data_dir) };
-            let error = restore(&disk(), &order).unwrap_err().to_string();
-            let named = ["sha256", "missing hash", "damaged"].iter().any(|it| error.contains(it));
-            assert!(named, "{length} bytes: {error}");
-            assert!(!data_dir.exists(), "{length} bytes: {error}");
+    for fixture in fixtures() {
+        let bytes = fs::read(&fixture).unwrap();
+        let last = bytes.len() - 33;
+        let short = [1, 31, 32, 512, 544, 4_096, 8_192, 8_224, last];
+        for length in (0..last).step_by(5_003).chain(short) {
+            fs::write(&cut, &bytes[..length]).unwrap();
+            for skip_hash_check in [false, true] {
+                let order = Restore { snapshot: cut.clone(), skip_hash_check, ..order(&data_dir) };
+                let error = restore(&disk(), &order).unwrap_err().to_string();
+                let named =
+                    ["sha256", "missing hash", "damaged"].iter().any(|it| error.contains(it));
+                let place = format!("{length} bytes of {}", fixture.display());
+                assert!(named, "{place}: {error}");
+                assert!(!data_dir.exists(), "{place}: {error}");
+            }
         }
     }
 }

@@ -10,8 +10,10 @@
 //! `tests/smoke.rs` tries the inputs of `corpus` and mutations of them in every test run. An input
 //! that was once found to panic belongs into the corpus.
 
+mod go_wal;
 mod snapshot;
 
+pub use go_wal::go_wal;
 pub use server::fuzz::{configuration, gateway, initial_cluster, token};
 pub use snapshot::snapshot;
 
@@ -25,10 +27,11 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     Target { name: "gateway", corpus: "corpus/gateway", run: gateway },
     Target { name: "token", corpus: "corpus/token", run: token },
     Target { name: "configuration", corpus: "corpus/configuration", run: configuration },
     Target { name: "initial_cluster", corpus: "corpus/initial_cluster", run: initial_cluster },
     Target { name: "snapshot", corpus: "../etcdutl/tests/data", run: snapshot },
+    Target { name: "go_wal", corpus: "corpus/go_wal", run: go_wal },
 ];

@@ -1,13 +1,12 @@
 //! Command lines of Go etcdctl, and what it says to them.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use e2e::processes::Member;
 use proto::etcdserverpb::{AuthenticateRequest, AuthenticateResponse};
 use serde_json::Value;
 
+use super::etcdctl;
 use crate::calls::{call, until};
 
 /// Runs command lines of the following form in order.
@@ -59,26 +58,15 @@ impl Session {
     /// Whether it succeeded, and what was printed but the log of the client.
     fn say(&self, member: &Member, line: &str) -> (bool, String) {
         let (words, input) = line.split_once("<<<").unwrap_or((line, ""));
-        let words = words.split_whitespace().map(|word| self.filled_in(word));
-        let mut child = Command::new(&self.etcdctl)
-            .env_clear()
-            .env("ETCDCTL_ENDPOINTS", &member.endpoint)
-            .args(words)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        // One that is refused early does not read its input.
-        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-        let output = child.wait_with_output().unwrap();
-        let mut said = String::from_utf8_lossy(&output.stdout).into_owned();
-        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-        for line in stderr.lines().filter(|line| !line.starts_with('{')) {
+        let words: Vec<String> =
+            words.split_whitespace().map(|word| self.filled_in(word)).collect();
+        let came = etcdctl(&self.etcdctl, member, &words, input).unwrap();
+        let mut said = came.output;
+        for line in came.errors.lines().filter(|line| !line.starts_with('{')) {
             said.push_str(line);
             said.push('\n');
         }
-        (output.status.success(), said)
+        (came.done, said)
     }
 
     fn filled_in(&self, word: &str) -> String {
@@ -106,20 +94,21 @@ pub(crate) fn seen(member: &Member, session: &Session, lines: &[&str]) -> String
         }
         let own = ["\"ClusterID\"", "\"MemberID\"", "\"RaftTerm\""];
         for said in said.lines().filter(|said| !own.iter().any(|name| said.starts_with(name))) {
-            all.push_str(&without_time(said));
+            all.push_str(&without_chance(said));
             all.push('\n');
         }
     }
     all
 }
 
-/// A lease's line without the seconds that are left of it.
-fn without_time(said: &str) -> String {
-    match said.split_once("remaining(") {
-        Some((before, after)) => {
-            let after = after.split_once(')').map_or("", |(_, after)| after);
-            format!("{before}remaining(){after}")
-        }
-        None => said.to_owned(),
-    }
+/// A lease's line without the seconds that are left of it, and with its keys in order; Go etcd's have none.
+fn without_chance(said: &str) -> String {
+    let Some((before, after)) = said.split_once("remaining(") else { return said.to_owned() };
+    let after = after.split_once(')').map_or("", |(_, after)| after);
+    let Some((between, keys)) = after.split_once("keys([") else {
+        return format!("{before}remaining(){after}");
+    };
+    let mut keys: Vec<&str> = keys.trim_end_matches("])").split(' ').collect();
+    keys.sort_unstable();
+    format!("{before}remaining(){between}keys([{}])", keys.join(" "))
 }
