@@ -39,8 +39,12 @@ pub fn parse(page: &str) -> Result<Page> {
             let (what, name) = (words.next(), words.next());
             let rest = words.next().unwrap_or_default().to_owned();
             match (what, name) {
-                (Some("TYPE"), Some(name)) => families.entry(name.to_owned()).or_default().kind = rest,
-                (Some("HELP"), Some(name)) => families.entry(name.to_owned()).or_default().help = rest,
+                (Some("TYPE"), Some(name)) => {
+                    families.entry(name.to_owned()).or_default().kind = rest
+                }
+                (Some("HELP"), Some(name)) => {
+                    families.entry(name.to_owned()).or_default().help = rest
+                }
                 _ => {}
             }
         } else if !line.is_empty() && !line.starts_with('#') {

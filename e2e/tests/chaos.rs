@@ -207,8 +207,8 @@ fn assert_equal_hashes(members: &[SocketAddr], revision: i64) -> HashKvResponse 
         HashKvResponse { header: None, ..HashKvResponse::decode(answer.as_slice()).unwrap() }
     };
     let hashes: Vec<HashKvResponse> = members.iter().map(hash).collect();
-    assert_eq!(hashes, vec![hashes[0].clone(); members.len()], "the members' hashes differ");
-    hashes[0].clone()
+    assert_eq!(hashes, vec![hashes[0]; members.len()], "the members' hashes differ");
+    hashes[0]
 }
 
 /// The keys from the first on that is given, to the end of its directory or of all.

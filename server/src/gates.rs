@@ -83,10 +83,11 @@ impl FeatureGates {
 
     /// Sets one gate, or with `AllAlpha` and `AllBeta` those of a stage.
     pub fn set(&mut self, name: &str, value: bool) -> Result<(), String> {
-        if let Some((_, beta)) = ALL.iter().find(|(all, _)| *all == name) {
+        if let Some((all, beta)) = ALL.iter().find(|(all, _)| *all == name) {
             for gate in GATES.iter().filter(|gate| gate.beta == *beta) {
                 self.set.entry(gate.name).or_insert(value);
             }
+            self.set.insert(all, value);
             return Ok(());
         }
         let gate = GATES
@@ -103,11 +104,13 @@ impl FeatureGates {
         self.set.get(name).copied().unwrap_or(default)
     }
 
-    /// Every gate with its stage and whether it is on, for `etcd_server_feature_enabled`.
+    /// Every gate, those of whole stages included, with its stage and whether it is on, for
+    /// `etcd_server_feature_enabled`.
     pub fn states(&self) -> impl Iterator<Item = (&'static str, &'static str, bool)> {
-        GATES.iter().map(|gate| {
-            (gate.name, if gate.beta { "BETA" } else { "ALPHA" }, self.enabled(gate.name))
-        })
+        let single = GATES.iter().map(|gate| (gate.name, gate.beta));
+        single
+            .chain(ALL)
+            .map(|(name, beta)| (name, if beta { "BETA" } else { "ALPHA" }, self.enabled(name)))
     }
 
     /// Refuses gates that do not go together and returns warnings about what changes nothing.

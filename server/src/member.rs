@@ -67,7 +67,7 @@ impl Member for LocalMember {
             "term": status.term.0,
             "commit": status.committed.0,
             "applied": status.applied.0,
-            "lead": status.leader.map_or_else(String::new, |id| id.to_string()),
+            "lead": status.answered_leader().map_or_else(String::new, |id| id.to_string()),
             "raftState": if status.is_leader() { "StateLeader" } else { "StateFollower" },
         })
     }
@@ -82,7 +82,9 @@ impl Member for LocalMember {
             committed: status.committed,
             applied: status.applied,
             proposals_pending: self.handle.proposals_pending(),
-            cluster_version: self.cluster_version(),
+            cluster_version: views
+                .cluster_version()
+                .map(|version| format!("{}.{}", version.major, version.minor)),
             revision: views.mvcc.revision(),
             compact_revision: views.mvcc.compact_revision(),
             auth_revision: views.auth().revision(),

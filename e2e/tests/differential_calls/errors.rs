@@ -26,9 +26,9 @@ const OURS: &str = include_str!("../../../server/src/api/status.rs");
 /// How an error is met.
 enum Met {
     /// By this call to the only member of a cluster; the rows follow each other on one.
-    Alone(fn(&mut Talk) -> Call),
+    Alone(Provoke),
     /// By this call to a cluster of so many.
-    Among(usize, fn(&mut Talk) -> Call),
+    Among(usize, Provoke),
     /// By another test.
     By(&'static str),
     /// It cannot be provoked from outside, and why; the tests of `status.rs` have its code and text.
@@ -213,10 +213,13 @@ fn lonely(talk: &mut Talk) {
     super::refusals::until(talk, "the leader gives up", |status| status.leader == 0);
 }
 
+/// Makes a cluster such that a call of it is answered with the error.
+type Provoke = fn(&mut Talk) -> Call;
+
 /// What was met on both servers for each row.
-fn met(members: usize, rows: &[(usize, fn(&mut Talk) -> Call)]) -> [Vec<String>; 2] {
+fn met(members: usize, rows: &[(usize, Provoke)]) -> [Vec<String>; 2] {
     with_both(members, &["--bcrypt-cost=4"], |talk| {
-        let one = |(row, provoke): &(usize, fn(&mut Talk) -> Call)| {
+        let one = |(row, provoke): &(usize, Provoke)| {
             let call = provoke(talk);
             let came = talk.quietly(call);
             match came.status {
@@ -233,7 +236,7 @@ fn errors_have_etcds_codes_and_texts() {
     let mut alone = Vec::new();
     let mut wrong = String::new();
     let mut compared = 0;
-    let mut compare = |members: usize, rows: &[(usize, fn(&mut Talk) -> Call)]| {
+    let mut compare = |members: usize, rows: &[(usize, Provoke)]| {
         let [go, ours] = met(members, rows);
         for (((row, _), go), ours) in rows.iter().zip(go).zip(ours) {
             let (code, text, _) = &ERRORS[*row];

@@ -284,7 +284,7 @@ fn streams_at_a_time(talk: &mut Talk) -> String {
             let allowed =
                 settings.filter(|(name, _)| *name == MAX_CONCURRENT_STREAMS).map(|(_, n)| n);
             // Without the setting there is no limit.
-            return allowed.last().unwrap_or(u32::MAX).to_string();
+            return allowed.fold(None, |_, allowed| Some(allowed)).unwrap_or(u32::MAX).to_string();
         }
     }
 }
@@ -404,7 +404,7 @@ fn names(test: &str, flag: &str) -> bool {
     let text = ["tests", "src"].iter().find_map(read).unwrap_or_default();
     ["--", "\""].iter().any(|before| {
         let after = |after: &&str| text.contains(&format!("{before}{flag}{after}"));
-        ["=", "\"", " ", "`"].iter().any(|end| after(end))
+        ["=", "\"", " ", "`"].iter().any(after)
     })
 }
 
@@ -451,7 +451,7 @@ fn every_flag_has_a_row_and_every_row_its_test() {
             Here { given, .. } if !given.contains(&format!("--{flag}")) => {
                 wrong.push_str(&format!("--{flag} is not among {given}\n"));
             }
-            Nowhere(why) if why.is_empty() => wrong.push_str(&format!("--{flag}: why?\n")),
+            Nowhere("") => wrong.push_str(&format!("--{flag}: why?\n")),
             _ => {}
         }
     }
@@ -477,7 +477,9 @@ fn flags_change_the_same() {
         let [go, ours] = observed(*members, "", *observe);
         // The gates that are on by default are others here: see the README.
         if go != *without || (ours != go && *flag != "feature-gates") {
-            wrong.push_str(&format!("without --{flag}: Go {go:?}, ours {ours:?}, not {without:?}\n"));
+            wrong.push_str(&format!(
+                "without --{flag}: Go {go:?}, ours {ours:?}, not {without:?}\n"
+            ));
         }
         compared += 1;
     }
@@ -493,8 +495,7 @@ fn what_changes_nothing_is_told() {
         _ => None,
     });
     let rows: Vec<(&str, &str)> = rows.collect();
-    let flags: Vec<String> =
-        rows.iter().map(|(flag, value)| format!("--{flag}={value}")).collect();
+    let flags: Vec<String> = rows.iter().map(|(flag, value)| format!("--{flag}={value}")).collect();
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     let [_, log] = with_both(1, &flags, |talk| {
         assert_eq!(ended(talk, put("k")), "ok");

@@ -123,7 +123,9 @@ fn write_and_read(talk: &mut Talk) {
         range_end: range_end.to_owned().into(),
         ..Default::default()
     };
-    for request in [delete("key-7", ""), delete("none", ""), delete("key-5", "key-7"), delete("", "")] {
+    for request in
+        [delete("key-7", ""), delete("none", ""), delete("key-5", "key-7"), delete("", "")]
+    {
         talk.quietly(Call::new(Rpc::KVDeleteRange, &request));
     }
     let puts = || vec![op(Op::RequestPut(put("t1", "1"))), op(Op::RequestPut(put("t2", "2")))];
@@ -195,7 +197,8 @@ fn lock_and_elect(talk: &mut Talk) {
 }
 
 fn administer(talk: &mut Talk, revision: i64) {
-    for rpc in Rpc::ALL.iter().filter(|rpc| !is_recipe(**rpc) && **rpc != Rpc::MaintenanceSnapshot) {
+    for rpc in Rpc::ALL.iter().filter(|rpc| !is_recipe(**rpc) && **rpc != Rpc::MaintenanceSnapshot)
+    {
         talk.quietly(sample(*rpc));
     }
     talk.quietly(Call::new(Rpc::MaintenanceSnapshot, &pb::SnapshotRequest {}));
@@ -221,11 +224,7 @@ fn administer(talk: &mut Talk, revision: i64) {
 
 /// Opens a watch that stays open, and reads what there is for it.
 fn watch(talk: &mut Talk, start_revision: i64) -> Streaming<Bytes> {
-    let create = pb::WatchCreateRequest {
-        key: "t3".into(),
-        start_revision,
-        ..Default::default()
-    };
+    let create = pb::WatchCreateRequest { key: "t3".into(), start_revision, ..Default::default() };
     let request = pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
     talk.run(|channel: Channel| async move {
         let mut grpc = Grpc::new(channel);
@@ -280,9 +279,8 @@ fn settle(talk: &Talk, open: u32) {
     loop {
         let pages: Vec<Page> =
             (0..talk.cluster.members().len()).map(|member| page(talk, member)).collect();
-        let sum = |family: &str| -> f64 {
-            pages.iter().map(|page| total(page, family, family)).sum()
-        };
+        let sum =
+            |family: &str| -> f64 { pages.iter().map(|page| total(page, family, family)).sum() };
         let under_way = sum("grpc_server_started_total") - sum("grpc_server_handled_total");
         let applied: BTreeSet<String> = pages
             .iter()
@@ -308,11 +306,8 @@ fn names(talk: &mut Talk) -> BTreeMap<String, String> {
 }
 
 fn shown(family: &Family, before: Option<&Family>, names: &BTreeMap<String, String>) -> Shown {
-    let mut shown = Shown {
-        kind: family.kind.clone(),
-        has_help: !family.help.is_empty(),
-        ..Shown::default()
-    };
+    let mut shown =
+        Shown { kind: family.kind.clone(), has_help: !family.help.is_empty(), ..Shown::default() };
     for sample in &family.samples {
         shown.labels.extend(sample.labels.keys().cloned());
         if let Some(bound) = sample.labels.get("le") {
@@ -323,18 +318,18 @@ fn shown(family: &Family, before: Option<&Family>, names: &BTreeMap<String, Stri
             continue;
         }
         let was = before.and_then(|before| {
-            let same = |was: &&exposition::Sample| {
-                was.name == sample.name && was.labels == sample.labels
-            };
+            let same =
+                |was: &&exposition::Sample| was.name == sample.name && was.labels == sample.labels;
             before.samples.iter().find(same).map(|was| was.value)
         });
         let number = match family.kind.as_str() {
             "gauge" => sample.value,
             _ => sample.value - was.unwrap_or(0.0),
         };
-        let labels = sample.labels.iter().map(|(label, value)| {
-            format!("{label}={}", names.get(value).unwrap_or(value))
-        });
+        let labels = sample
+            .labels
+            .iter()
+            .map(|(label, value)| format!("{label}={}", names.get(value).unwrap_or(value)));
         shown.numbers.insert(labels.collect::<Vec<_>>().join(","), number);
     }
     shown

@@ -462,7 +462,7 @@ mod tests {
         metrics.refresh(&Sample {
             member: MemberId(1),
             leader: Some(MemberId(1)),
-            cluster_version: Some("3.7.0".to_owned()),
+            cluster_version: Some("3.7".to_owned()),
             members: vec![MemberId(1)],
             ..Sample::default()
         });

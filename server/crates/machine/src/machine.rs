@@ -136,15 +136,8 @@ impl Machine {
                 outcomes.push((ticket, outcome));
             }
         }
-        let Applier {
-            writer,
-            tables,
-            lease_changes,
-            follow_ups,
-            auth_changes,
-            operations,
-            ..
-        } = applier;
+        let Applier { writer, tables, lease_changes, follow_ups, auth_changes, operations, .. } =
+            applier;
         let events = writer.commit().map_err(|source| Fatal::Store { index, source })?;
         if auth_hidden {
             self.state.show_auth(&tables.auth);

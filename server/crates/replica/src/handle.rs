@@ -287,11 +287,7 @@ impl Shared {
             }
         }
         if self.swept.swap(compaction, Ordering::AcqRel) != compaction {
-            tracing::info!(
-                "compact-revision" = compaction,
-                ?took,
-                "finished scheduled compaction"
-            );
+            tracing::info!("compact-revision" = compaction, ?took, "finished scheduled compaction");
             self.events.observe(Observation::Swept { longest_step, took });
         }
     }

@@ -209,8 +209,7 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
 
     let belonging = belonging(&current, parts.member);
     let contact = Arc::new(LeaderContact::new(parts.timing.election_timeout * 2));
-    let whose = (parts.member, parts.cluster);
-    let status = follow_status(&raft, whose, contact.clone(), parts.timing, belonging);
+    let status = follow_status(&raft, &sender, contact.clone(), belonging);
     addresses.follow(status.clone());
     let shared = Arc::new(Shared {
         me: parts.member,
@@ -384,12 +383,11 @@ fn belonging(current: &Current, member: MemberId) -> Belonging {
 /// Translates openraft's metrics for everyone above.
 fn follow_status(
     raft: &Raft<TypeConfig, StateMachine>,
-    (member, cluster): (MemberId, ClusterId),
+    sender: &Sender,
     contact: Arc<LeaderContact>,
-    timing: Timing,
     mut belonging: Belonging,
 ) -> watch::Receiver<Status> {
-    let election_timeout = timing.election_timeout;
+    let (member, cluster, election_timeout) = (sender.me, sender.cluster, sender.patience);
     let mut metrics = raft.metrics();
     let leader_contact = contact.clone();
     let mut translate = move |metrics: &openraft::RaftMetrics<TypeConfig>| {
