@@ -8,7 +8,6 @@
 pub mod authority;
 pub mod bench;
 pub mod clients;
-pub mod exposition;
 pub mod gateway;
 pub mod image;
 pub mod kubernetes;

@@ -396,16 +396,11 @@ fn client_services(
         let routes = api::routes(&context);
         let gateway = http.config.gateway.then(|| {
             let calls = GrpcCalls::new(routes.clone(), Some(calls.clone()));
-            let server = context.server.clone();
-            let handle = context.handle.clone();
+            let (server, handle) = (context.server.clone(), context.handle.clone());
             let names_count =
                 move || server.client_cert_auth && !handle.with_views(Views::auth_is_off);
-            Gateway::new(
-                calls,
-                context.limits.message_bytes_max(),
-                context.server.reads.clone(),
-                Arc::new(names_count),
-            )
+            let (max, reads) = (context.limits.message_bytes_max(), context.server.reads.clone());
+            Gateway::new(calls, max, reads, Arc::new(names_count))
         });
         let client_http = handler_with(http.clone(), gateway);
         let clients = Services {

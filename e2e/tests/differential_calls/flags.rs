@@ -84,7 +84,7 @@ const SEEN: &[(&str, Seen)] = &[
     ("corrupt-check-time", By("corruption.rs")),
     ("cors", By("differential_gateway.rs")),
     ("data-dir", By("processes.rs")),
-    ("discovery", Nowhere("it is refused; differential_flags.rs")),
+    ("discovery", Nowhere("it is refused, and says what became of it")),
     ("discovery-cacert", By("discovery.rs")),
     ("discovery-cert", By("discovery.rs")),
     ("discovery-dial-timeout", By("discovery.rs")),
@@ -96,7 +96,7 @@ const SEEN: &[(&str, Seen)] = &[
     ("discovery-keepalive-timeout", By("discovery.rs")),
     ("discovery-key", By("discovery.rs")),
     ("discovery-password", By("discovery.rs")),
-    ("discovery-proxy", Nowhere("it is refused; differential_flags.rs")),
+    ("discovery-proxy", Nowhere("it is refused, and says what became of it")),
     ("discovery-request-timeout", By("discovery.rs")),
     ("discovery-srv", By("discovery_dns.rs")),
     ("discovery-srv-name", By("discovery_dns.rs")),
@@ -114,7 +114,7 @@ const SEEN: &[(&str, Seen)] = &[
     ("enable-pprof", By("tls.rs")),
     ("expect-cluster-id", By("data_directory.rs")),
     ("expect-member-id", By("data_directory.rs")),
-    ("feature-gates", here("--feature-gates=AllAlpha=true,AllBeta=false", gates, "CompactHashCheck=1 FastLeaseKeepAlive=0 InitialCorruptCheck=1 LeaseCheckpoint=1 LeaseCheckpointPersist=1 PriorityRequest=1 SetMemberLocalAddr=1 StopGRPCServiceOnDefrag=1 TxnModeWriteWithSharedBuffer=0", "CompactHashCheck=0 FastLeaseKeepAlive=1 InitialCorruptCheck=0 LeaseCheckpoint=0 LeaseCheckpointPersist=0 PriorityRequest=0 SetMemberLocalAddr=0 StopGRPCServiceOnDefrag=0 TxnModeWriteWithSharedBuffer=1")),
+    ("feature-gates", By("member_local_address.rs")),
     ("force-new-cluster", By("data_directory.rs")),
     ("grpc-keepalive-interval", By("keepalive.rs")),
     ("grpc-keepalive-min-time", By("keepalive.rs")),
@@ -157,7 +157,7 @@ const SEEN: &[(&str, Seen)] = &[
     ("peer-key-file", By("processes.rs")),
     ("peer-skip-client-san-verification", By("peer_tls.rs")),
     ("peer-trusted-ca-file", By("peer_tls.rs")),
-    ("pre-vote", Here { given: "--pre-vote=false", members: 2, observe: term_of_the_lonely, with: "the term rises", without: None }),
+    ("pre-vote", Nowhere("etcd tells the term of what it has applied, so the terms that a member begins without a leader are not seen")),
     ("quota-backend-bytes", here("--quota-backend-bytes=123456789", quota, "123456789", "2147483648")),
     ("raft-read-timeout", NoEffect("7s")),
     ("raft-write-timeout", NoEffect("7s")),
@@ -205,16 +205,6 @@ fn page(talk: &Talk) -> String {
     http_get(talk.cluster.members()[0].metrics_endpoint(), "/metrics").expect("metrics")
 }
 
-/// The values of a metric by their labels.
-fn metric(talk: &Talk, family: &str) -> BTreeMap<String, f64> {
-    let page = e2e::exposition::parse(&page(talk)).expect("a page of metrics");
-    let samples = page.get(family).map_or(&[][..], |family| &family.samples);
-    let labels = |sample: &e2e::exposition::Sample| {
-        sample.labels.values().cloned().collect::<Vec<_>>().join(",")
-    };
-    samples.iter().map(|sample| (labels(sample), sample.value)).collect()
-}
-
 /// What a read of an old revision is answered with once it is gone.
 fn history_goes(talk: &mut Talk) -> String {
     let old = pb::RangeRequest { key: "k".into(), revision: 2, ..Default::default() };
@@ -234,15 +224,6 @@ fn shortest_lease(talk: &mut Talk) -> String {
     let granted: pb::LeaseGrantResponse =
         talk.quietly(Call::new(Rpc::LeaseLeaseGrant, &request)).read();
     granted.ttl.to_string()
-}
-
-fn gates(talk: &mut Talk) -> String {
-    let shown = metric(talk, "etcd_server_feature_enabled");
-    let shown = shown.iter().map(|(labels, value)| {
-        let (name, _stage) = labels.split_once(',').expect("two labels");
-        format!("{name}={value}")
-    });
-    shown.collect::<Vec<_>>().join(" ")
 }
 
 fn log_is_json(talk: &mut Talk) -> String {
@@ -316,15 +297,6 @@ fn three_operations(talk: &mut Talk) -> String {
 /// How many families of times of calls there are.
 fn handling_times(talk: &mut Talk) -> String {
     page(talk).matches("# TYPE grpc_server_handling_seconds histogram").count().to_string()
-}
-
-/// Whether a member that can be elected by nobody begins one term after the other.
-fn term_of_the_lonely(talk: &mut Talk) -> String {
-    talk.cluster.member_mut(1).kill().expect("kill the other member");
-    until("there is no leader", || status(talk).leader == 0);
-    let before = status(talk).raft_term;
-    until("the term rises", || status(talk).raft_term > before + 1);
-    "the term rises".to_owned()
 }
 
 fn quota(talk: &mut Talk) -> String {
@@ -475,8 +447,7 @@ fn flags_change_the_same() {
         compared += 1;
         let Some(without) = without else { continue };
         let [go, ours] = observed(*members, "", *observe);
-        // The gates that are on by default are others here: see the README.
-        if go != *without || (ours != go && *flag != "feature-gates") {
+        if go != *without || ours != go {
             wrong.push_str(&format!(
                 "without --{flag}: Go {go:?}, ours {ours:?}, not {without:?}\n"
             ));

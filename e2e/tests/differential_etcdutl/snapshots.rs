@@ -116,7 +116,17 @@ fn shown(member: &Member, session: &Session) -> String {
     for lines in [DATA, &CHANGES] {
         all.push_str(&seen(member, session, lines));
     }
-    all
+    with_alarms_in_order(&all)
+}
+
+/// Go etcd lists the alarms of a member in another order each time.
+fn with_alarms_in_order(text: &str) -> String {
+    let mut lines: Vec<&str> = text.lines().collect();
+    for alarms in lines.chunk_by_mut(|one, next| [one, next].iter().all(|l| l.contains(" alarm:")))
+    {
+        alarms.sort_unstable();
+    }
+    lines.join("\n")
 }
 
 /// The lines that differ.
