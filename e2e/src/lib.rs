@@ -8,6 +8,7 @@
 pub mod authority;
 pub mod bench;
 pub mod clients;
+pub mod exposition;
 pub mod gateway;
 pub mod image;
 pub mod kubernetes;

@@ -13,6 +13,8 @@ mod errors;
 mod flags;
 #[path = "differential_calls/logs.rs"]
 mod logs;
+#[path = "differential_calls/metrics.rs"]
+mod metrics;
 #[path = "differential_calls/random.rs"]
 mod random;
 #[path = "differential_calls/ranges.rs"]

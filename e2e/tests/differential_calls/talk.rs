@@ -10,6 +10,7 @@ use e2e::processes::{Cluster, ServerOptions};
 use prost::Message;
 use proto::rpc::Rpc;
 use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::{AsciiMetadataValue, MetadataMap};
@@ -103,8 +104,10 @@ impl Call {
             metadata.append(*name, value);
         }
         let path: PathAndQuery = self.path.parse().expect("a path");
+        // The sending side ends with this call: a stream of which only the answers are dropped stays open.
+        let (_sending, nothing_more) = tokio::sync::mpsc::channel(1);
         let mut answers = if open {
-            let mut request = Request::new(sent.chain(tokio_stream::pending()));
+            let mut request = Request::new(sent.chain(ReceiverStream::new(nothing_more)));
             *request.metadata_mut() = metadata;
             grpc.streaming(request, path, BytesCodec::default()).await?.into_inner()
         } else {
