@@ -506,6 +506,8 @@ fn elections_are_held_alike() {
         talk.ask(&campaign("11", "YQ=="));
         observing.wait_for_lines(1).expect("the first leader is seen");
         talk.ask(&campaign("11", "Yg=="));
+        // One that is behind is shown the change with a later header.
+        observing.wait_for_lines(2).expect("its new value is seen");
         talk.post("election/leader", r#"{"name":"bXk="}"#);
         let second = campaign("12", "Yw==");
         let waiting = talk.send(&second);
