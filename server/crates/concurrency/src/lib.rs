@@ -27,7 +27,7 @@ use proto::etcdserverpb::{
     ResponseHeader, ResponseOp, TxnRequest, TxnResponse,
 };
 use proto::mvccpb::KeyValue;
-use types::LeaseId;
+use types::{LeaseId, Planted};
 
 /// What the recipes need of a cluster, in the name of one candidate.
 pub trait Calls: Sync {
@@ -159,12 +159,16 @@ impl Place {
         calls: &C,
     ) -> Result<Option<Option<ResponseHeader>>, C::Error> {
         let found = calls.range(point(&self.key)).await?;
-        Ok((!found.kvs.is_empty()).then_some(found.header))
+        let is_there = !found.kvs.is_empty() || Planted::UnconfirmedLock.is_made();
+        Ok(is_there.then_some(found.header))
     }
 
     /// A transaction that is done only as long as this candidacy lasts.
     pub fn guard(&self, success: Vec<RequestOp>) -> TxnRequest {
-        let compare = vec![created_at(&self.key, self.created)];
+        let compare = match Planted::UnfencedWrite.is_made() {
+            true => Vec::new(),
+            false => vec![created_at(&self.key, self.created)],
+        };
         TxnRequest { compare, success, failure: Vec::new() }
     }
 

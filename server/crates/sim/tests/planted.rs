@@ -29,6 +29,23 @@ fn a_permission_that_is_not_judged_again_at_apply_is_found() {
 }
 
 #[test]
+fn a_lock_that_is_given_to_one_whose_lease_has_ended_is_found() {
+    let report = find(Planted::UnconfirmedLock, 300);
+    let violation = report.violation.unwrap_or_default();
+    assert!(violation.contains("HOLDER"), "{violation}");
+}
+
+#[test]
+fn what_is_written_without_the_lock_is_found() {
+    let report = find(Planted::UnfencedWrite, 300);
+    let violation = report.violation.unwrap_or_default();
+    assert!(
+        ["HOLDER", "FENCING", "EXPIRED"].iter().any(|kind| violation.contains(kind)),
+        "{violation}"
+    );
+}
+
+#[test]
 fn a_deletion_lost_by_compaction_is_found() {
     find(Planted::LostDeleteEvent, 300);
 }

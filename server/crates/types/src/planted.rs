@@ -17,6 +17,11 @@ pub enum Planted {
     LostDeleteEvent,
     /// Permissions are judged when a request is proposed and not once more when it is applied.
     PermissionAtProposeOnly,
+    /// Whoever waited for a lock is told that it holds it, also when its own key has ended with its lease
+    /// meanwhile.
+    UnconfirmedLock,
+    /// What a holder does is done also when it holds no longer.
+    UnfencedWrite,
 }
 
 #[cfg(feature = "planted")]
