@@ -46,6 +46,17 @@ struct SlotState<T> {
     waker: Option<Waker>,
     /// The term in which the request was handed to a leader; none while it is still queued.
     proposed_in: Option<Term>,
+    /// Its end has been decided and is on the way to its thread, which may then propose it anew.
+    is_ended: bool,
+}
+
+impl<T> SlotState<T> {
+    /// Ends the request if it has to; answers whether this did.
+    fn end_if(&mut self, ends: impl Fn(Option<Term>) -> bool) -> bool {
+        let does = !self.is_ended && ends(self.proposed_in);
+        self.is_ended |= does;
+        does
+    }
 }
 
 /// A request's side of the mailbox: resolves to its answer.
@@ -125,11 +136,13 @@ impl<T: Send + 'static> Mailboxes<T> {
         }
     }
 
-    /// Whether somebody still waits for this answer.
+    /// Whether somebody still waits for this answer and none is on its way: only then may the request be
+    /// handed to a leader again. One that has ended may have been proposed anew under another number, and
+    /// would get into the log twice.
     pub(crate) fn is_waiting(&self, seq: u64) -> bool {
         let boxes = lock(&self.boxes);
-        let mailbox = boxes.get((seq >> COUNTER_BITS) as usize);
-        mailbox.is_some_and(|mailbox| lock(&mailbox.waiting).contains_key(&seq))
+        let Some(mailbox) = boxes.get((seq >> COUNTER_BITS) as usize) else { return false };
+        lock(&mailbox.waiting).get(&seq).is_some_and(|slot| !lock(&slot.state).is_ended)
     }
 
     /// Answers every request that was proposed in a term before `term`, of which an entry has now
@@ -155,7 +168,7 @@ impl<T: Send + 'static> Mailboxes<T> {
         for mailbox in boxes {
             let mut ended: Vec<_> = lock(&mailbox.waiting)
                 .iter()
-                .filter(|(_, slot)| ends(lock(&slot.state).proposed_in))
+                .filter(|(_, slot)| lock(&slot.state).end_if(&ends))
                 .map(|(seq, _)| (*seq, Err(reason)))
                 .collect();
             // The order of a hash map must not decide who is woken first: a simulation is replayed.
@@ -174,7 +187,12 @@ impl<T: Send + 'static> Mailbox<T> {
         let count = self.next.fetch_add(1, Ordering::Relaxed) & ((1 << COUNTER_BITS) - 1);
         let seq = (self.number << COUNTER_BITS) | count;
         let slot = Arc::new(Slot {
-            state: Mutex::new(SlotState { answer: None, waker: None, proposed_in: None }),
+            state: Mutex::new(SlotState {
+                answer: None,
+                waker: None,
+                proposed_in: None,
+                is_ended: false,
+            }),
         });
         lock(&self.waiting).insert(seq, slot.clone());
         Waiter { seq, mailbox: self.clone(), slot }
@@ -226,5 +244,42 @@ impl<T> Future for &mut Waiter<T> {
 impl<T> Drop for Waiter<T> {
     fn drop(&mut self) {
         lock(&self.mailbox.waiting).remove(&self.seq);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The leader of term 1 says that it did not take a request, and the first entry of term 2 says the
+    /// same a moment before, while the thread of the request is busy. It proposes the request anew as soon
+    /// as it can; what it had proposed first must not be handed over again.
+    #[tokio::test]
+    async fn a_request_that_was_told_to_try_again_is_not_tried_under_its_old_number_too() {
+        let mailboxes = Mailboxes::<()>::new();
+        let mailbox = mailboxes.open(0);
+        let mut first = mailbox.register();
+        mailboxes.mark_proposed([first.seq()], Term(1));
+        mailboxes.end_older_than(Term(2));
+        mailboxes.mark_queued([first.seq()]);
+        assert!(!mailboxes.is_waiting(first.seq()));
+
+        assert_eq!((&mut first).await, Err(Unavailable::NotApplied));
+        let again = mailbox.register();
+        assert!(mailboxes.is_waiting(again.seq()));
+    }
+
+    #[tokio::test]
+    async fn what_is_queued_or_of_a_current_term_goes_on_waiting() {
+        let mailboxes = Mailboxes::<()>::new();
+        let mailbox = mailboxes.open(0);
+        let (queued, proposed) = (mailbox.register(), mailbox.register());
+        mailboxes.mark_proposed([proposed.seq()], Term(2));
+        mailboxes.end_older_than(Term(2));
+        assert!(mailboxes.is_waiting(queued.seq()));
+        assert!(mailboxes.is_waiting(proposed.seq()));
+        mailboxes.end_proposed(Unavailable::Timeout);
+        assert!(mailboxes.is_waiting(queued.seq()));
+        assert!(!mailboxes.is_waiting(proposed.seq()));
     }
 }

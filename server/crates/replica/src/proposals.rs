@@ -4,7 +4,8 @@
 //! waits into one batch per turn: one Raft entry, whose bytes are at once the log record and the
 //! replication payload. On a follower the batch goes to the leader over the peer protocol; either
 //! way the answer comes when this member itself applies the entry (as in etcd), so that a client
-//! that writes through a follower can read its write there.
+//! that writes through a follower can read its write there. What has been sent to a leader that has not
+//! answered still counts against the queue's bounds: a leader that hangs does not fill this member's memory.
 //!
 //! A write that may have happened is not retried. A batch is handed over for one term only, so it
 //! can enter the log in that term or never. It is handed over again only when it is known not to
@@ -38,6 +39,35 @@ pub(crate) struct ProposalQueue {
 struct Waiting {
     proposals: VecDeque<(Ticket, Proposal)>,
     bytes: usize,
+    forwarded: Load,
+}
+
+/// How much some proposals weigh against the queue's bounds.
+#[derive(Clone, Copy, Default)]
+struct Load {
+    requests: usize,
+    bytes: usize,
+}
+
+impl Load {
+    fn of(batch: &[(Ticket, Proposal)]) -> Self {
+        let bytes = batch.iter().map(|(_, proposal)| proposal.body.len()).sum();
+        Self { requests: batch.len(), bytes }
+    }
+}
+
+/// A batch that the leader has been sent and has not answered, counted until this is dropped.
+struct Forwarding {
+    queue: Arc<ProposalQueue>,
+    load: Load,
+}
+
+impl Drop for Forwarding {
+    fn drop(&mut self) {
+        let mut waiting = self.queue.lock();
+        waiting.forwarded.requests -= self.load.requests;
+        waiting.forwarded.bytes -= self.load.bytes;
+    }
 }
 
 impl ProposalQueue {
@@ -53,8 +83,9 @@ impl ProposalQueue {
         }
         let bytes = proposal.body.len();
         let mut waiting = self.lock();
-        if waiting.proposals.len() >= QUEUE_REQUESTS_MAX || waiting.bytes + bytes > QUEUE_BYTES_MAX
-        {
+        let requests = waiting.proposals.len() + waiting.forwarded.requests;
+        let occupied = waiting.bytes + waiting.forwarded.bytes;
+        if requests >= QUEUE_REQUESTS_MAX || occupied + bytes > QUEUE_BYTES_MAX {
             return Err(Unavailable::TooManyRequests);
         }
         waiting.bytes += bytes;
@@ -64,11 +95,21 @@ impl ProposalQueue {
         Ok(())
     }
 
+    fn forwarding(self: &Arc<Self>, batch: &[(Ticket, Proposal)]) -> Forwarding {
+        let load = Load::of(batch);
+        let mut waiting = self.lock();
+        waiting.forwarded.requests += load.requests;
+        waiting.forwarded.bytes += load.bytes;
+        drop(waiting);
+        Forwarding { queue: self.clone(), load }
+    }
+
     /// Returns a batch that did not get into the log, a moment later so that a leader that cannot
-    /// write yet is not asked in a busy loop.
-    fn put_back(self: Arc<Self>, batch: Vec<(Ticket, Proposal)>) {
+    /// write yet is not asked in a busy loop. Until then it counts as what it was.
+    fn put_back(self: Arc<Self>, batch: Vec<(Ticket, Proposal)>, was: Option<Forwarding>) {
         crate::runtime::spawn(async move {
             tokio::time::sleep(PUT_BACK_PAUSE).await;
+            drop(was);
             let mut waiting = self.lock();
             for (ticket, proposal) in batch.into_iter().rev() {
                 waiting.bytes += proposal.body.len();
@@ -187,7 +228,7 @@ pub(crate) async fn drive<A: Appender>(
                 let (queue, boxes, returned) = (queue.clone(), mailboxes.clone(), seqs.clone());
                 let not_appended = Box::new(move || {
                     boxes.mark_queued(returned);
-                    queue.put_back(batch);
+                    queue.put_back(batch, None);
                 });
                 if let Err(reason) = appender.append(term, payload, not_appended).await {
                     fail(&mailboxes, &seqs, reason);
@@ -196,6 +237,7 @@ pub(crate) async fn drive<A: Appender>(
             Leader::There { member, term } => {
                 let payload = BatchCodec::encode(&batch);
                 mailboxes.mark_proposed(seqs.iter().copied(), term);
+                let forwarding = queue.forwarding(&batch);
                 let (queue, appender, boxes) = (queue.clone(), appender.clone(), mailboxes.clone());
                 // Forwards overlap: a slow leader must not hold up what is queued behind.
                 crate::runtime::spawn(async move {
@@ -203,7 +245,7 @@ pub(crate) async fn drive<A: Appender>(
                         Forwarded::Handed => {}
                         Forwarded::NotAppended => {
                             boxes.mark_queued(seqs);
-                            queue.put_back(batch);
+                            queue.put_back(batch, Some(forwarding));
                         }
                         Forwarded::Overloaded => fail(&boxes, &seqs, Unavailable::TooManyRequests),
                     }
@@ -215,4 +257,84 @@ pub(crate) async fn drive<A: Appender>(
 
 fn fail(mailboxes: &Mailboxes<Outcome>, seqs: &[u64], reason: Unavailable) {
     mailboxes.post(seqs.iter().map(|seq| (*seq, Err(reason))));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use machine::CommandKind;
+    use tokio::sync::watch;
+
+    use super::*;
+
+    /// A follower whose leader takes what it is sent and answers nothing until it is told to.
+    struct SilentLeader {
+        answers: watch::Sender<Option<Forwarded>>,
+    }
+
+    impl Appender for SilentLeader {
+        fn leader(&self) -> Leader {
+            Leader::There { member: MemberId(2), term: Term(3) }
+        }
+
+        async fn leader_moved(&self) {
+            std::future::pending().await
+        }
+
+        async fn append(
+            &self,
+            _: Term,
+            _: Bytes,
+            _: Box<dyn FnOnce() + Send>,
+        ) -> Result<(), Unavailable> {
+            Err(Unavailable::NotLeader)
+        }
+
+        async fn forward(&self, _: MemberId, _: Term, _: Bytes) -> Forwarded {
+            let mut told = self.answers.subscribe();
+            told.wait_for(Option::is_some).await.unwrap().unwrap()
+        }
+    }
+
+    fn proposal(body: &'static [u8]) -> Proposal {
+        Proposal {
+            kind: CommandKind::Put,
+            body: Bytes::from_static(body),
+            caller: machine::Caller::default(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_leader_has_not_answered_counts_until_it_does() {
+        for answer in [Forwarded::Handed, Forwarded::Overloaded, Forwarded::NotAppended] {
+            let queue = Arc::new(ProposalQueue::new());
+            let mailboxes = Arc::new(Mailboxes::new());
+            let mailbox = mailboxes.open(0);
+            let leader = Arc::new(SilentLeader { answers: watch::Sender::new(None) });
+            let mut driver = pin!(drive(queue.clone(), leader.clone(), mailboxes.clone()));
+            let push = || {
+                let waiter = mailbox.register();
+                let ticket = Ticket { origin: MemberId(1), seq: waiter.seq() };
+                queue.push(ticket, proposal(b"put")).map(|()| waiter)
+            };
+            let idle = tokio::time::sleep(std::time::Duration::from_millis(1));
+            let waiters: Vec<_> = (0..QUEUE_REQUESTS_MAX).map(|_| push().unwrap()).collect();
+            tokio::select! { () = &mut driver => unreachable!(), () = idle => {} }
+            assert!(queue.lock().proposals.is_empty(), "all of it is on its way");
+            assert_eq!(push().err(), Some(Unavailable::TooManyRequests), "{answer:?}");
+
+            leader.answers.send_replace(Some(answer));
+            let idle = tokio::time::sleep(std::time::Duration::from_millis(1));
+            tokio::select! { () = &mut driver => unreachable!(), () = idle => {} }
+            match answer {
+                // It waits to be sent again.
+                Forwarded::NotAppended => {
+                    assert_eq!(push().err(), Some(Unavailable::TooManyRequests));
+                }
+                Forwarded::Handed | Forwarded::Overloaded => drop(push().unwrap()),
+            }
+            drop(waiters);
+        }
+    }
 }
