@@ -393,6 +393,11 @@ fn bad_requests_are_refused_alike() {
         for (name, value) in [
             ("grpc-timeout", "5x"),
             ("grpc-timeout", "5S"),
+            ("grpc-timeout", "0S"),
+            ("grpc-timeout", "-1S"),
+            ("grpc-timeout", "9999999999999999999S"),
+            ("grpc-timeout", "9223372036854775807S"),
+            ("grpc-timeout", "5124095576030431H"),
             ("authorization", "nonsense"),
             ("grpc-metadata-hasleader", "true"),
             ("origin", "https://a.example"),

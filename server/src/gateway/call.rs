@@ -199,13 +199,13 @@ fn request<M>(asked: &Asked, message: M) -> Request<M> {
     request
 }
 
-/// What a future gives, within the deadline.
+/// What a future gives, within the deadline; one that has passed is not even begun.
 async fn by<F: Future>(deadline: Option<Instant>, future: F) -> Result<F::Output, Status> {
+    let exceeded = || Status::deadline_exceeded("context deadline exceeded");
     match deadline {
         None => Ok(future.await),
-        Some(deadline) => tokio::time::timeout_at(deadline, future)
-            .await
-            .map_err(|_| Status::deadline_exceeded("context deadline exceeded")),
+        Some(deadline) if deadline <= Instant::now() => Err(exceeded()),
+        Some(deadline) => tokio::time::timeout_at(deadline, future).await.map_err(|_| exceeded()),
     }
 }
 

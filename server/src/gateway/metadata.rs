@@ -48,6 +48,7 @@ const WELL_KNOWN: [HeaderName; 24] = [
 /// What a call takes from the headers.
 pub(super) struct Forwarded {
     pub(super) metadata: MetadataMap,
+    /// At most 292 years, as everything that fits Go's durations.
     pub(super) timeout: Option<Duration>,
 }
 
@@ -84,31 +85,35 @@ pub(super) fn forwarded(
     {
         metadata.insert(FORWARDED_FOR, senders);
     }
-    let timeout = match headers.get(TIMEOUT).map(|value| value.to_str().unwrap_or_default()) {
-        None | Some("") => None,
-        Some(text) => Some(
-            timeout(text)
-                .ok_or_else(|| Status::invalid_argument(format!("invalid grpc-timeout: {text}")))?,
-        ),
+    let timeout = match headers.get(TIMEOUT).map(|value| String::from_utf8_lossy(value.as_bytes()))
+    {
+        Some(text) if !text.is_empty() => nanoseconds(&text)
+            .ok_or_else(|| Status::invalid_argument(format!("invalid grpc-timeout: {text}")))?,
+        _ => 0,
     };
-    // Zero means no limit.
-    let timeout = timeout.filter(|timeout| !timeout.is_zero());
-    Ok(Forwarded { metadata: MetadataMap::from_headers(metadata), timeout })
+    Ok(Forwarded { metadata: MetadataMap::from_headers(metadata), timeout: limit(timeout) })
 }
 
-/// gRPC's form: a number and the letter of its unit.
-fn timeout(text: &str) -> Option<Duration> {
+/// Reads gRPC's form of a time-out, a number and the letter of its unit. The product wraps as in Go.
+fn nanoseconds(text: &str) -> Option<i64> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let number: u64 = digits.parse().ok()?;
-    Some(match unit {
-        "H" => Duration::from_secs(number.checked_mul(3600)?),
-        "M" => Duration::from_secs(number.checked_mul(60)?),
-        "S" => Duration::from_secs(number),
-        "m" => Duration::from_millis(number),
-        "u" => Duration::from_micros(number),
-        "n" => Duration::from_nanos(number),
+    let number: i64 = digits.parse().ok()?;
+    let unit: i64 = match unit {
+        "H" => 3_600_000_000_000,
+        "M" => 60_000_000_000,
+        "S" => 1_000_000_000,
+        "m" => 1_000_000,
+        "u" => 1_000,
+        "n" => 1,
         _ => return None,
-    })
+    };
+    Some(number.wrapping_mul(unit))
+}
+
+/// No limit if there are none; time that is over before it begins if there are fewer.
+fn limit(nanoseconds: i64) -> Option<Duration> {
+    let left = u64::try_from(nanoseconds).unwrap_or(0);
+    (nanoseconds != 0).then(|| Duration::from_nanos(left))
 }
 
 /// The method, which a form may override.
@@ -160,10 +165,27 @@ mod tests {
 
     #[test]
     fn time_outs_have_units() {
-        assert_eq!(timeout("1H"), Some(Duration::from_secs(3600)));
-        assert_eq!(timeout("5S"), Some(Duration::from_secs(5)));
-        for text in ["5", "S", "xS", "5d", "\u{e4}"] {
-            assert_eq!(timeout(text), None, "{text}");
+        assert_eq!(nanoseconds("1H"), Some(3_600_000_000_000));
+        assert_eq!(nanoseconds("5S"), Some(5_000_000_000));
+        assert_eq!(nanoseconds("+5u"), Some(5000));
+        assert_eq!(nanoseconds("-1m"), Some(-1_000_000));
+        for text in ["5", "S", "xS", "5d", "\u{e4}", "9223372036854775808n"] {
+            assert_eq!(nanoseconds(text), None, "{text}");
+        }
+        assert_eq!(limit(0), None);
+        assert_eq!(limit(-1), Some(Duration::ZERO));
+    }
+
+    /// A deadline that no instant can hold once ended the process, asked for by anybody.
+    #[test]
+    fn every_time_out_is_one_that_the_clock_can_count_to() {
+        let now = tokio::time::Instant::now();
+        for number in [i64::MIN, i64::MIN + 1, -1, 0, 1, 5_124_095_576_030_431, i64::MAX] {
+            for unit in ["H", "M", "S", "m", "u", "n"] {
+                let text = format!("{number}{unit}");
+                let left = limit(nanoseconds(&text).unwrap()).unwrap_or_default();
+                assert!(now.checked_add(left).is_some(), "{text}");
+            }
         }
     }
 }

@@ -49,7 +49,7 @@ impl SimpleTokens {
         for change in changes {
             match change {
                 AuthChange::TokenAssigned { token, user } => {
-                    let ends = now + self.lifetime;
+                    let ends = now.saturating_add(self.lifetime);
                     self.tokens.insert(token.clone(), Token { user: user.clone(), ends });
                 }
                 AuthChange::UserInvalidated { user } => {
@@ -72,7 +72,7 @@ impl SimpleTokens {
     /// Whose token it is; asking makes it live on.
     pub fn user_of(&mut self, token: &str, now: Duration) -> Option<String> {
         let known = self.tokens.get_mut(token).filter(|token| token.ends > now)?;
-        known.ends = now + self.lifetime;
+        known.ends = now.saturating_add(self.lifetime);
         Some(known.user.clone())
     }
 }
