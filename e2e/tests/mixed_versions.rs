@@ -5,6 +5,8 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails, also in its helpers")]
 
 mod calls;
+#[path = "differential_auth/codec.rs"]
+mod codec;
 #[path = "mixed_versions/other_protocol.rs"]
 mod other_protocol;
 

@@ -10,7 +10,9 @@ use std::process::{Command, Output};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use anyhow::ensure;
 use e2e::authority::{Authority, Pair, Subject, flag};
+use e2e::kubernetes::wait;
 use e2e::peers;
 use e2e::processes::{Cluster, Member, PeerTls, ServerOptions, free_ports};
 use e2e::serving::Serving;
@@ -279,11 +281,11 @@ fn members_do_not_call_those_whose_names_are_not_allowed() {
 }
 
 fn until(condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + LIMIT;
-    while !condition() {
-        assert!(Instant::now() < deadline, "it did not come true");
-        thread::sleep(LOOK_AGAIN);
-    }
+    let came_true = || {
+        ensure!(condition(), "it did not");
+        Ok(())
+    };
+    wait::until("it comes true", LIMIT, came_true).unwrap();
 }
 
 /// What runs on is the cluster: a member that is started anew shows new certificates to members that are not,

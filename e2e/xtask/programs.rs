@@ -159,12 +159,10 @@ impl TestProgram {
     fn run(&self, batch: &Batch<'_>, logs: &Path, arguments: &[&str]) -> Result<Outcome> {
         let log = log_of(logs, &self.name);
         let file = fs::File::create(&log).with_context(|| format!("create {}", log.display()))?;
-        let mut command = match batch.gives_way {
-            true => Command::new("nice"),
-            false => Command::new(&self.executable),
-        };
+        let mut command = Command::new(&self.executable);
         let mut scratch = None;
         if batch.gives_way {
+            command = Command::new("nice");
             command.args(["-n", "10"]).arg(&self.executable);
             scratch = in_memory()?;
         }

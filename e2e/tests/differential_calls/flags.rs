@@ -9,8 +9,10 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use anyhow::ensure;
+use e2e::kubernetes::wait;
 use e2e::peers;
 use e2e::processes::http_get;
 use proto::etcdserverpb as pb;
@@ -190,11 +192,11 @@ fn ended(talk: &mut Talk, call: Call) -> String {
 }
 
 fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + LIMIT;
-    while !holds() {
-        assert!(Instant::now() < deadline, "{what} did not happen in {LIMIT:?}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    let happened = || {
+        ensure!(holds(), "it did not happen");
+        Ok(())
+    };
+    wait::until(what, LIMIT, happened).unwrap_or_else(|error| panic!("{error:#}"));
 }
 
 fn status(talk: &mut Talk) -> pb::StatusResponse {

@@ -16,11 +16,12 @@ use prost::encoding::{WireType, decode_key, decode_varint, encode_key, encode_va
 use prost_types::field_descriptor_proto::Type;
 use prost_types::{DescriptorProto, FileDescriptorSet};
 use tokio_stream::{Stream, StreamExt};
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::codegen::{BoxFuture, BoxStream, Context, Poll, Service, http};
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status, Streaming};
+
+use super::codec::BytesCodec;
 
 const PACKAGE: &str = "keelson.peer.v1";
 /// A number that no field has.
@@ -172,9 +173,9 @@ impl Service<http::Request<tonic::body::Body>> for Proxy {
     fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
         let path = request.uri().path_and_query().cloned().unwrap();
         let passage = Passage { proxy: self.clone(), path };
-        Box::pin(
-            async move { Ok(tonic::server::Grpc::new(Bare).streaming(passage, request).await) },
-        )
+        Box::pin(async move {
+            Ok(tonic::server::Grpc::new(BytesCodec::default()).streaming(passage, request).await)
+        })
     }
 }
 
@@ -204,7 +205,7 @@ impl Service<Request<Streaming<Bytes>>> for Passage {
             });
             let mut client = tonic::client::Grpc::new(member);
             client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
-            let response = client.streaming(request, path, Bare).await?;
+            let response = client.streaming(request, path, BytesCodec::default()).await?;
             Ok(response.map(|answers| -> BoxStream<Bytes> {
                 Box::pin(answers.map(move |answer| {
                     answer.map(|answer| schema.rewrite_answer(&told, answer, &rewritten))
@@ -217,41 +218,4 @@ impl Service<Request<Streaming<Bytes>>> for Passage {
 /// The messages until the first error, which ends what is sent on.
 fn whole(messages: Streaming<Bytes>) -> impl Stream<Item = Bytes> + Send {
     messages.take_while(Result::is_ok).filter_map(Result::ok)
-}
-
-/// Messages as they are.
-struct Bare;
-
-impl Codec for Bare {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Bare;
-    type Decoder = Bare;
-
-    fn encoder(&mut self) -> Bare {
-        Bare
-    }
-
-    fn decoder(&mut self) -> Bare {
-        Bare
-    }
-}
-
-impl Encoder for Bare {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, message: Bytes, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        to.put(message);
-        Ok(())
-    }
-}
-
-impl Decoder for Bare {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(from.copy_to_bytes(from.remaining())))
-    }
 }

@@ -357,29 +357,13 @@ mod tests {
     use object_store::memory::InMemory;
 
     use super::*;
-    use crate::backup::manifest::sample_snapshot;
+    use crate::backup::manifest::{sample_manifest, sample_snapshot};
 
     async fn stored(store: &Arc<dyn ObjectStore>, bytes: &[u8]) -> Manifest {
         let mut check = SnapshotCheck::default();
         check.update(bytes);
         let (size_bytes, sha256) = check.finish().unwrap();
-        let manifest = Manifest {
-            format: FORMAT,
-            backup_uid: "uid".to_owned(),
-            cluster: "main".to_owned(),
-            cluster_id: "1".to_owned(),
-            member: "main-1".to_owned(),
-            member_id: "2".to_owned(),
-            revision: 7,
-            raft_term: 2,
-            raft_index: 9,
-            server_version: "3.7.3".to_owned(),
-            snapshot: "f/snapshot.db".to_owned(),
-            size_bytes,
-            sha256,
-            started_at: Timestamp::UNIX_EPOCH,
-            completed_at: Timestamp::UNIX_EPOCH,
-        };
+        let manifest = sample_manifest("f", size_bytes, sha256);
         store
             .put(&ObjectPath::from("f/snapshot.db"), PutPayload::from(bytes.to_vec()))
             .await

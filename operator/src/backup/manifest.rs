@@ -112,6 +112,28 @@ pub(crate) fn sample_snapshot(sectors: usize) -> Vec<u8> {
     bytes
 }
 
+/// The manifest of a backup `uid` of the cluster `main`, in this folder.
+#[cfg(test)]
+pub(crate) fn sample_manifest(folder: &str, size_bytes: u64, sha256: String) -> Manifest {
+    Manifest {
+        format: FORMAT,
+        backup_uid: "uid".to_owned(),
+        cluster: "main".to_owned(),
+        cluster_id: "1".to_owned(),
+        member: "main-1".to_owned(),
+        member_id: "2".to_owned(),
+        revision: 7,
+        raft_term: 2,
+        raft_index: 9,
+        server_version: "3.7.3".to_owned(),
+        snapshot: snapshot_path(folder),
+        size_bytes,
+        sha256,
+        started_at: Timestamp::UNIX_EPOCH,
+        completed_at: Timestamp::UNIX_EPOCH,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

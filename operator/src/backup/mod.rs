@@ -444,23 +444,7 @@ mod tests {
             "status": {"manifest": manifest::manifest_path(&folder)},
         }))
         .unwrap();
-        let good = Manifest {
-            format: manifest::FORMAT,
-            backup_uid: "uid".to_owned(),
-            cluster: "main".to_owned(),
-            cluster_id: "1".to_owned(),
-            member: "main-1".to_owned(),
-            member_id: "2".to_owned(),
-            revision: 7,
-            raft_term: 2,
-            raft_index: 9,
-            server_version: "3.7.3".to_owned(),
-            snapshot: manifest::snapshot_path(&folder),
-            size_bytes: 544,
-            sha256: String::new(),
-            started_at: Timestamp::UNIX_EPOCH,
-            completed_at: Timestamp::UNIX_EPOCH,
-        };
+        let good = manifest::sample_manifest(&folder, 544, String::new());
         assert_eq!(mismatch(&backup, &good), None);
         for (bad, said) in [
             (Manifest { backup_uid: "other".to_owned(), ..good.clone() }, "of backup"),
