@@ -9,6 +9,8 @@
 mod codec;
 #[path = "differential_calls/errors.rs"]
 mod errors;
+#[path = "differential_calls/extremes.rs"]
+mod extremes;
 #[path = "differential_calls/flags.rs"]
 mod flags;
 #[path = "differential_calls/logs.rs"]

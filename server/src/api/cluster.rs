@@ -102,9 +102,14 @@ impl Cluster for ClusterService {
         let credentials = self.context.credentials(&request);
         let request = admitted(&self.context, request, false)?;
         self.context.caller(&credentials, Access::Admin).await?;
-        let peer_urls = normalize(&request.peer_ur_ls)?;
-        let members =
-            self.change(MembershipChange::Update { id: MemberId(request.id), peer_urls }).await?;
+        let id = MemberId(request.id);
+        let is_known = self.context.handle.views().members().iter().any(|member| member.id == id);
+        let peer_urls = match normalize(&request.peer_ur_ls) {
+            // Who is not there is missed before its URLs are read, as in etcd.
+            Err(_) if !is_known => return Err(ApiError::MemberNotFound.into()),
+            read => read?,
+        };
+        let members = self.change(MembershipChange::Update { id, peer_urls }).await?;
         Ok(Response::new(MemberUpdateResponse { header: self.header(), members }))
     }
 

@@ -45,14 +45,18 @@ impl Maintenance for MaintenanceService {
     ) -> Result<Response<AlarmResponse>, Status> {
         let credentials = self.context.credentials(&request);
         let request = admitted(&self.context, request, false)?;
-        let access = match request.action {
-            action if action == alarm_request::AlarmAction::Get as i32 => Access::AnyUser,
-            _ => Access::Admin,
-        };
+        let lists = request.action == alarm_request::AlarmAction::Get as i32;
+        let access = if lists { Access::AnyUser } else { Access::Admin };
         let caller = self.context.caller(&credentials, access).await?;
-        let known = AlarmType::try_from(request.alarm).is_ok()
-            && alarm_request::AlarmAction::try_from(request.action).is_ok();
-        if !known {
+        let is_kind = AlarmType::try_from(request.alarm).is_ok();
+        if lists && !is_kind {
+            // There are none of a kind that there is not.
+            self.context.linearize().await?;
+            let revision = self.context.handle.views().mvcc.revision();
+            let header = Some(self.context.header(revision));
+            return Ok(Response::new(AlarmResponse { header, alarms: Vec::new() }));
+        }
+        if !is_kind || alarm_request::AlarmAction::try_from(request.action).is_err() {
             return Err(Status::invalid_argument("etcdserver: unknown alarm or action"));
         }
         match self
