@@ -65,7 +65,7 @@ const DEVIATIONS: &[(&str, &str)] = &[
     ),
     (
         "etcd_server_request_duration_seconds",
-        "here a request that is refused has not succeeded; etcd means that it went through Raft",
+        "etcd also counts what it asks of itself: for locks and elections, and when leases end",
     ),
     ("etcd_server_feature_enabled", "checks of the members' data are on by default"),
     ("etcd_server_go_version", "there is no Go"),

@@ -97,11 +97,15 @@ impl ApiContext {
         body: bytes::Bytes,
         caller: &Caller,
     ) -> Result<Outcome, Status> {
+        let began = Instant::now();
+        let answered = |went_through| {
+            self.server.request_times.answered(operation(kind), went_through, began.elapsed());
+        };
         if body.len() > self.limits.request_bytes_max {
+            answered(false);
             return Err(ApiError::RequestTooLarge.into());
         }
         let proposal = Proposal { kind, body, caller: caller.clone() };
-        let began = Instant::now();
         let span = Span::current();
         if let Some(span) = &span {
             span.event("Send raft proposal");
@@ -115,8 +119,8 @@ impl ApiContext {
                 }
             }
         }
-        let success = answer.as_ref().is_ok_and(|outcome| !matches!(outcome, Outcome::Refused(_)));
-        self.server.request_times.answered(operation(kind), success, began.elapsed());
+        // As in etcd, what apply refuses has gone through as well.
+        answered(answer.is_ok());
         match answer {
             Ok(Outcome::Refused(refusal)) => Err(refusal_status(refusal)),
             Ok(outcome) => Ok(outcome),

@@ -105,6 +105,9 @@ async fn range(
     context: Arc<ApiContext>,
     request: Request<Raw<RangeRequest>>,
 ) -> Result<Response<Encoded>, Status> {
+    // A learner serves ranges of what it has.
+    context.admit(request.metadata(), request.get_ref().message.serializable)?;
+    check::range(&request.get_ref().message).map_err(refusal_status)?;
     let began = Instant::now();
     let read = read_range(&context, request).await;
     context.server.request_times.answered("Range", read.is_ok(), began.elapsed());
@@ -115,9 +118,6 @@ async fn read_range(
     context: &ApiContext,
     request: Request<Raw<RangeRequest>>,
 ) -> Result<Response<Encoded>, Status> {
-    // A learner serves ranges of what it has.
-    context.admit(request.metadata(), request.get_ref().message.serializable)?;
-    check::range(&request.get_ref().message).map_err(refusal_status)?;
     let credentials = context.credentials(&request);
     let request = request.into_inner().message;
     let read = async {
@@ -326,6 +326,17 @@ async fn read_only_txn(
     if !check::is_serializable(request) {
         context.linearize().await?;
     }
+    let began = Instant::now();
+    let read = read_all_of_txn(context, credentials, request).await;
+    context.server.request_times.answered("ReadonlyTxn", read.is_ok(), began.elapsed());
+    read
+}
+
+async fn read_all_of_txn(
+    context: &ApiContext,
+    credentials: &Credentials,
+    request: &TxnRequest,
+) -> Result<Encoded, Status> {
     let judge = |permit: &Permit<'_>| permit.read_only_txn(request);
     let reading = context.begin_read(credentials, judge).await?;
     let (view, budget) = (&reading.views.mvcc, &context.server.reads);
