@@ -19,6 +19,11 @@ impl World {
         let stale = seen.is_some();
         let observed = seen.unwrap_or_else(|| self.observe());
         let plan = plan(&self.desired, &observed, self.now);
+        let tempting = |member: &Member| member.is_outdated(&self.desired) && member.is_down();
+        let unseen = observed.cluster_id.is_some() && observed.membership.is_none();
+        if !stale && unseen && self.available() && observed.members.values().any(tempting) {
+            *self.actions.entry(CUT).or_default() += 1;
+        }
         if !stale {
             for ensure in &plan.ensures {
                 self.die(crash_percent)?;
@@ -31,8 +36,9 @@ impl World {
         }
         let Some(action) = plan.action else { return Ok(()) };
         self.keep_the_successor(&action, stale);
-        if invariants::permit(&action, &self.desired, &self.observe(), self.now).is_err() {
-            assert!(stale, "the planner chose a forbidden action: {action:?}");
+        let permitted = invariants::permit(&action, &self.desired, &self.observe(), self.now);
+        if let Err(refusal) = permitted {
+            assert!(stale, "the planner chose a forbidden action: {action:?}: {refusal}");
             return Ok(());
         }
         self.log.push(format!("{} {action:?}", self.now));
@@ -60,6 +66,10 @@ impl World {
     fn remember(&mut self, observed: &Observed) {
         for (serial, member) in &observed.members {
             let Some(object) = self.objects.get_mut(serial) else { continue };
+            if observed.membership.is_some() {
+                let entry = observed.entry_of(&self.desired.names, member);
+                object.voted = entry.is_some_and(|entry| !entry.learner);
+            }
             let down = member.pod.as_ref().and_then(|pod| pod.down.as_ref());
             match &member.reach {
                 Reach::Serving(_) => object.data_gone = false,
@@ -98,6 +108,7 @@ impl World {
                     initial_state,
                     created_at: self.now,
                     id: None,
+                    voted: false,
                     claim_uid: None,
                     deletion_requested: false,
                     join_refused: false,
@@ -123,6 +134,7 @@ impl World {
                     initial_cluster,
                     terminating: false,
                     down: Some(Cause::NotReady),
+                    kubelet: Kubelet::Heard,
                     serving: false,
                 };
                 let token = self.status.bootstrap.as_ref().unwrap().token.clone();
@@ -206,6 +218,11 @@ impl World {
         }
         let all_run = self.voters().iter().all(|entry| self.runs(entry));
         let peer_url = |serial| self.desired.names.peer_url(serial);
+        let unreached = matches!(mutation, Mutation::RemoveMember { id } if self.volumes.iter().any(
+            |(serial, volume)| {
+                volume.data.as_ref().is_some_and(|data| data.id == *id) && !self.reaches(*serial)
+            }
+        ));
         let etcd = self.etcd.as_mut().unwrap();
         match mutation.clone() {
             Mutation::AddLearner { serial } => {
@@ -223,7 +240,9 @@ impl World {
             }
             Mutation::RemoveMember { id } => {
                 etcd.entries.retain(|entry| entry.id != id);
-                assert!(etcd.leader != Some(id), "I2: the leader was removed");
+                // Of one that the operator does not reach it cannot know, nor could it ask it to hand over.
+                assert!(etcd.leader != Some(id) || unreached, "I2: the leader was removed");
+                etcd.leader = etcd.leader.filter(|leader| *leader != id);
                 // The removed server stops.
                 for (serial, volume) in &self.volumes {
                     let removed = volume.data.as_ref().is_some_and(|data| data.id == id);

@@ -38,6 +38,7 @@ fn member(serial: i64) -> Member {
         initial_state: InitialState::New,
         created_at: now(),
         id: Some(MemberId(serial.unsigned_abs())),
+        voted: true,
         deletion_requested: false,
         join_refused: false,
         claim: Claim::Bound,
