@@ -7,7 +7,7 @@ use e2e::kubernetes::{Cluster, Namespace, NodeNumber, wait};
 use serde_json::json;
 
 use crate::product::{Etcd, STEP, kubernetes};
-use crate::writer::Writer;
+use crate::writer::{NODE_DIES, Writer};
 
 /// On a quiet machine the settings (6 s of grace, 5 s of toleration) make some 12 s of it. It proves
 /// nothing of ours, and waits for kube-controller-manager and its store.
@@ -34,7 +34,7 @@ fn a_node_may_hang_lose_its_network_or_its_power_while_clients_write() -> Result
     let etcd = Etcd::create(&namespace, "main", 3, &change)?;
     let before = etcd.member_names()?;
     let repair = Repair(&cluster);
-    let writer = Writer::start(&etcd)?;
+    let writer = Writer::start(&etcd, NODE_DIES)?;
 
     // The leader's node hangs: another one leads, and when it goes on, it follows.
     let leader = etcd.leader()?;

@@ -169,7 +169,7 @@ impl<'a> Etcd<'a> {
     }
 
     /// What the operator did and what the members said: for people who read a failed test.
-    fn story(&self) -> String {
+    pub(crate) fn story(&self) -> String {
         let namespace = self.namespace;
         let mut story = String::new();
         for line in [

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use e2e::kubernetes::{Namespace, wait};
 use serde_json::{Value, json};
 
 use crate::product::{Etcd, NEXT_VERSION, STEP, VERSION, condition, kubernetes, text};
-use crate::writer::Writer;
+use crate::writer::{PLANNED, Writer};
 
 #[test]
 fn a_new_version_rolls_through_without_a_lost_write_and_a_bad_image_stops() -> Result<()> {
@@ -17,11 +17,13 @@ fn a_new_version_rolls_through_without_a_lost_write_and_a_bad_image_stops() -> R
     ensure!(etcd.status()?["currentVersion"] == VERSION, "{}", etcd.status()?);
     let leader = etcd.leader()?;
     let before = etcd.members()?;
-    let writer = Writer::start(&etcd)?;
+    let writer = Writer::start(&etcd, PLANNED)?;
 
     etcd.patch(&json!({"version": NEXT_VERSION}))?;
-    etcd.wait_for("the new version", Duration::from_secs(300), |status| {
-        status["currentVersion"] == NEXT_VERSION
+    one_at_a_time(&etcd, "the new version", Duration::from_secs(300), |_| {
+        let status = etcd.status()?;
+        ensure!(status["currentVersion"] == NEXT_VERSION, "the status is {status}");
+        Ok(())
     })?;
     etcd.wait_until_settled(3)?;
     writer.wait_for_more()?;
@@ -56,14 +58,12 @@ fn a_new_version_rolls_through_without_a_lost_write_and_a_bad_image_stops() -> R
     etcd.patch(
         &json!({"version": NEXT_VERSION, "image": {"tag": "missing", "pullPolicy": "Never"}}),
     )?;
-    let broken = wait::until("one member cannot start", STEP, || {
-        let pods = namespace.get("pods -l etcd.keelson.dev/component=server")?;
-        let pods = pods["items"].as_array().cloned().unwrap_or_default();
+    let broken = one_at_a_time(&etcd, "one member cannot start", STEP, |pods| {
         let waiting = |pod: &&Value| {
             let state = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
             text(&state["reason"]).contains("ErrImage")
         };
-        let broken: Vec<_> = pods.iter().filter(waiting).cloned().collect();
+        let broken: Vec<_> = pods.iter().filter(waiting).collect();
         if broken.len() == 1 { Ok(broken[0].clone()) } else { Err(anyhow!("{}", broken.len())) }
     })?;
     writer.wait_for_more()?;
@@ -74,6 +74,11 @@ fn a_new_version_rolls_through_without_a_lost_write_and_a_bad_image_stops() -> R
     println!("  {} waits: {}", text(&broken["metadata"]["name"]), status["blockedBy"]);
 
     etcd.patch(&json!({"image": {"tag": null, "pullPolicy": null}}))?;
+    one_at_a_time(&etcd, "all members have the image", STEP, |pods| {
+        let runs = pods.iter().filter(|pod| is_running(pod)).count();
+        ensure!(runs == 3, "{runs} of 3 members run");
+        Ok(())
+    })?;
     etcd.wait_until_settled(3)?;
     writer.finish(&etcd)?;
     etcd.hash().map(drop)
@@ -93,17 +98,7 @@ fn flags_and_resources_reach_every_member(etcd: &Etcd<'_>) -> Result<()> {
         "extraArgs": {"max-concurrent-streams": "1000"},
         "resources": {"requests": {"cpu": "25m", "memory": "40Mi"}},
     }))?;
-    let pods = || -> Result<Vec<Value>> {
-        let pods = etcd.namespace.get("pods -l etcd.keelson.dev/component=server")?;
-        Ok(pods["items"].as_array().cloned().unwrap_or_default())
-    };
-    wait::until("all members have the flags", Duration::from_secs(300), || {
-        let pods = pods()?;
-        let ending = pods.iter().filter(|pod| !pod["metadata"]["deletionTimestamp"].is_null());
-        let away = ending.count() + 3_usize.saturating_sub(pods.len());
-        if away > 1 {
-            return Ok(Err(anyhow!("{away} of 3 members are away at the same time")));
-        }
+    one_at_a_time(etcd, "all members have the flags", Duration::from_secs(300), |pods| {
         let told = |pod: &&Value| {
             let container = &pod["spec"]["containers"][0];
             let arguments = container["args"].to_string();
@@ -112,9 +107,38 @@ fn flags_and_resources_reach_every_member(etcd: &Etcd<'_>) -> Result<()> {
                 && container["resources"]["requests"] == json!({"cpu": "25m", "memory": "40Mi"})
         };
         let told = pods.iter().filter(told).count();
-        if told == 3 { Ok(Ok(())) } else { Err(anyhow!("{told} of {} have", pods.len())) }
-    })??;
+        ensure!(told == 3, "{told} of {} have", pods.len());
+        Ok(())
+    })?;
     etcd.wait_until_settled(3)?;
     ensure!(ids(&etcd.members()?) == before, "there are other members than {before:?}");
     etcd.caller()?.put("large", &large).map(drop)
+}
+
+/// Waits until `holds` of the members' Pods, of which never more than one is away meanwhile.
+fn one_at_a_time<T>(
+    etcd: &Etcd<'_>,
+    what: &str,
+    limit: Duration,
+    holds: impl Fn(&[Value]) -> Result<T>,
+) -> Result<T> {
+    wait::until(what, limit, || {
+        let pods = etcd.namespace.get("pods -l etcd.keelson.dev/component=server")?;
+        let pods = pods["items"].as_array().cloned().unwrap_or_default();
+        let there = pods.iter().filter(|pod| is_running(pod)).count();
+        if there < 2 {
+            let seen: Vec<String> = pods.iter().map(|pod| pod["status"].to_string()).collect();
+            return Ok(Err(anyhow!("only {there} of 3 members run: {}", seen.join("; "))));
+        }
+        holds(&pods).map(Ok)
+    })
+    .and_then(|held| held)
+    .with_context(|| etcd.story())
+}
+
+/// It has a container that runs and is not told to end. That it does not answer in time may be the
+/// machine's fault.
+fn is_running(pod: &Value) -> bool {
+    let running = &pod["status"]["containerStatuses"][0]["state"]["running"];
+    pod["metadata"]["deletionTimestamp"].is_null() && !running.is_null()
 }

@@ -5,7 +5,7 @@ use e2e::kubernetes::{Namespace, wait};
 use serde_json::json;
 
 use crate::product::{Etcd, OPERATOR_NAMESPACE, STEP, kubernetes, text};
-use crate::writer::Writer;
+use crate::writer::{PLANNED, Writer};
 
 #[test]
 fn one_to_three_to_five_to_three_to_one_loses_no_write_even_when_the_operator_is_killed()
@@ -13,7 +13,7 @@ fn one_to_three_to_five_to_three_to_one_loses_no_write_even_when_the_operator_is
     let cluster = kubernetes()?;
     let namespace = Namespace::restricted(&cluster, "scale")?;
     let etcd = Etcd::create(&namespace, "main", 1, &json!({}))?;
-    let writer = Writer::start(&etcd)?;
+    let writer = Writer::start(&etcd, PLANNED)?;
 
     // By the scale subresource, as `kubectl scale` and autoscalers do it.
     namespace.kubectl("scale etcdcluster main --replicas=3")?;

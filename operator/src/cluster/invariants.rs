@@ -11,8 +11,8 @@ use types::{ClusterId, MemberId};
 
 use super::{
     model::{
-        Bootstrap, Cause, Claim, Desired, Entry, Loss, Member, Membership, Observed, Reach, Serial,
-        quorum,
+        Bootstrap, Cause, Claim, Desired, Entry, Kubelet, Loss, Member, Membership, Observed,
+        Reach, Serial, Silence, quorum,
     },
     plan::{Action, Ensure},
 };
@@ -239,8 +239,8 @@ fn permit_leader_move(to: MemberId, desired: &Desired, observed: &Observed) -> R
     }
 }
 
-/// I3: a server that runs is stopped only if all others are well; one that does not run can be
-/// restarted at any time, since nobody counts on it.
+/// I3: a server that runs is stopped only if all others are well, and one that only seems not to run if
+/// a quorum of them is; one that does not run can be restarted at any time, since nobody counts on it.
 fn permit_restart(
     serial: Serial,
     uid: &str,
@@ -257,6 +257,12 @@ fn permit_restart(
     if member.claim != Claim::Bound {
         return refuse("I6", "the member's data is not there to come back with");
     }
+    if member.does_not_run() {
+        return Ok(());
+    }
+    if observed.cluster_id.is_some() && observed.membership.is_none() {
+        return permit_restart_unconfirmed(member, desired, observed);
+    }
     let Some(entry) = observed.entry_of(&desired.names, member) else {
         return if member.is_serving() {
             refuse("I3", "it serves, but is in no member list")
@@ -264,30 +270,73 @@ fn permit_restart(
             Ok(())
         };
     };
-    if member.is_down() || entry.learner || (entry.name.is_empty() && !member.is_serving()) {
+    if entry.learner || (entry.name.is_empty() && !member.is_serving()) {
         return Ok(());
     }
     let voters = observed.voters();
     if voters.len() == 1 {
         return Ok(());
     }
-    if observed.healthy_voters(Some(entry.id)) < quorum(voters.len()) {
-        return refuse("I3", format!("the other voters are no quorum of {}", voters.len()));
-    }
-    if member.is_leader() {
-        return refuse("I3", "the leader is moved before it is restarted");
-    }
-    for other in voters.into_iter().filter(|other| other.id != entry.id) {
-        match observed.member_of(other) {
-            Some(other) if other.is_stable(desired, now) => {}
+    let others = || voters.iter().filter(|other| other.id != entry.id);
+    let stable = |other: &&&Entry| {
+        observed.member_of(other).is_some_and(|other| other.is_stable(desired, now))
+    };
+    let enough = others().filter(stable).count() >= quorum(voters.len());
+    match others().find(|other| !stable(other)) {
+        Some(other) if !enough || !member.is_down() => match observed.member_of(other) {
             Some(other) => {
                 let name = desired.names.member(other.serial);
-                return refuse("I3", format!("{name} is not well: {}", describe(other)));
+                refuse("I3", format!("{name} is not well: {}", describe(other)))
             }
-            None => return refuse("I3", format!("voter {} has no EtcdMember", other.id)),
+            None => refuse("I3", format!("voter {} has no EtcdMember", other.id)),
+        },
+        None if !enough => {
+            refuse("I3", format!("the other voters are no quorum of {}", voters.len()))
         }
+        _ if member.is_leader() => refuse("I3", "the leader is moved before it is restarted"),
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+/// I3 where no quorum answers. There may be one that only the operator does not reach, so a member is
+/// stopped only if it is known to be in none; and one after the other, since settings with which nobody
+/// has come up yet may be worse than those that the quorum was lost with.
+fn permit_restart_unconfirmed(
+    member: &Member,
+    desired: &Desired,
+    observed: &Observed,
+) -> Result<(), Refusal> {
+    let name = |member: &Member| desired.names.member(member.serial);
+    if !member.has_no_quorum() {
+        return refuse(
+            "I3",
+            format!(
+                "{} may be in a quorum that the operator does not reach: {}",
+                name(member),
+                describe(member)
+            ),
+        );
+    }
+    let under_way = observed.members.values().find(|other| {
+        let answers = matches!(other.reach, Reach::Serving(_) | Reach::Silent(Silence::NoLeader));
+        let changing = match &other.pod {
+            None => other.claim == Claim::Bound,
+            Some(pod) if pod.kubelet == Kubelet::Silent => false,
+            Some(pod) => pod.terminating || !answers && pod.template == desired.template,
+        };
+        other.serial != member.serial && other.voted && other.loss.is_none() && changing
+    });
+    match under_way {
+        Some(other) => refuse(
+            "I3",
+            format!(
+                "{} has not come up with the new settings yet: {}",
+                name(other),
+                describe(other)
+            ),
+        ),
+        None => Ok(()),
+    }
 }
 
 /// I5: what belongs to a member goes only when a linearizable list no longer has it.
@@ -410,7 +459,11 @@ pub fn describe(member: &Member) -> String {
     let pod = match &member.pod {
         None => "no Pod".to_owned(),
         Some(pod) if pod.terminating => "its Pod is terminating".to_owned(),
-        Some(pod) => pod.down.as_ref().map(Cause::to_string).unwrap_or_default(),
+        Some(pod) => {
+            let old =
+                if pod.kubelet == Kubelet::Silent { " (its node is not heard of)" } else { "" };
+            pod.down.as_ref().map(|cause| format!("{cause}{old}")).unwrap_or_default()
+        }
     };
     let reach = match &member.reach {
         Reach::Serving(serving) => {

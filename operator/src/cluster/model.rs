@@ -10,7 +10,7 @@ use types::{ClusterId, MemberId};
 
 use crate::crd::InitialState;
 
-/// A learner that has not started after this time is taken out again.
+/// A learner that has not started this long after it was added is taken out again.
 pub const JOIN_DEADLINE: SignedDuration = SignedDuration::from_mins(10);
 /// A bootstrap whose members crash for this long is tried again with a new token.
 pub const BOOTSTRAP_DEADLINE: SignedDuration = SignedDuration::from_mins(10);
@@ -148,8 +148,11 @@ pub struct Entry {
 pub struct Member {
     pub serial: Serial,
     pub initial_state: InitialState,
-    pub created_at: Timestamp,
     pub id: Option<MemberId>,
+    /// Since when etcd has had it in its list, as far as that was noted with the id.
+    pub listed_since: Option<Timestamp>,
+    /// It was a voter when a quorum answered last.
+    pub voted: bool,
     /// Somebody deleted the object: replace this member.
     pub deletion_requested: bool,
     /// etcd refused the learner because another member is down.
@@ -181,10 +184,23 @@ pub struct Pod {
     pub template: String,
     pub initial_cluster: String,
     pub terminating: bool,
-    /// What the kubelet says is wrong; evidence that the server does not run or is not ready.
+    /// What is wrong with it, as the API server has it.
     pub down: Option<Cause>,
+    /// Whether that is the kubelet's word of now.
+    pub kubelet: Kubelet,
     /// Whether Services may send clients to it.
     pub serving: bool,
+}
+
+/// Whether what the API server has of a Pod is what its kubelet sees. Of a node that is cut off it has
+/// old words, and the node controller's own: that no Pod there is ready. The servers may run and serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kubelet {
+    /// The node is ready, or there is none that the Pod could run on.
+    Heard,
+    Silent,
+    /// The operator may not look at nodes.
+    Unseen,
 }
 
 /// Why a member is down, as far as Kubernetes can tell.
@@ -314,9 +330,32 @@ impl Member {
         self.pod.as_ref().is_some_and(|pod| pod.template != desired.template && !pod.terminating)
     }
 
-    /// The server does not run, by the kubelet's word and by its own silence.
+    /// It does not answer, and Kubernetes does not call it ready. It may run and serve all the same:
+    /// see [`Kubelet`].
     pub fn is_down(&self) -> bool {
         !self.is_serving() && self.pod.as_ref().is_some_and(|pod| pod.down.is_some())
+    }
+
+    /// The server does not run: by its silence and by what is known of its container, if that is of now.
+    pub fn does_not_run(&self) -> bool {
+        let evident = |pod: &Pod| match (&pod.down, pod.kubelet) {
+            (None | Some(Cause::NotReady), _) | (_, Kubelet::Silent) => false,
+            (Some(_), Kubelet::Heard | Kubelet::Unseen) => true,
+        };
+        !self.is_serving() && self.pod.as_ref().is_some_and(evident)
+    }
+
+    /// It runs, and belongs to no quorum: it says that it has no leader, or its kubelet says that it is
+    /// not ready, for which it would have to read with a quorum.
+    pub fn has_no_quorum(&self) -> bool {
+        match self.reach {
+            Reach::Serving(_) => false,
+            Reach::Silent(Silence::NoLeader) => true,
+            Reach::Silent(_) => {
+                let heard = |pod: &Pod| pod.down.is_some() && pod.kubelet == Kubelet::Heard;
+                self.pod.as_ref().is_some_and(heard)
+            }
+        }
     }
 }
 

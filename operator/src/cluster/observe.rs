@@ -11,7 +11,8 @@ use std::collections::BTreeMap;
 use futures_util::future::join_all;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{
-    ContainerState, ContainerStatus, Node, PersistentVolume, PersistentVolumeClaim, Pod,
+    ContainerState, ContainerStatus, Node, NodeCondition, PersistentVolume, PersistentVolumeClaim,
+    Pod,
 };
 use kube::ResourceExt;
 use types::{ClusterId, MemberId};
@@ -22,13 +23,13 @@ use super::{
         selector_text,
     },
     model::{
-        self, Allocation, Bootstrap, Cause, Claim, JoinReason, Loss, Member, Membership, Names,
-        Observed, Reach, Serial, Serving, Silence,
+        self, Allocation, Bootstrap, Cause, Claim, JoinReason, Kubelet, Loss, Member, Membership,
+        Names, Observed, Reach, Serial, Serving, Silence,
     },
     validate::Validated,
 };
 use crate::{
-    crd::{EtcdCluster, EtcdMember},
+    crd::{EtcdCluster, EtcdMember, MemberRole},
     etcd::{EtcdAdmin, EtcdError, MemberAddress, MemberReport},
     kubernetes::{Kubernetes, KubernetesError},
 };
@@ -217,17 +218,20 @@ impl Scene<'_> {
     ) -> Member {
         let status = object.status.clone().unwrap_or_default();
         let id = status.member_id.as_deref().and_then(parse_id).map(MemberId);
-        let created = object.metadata.creation_timestamp.as_ref().map_or(self.now, |time| time.0);
+        // An operator that did not note the time yet counted from the object's.
+        let created = object.metadata.creation_timestamp.as_ref().filter(|_| id.is_some());
+        let listed_since = status.listed_since.as_ref().or(created).map(|time| time.0);
         let reach = self.reach(id, pod, report);
         Member {
             serial: Serial(object.spec.serial),
             initial_state: object.spec.initial_state,
-            created_at: created,
             id,
+            listed_since,
+            voted: status.role == Some(MemberRole::Voter),
             deletion_requested: object.metadata.deletion_timestamp.is_some(),
             join_refused: status.join_refused.is_some(),
             claim: claim_state(status.claim_uid.as_deref(), claim),
-            pod: pod.map(pod_state),
+            pod: pod.map(|pod| pod_state(pod, machines)),
             loss: machines.loss(object, claim, pod, &reach, self),
             reach,
         }
@@ -273,7 +277,7 @@ fn claim_state(latched: Option<&str>, claim: Option<&PersistentVolumeClaim>) -> 
 
 // === Pods ===
 
-fn pod_state(pod: &Pod) -> model::Pod {
+fn pod_state(pod: &Pod, machines: &Machines) -> model::Pod {
     let annotation = |key: &str| pod.annotations().get(key).cloned().unwrap_or_default();
     model::Pod {
         uid: pod.uid().unwrap_or_default(),
@@ -281,6 +285,7 @@ fn pod_state(pod: &Pod) -> model::Pod {
         initial_cluster: annotation(INITIAL_CLUSTER_ANNOTATION),
         terminating: pod.metadata.deletion_timestamp.is_some(),
         down: down_cause(pod),
+        kubelet: machines.kubelet(pod),
         serving: pod.labels().get(SERVING_LABEL).is_some_and(|value| value == "true"),
     }
 }
@@ -302,7 +307,8 @@ fn serving_since(pod: &Pod) -> Option<Timestamp> {
     ready.max(started)
 }
 
-/// The kubelet's evidence that the server does not run or is not ready.
+/// What is wrong with the Pod, as the API server has it: the kubelet's last word, or the node
+/// controller's that nothing is ready on a node that is silent.
 fn down_cause(pod: &Pod) -> Option<Cause> {
     if condition(pod, "Ready").is_some_and(|ready| ready.status == "True") {
         return None;
@@ -369,7 +375,7 @@ fn container_cause(container: &ContainerStatus) -> Option<Cause> {
 
 // === Nodes and volumes ===
 
-/// Nodes and volumes, read only when some member does not answer.
+/// Nodes and volumes, read only when some member does not answer or is not ready.
 struct Machines {
     /// Absent when nobody needed them or the operator may not see them.
     nodes: Option<Vec<Node>>,
@@ -384,7 +390,8 @@ async fn machines(
     objects: &BTreeMap<Serial, EtcdMember>,
 ) -> Result<Machines, KubernetesError> {
     let all_answer = objects.keys().all(|serial| reports.get(serial).is_some_and(Result::is_ok));
-    if all_answer || claims.is_empty() {
+    let all_ready = pods.values().all(|pod| down_cause(pod).is_none());
+    if all_answer && all_ready || claims.is_empty() {
         return Ok(Machines { nodes: None, volumes: Vec::new() });
     }
     let nodes = kubernetes.list_of_cluster::<Node>().await?;
@@ -400,6 +407,17 @@ async fn machines(
 }
 
 impl Machines {
+    fn kubelet(&self, pod: &Pod) -> Kubelet {
+        let name = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+        match (name, &self.nodes) {
+            (None, _) => Kubelet::Heard,
+            (Some(_), None) => Kubelet::Unseen,
+            (Some(name), Some(nodes)) => {
+                kubelet(pod, nodes.iter().find(|node| node.name_any() == name))
+            }
+        }
+    }
+
     fn loss(
         &self,
         object: &EtcdMember,
@@ -435,6 +453,20 @@ impl Machines {
     }
 }
 
+/// Whether the kubelet is heard of, and what the API server has of the Pod is its word.
+fn kubelet(pod: &Pod, node: Option<&Node>) -> Kubelet {
+    let ready = node.and_then(node_ready).is_some_and(|ready| ready.status == "True");
+    let says = |kind| condition(pod, kind).map(|condition| condition.status.as_str());
+    // A kubelet says one only with the other: so this is still the word of the node controller.
+    let not_its_own = says("Ready") == Some("False") && says("ContainersReady") == Some("True");
+    if ready && !not_its_own { Kubelet::Heard } else { Kubelet::Silent }
+}
+
+fn node_ready(node: &Node) -> Option<&NodeCondition> {
+    let conditions = node.status.as_ref()?.conditions.as_ref()?;
+    conditions.iter().find(|condition| condition.type_ == "Ready")
+}
+
 fn node_loss(node: Option<&Node>, scene: &Scene<'_>) -> Option<Loss> {
     let Some(node) = node else { return Some(Loss::NodeGone) };
     let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
@@ -443,8 +475,7 @@ fn node_loss(node: Option<&Node>, scene: &Scene<'_>) -> Option<Loss> {
     if tainted("node.kubernetes.io/out-of-service") {
         return Some(Loss::NodeGone);
     }
-    let conditions = node.status.as_ref()?.conditions.as_ref()?;
-    let ready = conditions.iter().find(|condition| condition.type_ == "Ready")?;
+    let ready = node_ready(node)?;
     let since = ready.last_transition_time.as_ref()?.0;
     let patience = SignedDuration::from_secs(scene.validated.spec.recovery.node_loss_for_seconds);
     (ready.status != "True" && scene.now.duration_since(since) >= patience)

@@ -292,15 +292,24 @@ fn release_of(member: &Member) -> Action {
 
 /// A Pod that does not run and was made from other settings gets the desired ones: that is how a
 /// corrected image or flag reaches a member on which a rollout came to a stop.
-fn revive_broken(desired: &Desired, observed: &Observed, _: Timestamp) -> Step {
-    let broken = observed.members.values().find(|member| {
-        member.is_outdated(desired)
+fn revive_broken(desired: &Desired, observed: &Observed, now: Timestamp) -> Step {
+    let broken = observed.members.values().filter(|member| {
+        desired.rolling
+            && member.is_outdated(desired)
             && member.is_down()
             && member.claim == Claim::Bound
             && member.loss.is_none()
     });
-    match broken.and_then(|member| restart(member, RestartReason::BrokenAndOutdated)) {
-        Some(action) if desired.rolling => Step::Act(action),
+    let mut refused = None;
+    for action in broken.filter_map(|member| restart(member, RestartReason::BrokenAndOutdated)) {
+        match invariants::permit(&action, desired, observed, now) {
+            Ok(()) => return Step::Act(action),
+            Err(refusal) => refused = refused.or(Some(Blocked { action: action.kind(), refusal })),
+        }
+    }
+    match refused {
+        // Nothing else is done without a quorum either, and this says why not even that.
+        Some(blocked) if observed.membership.is_none() => Step::Wait(blocked),
         _ => Step::Next,
     }
 }
@@ -389,7 +398,8 @@ fn attend_learner(desired: &Desired, observed: &Observed, now: Timestamp) -> Ste
         return remove(serial, RemoveReason::Replaced);
     }
     let started = !entry.name.is_empty();
-    if !started && now.duration_since(member.created_at) >= JOIN_DEADLINE {
+    let listed = member.listed_since.map(|since| now.duration_since(since));
+    if !started && listed.is_some_and(|listed| listed >= JOIN_DEADLINE) {
         let cause = member.pod.as_ref().and_then(|pod| pod.down.as_ref());
         if !cause.is_some_and(invariants::replacement_would_not_help) {
             return remove(serial, RemoveReason::NeverStarted);

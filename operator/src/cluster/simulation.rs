@@ -27,6 +27,8 @@ const TICK: SignedDuration = SignedDuration::from_secs(10);
 /// given up, with what a client may have written on it.
 const EMPTIED: &str = "a volume came back empty";
 const KEPT: &str = "a claim with possible writes was kept";
+/// A quorum runs that the operator does not reach, and members of it have other settings than desired.
+const CUT: &str = "a quorum was out of reach, and outdated";
 
 /// xorshift64*: small, seeded, and enough to choose disturbances.
 struct Chance(u64);
@@ -52,8 +54,19 @@ impl Chance {
 enum Node {
     Up,
     Silent(Timestamp),
+    /// Only from the control plane and the operator: what runs there runs on, with its peers and clients.
+    Cut(Timestamp),
     Gone,
 }
+
+impl Node {
+    fn comes_back(self) -> bool {
+        matches!(self, Node::Silent(_) | Node::Cut(_))
+    }
+}
+
+/// After this time without a word of the kubelet, Pods are marked as not ready.
+const GRACE: SignedDuration = SignedDuration::from_secs(40);
 
 #[derive(Clone, Debug)]
 struct Data {
@@ -88,8 +101,9 @@ struct Server {
 #[derive(Clone, Debug)]
 struct Object {
     initial_state: InitialState,
-    created_at: Timestamp,
     id: Option<MemberId>,
+    listed_since: Option<Timestamp>,
+    voted: bool,
     claim_uid: Option<String>,
     deletion_requested: bool,
     join_refused: bool,
@@ -118,8 +132,11 @@ struct World {
     etcd: Option<Etcd>,
     /// Go etcd refuses a learner while a voter is down; ours does not.
     refuses_learners: bool,
+    /// A mistake that must be found: it takes the node controller's word for the kubelet's.
+    believes_the_node_controller: bool,
     bad_templates: BTreeSet<String>,
     ids_started: BTreeSet<MemberId>,
+    added: BTreeMap<MemberId, Timestamp>,
     serials_used: BTreeSet<Serial>,
     uids: u64,
     log: Vec<String>,
@@ -159,9 +176,11 @@ impl World {
             nodes: vec![Node::Up; 9],
             etcd: None,
             refuses_learners: chance.percent(30),
+            believes_the_node_controller: false,
             chance,
             bad_templates: BTreeSet::new(),
             ids_started: BTreeSet::new(),
+            added: BTreeMap::new(),
             serials_used: BTreeSet::new(),
             uids: 0,
             log: Vec::new(),
@@ -211,7 +230,9 @@ impl World {
                 Some(serial) != except
                     && self.volumes.get(&serial).is_some_and(|volume| {
                         volume.data.as_ref().is_some_and(|data| data.id == entry.id)
-                            && volume.node.is_none_or(|node| self.nodes[node] == Node::Up)
+                            && volume.node.is_none_or(|node| {
+                                matches!(self.nodes[node], Node::Up | Node::Cut(_))
+                            })
                     })
                     && self.objects.get(&serial).is_some_and(|object| !object.deletion_requested)
             })
@@ -232,6 +253,11 @@ impl World {
 
     fn run_kubelet(&mut self, serial: Serial) {
         let mut server = self.servers.remove(&serial).unwrap();
+        if server.node.is_some_and(|node| matches!(self.nodes[node], Node::Cut(_))) {
+            // It hears of nothing, neither of Pods that are to end nor of volumes that are gone.
+            self.servers.insert(serial, server);
+            return;
+        }
         let Some(volume) = self.volumes.get(&serial).cloned() else {
             // The kubelet cannot mount what is not there.
             server.running = false;
@@ -248,6 +274,7 @@ impl World {
             };
         }
         match server.node.map(|node| self.nodes[node]) {
+            Some(Node::Cut(_)) => unreachable!("its Pods are left alone"),
             Some(Node::Gone) => return, // Kubernetes collects Pods of deleted nodes.
             Some(Node::Silent(_)) => {
                 server.running = false;
@@ -379,8 +406,37 @@ impl World {
 
     // === What the operator sees ===
 
+    fn reaches(&self, serial: Serial) -> bool {
+        let node = self.servers.get(&serial).and_then(|server| server.node);
+        !node.is_some_and(|node| matches!(self.nodes[node], Node::Cut(_)))
+    }
+
+    /// The Pod as the API server has it, and whose word that is.
+    fn pod(&self, server: &Server) -> Pod {
+        let Some(node) = server.node.map(|node| self.nodes[node]) else {
+            return server.pod.clone();
+        };
+        let marked = match node {
+            Node::Cut(since) if self.now.duration_since(since) >= GRACE => Some(Cause::NotReady),
+            _ => server.pod.down.clone(),
+        };
+        let kubelet = match node {
+            Node::Cut(_) if self.believes_the_node_controller => Kubelet::Heard,
+            // Until the grace is over nobody notices.
+            Node::Cut(since) if self.now.duration_since(since) < GRACE => Kubelet::Heard,
+            Node::Up => Kubelet::Heard,
+            Node::Cut(_) | Node::Silent(_) | Node::Gone => Kubelet::Silent,
+        };
+        Pod { down: marked, kubelet, ..server.pod.clone() }
+    }
+
     fn observe(&self) -> Observed {
-        let membership = self.etcd.as_ref().filter(|_| self.available()).map(|etcd| Membership {
+        let asked = self.voters().into_iter().any(|entry| {
+            let serial = self.desired.names.serial_of(&entry.peer_url).unwrap();
+            self.runs(&entry) && self.reaches(serial)
+        });
+        let answers = asked && self.available();
+        let membership = self.etcd.as_ref().filter(|_| answers).map(|etcd| Membership {
             cluster_id: etcd.cluster_id,
             entries: etcd.entries.clone(),
             corrupt: false,
@@ -401,6 +457,7 @@ impl World {
         let node = volume.and_then(|volume| volume.node);
         let server = self.servers.get(&serial);
         let reach = match (server.and_then(|s| s.serving_since), &self.etcd, volume) {
+            _ if !self.reaches(serial) => Reach::Silent(Silence::Timeout),
             (Some(since), Some(etcd), Some(Volume { data: Some(data), .. })) => {
                 Reach::Serving(Serving {
                     since,
@@ -409,40 +466,40 @@ impl World {
                     version: "3.7.3".to_owned(),
                 })
             }
+            _ if server.is_some_and(|server| server.running) => Reach::Silent(Silence::NoLeader),
             _ => Reach::Silent(Silence::Timeout),
         };
+        let pod = server.map(|server| self.pod(server));
         let loss = match (&claim, node.map(|node| self.nodes[node])) {
             (Claim::Lost, _) => Some(Loss::Claim),
             (_, Some(Node::Gone)) => Some(Loss::NodeGone),
-            (_, Some(Node::Silent(since))) if self.now.duration_since(since).as_secs() > 300 => {
+            (_, Some(Node::Silent(since) | Node::Cut(since)))
+                if self.now.duration_since(since).as_secs() > 300 =>
+            {
                 Some(Loss::NodeSilent)
             }
             _ => {
-                let down = self.servers.get(&serial).and_then(|server| server.pod.down.as_ref());
+                let down = pod.as_ref().and_then(|pod| pod.down.as_ref());
                 data_loss(object.id, down, object.data_gone, &reach)
             }
         };
         Member {
             serial,
             initial_state: object.initial_state,
-            created_at: object.created_at,
             id: object.id,
+            listed_since: object.listed_since,
+            voted: object.voted,
             deletion_requested: object.deletion_requested,
             join_refused: object.join_refused,
             claim,
-            pod: server.map(|server| server.pod.clone()),
+            pod,
             loss,
             reach,
         }
     }
 
     fn settle(&mut self) {
-        let healthy = |node: &mut Node| {
-            if matches!(node, Node::Silent(_)) {
-                *node = Node::Up;
-            }
-        };
-        self.nodes.iter_mut().for_each(healthy);
+        self.nodes.iter_mut().filter(|node| node.comes_back()).for_each(|node| *node = Node::Up);
         self.desired.template = "last".to_owned();
     }
 
@@ -471,8 +528,9 @@ fn id_of(token: &str, serial: Serial) -> MemberId {
 }
 
 /// Runs one history; returns how often each action was taken.
-fn run(seed: u64) -> BTreeMap<&'static str, u64> {
+fn run(seed: u64, plant: fn(&mut World)) -> BTreeMap<&'static str, u64> {
     let mut world = World::new(seed);
+    plant(&mut world);
     let mut seen = world.observe();
     for _ in 0..100 {
         world.tick();
@@ -505,7 +563,7 @@ fn run(seed: u64) -> BTreeMap<&'static str, u64> {
 fn run_all(seeds: impl Iterator<Item = u64>) -> BTreeMap<&'static str, u64> {
     let mut actions = BTreeMap::new();
     for seed in seeds {
-        let counted = std::panic::catch_unwind(|| run(seed)).unwrap_or_else(|cause| {
+        let counted = std::panic::catch_unwind(|| run(seed, |_| {})).unwrap_or_else(|cause| {
             eprintln!("history with seed {seed} failed");
             std::panic::resume_unwind(cause)
         });
@@ -548,7 +606,22 @@ fn every_history_keeps_the_invariants_and_converges() {
         "Release",
         EMPTIED,
         KEPT,
+        CUT,
     ] {
         assert!(actions.get(kind).is_some_and(|count| *count > 100), "{kind}: {actions:?}");
     }
+}
+
+/// What would be found if the operator stopped what only seems not to run. It is found within a part of
+/// the histories that are run above.
+#[test]
+fn an_operator_that_takes_the_node_controllers_word_for_the_kubelets_is_found_out() {
+    let believes = |world: &mut World| world.believes_the_node_controller = true;
+    let says = |cause: Box<dyn std::any::Any + Send>| cause.downcast_ref::<String>().cloned();
+    let found = (1..=HISTORIES / 5).find_map(|seed| {
+        let said = std::panic::catch_unwind(|| run(seed, believes)).err().and_then(says)?;
+        said.contains("DeletePod").then_some(said)
+    });
+    let found = found.expect("some history loses its quorum");
+    assert!(found.contains("lost the quorum"), "{found}");
 }

@@ -60,6 +60,45 @@ fn causes_are_read_from_the_kubelets_words() {
     );
 }
 
+/// The node controller marks every Pod of a silent node as not ready, and touches nothing else.
+#[test]
+fn the_kubelet_is_heard_while_its_node_is_ready_and_ready_is_its_own_word() {
+    let pod_on = |ready: &str, containers_ready: &str| {
+        let mut pod = pod(json!({"conditions": [
+            {"type": "Ready", "status": ready},
+            {"type": "ContainersReady", "status": containers_ready},
+        ]}));
+        pod.spec = Some(k8s_openapi::api::core::v1::PodSpec {
+            node_name: Some("n1".to_owned()),
+            ..Default::default()
+        });
+        pod
+    };
+    let node = |name: &str, ready: &str| -> Node {
+        let conditions = json!([{"type": "Ready", "status": ready}]);
+        serde_json::from_value(
+            json!({"metadata": {"name": name}, "status": {"conditions": conditions}}),
+        )
+        .unwrap()
+    };
+    let machines = |nodes: Option<Vec<Node>>| Machines { nodes, volumes: Vec::new() };
+    for (pod, nodes, expected) in [
+        (pod_on("False", "False"), Some(vec![node("n1", "True")]), Kubelet::Heard),
+        (pod_on("True", "True"), Some(vec![node("n1", "True")]), Kubelet::Heard),
+        // The node is back, and its kubelet has not yet corrected what was said in its absence.
+        (pod_on("False", "True"), Some(vec![node("n1", "True")]), Kubelet::Silent),
+        (pod_on("False", "False"), Some(vec![node("n1", "Unknown")]), Kubelet::Silent),
+        (pod_on("False", "True"), Some(vec![node("n1", "Unknown")]), Kubelet::Silent),
+        (pod_on("False", "False"), Some(vec![node("n2", "True")]), Kubelet::Silent),
+        (pod_on("False", "False"), None, Kubelet::Unseen),
+        // It is on no node, so it runs nowhere.
+        (pod(json!({})), Some(vec![]), Kubelet::Heard),
+        (pod(json!({})), None, Kubelet::Heard),
+    ] {
+        assert_eq!(pod_state(&pod, &machines(nodes)).kubelet, expected, "{pod:?}");
+    }
+}
+
 /// It is evidence, and it stays one while the kubelet starts the server again and again.
 #[test]
 fn a_server_that_says_that_its_data_is_gone_is_believed_once_it_had_an_id() {
@@ -92,6 +131,35 @@ fn a_server_that_says_that_its_data_is_gone_is_believed_once_it_had_an_id() {
         assert_eq!(model::data_loss(id, cause.as_ref(), false, &silent), expected, "{cause:?}");
         assert_eq!(model::data_loss(None, cause.as_ref(), false, &silent), None);
     }
+}
+
+/// It was created long ago, and nobody could be added meanwhile.
+#[test]
+fn the_time_to_start_counts_from_when_etcd_lists_the_member() {
+    let cluster: EtcdCluster = serde_json::from_value(json!({
+        "apiVersion": "etcd.keelson.dev/v1alpha1", "kind": "EtcdCluster",
+        "metadata": {"name": "main", "namespace": "ns", "uid": "u"}, "spec": {},
+    }))
+    .unwrap();
+    let validated = crate::cluster::validate::validate(&cluster).unwrap();
+    let now: Timestamp = "2026-11-21T12:00:00Z".parse().unwrap();
+    let scene = Scene { validated: &validated, cluster_id: None, latest_index: 0, now };
+    let machines = Machines { nodes: None, volumes: Vec::new() };
+    let mut object: EtcdMember = serde_json::from_value(json!({
+        "metadata": {"name": "main-4", "creationTimestamp": "2026-11-21T11:00:00Z"},
+        "spec": {
+            "clusterRef": {"name": "main"}, "serial": 4, "initialState": "Existing",
+            "peerURL": "https://x:2380", "claimName": "x",
+        },
+    }))
+    .unwrap();
+    let listed = |object: &_| scene.member(object, None, None, None, &machines).listed_since;
+    assert_eq!(listed(&object), None);
+    let mut status = crate::crd::EtcdMemberStatus::default();
+    crate::cluster::act::latch_id(&mut status, MemberId(7), now);
+    object.status = Some(status);
+    let member = scene.member(&object, None, None, None, &machines);
+    assert_eq!((member.id, member.listed_since), (Some(MemberId(7)), Some(now)));
 }
 
 /// The Pod of an emptied member is evicted while its successor still learns: the next Pod has said

@@ -4,7 +4,7 @@
 use jiff::SignedDuration;
 
 use super::*;
-use crate::cluster::model::{Allocation, Bootstrap, Names, Pod, Reach, Serving, Silence};
+use crate::cluster::model::{Allocation, Bootstrap, Kubelet, Names, Pod, Reach, Serving, Silence};
 
 const SINCE: i64 = 1_800_000_000;
 
@@ -20,8 +20,9 @@ fn member(serial: i64) -> Member {
     Member {
         serial: Serial(serial),
         initial_state: InitialState::New,
-        created_at: Timestamp::from_second(SINCE).unwrap(),
         id: Some(id(serial)),
+        listed_since: Some(Timestamp::from_second(SINCE).unwrap()),
+        voted: true,
         deletion_requested: false,
         join_refused: false,
         claim: Claim::Bound,
@@ -31,6 +32,7 @@ fn member(serial: i64) -> Member {
             initial_cluster: String::new(),
             terminating: false,
             down: None,
+            kubelet: Kubelet::Heard,
             serving: true,
         }),
         loss: None,
@@ -195,6 +197,12 @@ fn a_learner_that_never_starts_is_taken_out_unless_the_next_would_not_either() {
     };
     assert_eq!(says(3, never(Cause::Crash("exit 1".to_owned()))), "Remove 4");
     assert_eq!(says(3, never(Cause::Image("no such image".to_owned()))), "Promote waits for I4");
+    // Its time begins when it is added, however long that was held back.
+    let just_added = |s: &mut Situation| {
+        never(Cause::NotReady)(s);
+        s.member(4).listed_since = Some(now() - SignedDuration::from_secs(599));
+    };
+    assert_eq!(says(3, just_added), "Promote waits for I4");
 }
 
 #[test]
@@ -359,6 +367,122 @@ fn without_a_quorum_nothing_is_changed() {
         s.silence(2, Some(Cause::Image("no such image".to_owned())));
     };
     assert_eq!(says(3, broken), "RestartPod 2");
+}
+
+/// Two nodes of three lose the control plane and the operator, and reach each other and the clients.
+fn cut_off(s: &mut Situation, serial: i64, down: Cause) {
+    s.silence(serial, Some(down));
+    s.member(serial).pod.as_mut().unwrap().kubelet = Kubelet::Silent;
+}
+
+#[test]
+fn what_is_only_cut_off_from_the_control_plane_is_not_stopped() {
+    let crash = || Cause::Crash("exit 1".to_owned());
+    for (two, three) in
+        [(Cause::NotReady, Cause::NotReady), (crash(), Cause::NotReady), (crash(), crash())]
+    {
+        let cut = |s: &mut Situation| {
+            outdate(s);
+            s.observed.membership = None;
+            s.member(1).reach = Reach::Silent(Silence::Timeout);
+            cut_off(s, 2, two);
+            cut_off(s, 3, three);
+        };
+        assert_eq!(says(3, cut), "RestartPod waits for I3");
+    }
+    // Where the operator may not look at nodes, the node controller's word is all it has.
+    let unseen = |s: &mut Situation| {
+        outdate(s);
+        s.observed.membership = None;
+        for serial in [2, 3] {
+            s.silence(serial, Some(Cause::NotReady));
+            s.member(serial).pod.as_mut().unwrap().kubelet = Kubelet::Unseen;
+        }
+    };
+    assert_eq!(says(3, unseen), "RestartPod waits for I3");
+    // It does not keep the operator from a member that surely does not run.
+    let and_one_without_an_image = |s: &mut Situation| {
+        unseen(s);
+        s.silence(3, Some(Cause::Image("no such image".to_owned())));
+    };
+    assert_eq!(says(3, and_one_without_an_image), "RestartPod 3");
+}
+
+#[test]
+fn a_member_that_hangs_gets_the_correction_where_that_costs_no_quorum() {
+    // A quorum answers without it, also if that is not everybody.
+    let one_of_three = |s: &mut Situation| {
+        outdate(s);
+        cut_off(s, 2, Cause::NotReady);
+    };
+    assert_eq!(says(3, one_of_three), "RestartPod 2");
+    let two_of_five = |s: &mut Situation| {
+        outdate(s);
+        cut_off(s, 4, Cause::NotReady);
+        cut_off(s, 5, Cause::NotReady);
+    };
+    assert_eq!(says(5, two_of_five), "RestartPod 4");
+    // One of the two votes, since there is a list; nobody can tell which.
+    let two_of_three = |s: &mut Situation| {
+        outdate(s);
+        s.silence(2, Some(Cause::NotReady));
+        s.silence(3, Some(Cause::NotReady));
+    };
+    assert_eq!(says(3, two_of_three), "RestartPod waits for I3");
+    // None answers. Their kubelets say now that they are not ready, or they say that nobody leads.
+    let all = |s: &mut Situation| {
+        outdate(s);
+        s.observed.membership = None;
+        for serial in 1..=3 {
+            s.silence(serial, Some(Cause::NotReady));
+        }
+    };
+    assert_eq!(says(3, all), "RestartPod 1");
+    let leaderless = |s: &mut Situation| {
+        all(s);
+        for serial in 1..=3 {
+            cut_off(s, serial, Cause::NotReady);
+        }
+        s.member(3).reach = Reach::Silent(Silence::NoLeader);
+    };
+    assert_eq!(says(3, leaderless), "RestartPod 3");
+}
+
+/// Without a quorum a rollout of something worse would take the members that could bring it back.
+#[test]
+fn without_a_quorum_the_next_is_stopped_when_the_one_before_has_come_up() {
+    let first = |down: Cause, reach: Silence| {
+        move |s: &mut Situation| {
+            outdate(s);
+            s.observed.membership = None;
+            for serial in 1..=3 {
+                s.silence(serial, Some(Cause::NotReady));
+            }
+            s.member(1).pod.as_mut().unwrap().template = "t2".to_owned();
+            s.silence(1, Some(down));
+            s.member(1).reach = Reach::Silent(reach);
+        }
+    };
+    let image = Cause::Image("no such image".to_owned());
+    assert_eq!(says(3, first(image, Silence::Refused)), "RestartPod waits for I3");
+    assert_eq!(says(3, first(Cause::NotReady, Silence::Refused)), "RestartPod waits for I3");
+    assert_eq!(says(3, first(Cause::NotReady, Silence::NoLeader)), "RestartPod 2");
+    let ending = |s: &mut Situation| {
+        first(Cause::NotReady, Silence::NoLeader)(s);
+        s.member(1).pod.as_mut().unwrap().terminating = true;
+    };
+    assert_eq!(says(3, ending), "RestartPod waits for I3");
+    let learner = |s: &mut Situation| {
+        first(Cause::Crash("exit 1".to_owned()), Silence::Refused)(s);
+        s.member(1).voted = false;
+    };
+    assert_eq!(says(3, learner), "RestartPod 2");
+    // A node that is gone for long does not hold up the others.
+    let far_away = |s: &mut Situation| {
+        first(Cause::NotReady, Silence::Timeout)(s);
+        s.member(1).pod.as_mut().unwrap().kubelet = Kubelet::Silent;
+    };
+    assert_eq!(says(3, far_away), "RestartPod 2");
 }
 
 #[test]

@@ -19,7 +19,7 @@ impl World {
         // for a moment.
         let formed = self.status.cluster_id.is_some();
         let affordable = !formed || !is_voter || self.intact_voters(Some(serial)) >= quorum(voters);
-        match self.chance.below(12) {
+        match self.chance.below(13) {
             0..=2 => {
                 self.stop(serial);
                 if let Some(server) = self.servers.get_mut(&serial) {
@@ -33,11 +33,10 @@ impl World {
             }
             4 if affordable => self.lose_node(serial, Node::Gone),
             5 if affordable => self.lose_node(serial, Node::Silent(self.now)),
-            6 => self.nodes.iter_mut().for_each(|node| {
-                if matches!(node, Node::Silent(_)) {
-                    *node = Node::Up;
-                }
-            }),
+            6 => {
+                let away = self.nodes.iter_mut().filter(|node| node.comes_back());
+                away.for_each(|node| *node = Node::Up);
+            }
             7 if affordable && voters > 1 => {
                 if let Some(object) = self.objects.get_mut(&serial) {
                     object.deletion_requested = true;
@@ -54,6 +53,7 @@ impl World {
                 self.log.push(format!("{} template {}", self.now, self.desired.template));
             }
             11 if affordable && formed => self.empty_volume(serial),
+            12 => self.cut_off(),
             _ => {}
         }
     }
@@ -88,6 +88,18 @@ impl World {
         }
         if let Some(etcd) = self.etcd.as_mut().filter(|etcd| id.is_some() && etcd.leader == id) {
             etcd.leader = None;
+        }
+    }
+
+    /// The control plane and the operator reach some nodes no more; nothing ends by that.
+    fn cut_off(&mut self) {
+        let nodes: BTreeSet<usize> = self.volumes.values().filter_map(|v| v.node).collect();
+        for node in nodes {
+            if self.nodes[node] == Node::Up && self.chance.percent(70) {
+                self.nodes[node] = Node::Cut(self.now);
+                self.nodes.push(Node::Up);
+                self.log.push(format!("{} node {node} is cut off", self.now));
+            }
         }
     }
 

@@ -19,6 +19,11 @@ impl World {
         let stale = seen.is_some();
         let observed = seen.unwrap_or_else(|| self.observe());
         let plan = plan(&self.desired, &observed, self.now);
+        let tempting = |member: &Member| member.is_outdated(&self.desired) && member.is_down();
+        let unseen = observed.cluster_id.is_some() && observed.membership.is_none();
+        if !stale && unseen && self.available() && observed.members.values().any(tempting) {
+            *self.actions.entry(CUT).or_default() += 1;
+        }
         if !stale {
             for ensure in &plan.ensures {
                 self.die(crash_percent)?;
@@ -31,8 +36,10 @@ impl World {
         }
         let Some(action) = plan.action else { return Ok(()) };
         self.keep_the_successor(&action, stale);
-        if invariants::permit(&action, &self.desired, &self.observe(), self.now).is_err() {
-            assert!(stale, "the planner chose a forbidden action: {action:?}");
+        self.give_it_time(&action);
+        let permitted = invariants::permit(&action, &self.desired, &self.observe(), self.now);
+        if let Err(refusal) = permitted {
+            assert!(stale, "the planner chose a forbidden action: {action:?}: {refusal}");
             return Ok(());
         }
         self.log.push(format!("{} {action:?}", self.now));
@@ -60,6 +67,10 @@ impl World {
     fn remember(&mut self, observed: &Observed) {
         for (serial, member) in &observed.members {
             let Some(object) = self.objects.get_mut(serial) else { continue };
+            if observed.membership.is_some() {
+                let entry = observed.entry_of(&self.desired.names, member);
+                object.voted = entry.is_some_and(|entry| !entry.learner);
+            }
             let down = member.pod.as_ref().and_then(|pod| pod.down.as_ref());
             match &member.reach {
                 Reach::Serving(_) => object.data_gone = false,
@@ -68,6 +79,14 @@ impl World {
                 }
                 Reach::Silent(_) => {}
             }
+        }
+    }
+
+    /// A learner is given its whole time to start, from when it was added.
+    fn give_it_time(&self, action: &Action) {
+        if let Action::Remove { reason: RemoveReason::NeverStarted, id, .. } = action {
+            let given = self.now.duration_since(self.added[id]);
+            assert!(given >= JOIN_DEADLINE, "{action:?} after {given:#}");
         }
     }
 
@@ -96,8 +115,9 @@ impl World {
             Ensure::MemberObject { serial, initial_state } => {
                 self.objects.entry(serial).or_insert(Object {
                     initial_state,
-                    created_at: self.now,
                     id: None,
+                    listed_since: None,
+                    voted: false,
                     claim_uid: None,
                     deletion_requested: false,
                     join_refused: false,
@@ -105,7 +125,8 @@ impl World {
                 });
             }
             Ensure::LatchMemberId { serial, id } => {
-                self.objects.get_mut(&serial).unwrap().id = Some(id);
+                let object = self.objects.get_mut(&serial).unwrap();
+                (object.id, object.listed_since) = (Some(id), Some(self.now));
             }
             Ensure::Claim { serial } => {
                 let uid = self.uid();
@@ -123,6 +144,7 @@ impl World {
                     initial_cluster,
                     terminating: false,
                     down: Some(Cause::NotReady),
+                    kubelet: Kubelet::Heard,
                     serving: false,
                 };
                 let token = self.status.bootstrap.as_ref().unwrap().token.clone();
@@ -206,6 +228,11 @@ impl World {
         }
         let all_run = self.voters().iter().all(|entry| self.runs(entry));
         let peer_url = |serial| self.desired.names.peer_url(serial);
+        let unreached = matches!(mutation, Mutation::RemoveMember { id } if self.volumes.iter().any(
+            |(serial, volume)| {
+                volume.data.as_ref().is_some_and(|data| data.id == *id) && !self.reaches(*serial)
+            }
+        ));
         let etcd = self.etcd.as_mut().unwrap();
         match mutation.clone() {
             Mutation::AddLearner { serial } => {
@@ -216,6 +243,7 @@ impl World {
                 let peer_url = peer_url(serial);
                 assert!(etcd.entries.iter().all(|entry| entry.peer_url != peer_url), "added twice");
                 let id = id_of("join", serial);
+                self.added.insert(id, self.now);
                 etcd.entries.push(Entry { id, name: String::new(), peer_url, learner: true });
             }
             Mutation::Promote { id } => {
@@ -223,7 +251,9 @@ impl World {
             }
             Mutation::RemoveMember { id } => {
                 etcd.entries.retain(|entry| entry.id != id);
-                assert!(etcd.leader != Some(id), "I2: the leader was removed");
+                // Of one that the operator does not reach it cannot know, nor could it ask it to hand over.
+                assert!(etcd.leader != Some(id) || unreached, "I2: the leader was removed");
+                etcd.leader = etcd.leader.filter(|leader| *leader != id);
                 // The removed server stops.
                 for (serial, volume) in &self.volumes {
                     let removed = volume.data.as_ref().is_some_and(|data| data.id == id);
