@@ -76,7 +76,7 @@ fn rule(group: &str, resources: &[&str], verbs: &[&str]) -> PolicyRule {
 pub fn cluster_rules() -> Vec<PolicyRule> {
     vec![
         rule(GROUP, &["etcdclusters"], &["get", "list", "patch", "watch"]),
-        rule(GROUP, &["etcdmembers"], &["create", "delete", "list", "patch", "watch"]),
+        rule(GROUP, &["etcdmembers"], &["create", "delete", "get", "list", "patch", "watch"]),
         rule(GROUP, &["etcdbackups"], &["create", "delete", "get", "list", "patch", "watch"]),
         rule(GROUP, &["etcdbackupschedules"], &["get", "list", "watch"]),
         rule(
@@ -97,9 +97,9 @@ pub fn cluster_rules() -> Vec<PolicyRule> {
         ),
         rule("", &["pods"], &["create", "delete", "get", "list", "patch", "watch"]),
         rule("", &["persistentvolumeclaims"], &["create", "delete", "list", "watch"]),
-        rule("", &["services"], &["create", "patch"]),
+        rule("", &["services"], &["create", "get", "patch"]),
         rule("batch", &["jobs"], &["create", "delete", "get", "list", "watch"]),
-        rule("policy", &["poddisruptionbudgets"], &["create", "delete", "patch"]),
+        rule("policy", &["poddisruptionbudgets"], &["create", "delete", "get", "patch"]),
         rule("events.k8s.io", &["events"], &["create", "patch"]),
     ]
 }

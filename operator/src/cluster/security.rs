@@ -304,5 +304,5 @@ async fn write(
     data: &[(&str, &String)],
 ) -> Result<(), KubernetesError> {
     let secret = object(validated, name, data);
-    kubernetes.apply(&validated.desired.names.namespace, &secret).await.map(|_| ())
+    kubernetes.apply(&validated.desired.names.namespace, &secret).await
 }
