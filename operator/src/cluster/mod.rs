@@ -80,7 +80,9 @@ pub async fn reconcile(
     if cluster.metadata.deletion_timestamp.is_some() {
         return end(&context, &cluster, now).await;
     }
-    if !cluster.finalizers().iter().any(|finalizer| finalizer == build::FINALIZER) {
+    // Of a cluster that has always been paused there is nothing to take apart.
+    let held = cluster.finalizers().iter().any(|finalizer| finalizer == build::FINALIZER);
+    if !held && !cluster.spec.paused {
         kubernetes.hold(&cluster, build::FINALIZER).await?;
         return Ok(controller::Action::requeue(Duration::ZERO));
     }
@@ -131,7 +133,7 @@ async fn pass(
     now: Timestamp,
 ) -> Result<bool, PassError> {
     let kubernetes = &context.kubernetes;
-    let certificates = secure(context, validated, now).await?;
+    let certificates = secure(context, cluster, validated, now).await?;
     let etcd = GrpcAdmin::new(certificates.as_ref().map(|certificates| certificates.tls.clone()));
     let mut observation = observe::observe(kubernetes, &etcd, cluster, validated, now).await?;
     let mut plan = plan::plan(&validated.desired, &observation.observed, now);
@@ -162,7 +164,8 @@ async fn pass(
         let result = hands.act(cluster, action).await;
         error = tell(context, cluster, validated, action, &result).await.or(error);
     }
-    let ends = certificates.as_ref().map(|certificates| certificates.ends.as_slice());
+    let known = certificates.as_ref().map_or(&[][..], |certificates| &certificates.ends);
+    let ends = validated.desired.names.tls.then_some(known);
     report(context, cluster, validated, &before, &observation, &plan, error.clone(), ends, now)
         .await?;
     Ok(plan.action.is_none()
@@ -171,9 +174,11 @@ async fn pass(
         && error.is_none())
 }
 
-/// The certificates of the cluster and of its members, if it has any.
+/// The certificates of the cluster and of its members, if it has any. While it is paused they are as
+/// they are.
 async fn secure(
     context: &Context,
+    cluster: &EtcdCluster,
     validated: &Validated,
     now: Timestamp,
 ) -> Result<Option<Certificates>, PassError> {
@@ -183,11 +188,16 @@ async fn secure(
     if let Some(certificates) = context.memory.certificates(&validated.uid) {
         return Ok(Some(certificates));
     }
-    let kubernetes = &context.kubernetes;
-    let mut certificates = security::ensure_cluster(kubernetes, validated, now).await?;
+    let (kubernetes, paused) = (&context.kubernetes, validated.desired.paused);
+    let formed = cluster.status.as_ref().is_some_and(|status| status.cluster_id.is_some());
+    let found = match paused {
+        true => security::look_at_cluster(kubernetes, validated, formed).await?,
+        false => Some(security::ensure_cluster(kubernetes, validated, formed, now).await?),
+    };
+    let Some(mut certificates) = found else { return Ok(None) };
     for serial in observe::serials(kubernetes, validated).await? {
         // Members that run get theirs renewed here; new ones get theirs with their Pod.
-        let ends = match validated.desired.paused {
+        let ends = match paused {
             true => security::look_at_member(kubernetes, validated, serial).await?,
             false => {
                 let authorities = &certificates.authorities;
@@ -319,7 +329,12 @@ async fn report_failure(
     let mut after = report::unobserved(&before, generation, message.clone(), now);
     if matches!(
         error,
-        PassError::Security(SecurityError::Certificate { .. } | SecurityError::Incomplete { .. })
+        PassError::Security(
+            SecurityError::Certificate { .. }
+                | SecurityError::Incomplete { .. }
+                | SecurityError::AuthorityLost { .. }
+                | SecurityError::Paused { .. }
+        )
     ) {
         report::certificates_unusable(&mut after, generation, message, now);
     }

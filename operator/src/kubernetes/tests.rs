@@ -3,6 +3,7 @@
 
 mod api_server;
 mod backups;
+mod clusters;
 mod others;
 mod rights;
 
