@@ -1,6 +1,9 @@
 //! The only file that writes to Kubernetes: server-side apply under our field manager, creates,
 //! deletes with a uid, and status writes with a resource version.
 //!
+//! A name is no proof of whose an object is. What the operator makes names its owner, and it is
+//! changed, used and deleted only where the object that is there has that owner too.
+//!
 //! Every call is bounded by [`CALL_TIMEOUT`]: the client retries throttled requests on its own for
 //! a long time, and a worker that waits there serves nobody. Nothing is read from a cache here;
 //! what the planner decides on and what an action re-verifies comes from the API server.
@@ -42,6 +45,10 @@ pub enum KubernetesError {
     Timeout { verb: &'static str, kind: String, name: String },
     #[error("{verb} {kind} {name}: not done, because the leader lease is not held")]
     LeaseLost { verb: &'static str, kind: String, name: String },
+    #[error(
+        "{kind} {name} exists and is not ours; it stays as it is until it is removed or renamed"
+    )]
+    NotOurs { kind: String, name: String },
     #[error("{kind} cannot be written as JSON: {source}")]
     Encode { kind: String, source: serde_json::Error },
 }
@@ -55,6 +62,20 @@ impl KubernetesError {
     /// The caller lacks a permission.
     pub fn is_forbidden(&self) -> bool {
         self.status_is(|status| status.code == 403)
+    }
+
+    /// Nothing is created any more in a namespace that is being deleted.
+    pub fn is_namespace_ending(&self) -> bool {
+        self.is_forbidden()
+            && self.status_is(|status| {
+                let causes = status.details.iter().flat_map(|details| &details.causes);
+                causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
+            })
+    }
+
+    /// Somebody else's object has the name.
+    pub fn is_not_ours(&self) -> bool {
+        matches!(self, KubernetesError::NotOurs { .. })
     }
 
     /// The object was refused for what is in it.
@@ -156,18 +177,43 @@ impl Kubernetes {
     /// Server-side apply of the whole object; fields that we no longer name are given up.
     ///
     /// # Errors
-    /// The call failed.
+    /// The call failed, or the object that is there does not have this one's owner.
     pub async fn apply<K: Namespaced>(
         &self,
         namespace: &str,
         object: &K,
-    ) -> Result<K, KubernetesError> {
+    ) -> Result<(), KubernetesError> {
         let name = object.name_any();
-        let parameters = PatchParams::apply(FIELD_MANAGER).force();
-        let value = typed::<K>(object)?;
-        let api = self.api::<K>(namespace);
-        self.write::<K, _>("apply", &name, api.patch(&name, &parameters, &Patch::Apply(value)))
-            .await
+        let mut value = typed::<K>(object)?;
+        // By force only what is known to be ours: of what somebody creates in this moment, nothing is
+        // taken over.
+        let mut parameters = PatchParams::apply(FIELD_MANAGER);
+        if let Some(found) = self.get::<K>(namespace, &name).await? {
+            check_owner(&found, object)?;
+            value["metadata"]["uid"] = json!(found.uid());
+            parameters = parameters.force();
+        }
+        let (api, patch) = (self.api::<K>(namespace), Patch::Apply(value));
+        let call = api.patch(&name, &parameters, &patch);
+        self.write::<K, _>("apply", &name, call).await.map(|_| ())
+    }
+
+    /// Creates the object unless it is there.
+    ///
+    /// # Errors
+    /// The call failed, or the object that is there does not have this one's owner.
+    pub async fn create_owned<K: Namespaced>(
+        &self,
+        namespace: &str,
+        object: &K,
+    ) -> Result<(), KubernetesError> {
+        if self.create(namespace, object).await? {
+            return Ok(());
+        }
+        match self.get::<K>(namespace, &object.name_any()).await? {
+            Some(found) => check_owner(&found, object),
+            None => Ok(()),
+        }
     }
 
     /// Creates the object unless one of that name exists. Returns whether it was created.
@@ -234,22 +280,86 @@ impl Kubernetes {
         self.write::<K, _>("patch", &name, api.patch(&name, &parameters, &patch)).await.map(|_| ())
     }
 
-    /// Deletes the object, only if it has this uid. An object that is gone is a success.
+    /// Puts the finalizer on the object beside those of others.
     ///
     /// # Errors
-    /// The call failed, or the uid is another one.
+    /// The call failed, or the object has changed since it was read.
+    pub async fn hold<K: Namespaced>(
+        &self,
+        object: &K,
+        finalizer: &str,
+    ) -> Result<(), KubernetesError> {
+        let mut finalizers = object.finalizers().to_vec();
+        finalizers.push(finalizer.to_owned());
+        self.write_finalizers(object, &finalizers).await
+    }
+
+    /// Takes the finalizer off the object, and leaves those of others. An object that is gone or does
+    /// not have it is a success.
+    ///
+    /// # Errors
+    /// The call failed, or the object has changed since it was read.
+    pub async fn let_go<K: Namespaced>(
+        &self,
+        object: &K,
+        finalizer: &str,
+    ) -> Result<(), KubernetesError> {
+        let mut finalizers = object.finalizers().to_vec();
+        finalizers.retain(|known| known != finalizer);
+        if finalizers.len() == object.finalizers().len() {
+            return Ok(());
+        }
+        match self.write_finalizers(object, &finalizers).await {
+            Err(error) if !error.is_not_found() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// The list is written whole: the resource version keeps what others write to it in between.
+    async fn write_finalizers<K: Namespaced>(
+        &self,
+        object: &K,
+        finalizers: &[String],
+    ) -> Result<(), KubernetesError> {
+        let version = object.resource_version();
+        let metadata = json!({ "finalizers": finalizers, "resourceVersion": version });
+        self.merge_metadata(object, metadata).await
+    }
+
+    /// Deletes the object with this uid. If it is gone, or another one has its name, that is a success.
+    ///
+    /// # Errors
+    /// The call failed.
     pub async fn delete<K: Namespaced>(
         &self,
         namespace: &str,
         name: &str,
-        uid: Option<&str>,
+        uid: &str,
     ) -> Result<(), KubernetesError> {
-        let preconditions =
-            uid.map(|uid| Preconditions { uid: Some(uid.to_owned()), resource_version: None });
-        let parameters = DeleteParams { preconditions, ..DeleteParams::background() };
+        let preconditions = Preconditions { uid: Some(uid.to_owned()), resource_version: None };
+        let parameters =
+            DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
         let api = self.api::<K>(namespace);
         match self.write::<K, _>("delete", name, api.delete(name, &parameters)).await {
-            Err(error) if !error.is_not_found() => Err(error),
+            Err(error) if !error.is_not_found() && !error.is_conflict() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Deletes the object of this name if the owner with this uid has it.
+    ///
+    /// # Errors
+    /// The call failed.
+    pub async fn delete_owned<K: Namespaced>(
+        &self,
+        namespace: &str,
+        name: &str,
+        owner: &str,
+    ) -> Result<(), KubernetesError> {
+        match self.get::<K>(namespace, name).await? {
+            Some(found) if is_owned_by(&found, owner) => {
+                self.delete::<K>(namespace, name, &found.uid().unwrap_or_default()).await
+            }
             _ => Ok(()),
         }
     }
@@ -276,6 +386,22 @@ impl Kubernetes {
 
     fn api<K: Namespaced>(&self, namespace: &str) -> Api<K> {
         Api::namespaced(self.client.clone(), namespace)
+    }
+}
+
+/// Whether the object names the owner with this uid.
+pub fn is_owned_by(object: &impl ResourceExt, owner: &str) -> bool {
+    object.owner_references().iter().any(|reference| reference.uid == owner)
+}
+
+/// What is there belongs to whom the wanted object belongs to.
+fn check_owner<K: Namespaced>(found: &K, wanted: &K) -> Result<(), KubernetesError> {
+    match wanted.owner_references().iter().any(|owner| is_owned_by(found, &owner.uid)) {
+        true => Ok(()),
+        false => Err(KubernetesError::NotOurs {
+            kind: K::kind(&()).into_owned(),
+            name: found.name_any(),
+        }),
     }
 }
 

@@ -15,6 +15,7 @@
   verbs:
   - create
   - delete
+  - get
   - list
   - patch
   - watch
@@ -80,6 +81,7 @@
   - services
   verbs:
   - create
+  - get
   - patch
 - apiGroups:
   - batch
@@ -98,6 +100,7 @@
   verbs:
   - create
   - delete
+  - get
   - patch
 - apiGroups:
   - events.k8s.io
@@ -127,7 +130,7 @@
 - apiGroups:
   - coordination.k8s.io
   resourceNames:
-  - etcd-operator
+  - '{{ include "etcd-operator.name" . }}'
   resources:
   - leases
   verbs:

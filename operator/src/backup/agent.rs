@@ -30,9 +30,6 @@ const PART_BYTES: usize = 8 << 20;
 /// Parts in flight. With the part size this bounds the memory of an upload.
 const PARTS_MAX: usize = 4;
 
-/// What our `etcdutl` asks for where a snapshot has users that its server could not enforce.
-const DROP_AUTH: &str = "--drop-auth";
-
 /// What a backup is made of.
 #[derive(Clone, Debug)]
 pub struct BackupOrder {
@@ -48,9 +45,14 @@ pub struct BackupOrder {
 #[serde(rename_all = "camelCase")]
 pub enum AgentReport {
     Backup(Box<Manifest>),
-    Restored { revision: i64 },
+    /// The revision is absent where the data was there before.
+    Restored {
+        revision: Option<i64>,
+    },
     Deleted,
-    Failed { error: String },
+    Failed {
+        error: String,
+    },
 }
 
 /// An agent's work that could not be done.
@@ -210,21 +212,25 @@ pub struct RestoreOrder {
     pub bump_revision: i64,
 }
 
-/// Seeds the data directory unless it exists. The directory appears by a rename, so a restore that
-/// was interrupted is started again from nothing.
+/// Seeds the data directory unless it exists, and returns the revision that it is seeded with. The
+/// directory appears by a rename, so a restore that was interrupted is started again from nothing; and
+/// once it is there, its Pod may start as often as it has to, whatever becomes of the store.
 ///
 /// # Errors
 /// The backup cannot be read or is damaged, or `etcdutl` refused it. The directory does not exist
 /// then.
-pub async fn restore(order: &RestoreOrder, store: Arc<dyn ObjectStore>) -> Result<i64, AgentError> {
+pub async fn restore(
+    order: &RestoreOrder,
+    store: Arc<dyn ObjectStore>,
+) -> Result<Option<i64>, AgentError> {
     let file = |action: &'static str, path: &Path| {
         let path = path.display().to_string();
         move |source| AgentError::File { action, path, source }
     };
-    let manifest = read_manifest(&store, &ObjectPath::from(order.manifest.as_str())).await?;
     if tokio::fs::try_exists(&order.data_dir).await.map_err(file("look for", &order.data_dir))? {
-        return Ok(manifest.revision);
+        return Ok(None);
     }
+    let manifest = read_manifest(&store, &ObjectPath::from(order.manifest.as_str())).await?;
     let staging = order.data_dir.with_extension("restoring");
     match tokio::fs::remove_dir_all(&staging).await {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -244,7 +250,7 @@ pub async fn restore(order: &RestoreOrder, store: Arc<dyn ObjectStore>) -> Resul
         parent_directory.sync_all().await.map_err(file("sync", parent))?;
     }
     tokio::fs::remove_dir_all(&staging).await.map_err(file("remove", &staging))?;
-    Ok(manifest.revision)
+    Ok(Some(manifest.revision))
 }
 
 async fn download(
@@ -272,28 +278,9 @@ async fn download(
 }
 
 async fn run_etcdutl(order: &RestoreOrder, snapshot: &Path, into: &Path) -> Result<(), AgentError> {
-    let Err(refused) = try_etcdutl(order, snapshot, into, &[]).await else { return Ok(()) };
-    let asks_for_it = matches!(
-        &refused,
-        AgentError::Restore { output, .. } if output.contains(DROP_AUTH)
-    );
-    if !asks_for_it {
-        return Err(refused);
-    }
-    // The data is worth more than the users: they are known and can be made again.
-    tracing::warn!(%refused, "restoring without users and roles; make them again");
-    try_etcdutl(order, snapshot, into, &[DROP_AUTH]).await
-}
-
-async fn try_etcdutl(
-    order: &RestoreOrder,
-    snapshot: &Path,
-    into: &Path,
-    further: &[&str],
-) -> Result<(), AgentError> {
     let mut command = tokio::process::Command::new(&order.etcdutl);
     command.args(["snapshot", "restore"]).arg(snapshot).arg("--data-dir").arg(into);
-    command.args(&order.arguments).args(further);
+    command.args(&order.arguments);
     if order.bump_revision > 0 {
         // Watchers must see a compaction and never an old revision again.
         command.arg("--bump-revision").arg(order.bump_revision.to_string()).arg("--mark-compacted");
@@ -403,35 +390,38 @@ mod tests {
         let order = order(directory.path());
         // The rest of an interrupted attempt.
         std::fs::create_dir_all(directory.path().join("data.restoring/data")).unwrap();
-        assert_eq!(restore(&order, store.clone()).await.unwrap(), 7);
+        assert_eq!(restore(&order, store.clone()).await.unwrap(), Some(7));
         assert_eq!(std::fs::read(directory.path().join("data/db")).unwrap(), snapshot);
         let arguments = std::fs::read_to_string(directory.path().join("data/arguments")).unwrap();
         assert!(arguments.contains("--bump-revision 1000 --mark-compacted"), "{arguments}");
         assert!(!directory.path().join("data.restoring").exists());
         std::fs::write(directory.path().join("data/db"), b"written since").unwrap();
-        restore(&order, store).await.unwrap();
+        // The Pod starts again, and the store has nothing any more.
+        let empty: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        assert_eq!(restore(&order, empty).await.unwrap(), None);
         assert_eq!(std::fs::read(directory.path().join("data/db")).unwrap(), b"written since");
     }
 
+    /// Who may read and write is part of what was backed up: whatever `etcdutl` advises people to do,
+    /// nothing that nobody asked for opens the new cluster to everybody.
     #[tokio::test]
-    async fn users_are_left_out_only_where_etcdutl_asks_for_it() {
-        use std::os::unix::fs::PermissionsExt;
+    async fn users_are_never_left_out() {
         let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
         stored(&store, &sample_snapshot(5)).await;
-        for (refusal, succeeds) in [("auth is enabled; use --drop-auth", true), ("no space", false)]
-        {
-            let directory = tempfile::tempdir().unwrap();
-            let order = order(directory.path());
-            let script = format!(
-                "#!/bin/sh\ncase \"$*\" in *--drop-auth*) mkdir -p \"$5\"; exit 0;; esac\n\
-                 echo '{refusal}' >&2\nexit 1\n"
-            );
-            std::fs::write(&order.etcdutl, script).unwrap();
-            let executable = std::fs::Permissions::from_mode(0o755);
-            std::fs::set_permissions(&order.etcdutl, executable).unwrap();
-            let result = restore(&order, store.clone()).await;
-            assert_eq!(result.is_ok(), succeeds, "{refusal}: {result:?}");
-        }
+        let directory = tempfile::tempdir().unwrap();
+        let order = order(directory.path());
+        let calls = directory.path().join("calls");
+        let script = format!(
+            "#!/bin/sh\necho \"$@\" >> {}\necho 'auth is enabled; use --drop-auth' >&2\nexit 1\n",
+            calls.display()
+        );
+        std::fs::write(&order.etcdutl, script).unwrap();
+        let error = restore(&order, store).await.unwrap_err();
+        assert!(error.to_string().contains("auth is enabled"), "{error}");
+        let calls = std::fs::read_to_string(calls).unwrap();
+        assert_eq!(calls.lines().count(), 1, "{calls}");
+        assert!(!calls.contains("--drop-auth"), "{calls}");
+        assert!(!order.data_dir.exists());
     }
 
     #[tokio::test]

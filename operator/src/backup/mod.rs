@@ -31,7 +31,6 @@ use kube::{
         events::{Event, EventType},
     },
 };
-use serde_json::json;
 
 use crate::{
     cluster::{
@@ -44,7 +43,7 @@ use crate::{
         BackupDeletionPolicy, BackupSource, BackupStore, EtcdBackup, EtcdBackupStatus, EtcdCluster,
         EtcdMember, MemberRole, TlsMode,
     },
-    kubernetes::{Kubernetes, KubernetesError},
+    kubernetes::{Kubernetes, KubernetesError, is_owned_by},
 };
 use agent::AgentReport;
 use job::{JobOrder, TLS_MOUNT, job};
@@ -62,6 +61,8 @@ enum NotYet {
     Store,
     #[error("no voting member answers")]
     Member,
+    #[error("Job {0} exists and is not of this backup")]
+    Job(String),
 }
 
 /// The backup was taken.
@@ -102,7 +103,7 @@ pub async fn reconcile(
     }
     let deletes = backup.spec.deletion_policy == BackupDeletionPolicy::Delete;
     if deletes && !backup.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
-        kubernetes.merge_metadata(&backup, json!({ "finalizers": [FINALIZER] })).await?;
+        kubernetes.hold(&backup, FINALIZER).await?;
         return Ok(Action::requeue(Duration::ZERO));
     }
     if is_complete(&backup) || is_failed(&backup) {
@@ -111,9 +112,9 @@ pub async fn reconcile(
     let Some(running) = kubernetes.get::<Job>(&namespace, &name).await? else {
         return start(&context, &backup).await;
     };
-    if running.owner_references().iter().all(|owner| Some(&owner.uid) != backup.uid().as_ref()) {
-        // The Job of an older backup of this name; the garbage collector is on its way.
-        return Ok(Action::requeue(RUNNING));
+    if !is_owned_by(&running, &backup.uid().unwrap_or_default()) {
+        // To that of an older backup of this name the garbage collector is on its way.
+        return wait(&context, &backup, &NotYet::Job(name)).await;
     }
     follow(&context, &backup, &running).await
 }
@@ -125,21 +126,7 @@ async fn start(context: &Context, backup: &EtcdBackup) -> Result<Action, Kuberne
     let mut status = backup.status.clone().unwrap_or_default();
     let order = match prepare(context, backup, &mut status).await? {
         Ok(order) => order,
-        Err(not_yet) => {
-            let message = not_yet.to_string();
-            let generation = backup.metadata.generation;
-            condition(
-                &mut status.conditions,
-                generation,
-                "Complete",
-                Some(false),
-                "Waiting",
-                message,
-                now,
-            );
-            write(context, backup, &status).await?;
-            return Ok(Action::requeue(WAITING));
-        }
+        Err(not_yet) => return wait(context, backup, &not_yet).await,
     };
     status.started_at.get_or_insert(Time(now));
     let generation = backup.metadata.generation;
@@ -154,8 +141,21 @@ async fn start(context: &Context, backup: &EtcdBackup) -> Result<Action, Kuberne
     );
     // Status first: it holds the path under which the Job writes.
     write(context, backup, &status).await?;
-    context.kubernetes.create(&backup.namespace().unwrap_or_default(), &order).await?;
+    context.kubernetes.create_owned(&backup.namespace().unwrap_or_default(), &order).await?;
     Ok(Action::requeue(RUNNING))
+}
+
+async fn wait(
+    context: &Context,
+    backup: &EtcdBackup,
+    not_yet: &NotYet,
+) -> Result<Action, KubernetesError> {
+    let mut status = backup.status.clone().unwrap_or_default();
+    let (generation, message) = (backup.metadata.generation, not_yet.to_string());
+    let (conditions, now) = (&mut status.conditions, Timestamp::now());
+    condition(conditions, generation, "Complete", Some(false), "Waiting", message, now);
+    write(context, backup, &status).await?;
+    Ok(Action::requeue(WAITING))
 }
 
 async fn prepare(
@@ -271,9 +271,8 @@ async fn follow(
             // The Pod is gone before its message was read. The agent finds the manifest in the
             // store and says so again.
             let namespace = backup.namespace().unwrap_or_default();
-            let uid = running.uid();
-            let name = running.name_any();
-            context.kubernetes.delete::<Job>(&namespace, &name, uid.as_deref()).await?;
+            let (name, uid) = (running.name_any(), running.uid().unwrap_or_default());
+            context.kubernetes.delete::<Job>(&namespace, &name, &uid).await?;
             return Ok(Action::requeue(RUNNING));
         }
         (None, Some(AgentReport::Failed { error })) => fail(&mut status, generation, error),
@@ -345,9 +344,7 @@ async fn agent_report(
     let namespace = job.namespace().unwrap_or_default();
     let labels = format!("etcd.keelson.dev/job={}", job.name_any());
     let mut pods = kubernetes.list::<Pod>(&namespace, &labels).await?;
-    pods.retain(|pod| {
-        pod.owner_references().iter().any(|owner| Some(&owner.uid) == job.uid().as_ref())
-    });
+    pods.retain(|pod| is_owned_by(pod, &job.uid().unwrap_or_default()));
     pods.sort_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0));
     let messages = pods.iter().rev().filter_map(|pod| {
         let containers = pod.status.as_ref()?.container_statuses.as_ref()?;
@@ -367,29 +364,42 @@ async fn finalize(context: &Context, backup: &EtcdBackup) -> Result<Action, Kube
     let stored = backup.status.clone().and_then(|status| status.store.zip(status.manifest));
     if let Some((store, manifest)) = stored {
         // Nothing may still be writing what is to be deleted.
-        context.kubernetes.delete::<Job>(&namespace, &backup.name_any(), None).await?;
-        if !is_deleted(context, backup, &store, &manifest).await? {
-            return Ok(Action::requeue(RUNNING));
+        let (name, uid) = (backup.name_any(), backup.uid().unwrap_or_default());
+        context.kubernetes.delete_owned::<Job>(&namespace, &name, &uid).await?;
+        match delete_stored(context, backup, &store, &manifest).await? {
+            Deletion::Done => {}
+            Deletion::Running => return Ok(Action::requeue(RUNNING)),
+            Deletion::HeldUp(why) => {
+                tell_held_up(context, backup, why).await?;
+                return Ok(Action::requeue(WAITING));
+            }
         }
     }
-    match context.kubernetes.merge_metadata(backup, json!({ "finalizers": null })).await {
-        Err(error) if !error.is_not_found() => Err(error),
-        _ => Ok(Action::await_change()),
-    }
+    context.kubernetes.let_go(backup, FINALIZER).await?;
+    Ok(Action::await_change())
+}
+
+/// How far the deletion of what is stored has come.
+enum Deletion {
+    Running,
+    Done,
+    /// It needs somebody; it is tried again all the same.
+    HeldUp(String),
 }
 
 /// Runs the Job that deletes the objects; a namespace that is going away takes no more Jobs, and
 /// then the objects stay rather than the namespace hanging.
-async fn is_deleted(
+async fn delete_stored(
     context: &Context,
     backup: &EtcdBackup,
     store: &BackupStore,
     manifest: &str,
-) -> Result<bool, KubernetesError> {
-    let (namespace, name) =
-        (backup.namespace().unwrap_or_default(), format!("{}-delete", backup.name_any()));
+) -> Result<Deletion, KubernetesError> {
+    let (namespace, uid) =
+        (backup.namespace().unwrap_or_default(), backup.uid().unwrap_or_default());
+    // By the uid: `<name>-delete` may be the name of another backup, and so that of its Job.
+    let name = format!("backup-delete-{uid}");
     let Some(running) = context.kubernetes.get::<Job>(&namespace, &name).await? else {
-        let uid = backup.uid().unwrap_or_default();
         let arguments = vec![
             "agent".to_owned(),
             "delete".to_owned(),
@@ -398,24 +408,46 @@ async fn is_deleted(
         ];
         let image = &context.agent_image;
         let order = JobOrder { name, image, arguments, store, client_secret: None };
-        return match context.kubernetes.create(&namespace, &job(backup, order)).await {
-            Err(error) if error.is_forbidden() => Ok(true),
+        return match context.kubernetes.create_owned(&namespace, &job(backup, order)).await {
+            Ok(()) => Ok(Deletion::Running),
+            Err(error) if error.is_namespace_ending() => Ok(Deletion::Done),
+            // A quota is raised, a policy is changed: until then the objects are not forgotten.
+            Err(error) if error.is_forbidden() => Ok(Deletion::HeldUp(error.to_string())),
             Err(error) => Err(error),
-            Ok(_) => Ok(false),
         };
     };
+    if !is_owned_by(&running, &uid) {
+        return Ok(Deletion::HeldUp(NotYet::Job(name).to_string()));
+    }
     let conditions = running.status.iter().flat_map(|status| status.conditions.iter().flatten());
     let ended = |kind: &str| conditions.clone().any(|c| c.type_ == kind && c.status == "True");
     if ended("Failed") {
         let report = agent_report(&context.kubernetes, &running).await?;
-        let note = format!(
-            "stored objects were not deleted: {report:?}; delete the Job {name} to try again, or remove the finalizer to keep the objects"
-        );
-        let event = event("DeletionFailed", EventType::Warning, "Delete", note);
-        context.publish(&event, &backup.object_ref(&())).await;
-        return Ok(false);
+        return Ok(Deletion::HeldUp(format!("{report:?}; delete the Job {name} to try again")));
     }
-    Ok(ended("Complete"))
+    Ok(if ended("Complete") { Deletion::Done } else { Deletion::Running })
+}
+
+/// Once for each reason.
+async fn tell_held_up(
+    context: &Context,
+    backup: &EtcdBackup,
+    why: String,
+) -> Result<(), KubernetesError> {
+    let note = format!(
+        "stored objects are not deleted: {why}; or remove the finalizer {FINALIZER} to keep the objects"
+    );
+    let mut status = backup.status.clone().unwrap_or_default();
+    let (generation, now) = (backup.metadata.generation, Timestamp::now());
+    let (conditions, message) = (&mut status.conditions, note.clone());
+    condition(conditions, generation, "Deleted", Some(false), "DeletionFailed", message, now);
+    if backup.status.as_ref() == Some(&status) {
+        return Ok(());
+    }
+    write(context, backup, &status).await?;
+    let event = event("DeletionFailed", EventType::Warning, "Delete", note);
+    context.publish(&event, &backup.object_ref(&())).await;
+    Ok(())
 }
 
 async fn write(
@@ -433,6 +465,8 @@ async fn write(
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]

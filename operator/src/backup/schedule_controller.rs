@@ -65,14 +65,12 @@ pub async fn reconcile(
     };
     let backups =
         kubernetes.list::<EtcdBackup>(&namespace, &format!("{SCHEDULE_LABEL}={name}")).await?;
-    let active = |backup: &&EtcdBackup| {
-        !is_complete(backup) && !is_failed(backup) && backup.metadata.deletion_timestamp.is_none()
-    };
-    status.active = backups.iter().filter(active).map(ResourceExt::name_any).collect();
+    let active = backups.iter().filter(|backup| is_active(backup));
+    status.active = active.map(ResourceExt::name_any).collect();
     let completed = completed(&backups);
     status.last_successful_time = completed.iter().map(|backup| backup.at).max().map(Time);
     let decision = decide(&situation(&schedule, &status, &cron, &zone, now));
-    carry_out(kubernetes, &schedule, &mut status, &decision).await?;
+    carry_out(kubernetes, &schedule, &backups, &mut status, &decision).await?;
     prune(kubernetes, &schedule, &backups, &completed, &zone, now).await?;
     status.next_scheduled_time = match schedule.spec.suspend {
         true => None,
@@ -88,10 +86,16 @@ fn read(schedule: &EtcdBackupSchedule) -> Result<(Cron, TimeZone), CronError> {
     Ok((Cron::parse(&schedule.spec.schedule)?, time_zone(&schedule.spec.time_zone)?))
 }
 
+fn is_active(backup: &EtcdBackup) -> bool {
+    !is_complete(backup) && !is_failed(backup) && backup.metadata.deletion_timestamp.is_none()
+}
+
+/// The backups that there are to go back to. One that is being deleted is none, so it must not push out
+/// another as the newest.
 fn completed(backups: &[EtcdBackup]) -> Vec<Completed> {
     backups
         .iter()
-        .filter(|backup| is_complete(backup))
+        .filter(|backup| is_complete(backup) && backup.metadata.deletion_timestamp.is_none())
         .filter_map(|backup| {
             let at = backup.status.as_ref()?.completed_at.as_ref()?.0;
             Some(Completed { name: backup.name_any(), at })
@@ -124,14 +128,16 @@ fn situation<'a>(
 async fn carry_out(
     kubernetes: &Kubernetes,
     schedule: &EtcdBackupSchedule,
+    backups: &[EtcdBackup],
     status: &mut EtcdBackupScheduleStatus,
     decision: &Decision,
 ) -> Result<(), KubernetesError> {
     let Decision::Start { at, replacing } = decision else { return Ok(()) };
     let namespace = schedule.namespace().unwrap_or_default();
     if *replacing {
-        for name in &status.active {
-            kubernetes.delete::<EtcdBackup>(&namespace, name, None).await?;
+        for backup in backups.iter().filter(|backup| is_active(backup)) {
+            let (name, uid) = (backup.name_any(), backup.uid().unwrap_or_default());
+            kubernetes.delete::<EtcdBackup>(&namespace, &name, &uid).await?;
         }
         status.active.clear();
     }
@@ -189,7 +195,9 @@ async fn prune(
         };
         if backup.metadata.deletion_timestamp.is_none() {
             let namespace = backup.namespace().unwrap_or_default();
-            kubernetes.delete::<EtcdBackup>(&namespace, &name, backup.uid().as_deref()).await?;
+            kubernetes
+                .delete::<EtcdBackup>(&namespace, &name, &backup.uid().unwrap_or_default())
+                .await?;
         }
     }
     Ok(())

@@ -55,9 +55,10 @@ impl Backups {
         Ok(Backups { backups, schedules, cluster_id })
     }
 
-    /// The newest complete backup of the cluster.
+    /// The newest complete backup of the cluster; one that is being deleted is nothing to go back to.
     pub fn newest(&self) -> Option<ClusterBackupStatus> {
-        let complete = self.backups.iter().filter_map(|backup| {
+        let stays = |backup: &&EtcdBackup| backup.metadata.deletion_timestamp.is_none();
+        let complete = self.backups.iter().filter(stays).filter_map(|backup| {
             let completed_at = self.completed_at(backup)?;
             Some((completed_at, backup.name_any(), backup.status.as_ref()?.revision))
         });

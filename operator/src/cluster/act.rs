@@ -83,9 +83,8 @@ impl Hands<'_> {
         let namespace = &names.namespace;
         match ensure {
             Ensure::MemberObject { serial, initial_state } => {
-                self.kubernetes
-                    .create(namespace, &build::member(validated, *serial, *initial_state))
-                    .await?;
+                let member = build::member(validated, *serial, *initial_state);
+                self.kubernetes.create_owned(namespace, &member).await?;
             }
             Ensure::LatchMemberId { serial, id } => {
                 let latch = |status: &mut _| latch_id(status, *id, self.now);
@@ -118,7 +117,7 @@ impl Hands<'_> {
                     )
                     .await?;
                 }
-                self.kubernetes.create(namespace, &build::pod(validated, &pod)).await?;
+                self.kubernetes.create_owned(namespace, &build::pod(validated, &pod)).await?;
             }
             Ensure::Serving { serial, serving, .. } => {
                 if let Some(pod) = observation.pods.get(serial) {
@@ -166,7 +165,7 @@ impl Hands<'_> {
             | Mutation::Allocate { .. } => self.write_decision(cluster, action, mutation).await?,
             Mutation::CreateMemberObject { serial } => {
                 let member = build::member(self.validated, *serial, InitialState::Existing);
-                self.kubernetes.create(namespace, &member).await?;
+                self.kubernetes.create_owned(namespace, &member).await?;
             }
             Mutation::AddLearner { serial } => self.add_learner(fresh, *serial).await?,
             Mutation::Promote { id } => self.etcd.promote(voter(fresh)?, *id).await?,
@@ -176,14 +175,12 @@ impl Hands<'_> {
                 self.etcd.move_leader(leader, *to).await?;
             }
             Mutation::DeletePod { serial, uid } => {
-                self.kubernetes.delete::<Pod>(namespace, &names.member(*serial), Some(uid)).await?;
+                self.kubernetes.delete::<Pod>(namespace, &names.member(*serial), uid).await?;
             }
             Mutation::DeletePodOf { serial } => {
                 if let Some(pod) = fresh.pods.get(serial) {
-                    let uid = pod.uid();
-                    self.kubernetes
-                        .delete::<Pod>(namespace, &names.member(*serial), uid.as_deref())
-                        .await?;
+                    let (name, uid) = (names.member(*serial), pod.uid().unwrap_or_default());
+                    self.kubernetes.delete::<Pod>(namespace, &name, &uid).await?;
                 }
             }
             Mutation::RetireClaim { serial } => self.retire_claim(fresh, *serial).await?,
@@ -223,7 +220,7 @@ impl Hands<'_> {
         let namespace = &self.validated.desired.names.namespace;
         if let Some(uid) = uid {
             self.kubernetes
-                .delete::<PersistentVolumeClaim>(namespace, &object.spec.claim_name, Some(uid))
+                .delete::<PersistentVolumeClaim>(namespace, &object.spec.claim_name, uid)
                 .await?;
         }
         Ok(())
@@ -299,7 +296,7 @@ impl Hands<'_> {
     }
 }
 
-/// Lets the object go: the finalizer is what held it.
+/// Lets the object go, and deletes it: our finalizer is what held it.
 ///
 /// # Errors
 /// The API server refused or did not answer.
@@ -308,11 +305,8 @@ pub async fn delete_member_object(
     object: &EtcdMember,
 ) -> Result<(), KubernetesError> {
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
-    kubernetes.delete::<EtcdMember>(&namespace, &name, object.uid().as_deref()).await?;
-    match kubernetes.merge_metadata(object, json!({ "finalizers": null })).await {
-        Err(error) if !error.is_not_found() => Err(error),
-        _ => Ok(()),
-    }
+    kubernetes.let_go(object, build::FINALIZER).await?;
+    kubernetes.delete::<EtcdMember>(&namespace, &name, &object.uid().unwrap_or_default()).await
 }
 
 /// With the time: what a learner is given to start begins when it may, and not with its object.

@@ -6,7 +6,6 @@
 
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::ResourceExt;
-use serde_json::json;
 
 use super::{
     act::delete_member_object,
@@ -14,7 +13,7 @@ use super::{
 };
 use crate::{
     crd::{EtcdCluster, EtcdMember, VolumePolicy},
-    kubernetes::{Kubernetes, KubernetesError},
+    kubernetes::{Kubernetes, KubernetesError, is_owned_by},
 };
 
 /// Takes the cluster apart; returns whether everything that had to go is gone.
@@ -32,26 +31,25 @@ pub async fn finalize(
         (cluster.namespace().unwrap_or_default(), cluster.uid().unwrap_or_default());
     let labels = selector_text(&member_selector(&cluster.name_any()));
     let members = kubernetes.list::<EtcdMember>(&namespace, &labels).await?;
-    let members: Vec<EtcdMember> = members
-        .into_iter()
-        .filter(|member| member.owner_references().iter().any(|owner| owner.uid == uid))
-        .collect();
+    let members: Vec<EtcdMember> =
+        members.into_iter().filter(|member| is_owned_by(member, &uid)).collect();
+    let pods = kubernetes.list::<Pod>(&namespace, &labels).await?;
     for member in &members {
-        kubernetes.delete::<Pod>(&namespace, &member.name_any(), None).await?;
+        let member_uid = member.uid().unwrap_or_default();
+        for pod in pods.iter().filter(|pod| is_owned_by(*pod, &member_uid)) {
+            let uid = pod.uid().unwrap_or_default();
+            kubernetes.delete::<Pod>(&namespace, &pod.name_any(), &uid).await?;
+        }
         let claim_uid = member.status.as_ref().and_then(|status| status.claim_uid.clone());
         if let (VolumePolicy::Delete, Some(claim_uid)) = (cluster.spec.deletion_policy, claim_uid) {
             let name = &member.spec.claim_name;
-            kubernetes.delete::<PersistentVolumeClaim>(&namespace, name, Some(&claim_uid)).await?;
+            kubernetes.delete::<PersistentVolumeClaim>(&namespace, name, &claim_uid).await?;
         }
         delete_member_object(kubernetes, member).await?;
     }
     if !members.is_empty() {
         return Ok(false);
     }
-    let mut finalizers = cluster.finalizers().to_vec();
-    finalizers.retain(|finalizer| finalizer != FINALIZER);
-    match kubernetes.merge_metadata(cluster, json!({ "finalizers": finalizers })).await {
-        Err(error) if !error.is_not_found() => Err(error),
-        _ => Ok(true),
-    }
+    kubernetes.let_go(cluster, FINALIZER).await?;
+    Ok(true)
 }

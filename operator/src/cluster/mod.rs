@@ -26,8 +26,8 @@ pub mod validate;
 use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::{Resource, ResourceExt, runtime::controller};
-use serde_json::json;
 
 use crate::{
     backup::view::Backups,
@@ -37,8 +37,9 @@ use crate::{
     kubernetes::KubernetesError,
 };
 use act::{ActError, Hands};
+use invariants::Refusal;
 use observe::Observation;
-use plan::Plan;
+use plan::{Blocked, Plan};
 use report::Outcome;
 use security::{CertificateEnd, Certificates, SecurityError};
 use validate::{InvalidSpec, Validated};
@@ -70,6 +71,7 @@ pub async fn reconcile(
     let (namespace, name) = (cached.namespace().unwrap_or_default(), cached.name_any());
     let kubernetes = &context.kubernetes;
     let Some(mut cluster) = kubernetes.get::<EtcdCluster>(&namespace, &name).await? else {
+        context.metrics.forget(&namespace, &name);
         return Ok(controller::Action::await_change());
     };
     if !context.lease.is_held() {
@@ -79,10 +81,10 @@ pub async fn reconcile(
     if cluster.metadata.deletion_timestamp.is_some() {
         return end(&context, &cluster, now).await;
     }
-    if !cluster.finalizers().iter().any(|finalizer| finalizer == build::FINALIZER) {
-        let mut finalizers = cluster.finalizers().to_vec();
-        finalizers.push(build::FINALIZER.to_owned());
-        kubernetes.merge_metadata(&cluster, json!({ "finalizers": finalizers })).await?;
+    // Of a cluster that has always been paused there is nothing to take apart.
+    let held = cluster.finalizers().iter().any(|finalizer| finalizer == build::FINALIZER);
+    if !held && !cluster.spec.paused {
+        kubernetes.hold(&cluster, build::FINALIZER).await?;
         return Ok(controller::Action::requeue(Duration::ZERO));
     }
     let validated = match validate::validate(&cluster) {
@@ -114,7 +116,11 @@ async fn end(
     now: Timestamp,
 ) -> Result<controller::Action, PassError> {
     match finalize::finalize(&context.kubernetes, cluster).await {
-        Ok(true) => Ok(controller::Action::await_change()),
+        Ok(true) => {
+            let namespace = cluster.namespace().unwrap_or_default();
+            context.metrics.forget(&namespace, &cluster.name_any());
+            Ok(controller::Action::await_change())
+        }
         Ok(false) => Ok(controller::Action::requeue(BUSY)),
         Err(error) => {
             let error = PassError::from(error);
@@ -132,10 +138,10 @@ async fn pass(
     now: Timestamp,
 ) -> Result<bool, PassError> {
     let kubernetes = &context.kubernetes;
-    let certificates = secure(context, validated, now).await?;
+    let certificates = secure(context, cluster, validated, now).await?;
     let etcd = GrpcAdmin::new(certificates.as_ref().map(|certificates| certificates.tls.clone()));
     let mut observation = observe::observe(kubernetes, &etcd, cluster, validated, now).await?;
-    let plan = plan::plan(&validated.desired, &observation.observed, now);
+    let mut plan = plan::plan(&validated.desired, &observation.observed, now);
     let hands = Hands {
         kubernetes,
         etcd: &etcd,
@@ -146,24 +152,25 @@ async fn pass(
         now,
     };
     let before = cluster.status.clone().unwrap_or_default();
-    let mut error = match validated.desired.paused {
-        true => None,
-        false => build_services(context, validated, &observation)
-            .await
-            .err()
-            .map(|error| error.to_string()),
+    let mut failures: Vec<ActError> = match validated.desired.paused {
+        true => Vec::new(),
+        false => build_services(context, validated, &observation).await,
     };
     for ensure in &plan.ensures {
         if let Err(failure) = hands.ensure(cluster, &mut observation, ensure).await {
             tracing::warn!(cluster = validated.desired.names.cluster, ?ensure, %failure, "not made");
-            error = Some(failure.to_string());
+            failures.push(failure);
         }
     }
+    plan.blocked.extend(failures.iter().filter_map(not_ours));
+    let failures: Vec<String> = failures.iter().map(ToString::to_string).collect();
+    let mut error = (!failures.is_empty()).then(|| failures.join("; "));
     if let Some(action) = &plan.action {
         let result = hands.act(cluster, action).await;
         error = tell(context, cluster, validated, action, &result).await.or(error);
     }
-    let ends = certificates.as_ref().map(|certificates| certificates.ends.as_slice());
+    let known = certificates.as_ref().map_or(&[][..], |certificates| &certificates.ends);
+    let ends = validated.desired.names.tls.then_some(known);
     report(context, cluster, validated, &before, &observation, &plan, error.clone(), ends, now)
         .await?;
     Ok(plan.action.is_none()
@@ -172,9 +179,11 @@ async fn pass(
         && error.is_none())
 }
 
-/// The certificates of the cluster and of its members, if it has any.
+/// The certificates of the cluster and of its members, if it has any. While it is paused they are as
+/// they are.
 async fn secure(
     context: &Context,
+    cluster: &EtcdCluster,
     validated: &Validated,
     now: Timestamp,
 ) -> Result<Option<Certificates>, PassError> {
@@ -184,11 +193,16 @@ async fn secure(
     if let Some(certificates) = context.memory.certificates(&validated.uid) {
         return Ok(Some(certificates));
     }
-    let kubernetes = &context.kubernetes;
-    let mut certificates = security::ensure_cluster(kubernetes, validated, now).await?;
+    let (kubernetes, paused) = (&context.kubernetes, validated.desired.paused);
+    let formed = cluster.status.as_ref().is_some_and(|status| status.cluster_id.is_some());
+    let found = match paused {
+        true => security::look_at_cluster(kubernetes, validated, formed).await?,
+        false => Some(security::ensure_cluster(kubernetes, validated, formed, now).await?),
+    };
+    let Some(mut certificates) = found else { return Ok(None) };
     for serial in observe::serials(kubernetes, validated).await? {
         // Members that run get theirs renewed here; new ones get theirs with their Pod.
-        let ends = match validated.desired.paused {
+        let ends = match paused {
             true => security::look_at_member(kubernetes, validated, serial).await?,
             false => {
                 let authorities = &certificates.authorities;
@@ -202,34 +216,51 @@ async fn secure(
 }
 
 /// The objects that belong to the cluster as a whole; written when they changed, and now and then
-/// to mend what somebody else changed.
+/// to mend what somebody else changed. Returns what could not be made.
 async fn build_services(
     context: &Context,
     validated: &Validated,
     observation: &Observation,
-) -> Result<(), KubernetesError> {
+) -> Vec<ActError> {
     let namespace = &validated.desired.names.namespace;
     let (client, peers) = (build::client_service(validated), build::peer_service(validated));
     let budget = build::pod_disruption_budget(validated, observation.observed.voters().len());
     let digest = format!("{client:?}{peers:?}{budget:?}");
     if context.memory.is_applied(&validated.uid, &digest) {
-        return Ok(());
+        return Vec::new();
     }
     let kubernetes = &context.kubernetes;
-    kubernetes.apply(namespace, &peers).await?;
-    kubernetes.apply(namespace, &client).await?;
-    match &budget {
-        Some(budget) => {
-            kubernetes.apply(namespace, budget).await?;
+    let budget = async {
+        match &budget {
+            Some(budget) => kubernetes.apply(namespace, budget).await,
+            None => {
+                let (name, owner) = (&validated.desired.names.cluster, &validated.uid);
+                kubernetes.delete_owned::<PodDisruptionBudget>(namespace, name, owner).await
+            }
         }
-        None => {
-            let name = &validated.desired.names.cluster;
-            use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-            kubernetes.delete::<PodDisruptionBudget>(namespace, name, None).await?;
-        }
+    };
+    let results = [
+        kubernetes.apply(namespace, &peers).await,
+        kubernetes.apply(namespace, &client).await,
+        budget.await,
+    ];
+    let failures: Vec<ActError> =
+        results.into_iter().filter_map(Result::err).map(ActError::from).collect();
+    if failures.is_empty() {
+        context.memory.remember_applied(&validated.uid, digest);
     }
-    context.memory.remember_applied(&validated.uid, digest);
-    Ok(())
+    failures
+}
+
+/// Somebody else's object is where one of the cluster's has to be.
+fn not_ours(failure: &ActError) -> Option<Blocked> {
+    let (ActError::Kubernetes(error) | ActError::Security(SecurityError::Kubernetes(error))) =
+        failure
+    else {
+        return None;
+    };
+    let refusal = Refusal { rule: "NotOurs", detail: error.to_string() };
+    error.is_not_ours().then_some(Blocked { action: "Ensure", refusal })
 }
 
 /// Event and metric of an action; returns what went wrong with it.
@@ -303,7 +334,12 @@ async fn report_failure(
     let mut after = report::unobserved(&before, generation, message.clone(), now);
     if matches!(
         error,
-        PassError::Security(SecurityError::Certificate { .. } | SecurityError::Incomplete { .. })
+        PassError::Security(
+            SecurityError::Certificate { .. }
+                | SecurityError::Incomplete { .. }
+                | SecurityError::AuthorityLost { .. }
+                | SecurityError::Paused { .. }
+        )
     ) {
         report::certificates_unusable(&mut after, generation, message, now);
     }

@@ -1,6 +1,9 @@
 //! The Secrets of a cluster with self-managed TLS: read by name, completed where something is
 //! missing or near its end, and never listed.
 //!
+//! Leaves are issued again whenever that helps. A CA is made once, before the cluster is formed: its
+//! members trust no other, so that one which is lost has to be brought back by somebody who has it.
+//!
 //! | Secret | holds |
 //! |---|---|
 //! | `<cluster>-client-ca`, `<cluster>-peer-ca` | `tls.crt`, `tls.key` of a CA |
@@ -58,21 +61,31 @@ pub enum SecurityError {
     OldSecret { secret: String },
     #[error("Secret {secret} has no usable {key}; delete it to have it issued again")]
     Incomplete { secret: String, key: &'static str },
+    #[error(
+        "Secret {secret}, a CA of a cluster that is formed, {what}: restore it from a copy; it is not made anew, because the members trust no other"
+    )]
+    AuthorityLost { secret: String, what: &'static str },
+    #[error("Secret {secret} {what}, and nothing is issued while spec.paused is true")]
+    Paused { secret: String, what: &'static str },
 }
+
+const MISSING: &str = "is missing";
+const UNUSABLE: &str = "has no usable tls.crt and tls.key";
 
 /// The CAs and the client certificate, without those of members; made where they do not exist.
 ///
 /// # Errors
-/// A Secret cannot be read or written, or holds something else. An existing CA is never replaced.
+/// A Secret cannot be read or written, or holds something else. An existing CA is never replaced, and
+/// that of a cluster that is formed is never made anew.
 pub async fn ensure_cluster(
     kubernetes: &Kubernetes,
     validated: &Validated,
+    formed: bool,
     now: Timestamp,
 ) -> Result<Certificates, SecurityError> {
-    let cluster = &validated.desired.names.cluster;
-    let client = authority(kubernetes, validated, "client", now).await?;
-    let peer = authority(kubernetes, validated, "peer", now).await?;
-    let secret = format!("{cluster}-client-tls");
+    let client = authority(kubernetes, validated, "client", formed, now).await?;
+    let peer = authority(kubernetes, validated, "peer", formed, now).await?;
+    let secret = client_secret(validated);
     let existing = read(kubernetes, validated, &secret).await?;
     let identity = pair(&existing, "tls");
     let stays = is_current(&secret, identity.as_ref(), &client, &[], now)?
@@ -80,8 +93,8 @@ pub async fn ensure_cluster(
     let identity = match identity.filter(|_| stays) {
         Some(identity) => identity,
         None => {
-            let issued =
-                issue(&secret, &client, &format!("{cluster}-client"), &[], Usage::Client, now)?;
+            let name = format!("{}-client", validated.desired.names.cluster);
+            let issued = issue(&secret, &client, &name, &[], Usage::Client, now)?;
             let data = [
                 ("tls.crt", &issued.certificate),
                 ("tls.key", &issued.key),
@@ -91,10 +104,44 @@ pub async fn ensure_cluster(
             issued
         }
     };
+    certificates_of(validated, client, peer, identity)
+}
+
+/// The same as they are, for a cluster that is paused; none if it has never had them.
+///
+/// # Errors
+/// A Secret cannot be read, or a cluster that is formed does not have it.
+pub async fn look_at_cluster(
+    kubernetes: &Kubernetes,
+    validated: &Validated,
+    formed: bool,
+) -> Result<Option<Certificates>, SecurityError> {
+    let (client, peer) =
+        (authority_secret(validated, "client"), authority_secret(validated, "peer"));
+    let mut pairs = Vec::new();
+    for secret in [client, peer, client_secret(validated)] {
+        let existing = read(kubernetes, validated, &secret).await?;
+        let what = if existing.is_empty() { MISSING } else { UNUSABLE };
+        match pair(&existing, "tls") {
+            Some(pair) => pairs.push(pair),
+            None if formed => return Err(SecurityError::Paused { secret, what }),
+            None => return Ok(None),
+        }
+    }
+    let [client, peer, identity] = pairs.try_into().expect("one of each Secret");
+    certificates_of(validated, client, peer, identity).map(Some)
+}
+
+fn certificates_of(
+    validated: &Validated,
+    client: KeyPairPem,
+    peer: KeyPairPem,
+    identity: KeyPairPem,
+) -> Result<Certificates, SecurityError> {
     let ends = vec![
         end(&authority_secret(validated, "client"), "tls.crt", &client.certificate)?,
         end(&authority_secret(validated, "peer"), "tls.crt", &peer.certificate)?,
-        end(&format!("{cluster}-client-tls"), "tls.crt", &identity.certificate)?,
+        end(&client_secret(validated), "tls.crt", &identity.certificate)?,
     ];
     let tls = ClientTls { ca: client.certificate.clone(), identity };
     Ok(Certificates { authorities: Authorities { client, peer }, tls: Arc::new(tls), ends })
@@ -183,6 +230,10 @@ fn authority_secret(validated: &Validated, role: &str) -> String {
     format!("{}-{role}-ca", validated.desired.names.cluster)
 }
 
+fn client_secret(validated: &Validated) -> String {
+    format!("{}-client-tls", validated.desired.names.cluster)
+}
+
 /// Names under which clients may know the member.
 fn server_names(validated: &Validated, serial: Serial) -> Vec<String> {
     let names = &validated.desired.names;
@@ -211,11 +262,12 @@ async fn authority(
     kubernetes: &Kubernetes,
     validated: &Validated,
     role: &str,
+    formed: bool,
     now: Timestamp,
 ) -> Result<KeyPairPem, SecurityError> {
     let secret = authority_secret(validated, role);
-    let existing = read(kubernetes, validated, &secret).await?;
-    if existing.is_empty() {
+    let mut existing = read(kubernetes, validated, &secret).await?;
+    if existing.is_empty() && !formed {
         let name = format!("{} {role} CA", validated.desired.names.cluster);
         let ca = new_ca(&name, now)
             .map_err(|source| SecurityError::Certificate { secret: secret.clone(), source })?;
@@ -225,14 +277,20 @@ async fn authority(
         if kubernetes.create(&validated.desired.names.namespace, &object).await? {
             return Ok(ca);
         }
-        let existing = read(kubernetes, validated, &secret).await?;
-        return pair(&existing, "tls").ok_or(SecurityError::Incomplete { secret, key: "tls.crt" });
+        existing = read(kubernetes, validated, &secret).await?;
     }
-    let ca = pair(&existing, "tls")
-        .ok_or(SecurityError::Incomplete { secret: secret.clone(), key: "tls.crt" })?;
-    certificates::not_after(&ca.certificate)
-        .map_err(|source| SecurityError::Certificate { secret, source })?;
-    Ok(ca)
+    match pair(&existing, "tls") {
+        Some(ca) => {
+            certificates::not_after(&ca.certificate)
+                .map_err(|source| SecurityError::Certificate { secret, source })?;
+            Ok(ca)
+        }
+        None if formed => {
+            let what = if existing.is_empty() { MISSING } else { UNUSABLE };
+            Err(SecurityError::AuthorityLost { secret, what })
+        }
+        None => Err(SecurityError::Incomplete { secret, key: "tls.crt" }),
+    }
 }
 
 fn is_current(
@@ -304,5 +362,5 @@ async fn write(
     data: &[(&str, &String)],
 ) -> Result<(), KubernetesError> {
     let secret = object(validated, name, data);
-    kubernetes.apply(&validated.desired.names.namespace, &secret).await.map(|_| ())
+    kubernetes.apply(&validated.desired.names.namespace, &secret).await
 }

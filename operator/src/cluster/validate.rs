@@ -75,7 +75,7 @@ pub fn validate(cluster: &EtcdCluster) -> Result<Validated, InvalidSpec> {
         names,
         replicas: usize::try_from(spec.replicas).unwrap_or(1),
         restored: spec.bootstrap.kind == BootstrapType::Recovery,
-        template: template_hash(&spec, &target, quota_bytes),
+        template: template_hash(&spec, &target, quota_bytes, is_seeding(&spec, &status)),
         paused: spec.paused,
         rolling: spec.update_strategy.kind == UpdateStrategyType::RollingUpdate,
         min_ready: seconds(spec.update_strategy.min_ready_seconds),
@@ -155,8 +155,13 @@ fn quota(spec: &EtcdClusterSpec, refused: &mut Vec<RefusedField>) -> Result<u64,
 
 /// Hash of everything whose change must reach a running member by a restart. Identity, addresses
 /// and the member list are not in it: they belong to a member and do not change with the spec.
-fn template_hash(spec: &EtcdClusterSpec, target: &TargetStatus, quota_bytes: u64) -> String {
-    let inputs = json!({
+fn template_hash(
+    spec: &EtcdClusterSpec,
+    target: &TargetStatus,
+    quota_bytes: u64,
+    seeding: bool,
+) -> String {
+    let mut inputs = json!({
         "revision": TEMPLATE_REVISION,
         "image": target.image,
         "pullSecrets": spec.image.pull_secrets,
@@ -168,8 +173,18 @@ fn template_hash(spec: &EtcdClusterSpec, target: &TargetStatus, quota_bytes: u64
         "podTemplate": spec.pod_template,
         "resources": spec.resources,
     });
+    if seeding {
+        inputs["seeding"] = json!(true);
+    }
     let digest = Sha256::digest(inputs.to_string().as_bytes());
     hex::encode(&digest[..8])
+}
+
+/// The first member of a recovered cluster starts in a Pod that needs the backup store: its
+/// credentials, its volume. Once the cluster is formed that Pod is outdated by this, and is rolled out
+/// anew as one that needs nothing of it.
+fn is_seeding(spec: &EtcdClusterSpec, status: &EtcdClusterStatus) -> bool {
+    spec.bootstrap.kind == BootstrapType::Recovery && status.cluster_id.is_none()
 }
 
 #[cfg(test)]
@@ -227,6 +242,22 @@ mod tests {
             quota(json!({"storage": {"size": "4Gi"}, "quota": {"backend": "4Gi"}}));
         assert!(limited < 4 << 30);
         assert_eq!(refused, 1);
+    }
+
+    #[test]
+    fn the_pod_that_seeds_a_recovered_cluster_is_outdated_once_that_is_formed() {
+        let template = |kind: &str, status| {
+            let mut bootstrap = json!({"type": kind});
+            if kind == "Recovery" {
+                bootstrap["recovery"] = json!({"backupRef": {"name": "b"}});
+            }
+            validate(&cluster(json!({"bootstrap": bootstrap}), status)).unwrap().desired.template
+        };
+        let (forming, formed) = (json!({}), json!({"clusterID": "ab"}));
+        assert_eq!(template("New", forming.clone()), template("New", formed.clone()));
+        assert_ne!(template("Recovery", forming), template("Recovery", formed.clone()));
+        // Nobody else is restarted by it, and no operator that learns of it restarts anybody.
+        assert_eq!(template("Recovery", formed.clone()), template("New", formed));
     }
 
     #[test]

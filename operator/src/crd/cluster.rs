@@ -110,7 +110,8 @@ pub struct EtcdClusterSpec {
     /// Protection against voluntary disruptions.
     #[serde(default)]
     pub disruption: DisruptionSpec,
-    /// While true the operator changes nothing and only keeps the status current.
+    /// While true the operator changes nothing and only keeps the status current. A cluster that is
+    /// deleted goes all the same.
     #[serde(default)]
     pub paused: bool,
     /// What happens to the volumes when the cluster is deleted.

@@ -2,6 +2,9 @@
 //! controllers that lose it in the middle.
 
 mod api_server;
+mod backups;
+mod clusters;
+mod others;
 mod rights;
 
 use std::sync::Arc;
@@ -23,12 +26,18 @@ use api_server::ApiServer;
 
 const NAMESPACE: &str = "ns";
 
+fn owner(uid: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Owner", "name": "owner", "uid": uid})
+}
+
 fn seed_pod(server: &ApiServer) -> Pod {
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": "main-1", "namespace": NAMESPACE, "uid": "u"},
+        "metadata": {
+            "name": "main-1", "namespace": NAMESPACE, "uid": "u", "ownerReferences": [owner("m")],
+        },
     });
-    server.put("/api/v1/namespaces/ns/pods", "main-1", pod.clone());
+    server.put(PODS, "main-1", pod.clone());
     serde_json::from_value(pod).unwrap()
 }
 
@@ -44,13 +53,13 @@ async fn every_kind_of_write_is_sent_only_with_the_lease() {
                 lease.give_up();
             }
             let result = match verb {
-                "apply" => kubernetes.apply(NAMESPACE, &pod).await.map(drop),
+                "apply" => kubernetes.apply(NAMESPACE, &pod).await,
                 "create" => kubernetes.create(NAMESPACE, &pod).await.map(drop),
                 "apply status" => {
                     kubernetes.apply_status(&pod, &json!({"phase": "Running"})).await.map(drop)
                 }
                 "merge" => kubernetes.merge_metadata(&pod, json!({"labels": {"a": "b"}})).await,
-                _ => kubernetes.delete::<Pod>(NAMESPACE, "main-1", Some("u")).await,
+                _ => kubernetes.delete::<Pod>(NAMESPACE, "main-1", "u").await,
             };
             assert_eq!(server.writes().len(), usize::from(held), "{verb}, held: {held}");
             match result {
@@ -88,6 +97,14 @@ fn context(server: &ApiServer, lease: &Lease) -> Arc<Context> {
 }
 
 const ETCD: &str = "/apis/etcd.keelson.dev/v1alpha1/namespaces/ns";
+const CLUSTERS: &str = "/apis/etcd.keelson.dev/v1alpha1/namespaces/ns/etcdclusters";
+const MEMBERS: &str = "/apis/etcd.keelson.dev/v1alpha1/namespaces/ns/etcdmembers";
+const BACKUPS: &str = "/apis/etcd.keelson.dev/v1alpha1/namespaces/ns/etcdbackups";
+const PODS: &str = "/api/v1/namespaces/ns/pods";
+const SERVICES: &str = "/api/v1/namespaces/ns/services";
+const SECRETS: &str = "/api/v1/namespaces/ns/secrets";
+const BUDGETS: &str = "/apis/policy/v1/namespaces/ns/poddisruptionbudgets";
+const JOBS: &str = "/apis/batch/v1/namespaces/ns/jobs";
 
 fn seed(server: &ApiServer, plural: &str, name: &str, mut object: Value) {
     object["apiVersion"] = json!("etcd.keelson.dev/v1alpha1");
@@ -135,7 +152,7 @@ fn seed_world(server: &ApiServer) {
         "apiVersion": "v1", "kind": "Pod", "status": {"podIP": "10.0.0.1"},
         "metadata": {"name": "live-1", "namespace": NAMESPACE, "labels": member_selector("live")},
     });
-    server.put("/api/v1/namespaces/ns/pods", "live-1", pod);
+    server.put(PODS, "live-1", pod);
     let reference = json!({"name": "live"});
     seed(
         server,
@@ -156,7 +173,7 @@ fn seed_world(server: &ApiServer) {
 }
 
 async fn reconcile_cluster(server: &ApiServer, context: &Arc<Context>) {
-    if let Some(object) = server.object(&format!("{ETCD}/etcdclusters"), "main") {
+    if let Some(object) = server.object(CLUSTERS, "main") {
         let cluster: EtcdCluster = serde_json::from_value(object).unwrap();
         // Errors are looked at by what was written.
         drop(cluster::reconcile(Arc::new(cluster), context.clone()).await);
@@ -164,7 +181,7 @@ async fn reconcile_cluster(server: &ApiServer, context: &Arc<Context>) {
 }
 
 async fn reconcile_backup(server: &ApiServer, context: &Arc<Context>) {
-    if let Some(object) = server.object(&format!("{ETCD}/etcdbackups"), "now") {
+    if let Some(object) = server.object(BACKUPS, "now") {
         let backup: EtcdBackup = serde_json::from_value(object).unwrap();
         drop(backup::reconcile(Arc::new(backup), context.clone()).await);
     }
@@ -182,8 +199,8 @@ async fn live(server: &ApiServer, lease: &Lease) {
     let schedule = server.object(&format!("{ETCD}/etcdbackupschedules"), "hourly").unwrap();
     let schedule: EtcdBackupSchedule = serde_json::from_value(schedule).unwrap();
     drop(backup::schedule_controller::reconcile(Arc::new(schedule), context.clone()).await);
-    server.mark_deleted(&format!("{ETCD}/etcdbackups"), "now");
-    server.mark_deleted(&format!("{ETCD}/etcdclusters"), "main");
+    server.mark_deleted(BACKUPS, "now");
+    server.mark_deleted(CLUSTERS, "main");
     for _ in 0..2 {
         reconcile_backup(server, &context).await;
         reconcile_cluster(server, &context).await;

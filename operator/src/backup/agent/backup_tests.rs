@@ -506,7 +506,7 @@ async fn a_backup_on_a_volume_is_two_files_and_a_new_cluster_is_made_of_them() {
             arguments: vec!["--name".to_owned(), "copy-1".to_owned()],
             bump_revision: 0,
         };
-        assert_eq!(restore(&order, open().objects).await.unwrap(), manifest.revision);
+        assert_eq!(restore(&order, open().objects).await.unwrap(), Some(manifest.revision));
         let restored = std::fs::read(place.path().join("data/db")).unwrap();
         assert_eq!(hex::encode(Sha256::digest(&restored)), manifest.sha256);
 

@@ -1,6 +1,7 @@
 //! An API server in memory, as far as the operator's controllers need one: objects by path, applied
-//! and merged patches, labels, and a list of the writes that arrived. It checks no resource version:
-//! what is tested with it is who may write, not what. It also notes which right each request takes.
+//! and merged patches, labels, uids and resource versions that a write depends on, and a list of the
+//! writes that arrived. Fields have no owners: an apply is a merge. It also notes which right each
+//! request takes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,6 +33,8 @@ struct State {
     hangs: Option<Lease>,
     /// The next update is answered as if somebody else had been faster.
     conflicts: bool,
+    /// Nothing is created in this collection, for this reason.
+    refused: Option<(String, Value)>,
     versions: u64,
 }
 
@@ -56,6 +59,11 @@ impl ApiServer {
 
     pub(super) fn object(&self, collection: &str, name: &str) -> Option<Value> {
         self.state(|state| state.objects.get(&(collection.to_owned(), name.to_owned())).cloned())
+    }
+
+    /// As if it had never been.
+    pub(super) fn remove(&self, collection: &str, name: &str) {
+        self.state(|state| state.objects.remove(&(collection.to_owned(), name.to_owned())));
     }
 
     /// As if a user had deleted it: the finalizers hold it.
@@ -83,6 +91,14 @@ impl ApiServer {
 
     pub(super) fn refuse_next_update(&self) {
         self.state(|state| state.conflicts = true);
+    }
+
+    /// From now on nothing is created in the collection, because it is forbidden with these causes.
+    pub(super) fn forbid_creation(&self, collection: &str, message: &str, causes: &Value) {
+        let mut answer = failure(403, "Forbidden");
+        answer["message"] = json!(message);
+        answer["details"] = json!({ "causes": causes });
+        self.state(|state| state.refused = Some((collection.to_owned(), answer)));
     }
 
     pub(super) fn take_lease_at(&self, writes: usize, lease: Lease) {
@@ -195,7 +211,7 @@ impl State {
             Method::PATCH => self.patch(key, &body),
             Method::PUT if std::mem::take(&mut self.conflicts) => (409, failure(409, "Conflict")),
             Method::PUT => self.store(key, body),
-            Method::DELETE => self.delete(&key),
+            Method::DELETE => self.delete(&key, &body),
             _ => (405, failure(405, "MethodNotAllowed")),
         }
     }
@@ -216,6 +232,9 @@ impl State {
     fn create(&mut self, collection: &str, object: Value) -> (u16, Value) {
         let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         let key = (collection.to_owned(), name);
+        if let Some((_, answer)) = self.refused.as_ref().filter(|(place, _)| place == collection) {
+            return (403, answer.clone());
+        }
         if self.objects.contains_key(&key) {
             return (409, failure(409, "AlreadyExists"));
         }
@@ -224,6 +243,12 @@ impl State {
 
     fn patch(&mut self, key: Key, change: &Value) -> (u16, Value) {
         let mut object = self.objects.get(&key).cloned().unwrap_or_else(|| json!({}));
+        let wanted = &change["metadata"];
+        let differs =
+            |field: &str| !wanted[field].is_null() && wanted[field] != object["metadata"][field];
+        if differs("uid") || differs("resourceVersion") {
+            return (409, failure(409, "Conflict"));
+        }
         merge(&mut object, change);
         let going = !object["metadata"]["deletionTimestamp"].is_null();
         let held = object["metadata"]["finalizers"].as_array().is_some_and(|f| !f.is_empty());
@@ -248,8 +273,12 @@ impl State {
         (200, object)
     }
 
-    fn delete(&mut self, key: &Key) -> (u16, Value) {
+    fn delete(&mut self, key: &Key, options: &Value) -> (u16, Value) {
         let Some(object) = self.objects.get_mut(key) else { return not_found() };
+        let meant = &options["preconditions"]["uid"];
+        if !meant.is_null() && *meant != object["metadata"]["uid"] {
+            return (409, failure(409, "Conflict"));
+        }
         if object["metadata"]["finalizers"].as_array().is_some_and(|held| !held.is_empty()) {
             object["metadata"]["deletionTimestamp"] = json!("2026-11-22T01:00:00Z");
             return (200, object.clone());

@@ -41,10 +41,23 @@ fn given(rules: &[PolicyRule]) -> BTreeSet<Right> {
     rights
 }
 
-/// A cluster that wants no budget, and a schedule with a failed backup that it does not keep.
+/// A cluster that wants no budget and has one, in whose way is the member of another, and a schedule with a failed backup that it does not keep.
 fn seed_more(server: &ApiServer) {
     let spec = json!({"disruption": {"podDisruptionBudget": "Disabled"}});
     seed(server, "etcdclusters", "unprotected", json!({"kind": "EtcdCluster", "spec": spec}));
+    let metadata = json!({
+        "name": "unprotected", "namespace": NAMESPACE, "uid": "budget",
+        "ownerReferences": [owner("uid-of-unprotected")],
+    });
+    server.put(BUDGETS, "unprotected", json!({"metadata": metadata}));
+    let member = json!({
+        "kind": "EtcdMember",
+        "spec": {
+            "clusterRef": {"name": "unprotected"}, "serial": 1, "initialState": "New",
+            "peerURL": "https://x:2380", "claimName": "x",
+        },
+    });
+    seed(server, "etcdmembers", "unprotected-1", member);
     let spec = json!({
         "clusterRef": {"name": "live"}, "schedule": "@yearly", "failedHistoryLimit": 0,
     });
@@ -65,7 +78,7 @@ fn seed_more(server: &ApiServer) {
         },
         "spec": {"clusterRef": {"name": "live"}}, "status": {"conditions": [failed]},
     });
-    server.put(&format!("{ETCD}/etcdbackups"), "strict-1", backup);
+    server.put(BACKUPS, "strict-1", backup);
 }
 
 /// Lets a member's Pod into the Service: only a cluster that answers comes so far by itself.
@@ -75,7 +88,7 @@ async fn let_in(server: &ApiServer, context: &Context) {
     }))
     .unwrap();
     let validated = validate::validate(&cluster).unwrap();
-    let pod = server.object("/api/v1/namespaces/ns/pods", "live-1").unwrap();
+    let pod = server.object(PODS, "live-1").unwrap();
     let mut observation = Observation {
         observed: Observed::default(),
         objects: BTreeMap::new(),
@@ -126,7 +139,7 @@ async fn elect(server: &ApiServer) {
 #[tokio::test]
 async fn the_roles_give_what_the_operator_uses_and_nothing_else() {
     let all: Vec<PolicyRule> =
-        [cluster_rules(), secret_rules(), leader_rules(), node_rules()].concat();
+        [cluster_rules(), secret_rules(), leader_rules(LEASE_NAME), node_rules()].concat();
     let given = given(&all);
     let server = ApiServer::default();
     seed_world(&server);
@@ -154,7 +167,7 @@ async fn the_roles_give_what_the_operator_uses_and_nothing_else() {
     }
     for name in ["unprotected", "main", "live"] {
         for _ in 0..6 {
-            let object = server.object(&format!("{ETCD}/etcdclusters"), name).unwrap();
+            let object = server.object(CLUSTERS, name).unwrap();
             let cluster: EtcdCluster = serde_json::from_value(object).unwrap();
             drop(cluster::reconcile(Arc::new(cluster), context.clone()).await);
         }

@@ -1,0 +1,166 @@
+//! Backups beside the Jobs and the backups of others, and in namespaces that take no more Jobs.
+
+use super::*;
+
+/// A backup that was taken and is being deleted, whose objects lie in a bucket.
+fn seed_deleted_backup(server: &ApiServer) {
+    let store = json!({"type": "S3", "s3": {"bucket": "backups"}});
+    let backup = json!({
+        "kind": "EtcdBackup",
+        "spec": {"clusterRef": {"name": "live"}, "deletionPolicy": "Delete"},
+        "status": {"store": store, "manifest": "f/manifest.json"},
+    });
+    seed(server, "etcdbackups", "now", backup);
+    let mut object = server.object(BACKUPS, "now").unwrap();
+    object["metadata"]["finalizers"] = json!([crate::cluster::build::FINALIZER]);
+    server.put(BACKUPS, "now", object);
+    server.mark_deleted(BACKUPS, "now");
+}
+
+fn complete_job(name: &str, owner_uid: &str) -> Value {
+    json!({
+        "apiVersion": "batch/v1", "kind": "Job",
+        "metadata": {
+            "name": name, "namespace": NAMESPACE, "uid": format!("job-{name}"),
+            "resourceVersion": "1", "ownerReferences": [owner(owner_uid)],
+        },
+        "status": {"conditions": [{"type": "Complete", "status": "True"}]},
+    })
+}
+
+fn condition_of(server: &ApiServer, kind: &str) -> Value {
+    let object = server.object(BACKUPS, "now").expect("the backup is there");
+    let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    conditions.into_iter().find(|one| one["type"] == kind).unwrap_or_default()
+}
+
+/// `now-delete` is the Job of a backup of that name, or of an older `now`.
+#[tokio::test]
+async fn a_backup_goes_only_after_its_own_job_has_deleted_what_is_stored() {
+    let server = ApiServer::default();
+    let lease = Lease::without_election();
+    let context = context(&server, &lease);
+    seed_deleted_backup(&server);
+    let others = [complete_job("now", "cron"), complete_job("now-delete", "uid-of-now-delete")];
+    for job in &others {
+        server.put(JOBS, job["metadata"]["name"].as_str().unwrap(), job.clone());
+    }
+    for _ in 0..3 {
+        reconcile_backup(&server, &context).await;
+    }
+    assert!(server.object(BACKUPS, "now").is_some(), "nothing has deleted what is stored");
+    for job in &others {
+        assert_eq!(
+            server.object(JOBS, job["metadata"]["name"].as_str().unwrap()).as_ref(),
+            Some(job)
+        );
+    }
+    let own = "backup-delete-uid-of-now";
+    let mut job = server.object(JOBS, own).expect("a Job of its own");
+    assert_eq!(job["metadata"]["ownerReferences"][0]["uid"], "uid-of-now");
+    let arguments = &job["spec"]["template"]["spec"]["containers"][0]["args"];
+    assert_eq!(
+        *arguments,
+        json!(["agent", "delete", "--manifest=f/manifest.json", "--backup-uid=uid-of-now"])
+    );
+    job["status"] = json!({"conditions": [{"type": "Complete", "status": "True"}]});
+    server.put(JOBS, own, job);
+    reconcile_backup(&server, &context).await;
+    assert_eq!(server.object(BACKUPS, "now"), None);
+}
+
+#[tokio::test]
+async fn the_job_of_somebody_else_is_not_believed_and_is_named() {
+    let server = ApiServer::default();
+    let lease = Lease::without_election();
+    let context = context(&server, &lease);
+    seed_deleted_backup(&server);
+    let own = "backup-delete-uid-of-now";
+    server.put(JOBS, own, complete_job(own, "other"));
+    reconcile_backup(&server, &context).await;
+    let held_up = condition_of(&server, "Deleted");
+    assert_eq!(held_up["status"], "False");
+    let said = held_up["message"].as_str().unwrap();
+    assert!(said.contains(&format!("Job {own} exists and is not of this backup")), "{said}");
+
+    // The same for the Job that takes one.
+    let server = ApiServer::default();
+    let context = self::context(&server, &lease);
+    seed_world(&server);
+    let job = complete_job("now", "cron");
+    server.put(JOBS, "now", job.clone());
+    for _ in 0..3 {
+        reconcile_backup(&server, &context).await;
+    }
+    assert_eq!(server.object(JOBS, "now"), Some(job));
+    let waits = condition_of(&server, "Complete");
+    assert_eq!((&waits["status"], &waits["reason"]), (&json!("False"), &json!("Waiting")));
+    assert_eq!(waits["message"], "Job now exists and is not of this backup");
+}
+
+#[tokio::test]
+async fn only_a_namespace_that_ends_makes_a_backup_forget_what_is_stored() {
+    let (lease, ending) = (
+        Lease::without_election(),
+        json!([{
+            "reason": "NamespaceTerminating", "message": "namespace ns is being terminated",
+            "field": "metadata.namespace",
+        }]),
+    );
+    for (causes, stays) in [(json!([]), true), (ending, false)] {
+        let server = ApiServer::default();
+        let context = context(&server, &lease);
+        seed_deleted_backup(&server);
+        server.forbid_creation(JOBS, "exceeded quota: jobs", &causes);
+        for _ in 0..3 {
+            reconcile_backup(&server, &context).await;
+        }
+        assert_eq!(server.object(BACKUPS, "now").is_some(), stays, "{causes}");
+        let told = server.writes().iter().filter(|write| write.contains("/events")).count();
+        assert_eq!(told, usize::from(stays), "{causes}");
+        if stays {
+            let held_up = condition_of(&server, "Deleted");
+            assert!(held_up["message"].to_string().contains("exceeded quota"), "{held_up}");
+        }
+    }
+}
+
+/// The newest is being deleted, by a user or with all of them: then the one before it is the newest.
+#[tokio::test]
+async fn a_backup_that_is_being_deleted_pushes_no_other_out() {
+    let server = ApiServer::default();
+    let lease = Lease::without_election();
+    let context = context(&server, &lease);
+    let spec = json!({
+        "clusterRef": {"name": "live"}, "schedule": "@yearly", "retention": {"keepLast": 1},
+    });
+    seed(
+        &server,
+        "etcdbackupschedules",
+        "strict",
+        json!({"kind": "EtcdBackupSchedule", "spec": spec}),
+    );
+    for (name, at) in [("oldest", 1), ("older", 2), ("newest", 3)] {
+        let completed = json!({"type": "Complete", "status": "True", "reason": "Succeeded",
+            "message": "", "lastTransitionTime": "2026-11-22T00:00:00Z"});
+        let backup = json!({"kind": "EtcdBackup", "spec": {"clusterRef": {"name": "live"}}, "status": {
+            "completedAt": format!("2026-11-2{at}T00:00:00Z"), "conditions": [completed],
+        }});
+        seed(&server, "etcdbackups", name, backup);
+        let mut object = server.object(BACKUPS, name).unwrap();
+        object["metadata"]["labels"] = json!({"etcd.keelson.dev/schedule": "strict"});
+        object["metadata"]["finalizers"] = json!(["example.com/audit"]);
+        server.put(BACKUPS, name, object);
+    }
+    server.mark_deleted(BACKUPS, "newest");
+    let schedule = server.object(&format!("{ETCD}/etcdbackupschedules"), "strict").unwrap();
+    let schedule: EtcdBackupSchedule = serde_json::from_value(schedule).unwrap();
+    backup::schedule_controller::reconcile(Arc::new(schedule), context).await.unwrap();
+    let going = |name: &str| {
+        !server.object(BACKUPS, name).unwrap()["metadata"]["deletionTimestamp"].is_null()
+    };
+    assert!(going("oldest"), "the rule keeps one");
+    assert!(!going("older"), "it is the only one that stays");
+    let schedule = server.object(&format!("{ETCD}/etcdbackupschedules"), "strict").unwrap();
+    assert_eq!(schedule["status"]["lastSuccessfulTime"], "2026-11-22T00:00:00Z");
+}

@@ -1,0 +1,108 @@
+//! What the operator does not do to a cluster: anything while it is paused, and a CA anew once it is
+//! formed.
+
+use super::*;
+
+fn condition_of(server: &ApiServer, kind: &str) -> Value {
+    let object = server.object(CLUSTERS, "main").expect("the cluster is there");
+    let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    conditions.into_iter().find(|one| one["type"] == kind).unwrap_or_default()
+}
+
+fn change(server: &ApiServer, place: &str, name: &str, change: impl FnOnce(&mut Value)) {
+    let mut object = server.object(place, name).unwrap();
+    change(&mut object);
+    server.put(place, name, object);
+}
+
+#[tokio::test]
+async fn of_a_paused_cluster_only_the_status_is_written() {
+    let server = ApiServer::default();
+    let lease = Lease::without_election();
+    let context = context(&server, &lease);
+    let spec = json!({"paused": true, "deletionPolicy": "Delete"});
+    seed(&server, "etcdclusters", "main", json!({"kind": "EtcdCluster", "spec": spec}));
+    let status_only = |server: &ApiServer, since: usize| {
+        let writes = server.writes().split_off(since);
+        assert!(!writes.is_empty(), "the status is kept current");
+        let other: Vec<_> = writes.iter().filter(|write| !write.ends_with("/status")).collect();
+        assert!(other.is_empty(), "{other:#?}");
+    };
+    for _ in 0..3 {
+        reconcile_cluster(&server, &context).await;
+    }
+    status_only(&server, 0);
+    assert_eq!(condition_of(&server, "Paused")["status"], "True");
+    assert_eq!(condition_of(&server, "CertificatesValid")["status"], "Unknown");
+
+    // It is let run for a while, and paused with members, and with certificates that would be renewed.
+    change(&server, CLUSTERS, "main", |cluster| cluster["spec"]["paused"] = json!(false));
+    for _ in 0..6 {
+        reconcile_cluster(&server, &context).await;
+    }
+    assert!(server.object(MEMBERS, "main-3").is_some());
+    change(&server, CLUSTERS, "main", |cluster| cluster["spec"]["paused"] = json!(true));
+    change(&server, SECRETS, "main-client-tls", |secret| {
+        secret["data"]["ca.crt"] = json!("b3RoZXI=");
+    });
+    let before = server.writes().len();
+    // An operator that remembers nothing.
+    let context = self::context(&server, &lease);
+    for _ in 0..3 {
+        reconcile_cluster(&server, &context).await;
+    }
+    status_only(&server, before);
+    assert_eq!(condition_of(&server, "CertificatesValid")["status"], "True");
+
+    server.mark_deleted(CLUSTERS, "main");
+    for _ in 0..2 {
+        reconcile_cluster(&server, &context).await;
+    }
+    assert_eq!(server.object(CLUSTERS, "main"), None);
+    assert_eq!(server.object(MEMBERS, "main-1"), None);
+}
+
+#[tokio::test]
+async fn the_ca_of_a_formed_cluster_is_not_made_anew() {
+    let lease = Lease::without_election();
+    for (paused, lost) in
+        [(false, "main-client-ca"), (false, "main-peer-ca"), (true, "main-client-ca")]
+    {
+        let server = ApiServer::default();
+        let context = context(&server, &lease);
+        seed(&server, "etcdclusters", "main", json!({"kind": "EtcdCluster", "spec": {}}));
+        for _ in 0..3 {
+            reconcile_cluster(&server, &context).await;
+        }
+        change(&server, CLUSTERS, "main", |cluster| {
+            cluster["status"]["clusterID"] = json!("ab");
+            cluster["spec"]["paused"] = json!(paused);
+        });
+        let copy = server.object(SECRETS, lost).expect("it was made for the new cluster");
+        for data in [None, Some(json!({"tls.crt": "eA=="}))] {
+            server.remove(SECRETS, lost);
+            if let Some(data) = &data {
+                let mut secret = copy.clone();
+                secret["data"] = data.clone();
+                server.put(SECRETS, lost, secret);
+            }
+            let context = self::context(&server, &lease);
+            let before = server.writes().len();
+            for _ in 0..2 {
+                reconcile_cluster(&server, &context).await;
+            }
+            let writes = server.writes().split_off(before);
+            assert!(!writes.iter().any(|write| write.contains("/secrets")), "{writes:#?}");
+            let valid = condition_of(&server, "CertificatesValid");
+            assert_eq!(valid["status"], "False");
+            let said = valid["message"].as_str().unwrap();
+            assert!(said.contains(lost) && !said.contains("delete it"), "{said}");
+            let what = if data.is_none() { "is missing" } else { "has no usable" };
+            assert!(said.contains(what), "{said}");
+        }
+        server.put(SECRETS, lost, copy);
+        let context = self::context(&server, &lease);
+        reconcile_cluster(&server, &context).await;
+        assert_eq!(condition_of(&server, "CertificatesValid")["status"], "True");
+    }
+}

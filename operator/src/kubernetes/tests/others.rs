@@ -1,0 +1,187 @@
+//! What belongs to others stays as it is, whatever it is called, and the status says what is in the
+//! way. The finalizers of others stay on what belongs to the operator.
+
+use super::*;
+
+/// Objects under the names that a cluster `main` of three members wants: of nobody, of another
+/// controller, of an older cluster.
+fn objects_of_others() -> Vec<(&'static str, &'static str, Value)> {
+    let object = |kind: &str, name: &str, owners: Value| {
+        json!({
+            "apiVersion": "v1", "kind": kind,
+            "metadata": {
+                "name": name, "namespace": NAMESPACE, "uid": format!("other-{name}"),
+                "resourceVersion": "1", "ownerReferences": owners,
+            },
+            "spec": {"selector": {"app": "other"}},
+        })
+    };
+    let mut member = object("EtcdMember", "main-3", json!([owner("older")]));
+    member["apiVersion"] = json!("etcd.keelson.dev/v1alpha1");
+    member["metadata"]["labels"] = json!(member_selector("main"));
+    member["spec"] = json!({
+        "clusterRef": {"name": "main"}, "serial": 3, "initialState": "New",
+        "peerURL": "https://x:2380", "claimName": "x",
+    });
+    let mut secret = object("Secret", "main-2-tls", json!([]));
+    secret["data"] = json!({"tls.crt": "eA=="});
+    let mut budget = object("PodDisruptionBudget", "main", json!([]));
+    budget["apiVersion"] = json!("policy/v1");
+    budget["spec"] = json!({"minAvailable": 1, "selector": {"matchLabels": {"app": "other"}}});
+    let mut pod = object("Pod", "main-1", json!([owner("set")]));
+    pod["spec"] = json!({"containers": [{"name": "c", "image": "i"}]});
+    vec![
+        (SERVICES, "main-client", object("Service", "main-client", json!([]))),
+        (SERVICES, "main-peers", object("Service", "main-peers", json!([owner("other")]))),
+        (BUDGETS, "main", budget),
+        (PODS, "main-1", pod),
+        (SECRETS, "main-2-tls", secret),
+        (MEMBERS, "main-3", member),
+    ]
+}
+
+fn are_as_they_were(server: &ApiServer, others: &[(&'static str, &'static str, Value)]) {
+    for (place, name, object) in others {
+        assert_eq!(server.object(place, name).as_ref(), Some(object), "{place}/{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_cluster_leaves_the_objects_of_others_alone_and_says_which_are_in_its_way() {
+    for budget in ["Enabled", "Disabled"] {
+        let server = ApiServer::default();
+        let others = objects_of_others();
+        for (place, name, object) in &others {
+            server.put(place, name, object.clone());
+        }
+        let spec = json!({
+            "disruption": {"podDisruptionBudget": budget}, "deletionPolicy": "Delete",
+        });
+        seed(&server, "etcdclusters", "main", json!({"kind": "EtcdCluster", "spec": spec}));
+        let lease = Lease::without_election();
+        let context = context(&server, &lease);
+        for _ in 0..8 {
+            reconcile_cluster(&server, &context).await;
+        }
+        are_as_they_were(&server, &others);
+        // What is not in the way is made all the same.
+        assert!(server.object(MEMBERS, "main-1").is_some());
+        assert!(server.object(MEMBERS, "main-2").is_some());
+
+        let status = &server.object(CLUSTERS, "main").unwrap()["status"];
+        let blocked = status["blockedBy"].as_array().unwrap().iter();
+        let blocked: Vec<_> = blocked.filter(|one| one["invariant"] == "NotOurs").collect();
+        let conditions = status["conditions"].as_array().unwrap();
+        let degraded = conditions.iter().find(|one| one["type"] == "Degraded").unwrap();
+        assert_eq!(degraded["status"], "True");
+        for named in [
+            "Service main-client",
+            "Service main-peers",
+            "PodDisruptionBudget main",
+            "Pod main-1",
+            "Secret main-2-tls",
+            "EtcdMember main-3",
+        ] {
+            // One that is not wanted is in nobody's way.
+            let expected =
+                !named.starts_with("Pod") || named == "Pod main-1" || budget == "Enabled";
+            let said = format!("{named} exists and is not ours");
+            let is_blocked = blocked.iter().any(|one| one["detail"].to_string().contains(&said));
+            assert_eq!(is_blocked, expected, "{named}: {blocked:#?}");
+            let message = degraded["message"].as_str().unwrap();
+            assert_eq!(message.contains(&said), expected, "{named}: {message}");
+        }
+
+        server.mark_deleted(CLUSTERS, "main");
+        for _ in 0..3 {
+            reconcile_cluster(&server, &context).await;
+        }
+        assert_eq!(server.object(CLUSTERS, "main"), None);
+        assert_eq!(server.object(MEMBERS, "main-1"), None);
+        are_as_they_were(&server, &others);
+    }
+}
+
+/// An object that appears between the look and the write is not taken over.
+#[tokio::test]
+async fn what_is_made_under_the_name_in_between_is_not_overwritten() {
+    let server = ApiServer::default();
+    let pod = seed_pod(&server);
+    let kubernetes = Kubernetes::new(server.client(), Lease::without_election());
+    kubernetes.apply(NAMESPACE, &pod).await.unwrap();
+    kubernetes.create_owned(NAMESPACE, &pod).await.unwrap();
+    let mut other = server.object(PODS, "main-1").unwrap();
+    other["metadata"]["ownerReferences"] = json!([owner("other")]);
+    server.put(PODS, "main-1", other.clone());
+    for result in
+        [kubernetes.apply(NAMESPACE, &pod).await, kubernetes.create_owned(NAMESPACE, &pod).await]
+    {
+        let error = result.unwrap_err();
+        assert!(error.is_not_ours() && error.to_string().contains("Pod main-1"), "{error}");
+    }
+    // It is another one's now, so ours is gone.
+    kubernetes.delete_owned::<Pod>(NAMESPACE, "main-1", "m").await.unwrap();
+    kubernetes.delete::<Pod>(NAMESPACE, "main-1", "the uid that it had").await.unwrap();
+    assert_eq!(server.object(PODS, "main-1"), Some(other));
+}
+
+#[tokio::test]
+async fn the_finalizers_of_others_stay() {
+    let server = ApiServer::default();
+    seed_world(&server);
+    let lease = Lease::without_election();
+    let context = context(&server, &lease);
+    let others = |place: &str, name: &str| {
+        let mut object = server.object(place, name).unwrap();
+        let held = object["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
+        let held: Vec<Value> = [json!("example.com/audit")].into_iter().chain(held).collect();
+        object["metadata"]["finalizers"] = json!(held);
+        server.put(place, name, object);
+    };
+    let held = |place: &str, name: &str| {
+        server.object(place, name).map(|object| object["metadata"]["finalizers"].clone())
+    };
+    let ours = crate::cluster::build::FINALIZER;
+    others(BACKUPS, "now");
+    others(CLUSTERS, "main");
+    for _ in 0..6 {
+        reconcile_cluster(&server, &context).await;
+        reconcile_backup(&server, &context).await;
+    }
+    let both = Some(json!(["example.com/audit", ours]));
+    assert_eq!(held(BACKUPS, "now"), both);
+    assert_eq!(held(CLUSTERS, "main"), both);
+    others(MEMBERS, "main-1");
+    assert_eq!(held(MEMBERS, "main-1"), both);
+
+    server.mark_deleted(CLUSTERS, "main");
+    reconcile_cluster(&server, &context).await;
+    let audited = Some(json!(["example.com/audit"]));
+    assert_eq!(held(MEMBERS, "main-1"), audited);
+    assert_eq!(held(CLUSTERS, "main"), both, "a member is still there");
+    let mut member = server.object(MEMBERS, "main-1").unwrap();
+    assert!(!member["metadata"]["deletionTimestamp"].is_null(), "{member}");
+    member["metadata"]["finalizers"] = json!([]);
+    server.put(MEMBERS, "main-1", member);
+    for _ in 0..2 {
+        reconcile_cluster(&server, &context).await;
+    }
+    assert_eq!(held(MEMBERS, "main-1"), None);
+    assert_eq!(held(CLUSTERS, "main"), audited);
+}
+
+/// Somebody who has put a finalizer on since the object was read keeps it.
+#[tokio::test]
+async fn a_list_of_finalizers_is_written_only_over_the_one_that_was_read() {
+    let server = ApiServer::default();
+    seed_world(&server);
+    let kubernetes = Kubernetes::new(server.client(), Lease::without_election());
+    let stale: EtcdBackup = kubernetes.get(NAMESPACE, "now").await.unwrap().expect("it was seeded");
+    kubernetes.hold(&stale, "example.com/a").await.unwrap();
+    let stale: EtcdBackup = kubernetes.get(NAMESPACE, "now").await.unwrap().unwrap();
+    kubernetes.hold(&stale, "example.com/b").await.unwrap();
+    let error = kubernetes.let_go(&stale, "example.com/a").await.unwrap_err();
+    assert!(error.is_conflict(), "{error}");
+    let finalizers = server.object(BACKUPS, "now").unwrap()["metadata"]["finalizers"].clone();
+    assert_eq!(finalizers, json!(["example.com/a", "example.com/b"]));
+}
