@@ -279,6 +279,30 @@ async fn members_with_certificates_of_their_own_making_trust_each_other() {
     assert!(handshake(&server, &stranger).await.is_err());
 }
 
+/// ring cannot check what P-521 keys sign. `p521_ca` has signed for both of the others.
+#[tokio::test]
+async fn who_is_signed_by_a_p_521_key_is_believed_by_both_sides() {
+    let prepared = prepared();
+    let directory = prepared.directory.path();
+    let known = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/tls/testdata");
+    for name in ["p521_ca.crt", "p521_signed.crt", "p521_signed.key"] {
+        std::fs::copy(known.join(name), directory.join(name)).unwrap();
+    }
+    let pair = TlsConfig {
+        trusted_ca_file: directory.join("p521_ca.crt").to_string_lossy().into_owned(),
+        ..config(directory, "p521_signed")
+    };
+    let stranger =
+        TlsConfig { trusted_ca_file: pair.trusted_ca_file.clone(), ..config(directory, "client") };
+    let (server, client) = (ServerTls::new(pair.clone()).unwrap(), ClientTls::new(pair));
+    let identity = handshake(&server, &client).await.unwrap().unwrap();
+    assert_eq!(identity.common_name, "signed by P-521");
+    let stranger = handshake(&server, &ClientTls::new(stranger)).await;
+    assert!(stranger.is_err(), "of another authority");
+    let schemes = provider(&[]).unwrap().signature_verification_algorithms.supported_schemes();
+    assert!(schemes.contains(&rustls::SignatureScheme::ECDSA_NISTP521_SHA512));
+}
+
 #[test]
 fn cipher_suites_go_by_the_names_of_go() {
     let suites =
@@ -293,6 +317,14 @@ fn cipher_suites_go_by_the_names_of_go() {
     let mixed =
         suites(&["TLS_RSA_WITH_AES_128_CBC_SHA", "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384"]);
     assert_eq!(mixed.unwrap().cipher_suites.len(), 4);
+    let about = |names: &str| {
+        let names: Vec<String> = names.split(',').map(str::to_owned).collect();
+        about_cipher_suites(&names).unwrap()
+    };
+    let good = "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,TLS_AES_128_GCM_SHA256";
+    let told = about(&format!("TLS_RSA_WITH_AES_128_CBC_SHA,{good}")).unwrap();
+    assert!(told.ends_with("not supported: TLS_RSA_WITH_AES_128_CBC_SHA"), "{told}");
+    assert_eq!(about(good), None);
     assert_eq!(suites(&["TLS_AES_128_GCM_SHA256"]).unwrap().cipher_suites.len(), 3);
     assert!(matches!(suites(&["foo"]), Err(TlsError::UnknownCipherSuite { .. })));
 }
