@@ -16,6 +16,20 @@ use rcgen::{
 };
 use tempfile::TempDir;
 
+/// Arguments with which `curl` speaks TLS in one way only.
+pub mod speaking {
+    /// The version 1.2.
+    pub const TLS12: &[&str] = &["--tls-max", "1.2"];
+    /// The version 1.3.
+    pub const TLS13: &[&str] = &["--tlsv1.3"];
+    /// A suite of the version 1.2.
+    pub const AES_128: &[&str] =
+        &["--tls-max", "1.2", "--ciphers", "ECDHE-ECDSA-AES128-GCM-SHA256"];
+    /// Another suite of the version 1.2.
+    pub const AES_256: &[&str] =
+        &["--tls-max", "1.2", "--ciphers", "ECDHE-ECDSA-AES256-GCM-SHA384"];
+}
+
 /// Who signs, and where the files are.
 #[derive(Debug)]
 pub struct Authority {

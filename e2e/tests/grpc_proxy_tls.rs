@@ -9,6 +9,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use e2e::authority::speaking::{AES_128, AES_256, TLS12, TLS13};
 use e2e::authority::{Authority, Subject, flag};
 use e2e::peers;
 use e2e::processes::{Cluster, ServerOptions, Tls, free_ports};
@@ -224,10 +225,6 @@ fn a_proxy_that_does_not_know_its_members_serves_nobody_unless_told_not_to_look(
 
 #[test]
 fn a_proxy_speaks_the_versions_and_suites_that_it_is_told() {
-    const TLS12: &[&str] = &["--tls-max", "1.2"];
-    const TLS13: &[&str] = &["--tlsv1.3"];
-    const AES_128: &[&str] = &["--tls-max", "1.2", "--ciphers", "ECDHE-ECDSA-AES128-GCM-SHA256"];
-    const AES_256: &[&str] = &["--tls-max", "1.2", "--ciphers", "ECDHE-ECDSA-AES256-GCM-SHA384"];
     let authority = authority();
     let directory = tempfile::tempdir().unwrap();
     let cluster = Cluster::start(&ServerOptions::one(&programs()[0])).unwrap();

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use calls::until;
-use e2e::processes::{Cluster, ServerOptions};
+use e2e::processes::{Cluster, Member, ServerOptions, http_get};
 
 fn both() -> [PathBuf; 2] {
     [e2e::peers::our_binary("etcd").unwrap(), e2e::peers::etcd_binaries().unwrap().etcd]
@@ -51,6 +51,48 @@ fn a_full_log_is_rotated_as_by_go_etcd() {
         assert_eq!(sizes, [3, FULL], "{}", program.display());
         drop(cluster);
     }
+}
+
+/// Asks for a level of the log; the status of the answer.
+fn set_level(member: &Member, level: &str) -> String {
+    let answer = Command::new("curl")
+        .args(["--silent", "--show-error", "--max-time", "10", "--write-out", "%{http_code}"])
+        .args(["--request", "PUT", "--data", &format!(r#"{{"Level":"{level}"}}"#)])
+        .arg(format!("{}/config/local/log", member.client_url()))
+        .output()
+        .expect("run curl; install it");
+    String::from_utf8_lossy(&answer.stdout).into_owned()
+}
+
+#[test]
+fn the_level_of_the_log_changes_while_the_server_runs() {
+    let ours = e2e::peers::our_binary("etcd").unwrap();
+    let flags = vec!["--enable-pprof".to_owned()];
+    let cluster = Cluster::start(&ServerOptions { flags, ..ServerOptions::one(&ours) }).unwrap();
+    let member = &cluster.members()[0];
+    let level = || http_get(&member.endpoint, "/config/local/log").unwrap();
+    let of_debug = || member.log().matches(r#"{"level":"debug","#).count();
+    assert_eq!((level().trim(), of_debug()), (r#"{"Level":"INFO"}"#, 0));
+    assert_eq!(set_level(member, "debug"), "204");
+    assert_eq!(level().trim(), r#"{"Level":"DEBUG"}"#);
+    until("there is a line for who looks closely", || {
+        // Connections are spoken of.
+        level();
+        of_debug() > 0
+    });
+    assert_eq!(set_level(member, "error"), "204");
+    assert_eq!(level().trim(), r#"{"Level":"ERROR"}"#);
+    assert_eq!(set_level(member, "info"), "204");
+    assert_eq!(set_level(member, "nonsense"), r#"{"message":"Invalid log level nonsense"}400"#);
+    // Each change is told at the level that it made, so that one is not.
+    let changes = || {
+        let log = member.log();
+        let changed = log.split(r#""msg":"changed the log level","new-level":""#).skip(1);
+        let names = changed.filter_map(|rest| rest.split_once('"').map(|(name, _)| name));
+        names.map(str::to_owned).collect::<Vec<_>>()
+    };
+    until("the last change is told", || changes().last().is_some_and(|name| name == "info"));
+    assert_eq!(changes(), ["debug", "info"]);
 }
 
 #[test]

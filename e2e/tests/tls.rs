@@ -2,10 +2,11 @@
 //! the protocols that share a port.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use e2e::authority::{Authority, Subject, flag};
+use e2e::authority::speaking::{AES_128, AES_256, TLS12, TLS13};
+use e2e::authority::{Authority, Pair, Subject, flag};
 use e2e::peers;
 use e2e::processes::{Cluster, Member, PeerTls, ServerOptions, Tls, free_ports, http_get};
 
@@ -77,9 +78,9 @@ fn asks_over_http(authority: &Authority, address: &str, name: &str) -> bool {
 #[test]
 fn cve_2026_59818_revoked_clients_are_refused_on_every_listener_without_a_restart() {
     let go = peers::etcd_binaries().expect("build Go etcd").etcd;
-    for (program, split) in [(go.clone(), false), (go, true), (ours(), false), (ours(), true)] {
+    for (program, split) in [(&go, false), (&go, true), (&ours(), false), (&ours(), true)] {
         let authority = authority();
-        let mut options = ServerOptions::one(&program);
+        let mut options = ServerOptions::one(program);
         options.tls =
             Tls::Given { cert: authority.path("server.pem"), key: authority.path("server.key") };
         options.flags = vec![
@@ -107,6 +108,83 @@ fn cve_2026_59818_revoked_clients_are_refused_on_every_listener_without_a_restar
             assert!(asks("alice"), "{}", member.log());
             assert!(!asks("bob"), "{}", member.log());
         }
+        // Without the list etcd serves nobody, ours those whom the last one let pass.
+        fs::remove_file(authority.revoked()).expect("remove the list");
+        assert_eq!(is_served("alice"), *program != go, "{}", member.log());
+        assert!(!is_served("bob"), "{}", member.log());
+    }
+}
+
+/// Whether this address answers who speaks TLS like this.
+fn answers(authority: &Authority, address: &str, how: &[&str]) -> bool {
+    let answer = Command::new("curl")
+        .args(["--silent", "--show-error", "--max-time", "10", "--http1.1", "--no-alpn"])
+        .arg("--cacert")
+        .arg(authority.ca())
+        .args(how)
+        .arg(format!("{address}/version"))
+        .output()
+        .expect("run curl; install it");
+    String::from_utf8_lossy(&answer.stdout).contains("etcdserver")
+}
+
+#[test]
+fn clients_and_members_are_heard_in_the_versions_and_suites_that_were_asked_for() {
+    let authority = authority();
+    let Pair { cert, key } = authority.pair("server");
+    for program in [peers::etcd_binaries().expect("build Go etcd").etcd, ours()] {
+        for (flags, heard, refused) in [
+            (&["--tls-min-version=TLS1.3"], &[TLS13][..], &[TLS12][..]),
+            (&["--tls-max-version=TLS1.2"], &[TLS12, AES_256], &[TLS13]),
+            (
+                &["--cipher-suites=TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256"],
+                &[AES_128, TLS13],
+                &[AES_256],
+            ),
+        ] {
+            let options = ServerOptions {
+                flags: flags.iter().map(|&flag| flag.to_owned()).collect(),
+                tls: Tls::Given { cert: cert.clone(), key: key.clone() },
+                peer_tls: PeerTls::Given(authority.pair("server")),
+                ..ServerOptions::one(&program)
+            };
+            let cluster = Cluster::start(&options).expect("start a server");
+            let member = &cluster.members()[0];
+            for address in [&member.client_url(), &member.peer_url] {
+                let asks = |how: &&[&str]| answers(&authority, address, how);
+                let name = format!("{} {flags:?} {address}\n{}", program.display(), member.log());
+                assert!(heard.iter().all(asks), "{name}");
+                assert!(!refused.iter().any(asks), "{name}");
+            }
+        }
+    }
+}
+
+/// Certificates that have P-521 keys or are signed by one, as many authorities made with Go's tools have.
+#[test]
+fn keys_of_the_curve_p_521_are_believed() {
+    let files = Path::new(env!("CARGO_MANIFEST_DIR")).join("../server/src/tls/testdata");
+    let authority = authority();
+    let Pair { cert, key } = authority.pair("server");
+    for program in [peers::etcd_binaries().expect("build Go etcd").etcd, ours()] {
+        let options = ServerOptions {
+            flags: vec![flag("trusted-ca-file", &files.join("p521_ca.crt"))],
+            tls: Tls::Given { cert: cert.clone(), key: key.clone() },
+            ..ServerOptions::one(&program)
+        };
+        let cluster = Cluster::start(&options).expect("start a server");
+        let member = &cluster.members()[0];
+        for name in ["p521_client", "p521_signed"] {
+            let flags = [
+                flag("cacert", &authority.ca()),
+                flag("cert", &files.join(format!("{name}.crt"))),
+                flag("key", &files.join(format!("{name}.key"))),
+            ];
+            let put = etcdctl(member, &flags, &["put", "a", name]);
+            assert!(put.status.success(), "{} {name}: {put:?}", program.display());
+        }
+        let stranger = etcdctl(member, &authority.client_flags("alice"), &["put", "a", "x"]);
+        assert!(!stranger.status.success(), "{}", program.display());
     }
 }
 
@@ -130,6 +208,8 @@ fn only_clients_with_an_allowed_host_name_are_served() {
         |name| etcdctl(member, &authority.client_flags(name), &["get", "a"]).status.success();
     assert!(is_served("alice"), "{}", member.log());
     assert!(!is_served("bob"), "{}", member.log());
+    let told = "not supported: TLS_RSA_WITH_AES_128_CBC_SHA";
+    assert!(member.log().contains(told), "{}", member.log());
 }
 
 #[test]

@@ -3,8 +3,10 @@
 //! The group `kubernetes` waits most of its time for kubelets and nodes; groups that wait as well, for
 //! elections and time-outs, run beside it and give way to it. Everything is compiled before.
 //!
-//! The last line is `N passed, N failed`: tests where a step runs tests, else the step itself.
+//! The last line is `N passed, N failed`: tests where a step runs tests, else the step itself. It also names
+//! what was skipped because this machine has not what it needs.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -79,6 +81,8 @@ struct Summary {
     passed: usize,
     failed: usize,
     failures: Vec<String>,
+    /// What tests say that they have left out.
+    skipped: BTreeSet<String>,
 }
 
 impl Summary {
@@ -86,6 +90,7 @@ impl Summary {
         self.passed += other.passed;
         self.failed += other.failed;
         self.failures.extend(other.failures);
+        self.skipped.extend(other.skipped);
     }
 
     fn step(&mut self, name: &str, result: Result<Counts>) {
@@ -93,6 +98,7 @@ impl Summary {
             Ok(counts) => {
                 self.passed += counts.passed;
                 self.failed += counts.failed;
+                self.skipped.extend(counts.skipped);
                 if counts.failed > 0 {
                     self.failures.push(format!("{name}: {} tests failed", counts.failed));
                 }
@@ -104,14 +110,25 @@ impl Summary {
             }
         }
     }
+
+    fn last_line(&self) -> String {
+        let skipped: Vec<&str> = self.skipped.iter().map(String::as_str).collect();
+        let skipped = match skipped.is_empty() {
+            true => String::new(),
+            false => format!(", skipped: {}", skipped.join("; ")),
+        };
+        format!("{} passed, {} failed{skipped}", self.passed, self.failed)
+    }
 }
 
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Counts {
     passed: usize,
     failed: usize,
+    skipped: BTreeSet<String>,
 }
 
-const ONE: Counts = Counts { passed: 1, failed: 0 };
+const ONE: Counts = Counts { passed: 1, failed: 0, skipped: BTreeSet::new() };
 
 pub(crate) fn run(workspace: &Workspace, progress: &Progress, options: &Options) -> Result<bool> {
     let mut summary = Summary::default();
@@ -137,7 +154,7 @@ pub(crate) fn run(workspace: &Workspace, progress: &Progress, options: &Options)
             println!("  {failure}");
         }
     }
-    println!("\n{} passed, {} failed", summary.passed, summary.failed);
+    println!("\n{}", summary.last_line());
     Ok(summary.failed == 0)
 }
 
@@ -164,8 +181,12 @@ impl Tests<'_> {
             Group::Clippy => {
                 let mut line = vec!["clippy", "--all-targets"];
                 line.extend(EVERYTHING);
-                line.extend(["--", "-D", "warnings"]);
-                summary.step("clippy", self.cargo_check("clippy", &line));
+                // Nothing else compiles the programs of the fuzzer.
+                line.extend(["--features", "fuzz/libfuzzer", "--", "-D", "warnings"]);
+                let mut clippy = self.workspace.cargo(&line);
+                // Nothing is linked, so nobody needs the compiler of C++ that libFuzzer wants.
+                clippy.env("CUSTOM_LIBFUZZER_PATH", "./none");
+                summary.step("clippy", self.check("clippy", clippy));
             }
             Group::Unit => {
                 summary.step("unit", self.unit());
@@ -214,7 +235,8 @@ impl Tests<'_> {
             let in_kubernetes = scope.spawn(in_kubernetes);
             for (group, programs) in prepared {
                 let name = name_of(group);
-                summary.step(&name, self.run_beside(&name, programs, programs_at_once(group)));
+                let (at_once, arguments) = (programs_at_once(group), arguments_of(group));
+                summary.step(&name, self.run_beside(&name, programs, at_once, arguments));
             }
             summary.add(in_kubernetes.join().expect("the thread returns a summary"));
         });
@@ -240,7 +262,10 @@ impl Tests<'_> {
     }
 
     fn cargo_check(&self, name: &str, line: &[&str]) -> Result<Counts> {
-        let mut command = self.workspace.cargo(line);
+        self.check(name, self.workspace.cargo(line))
+    }
+
+    fn check(&self, name: &str, mut command: Command) -> Result<Counts> {
         self.progress.running(name, &self.workspace.log(name), &mut command)?;
         Ok(ONE)
     }
@@ -263,9 +288,15 @@ impl Tests<'_> {
     }
 
     /// The same, giving way to what runs beside them.
-    fn run_beside(&self, name: &str, programs: Vec<TestProgram>, at_once: usize) -> Result<Counts> {
+    fn run_beside(
+        &self,
+        name: &str,
+        programs: Vec<TestProgram>,
+        at_once: usize,
+        arguments: &[&str],
+    ) -> Result<Counts> {
         let batch = Batch { gives_way: true, ..self.batch(name, at_once) };
-        self.run_batch(batch, programs, &[])
+        self.run_batch(batch, programs, arguments)
     }
 
     fn batch<'b>(&'b self, name: &'b str, at_once: usize) -> Batch<'b> {
@@ -302,7 +333,8 @@ impl Tests<'_> {
     /// another group are process tests.
     fn test_files(&self, group: Group) -> Result<Counts> {
         let programs = self.compile_files(group)?;
-        self.run_programs(&name_of(group), programs, programs_at_once(group), &[])
+        let (at_once, arguments) = (programs_at_once(group), arguments_of(group));
+        self.run_programs(&name_of(group), programs, at_once, arguments)
     }
 
     fn compile_files(&self, group: Group) -> Result<Vec<TestProgram>> {
@@ -495,6 +527,11 @@ fn programs_at_once(group: Group) -> usize {
     }
 }
 
+/// What a test that passes says is not shown otherwise, also not what it has skipped.
+fn arguments_of(group: Group) -> &'static [&'static str] {
+    if group == Group::Clients { &["--nocapture"] } else { &[] }
+}
+
 fn group_of(test_file: &str) -> Group {
     match test_file {
         "wire" => Group::Differential,
@@ -506,9 +543,13 @@ fn group_of(test_file: &str) -> Group {
     }
 }
 
-/// Adds up the lines in which Rust's test harness says how a test program went.
+/// Adds up the lines in which Rust's test harness says how a test program went, and collects those in
+/// which a test says what it has skipped.
 fn count_results(output: &str) -> Counts {
-    let mut counts = Counts { passed: 0, failed: 0 };
+    let mut counts = Counts::default();
+    // The harness may have begun the line.
+    let skipped = output.lines().filter_map(|line| line.split_once("SKIPPED "));
+    counts.skipped = skipped.map(|(_, what)| what.trim().to_owned()).collect();
     for line in output.lines().filter_map(|line| line.trim().strip_prefix("test result: ")) {
         let number_before = |word: &str| {
             let text = line.split(&format!(" {word}")).next().unwrap_or_default();
@@ -530,7 +571,20 @@ mod tests {
             test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; finished in 0.00s\n\
             test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured\n";
         let counts = count_results(output);
-        assert_eq!((counts.passed, counts.failed), (15, 2));
+        assert_eq!(counts, Counts { passed: 15, failed: 2, ..Counts::default() });
+    }
+
+    #[test]
+    fn what_was_skipped_stands_in_the_last_line() {
+        let mut summary = Summary::default();
+        summary.step("process", Ok(count_results("test result: ok. 1 passed; 0 failed;\n")));
+        assert_eq!(summary.last_line(), "1 passed, 0 failed");
+        let output = "SKIPPED b: no Node\ntest both ... SKIPPED a: no Python\n\
+            SKIPPED b: no Node\ntest result: ok. 2 passed; 0 failed; 0 ignored;\n";
+        let mut beside = Summary::default();
+        beside.step("clients", Ok(count_results(output)));
+        summary.add(beside);
+        assert_eq!(summary.last_line(), "3 passed, 0 failed, skipped: a: no Python; b: no Node");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What strangers send, as functions of bytes for the room `fuzz`: none of them may panic.
 
-/// The name of an RPC, as in `/etcdserverpb.KV/Put`, and on further lines a body for it.
+/// The name of an RPC, as in `/etcdserverpb.KV/Put`, on further lines headers, and after an empty one a
+/// body for it.
 ///
 /// # Panics
 /// When what the gateway understood cannot be written as JSON again.

@@ -17,7 +17,7 @@ mod self_signed;
 mod server;
 
 pub use client::ClientTls;
-pub use identity::{PeerIdentity, fingerprint};
+pub use identity::{PeerIdentity, Unreadable, fingerprint};
 pub use self_signed::{SelfSignedError, make_certificates, with_self_signed};
 pub use server::ServerTls;
 
@@ -158,20 +158,34 @@ const SUITES: [(&str, rustls::CipherSuite); 6] = {
     ]
 };
 
-/// Whether there is something to speak with these suites.
+/// What an operator is told whose list has suites that are not spoken; nothing if all of it is.
 ///
 /// # Errors
 /// When one is unknown, or none of them is supported.
-pub(crate) fn check_cipher_suites(names: &[String]) -> Result<(), TlsError> {
-    provider(names).map(drop)
+pub(crate) fn about_cipher_suites(names: &[String]) -> Result<Option<String>, TlsError> {
+    let (_, unsupported) = chosen_suites(names)?;
+    Ok((!unsupported.is_empty()).then(|| {
+        format!("leaving out TLS cipher suites that are not supported: {}", unsupported.join(", "))
+    }))
 }
 
-/// ring with the suites that were asked for.
+/// ring with the suites that were asked for, which also believes P-521 keys.
 fn provider(names: &[String]) -> Result<Arc<CryptoProvider>, TlsError> {
-    let mut provider = rustls::crypto::ring::default_provider();
-    if names.is_empty() {
-        return Ok(Arc::new(provider));
+    let mut provider = CryptoProvider {
+        signature_verification_algorithms: ::client::signature_algorithms(),
+        ..rustls::crypto::ring::default_provider()
+    };
+    if !names.is_empty() {
+        let (chosen, _) = chosen_suites(names)?;
+        provider
+            .cipher_suites
+            .retain(|suite| suite.version() == &version::TLS13 || chosen.contains(&suite.suite()));
     }
+    Ok(Arc::new(provider))
+}
+
+/// The suites of TLS 1.2 that these names stand for, and the names of those that nobody speaks here.
+fn chosen_suites(names: &[String]) -> Result<(Vec<rustls::CipherSuite>, Vec<String>), TlsError> {
     let (mut chosen, mut unsupported) = (Vec::new(), Vec::new());
     for name in names {
         let go_name = match name.as_str() {
@@ -184,22 +198,16 @@ fn provider(names: &[String]) -> Result<Arc<CryptoProvider>, TlsError> {
             Some((_, suite)) => chosen.push(*suite),
             None if SUITES_OF_TLS13.contains(&go_name.as_str()) => {}
             None if name.starts_with("TLS_RSA_WITH_") || name.starts_with("TLS_ECDHE_") => {
-                unsupported.push(name);
+                unsupported.push(name.clone());
             }
             None => return Err(TlsError::UnknownCipherSuite { name: name.clone() }),
         }
     }
     // Lists are written for Go, which has old suites too; without those the others still serve.
     if let Some(name) = unsupported.first().filter(|_| chosen.is_empty()) {
-        return Err(TlsError::UnsupportedCipherSuite { name: (*name).clone() });
+        return Err(TlsError::UnsupportedCipherSuite { name: name.clone() });
     }
-    if !unsupported.is_empty() {
-        tracing::debug!(?unsupported, "leaving out TLS cipher suites that are not supported");
-    }
-    provider
-        .cipher_suites
-        .retain(|suite| suite.version() == &version::TLS13 || chosen.contains(&suite.suite()));
-    Ok(Arc::new(provider))
+    Ok((chosen, unsupported))
 }
 
 #[cfg(test)]

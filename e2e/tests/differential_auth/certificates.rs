@@ -26,14 +26,16 @@ impl Authority {
         Self { directory, issuer: Issuer::new(parameters, key) }
     }
 
-    /// Makes `<file>.pem` and `<file>.key` for this name.
+    /// Makes `<file>.pem` and `<file>.key` for this name, or for two with a comma between them.
     fn sign(&self, file: &str, common_name: &str) {
         let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
         let mut parameters = CertificateParams::new(names).expect("names");
-        if !common_name.is_empty() {
-            parameters.distinguished_name.push(DnType::CommonName, common_name);
-        } else {
-            parameters.distinguished_name = rcgen::DistinguishedName::new();
+        parameters.distinguished_name = rcgen::DistinguishedName::new();
+        let common_names = common_name.split(',').filter(|name| !name.is_empty());
+        // A kind of name may be pushed once, and this is the same by another word.
+        let kinds = [DnType::CommonName, DnType::CustomDnType(vec![2, 5, 4, 3])];
+        for (kind, name) in kinds.into_iter().zip(common_names) {
+            parameters.distinguished_name.push(kind, name);
         }
         let key = KeyPair::generate().expect("a key");
         let certificate = parameters.signed_by(&key, &self.issuer).expect("a certificate");
@@ -72,9 +74,14 @@ fn etcdctl(
 fn a_certificate_makes_one_the_user_it_names_and_a_password_goes_first() {
     let go = peers::etcd_binaries().expect("build Go etcd");
     let authority = Authority::new();
-    for (file, name) in
-        [("server", "server"), ("root", "root"), ("u", "u"), ("x", "x"), ("none", "")]
-    {
+    for (file, name) in [
+        ("server", "server"),
+        ("root", "root"),
+        ("u", "u"),
+        ("x", "x"),
+        ("x and u", "x,u"),
+        ("none", ""),
+    ] {
         authority.sign(file, name);
     }
     let mut flags = vec!["--client-cert-auth".to_owned(), "--bcrypt-cost=4".to_owned()];
@@ -93,6 +100,7 @@ fn a_certificate_makes_one_the_user_it_names_and_a_password_goes_first() {
         ("x", &["auth", "enable", "--user=root:pw"], "Authentication Enabled"),
         ("u", &["put", "k", "v"], "OK"),
         ("u", &["get", "k"], "k\nv"),
+        ("x and u", &["put", "k", "v"], "OK"),
         ("u", &["put", "j", "v"], "Error: etcdserver: permission denied"),
         ("u", &["put", "j", "v", "--user=root:pw"], "OK"),
         ("root", &["put", "j", "w"], "OK"),

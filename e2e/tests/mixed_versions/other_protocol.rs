@@ -1,8 +1,8 @@
 //! The wire between members as if one side were another release: a proxy before a member's peer port
 //! that rewrites every message on its way.
 //!
-//! As by a newer release each message, at every depth, gets a field that nobody here knows; as by an
-//! older one the fields that say themselves what their absence means are left out; and now and then an
+//! As by a newer release each message, at every depth, gets a field that nobody here knows; as by the
+//! first one all fields that were added since are left out; and now and then an
 //! answer is a variant that is not known. `peer.proto` says what a member does with each.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,9 +28,62 @@ const PACKAGE: &str = "keelson.peer.v1";
 const UNKNOWN_FIELD: u32 = 15_000;
 /// One of so many answers with variants is one that is not known.
 const UNKNOWN_VARIANT: u64 = 40;
-/// What older members do not send, by message and field number.
-const ADDED_LATER: [(&str, u32); 4] =
-    [("Envelope", 5), ("MembersResponse", 9), ("MembersResponse", 10), ("SnapshotHeader", 6)];
+/// The highest field number of each message in the first release. It does not change: what is above is sent
+/// by later ones only, and so are messages that do not stand here.
+const FIRST_RELEASE: [(&str, u32); 52] = [
+    ("Envelope", 4),
+    ("Vote", 3),
+    ("LogId", 3),
+    ("Entry", 4),
+    ("Blank", 0),
+    ("Membership", 2),
+    ("Config", 1),
+    ("Node", 3),
+    ("StoredMembership", 2),
+    ("AppendRequest", 5),
+    ("AppendResponse", 4),
+    ("Success", 1),
+    ("PartialSuccess", 1),
+    ("VoteRequest", 5),
+    ("VoteResponse", 3),
+    ("SnapshotChunk", 4),
+    ("SnapshotHeader", 5),
+    ("SnapshotFile", 3),
+    ("SnapshotTrailer", 1),
+    ("SnapshotResponse", 1),
+    ("TransferLeaderRequest", 4),
+    ("TransferLeaderResponse", 3),
+    ("TransferAccepted", 0),
+    ("TransferVoteChanged", 2),
+    ("TransferLogNotFlushed", 2),
+    ("ForwardRequest", 3),
+    ("ForwardResponse", 3),
+    ("ForwardAccepted", 1),
+    ("NotLeader", 2),
+    ("Overloaded", 0),
+    ("ReadIndexRequest", 1),
+    ("ReadIndexResponse", 3),
+    ("Unconfirmed", 0),
+    ("LeaseKeepAliveRequest", 2),
+    ("LeaseKeepAliveResponse", 2),
+    ("LeaseRenewals", 1),
+    ("LeaseTimeToLiveRequest", 3),
+    ("LeaseTimeToLiveResponse", 2),
+    ("LeaseStates", 1),
+    ("LeaseState", 4),
+    ("MembersRequest", 1),
+    ("MembersResponse", 8),
+    ("MemberDescription", 5),
+    ("ChangeMembershipRequest", 5),
+    ("AddMember", 3),
+    ("UpdateMember", 2),
+    ("ChangeMembershipResponse", 3),
+    ("HashKVRequest", 2),
+    ("HashKVResponse", 3),
+    ("HashedKV", 4),
+    ("VersionRequest", 1),
+    ("VersionResponse", 6),
+];
 
 /// The messages of the protocol.
 struct Schema {
@@ -84,6 +137,9 @@ impl Schema {
             methods: BTreeMap::new(),
         };
         file.message_type.iter().for_each(|message| schema.add(message));
+        // A message that is renamed would be taken for one of a later release.
+        let is_there = |name: &str| file.message_type.iter().any(|message| message.name() == name);
+        assert!(FIRST_RELEASE.iter().all(|(name, _)| is_there(name)), "a message has gone");
         for service in &file.service {
             for method in &service.method {
                 let path = format!("/{PACKAGE}.{}/{}", service.name(), method.name());
@@ -130,7 +186,7 @@ impl Schema {
                 }
                 WireType::StartGroup | WireType::EndGroup => panic!("nobody has groups"),
             }
-            match ADDED_LATER.contains(&(name, number)) {
+            match number > highest_at_first(name) {
                 true => _ = rewritten.fields_left_out.fetch_add(1, Ordering::Relaxed),
                 false => to.put(field),
             }
@@ -152,6 +208,10 @@ impl Schema {
         }
         self.rewrite(name, from, rewritten)
     }
+}
+
+fn highest_at_first(name: &str) -> u32 {
+    FIRST_RELEASE.iter().find(|(known, _)| *known == name).map_or(0, |(_, highest)| *highest)
 }
 
 fn add_unknown(to: &mut BytesMut) {

@@ -53,7 +53,7 @@ mod tests {
         parameters.distinguished_name.push(rcgen::DnType::CommonName, common_name);
         let key = rcgen::KeyPair::generate().unwrap();
         let certificate = parameters.self_signed(&key).unwrap().der().clone();
-        let identity = PeerIdentity::of(&[certificate]).map(Arc::new);
+        let identity = PeerIdentity::shown(Some(&[certificate])).unwrap().map(Arc::new);
         let mut extensions = Extensions::new();
         let purpose = Purpose::Client;
         let (remote, local) = (None, None);

@@ -122,8 +122,9 @@ fn check_tls(listen: &ListenConfig, warnings: &mut Vec<String>) -> Result<(), Co
     if tls.min_version == TlsVersion::Tls13 && !tls.cipher_suites.is_empty() {
         return refuse("cipher suites cannot be configured when only TLS1.3 is enabled");
     }
-    crate::tls::check_cipher_suites(&tls.cipher_suites)
-        .map_err(|error| ConfigError(error.to_string()))
+    let about = crate::tls::about_cipher_suites(&tls.cipher_suites);
+    warnings.extend(about.map_err(|error| ConfigError(error.to_string()))?);
+    Ok(())
 }
 
 /// The files of one side; without a pair nothing else of them is used, as in etcd.

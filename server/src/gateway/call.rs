@@ -276,3 +276,33 @@ impl Decoder for BytesCodec {
         Ok(Some(source.copy_to_bytes(source.remaining())))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tonic::metadata::MetadataMap;
+
+    use super::super::schema::SCHEMA;
+    use super::*;
+    use crate::listen::Purpose;
+    use crate::tls::PeerIdentity;
+
+    #[test]
+    fn cve_2018_16886_a_call_of_the_gateway_is_not_the_certificates() {
+        let certificate = rcgen::CertificateParams::new(vec!["root".to_owned()]).unwrap();
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = certificate.self_signed(&key).unwrap().der().clone();
+        let identity = PeerIdentity::shown(Some(&[certificate])).unwrap().map(Arc::new);
+        assert!(identity.is_some());
+        let remote = Some("10.0.0.7:1".parse().unwrap());
+        let purpose = Purpose::Client;
+        let info = ConnectionInfo { remote, local: None, purpose, secure: true, identity };
+        let (metadata, path) = (MetadataMap::new(), "/etcdserverpb.KV/Put");
+        let method = SCHEMA.methods[path];
+        let asked = Asked { path, method, metadata, deadline: None, info: Some(info) };
+        let request = request(&asked, ());
+        let told = request.extensions().get::<ConnectionInfo>().unwrap();
+        assert!(told.identity.is_none() && told.remote == remote && told.secure);
+    }
+}

@@ -20,7 +20,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::ListenConfig;
-use crate::tls::{PeerIdentity, ServerTls};
+use crate::tls::{PeerIdentity, ServerTls, Unreadable};
 
 use super::coalesce::Coalescing;
 use super::dispatch::{AnswerBody, AnswerFuture};
@@ -136,8 +136,8 @@ where
         }
     };
     let (_, session) = stream.get_ref();
-    info.identity = session.peer_certificates().and_then(PeerIdentity::of).map(Arc::new);
-    if let Err(reason) = check_identity(&tls, &info).await {
+    let shown = PeerIdentity::shown(session.peer_certificates());
+    if let Err(reason) = check_identity(&tls, shown, &mut info).await {
         rejected(&info, &reason);
         let _ = tokio::time::timeout(FAREWELL_TIMEOUT, farewell(stream)).await;
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, reason));
@@ -161,7 +161,12 @@ fn rejected(info: &ConnectionInfo, error: &str) {
     tracing::warn!("remote-addr" = remote, error, "rejected connection");
 }
 
-async fn check_identity(tls: &ServerTls, info: &ConnectionInfo) -> Result<(), String> {
+async fn check_identity(
+    tls: &ServerTls,
+    shown: Result<Option<PeerIdentity>, Unreadable>,
+    info: &mut ConnectionInfo,
+) -> Result<(), String> {
+    info.identity = shown.map_err(|error| error.to_string())?.map(Arc::new);
     tls.admits(info.identity.as_deref())?;
     match (&info.identity, info.remote) {
         (Some(identity), Some(remote)) if tls.checks_remote_address() => {

@@ -156,7 +156,7 @@ async fn log_level(request: Request<Incoming>) -> Response<Full<Bytes>> {
     let name = wanted["Level"].as_str().unwrap_or_default();
     match logging::set_level(name) {
         Ok(()) => {
-            tracing::info!(level = name, "changed the log level");
+            tracing::info!("new-level" = name, "changed the log level");
             let mut response = Response::new(Full::default());
             *response.status_mut() = StatusCode::NO_CONTENT;
             response

@@ -41,7 +41,7 @@ use crate::listen::{
 };
 use crate::ops::calls::CallMetrics;
 use crate::ops::{notify, register_process, signals::Terminations};
-use crate::tls::{ServerTls, with_self_signed};
+use crate::tls::{ServerTls, about_cipher_suites, with_self_signed};
 use crate::urls::Url;
 
 use super::command::Values;
@@ -396,6 +396,9 @@ fn bind(values: &Values) -> Result<Listeners, Box<dyn Error>> {
         let directory = Path::new(values.text("data-dir")).join("fixtures").join("proxy");
         let years = u64::try_from(values.number("self-signed-cert-validity")).unwrap_or(0);
         config = with_self_signed(config, &directory, &[&url], years)?;
+    }
+    if let Some(about) = about_cipher_suites(&config.cipher_suites)? {
+        tracing::warn!("{about}");
     }
     let tls = is_secure.then(|| ServerTls::new(config).map(Arc::new)).transpose()?;
     let mut listened = vec![Endpoint { url, purpose: Purpose::Client, tls: tls.clone() }];

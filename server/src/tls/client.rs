@@ -129,8 +129,8 @@ struct NameNotAllowed(String);
 /// Believes those whose certificate is signed by the CA, valid for their host, and has an allowed name.
 fn with_allowed_names(config: &TlsConfig, judged: Judged<'_>) -> Verdict {
     let verified = judged.chain?;
-    let identity = PeerIdentity::of(std::slice::from_ref(judged.certificate))
-        .ok_or(CertificateError::BadEncoding)?;
+    let identity = PeerIdentity::shown(Some(std::slice::from_ref(judged.certificate)));
+    let identity = identity.ok().flatten().ok_or(CertificateError::BadEncoding)?;
     identity
         .check_names(config)
         .map_err(|reason| CertificateError::Other(OtherError(Arc::new(NameNotAllowed(reason)))))?;

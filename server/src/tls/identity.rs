@@ -13,7 +13,7 @@ use crate::config::TlsConfig;
 /// The parts of a client's certificate that rules look at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerIdentity {
-    /// The common name of its subject; empty if it has none.
+    /// The common name of its subject, the last if it has several; empty if it has none.
     pub common_name: String,
     dns_names: Vec<String>,
     addresses: Vec<IpAddr>,
@@ -22,31 +22,45 @@ pub struct PeerIdentity {
     serials: Vec<Vec<u8>>,
 }
 
+/// A certificate that was shown and verified, but whose names or serial number cannot be read here: no
+/// rule could be held to it, so whoever shows it is refused.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("tls: failed to parse a certificate that was shown: {0}")]
+pub struct Unreadable(String);
+
 impl PeerIdentity {
-    /// Reads the first certificate of a chain that was verified.
-    pub fn of(chain: &[CertificateDer<'_>]) -> Option<Self> {
-        let certificate = chain.first()?.clone().into_owned();
-        let (_, parsed) = X509Certificate::from_der(&certificate).ok()?;
-        let common_name = parsed
-            .subject()
-            .iter_common_name()
-            .next()
-            .and_then(|name| name.as_str().ok())
-            .unwrap_or_default()
-            .to_owned();
+    /// Reads the chain that was shown and verified, if one was; its first certificate is who it is about.
+    ///
+    /// # Errors
+    /// When one of the certificates cannot be read.
+    pub fn shown(chain: Option<&[CertificateDer<'_>]>) -> Result<Option<Self>, Unreadable> {
+        let Some([certificate, ..]) = chain else { return Ok(None) };
+        let certificate = certificate.clone().into_owned();
+        let parsed = parse(&certificate)?;
+        // The last, as in Go, which overwrites those before it.
+        let common_names = parsed.subject().iter_common_name();
+        let common_name = common_names.filter_map(|name| name.as_str().ok()).last();
+        let common_name = common_name.unwrap_or_default().to_owned();
         let (mut dns_names, mut addresses) = (Vec::new(), Vec::new());
-        if let Ok(Some(names)) = parsed.subject_alternative_name() {
+        let names = parsed.subject_alternative_name();
+        if let Some(names) = names.map_err(|error| Unreadable(error.to_string()))? {
             for name in &names.value.general_names {
                 match name {
                     GeneralName::DNSName(name) => dns_names.push((*name).to_owned()),
-                    GeneralName::IPAddress(bytes) => addresses.extend(address(bytes)),
+                    GeneralName::IPAddress(bytes) => match address(bytes) {
+                        Some(address) => addresses.push(address),
+                        None => return Err(Unreadable("an address of no length".to_owned())),
+                    },
+                    GeneralName::Invalid(..) => {
+                        return Err(Unreadable("a malformed name".to_owned()));
+                    }
                     _ => {}
                 }
             }
         }
         drop(parsed);
-        let serials = chain.iter().filter_map(serial).collect();
-        Some(Self { common_name, dns_names, addresses, certificate, serials })
+        let serials = chain.unwrap_or_default().iter().map(serial).collect::<Result<_, _>>()?;
+        Ok(Some(Self { common_name, dns_names, addresses, certificate, serials }))
     }
 
     pub(super) fn serials(&self) -> &[Vec<u8>] {
@@ -80,19 +94,19 @@ impl PeerIdentity {
     }
 
     /// etcd's `checkCertSAN`: the address of a member must be one that its certificate names, by
-    /// itself or through a name that resolves to it. A certificate that names nothing passes. For a
-    /// wildcard etcd asks the address for its name; there is no such question here, so a wildcard
-    /// passes as well.
+    /// itself or through a name that resolves to it. A certificate that names nothing passes. etcd also
+    /// asks DNS for the names of the address, which it compares with those of the certificate; there is
+    /// no such question here, so a certificate with a wildcard passes from any address.
     pub async fn check_address(&self, remote: IpAddr) -> Result<(), String> {
         let remote = remote.to_canonical();
         let names_nothing = self.dns_names.is_empty() && self.addresses.is_empty();
         if names_nothing || self.addresses.contains(&remote) {
             return Ok(());
         }
+        if self.dns_names.iter().any(|name| name.starts_with("*.")) {
+            return Ok(());
+        }
         for name in &self.dns_names {
-            if name.starts_with("*.") {
-                return Ok(());
-            }
             let Ok(mut found) = tokio::net::lookup_host((name.as_str(), 0)).await else { continue };
             if found.any(|address| address.ip().to_canonical() == remote) {
                 return Ok(());
@@ -106,9 +120,13 @@ impl PeerIdentity {
     }
 }
 
-fn serial(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
-    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
-    Some(parsed.tbs_certificate.serial.to_bytes_be())
+fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, Unreadable> {
+    let parsed = X509Certificate::from_der(certificate);
+    parsed.map(|(_, parsed)| parsed).map_err(|error| Unreadable(error.to_string()))
+}
+
+fn serial(certificate: &CertificateDer<'_>) -> Result<Vec<u8>, Unreadable> {
+    Ok(parse(certificate)?.tbs_certificate.serial.to_bytes_be())
 }
 
 fn address(bytes: &[u8]) -> Option<IpAddr> {

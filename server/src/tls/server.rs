@@ -67,7 +67,8 @@ impl ServerTls {
         made.server.clone()
     }
 
-    /// Whether a client with this identity may stay: the rules that come after the signature.
+    /// Whether a client with this identity may stay: the rules that come after the signature. Who
+    /// has shown no certificate is held to none; where there is a CA, everybody has to show one.
     pub(crate) fn admits(&self, identity: Option<&PeerIdentity>) -> Result<(), String> {
         let Some(identity) = identity else { return Ok(()) };
         let revoked = self.made.lock().unwrap_or_else(PoisonError::into_inner).revoked.clone();

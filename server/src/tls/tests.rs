@@ -1,8 +1,9 @@
 use std::path::Path;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
-    IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer,
+    CustomExtension, DistinguishedName, DnType, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    RevokedCertParams, SerialNumber, date_time_ymd,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -52,7 +53,7 @@ async fn handshake(server: &ServerTls, client: &ClientTls) -> Result<Option<Peer
         stream.write_all(b"x").await.map_err(|error| error.to_string())?;
         stream.flush().await.map_err(|error| error.to_string())?;
         let (_, session) = stream.get_ref();
-        Ok(session.peer_certificates().and_then(PeerIdentity::of))
+        PeerIdentity::shown(session.peer_certificates()).map_err(|error| error.to_string())
     };
     let connect = async {
         let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
@@ -194,7 +195,52 @@ async fn revoked_certificates_are_refused_as_soon_as_the_list_says_so() {
     std::fs::write(&config.crl_file, "nonsense").unwrap();
     server.current();
     assert!(server.admits(Some(&identity)).is_err());
-    assert!(matches!(ServerTls::new(config), Err(TlsError::Revocations { .. })));
+    assert!(matches!(ServerTls::new(config.clone()), Err(TlsError::Revocations { .. })));
+    std::fs::remove_file(&config.crl_file).unwrap();
+    server.current();
+    assert!(server.admits(Some(&identity)).is_err());
+    assert!(matches!(ServerTls::new(config), Err(TlsError::Read { .. })));
+}
+
+/// What webpki does not look into: it would pass over the rules, as a certificate that names nothing.
+#[tokio::test]
+async fn certificates_that_cannot_be_read_are_refused() {
+    let prepared = prepared();
+    let directory = prepared.directory.path();
+    let client = std::fs::read(directory.join("client.crt")).unwrap();
+    let [whole] = &certificates("client.crt", &client).unwrap()[..] else { panic!("one") };
+    let cut = CertificateDer::from(whole[..whole.len() - 1].to_vec());
+    assert!(PeerIdentity::shown(Some(std::slice::from_ref(&cut))).is_err());
+    assert!(PeerIdentity::shown(Some(&[whole.clone(), cut])).is_err(), "its serial is not known");
+    assert_eq!(PeerIdentity::shown(None), Ok(None));
+
+    let server = ServerTls::new(config(directory, "server")).unwrap();
+    let cut_name = vec![0x30, 0x02, 0x82, 0x05];
+    let short_address = vec![0x30, 0x05, 0x87, 0x03, 10, 0, 0];
+    for names in [cut_name, short_address] {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        let names = CustomExtension::from_oid_content(&[2, 5, 29, 17], names);
+        params.custom_extensions.push(names);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &prepared.issuer).unwrap();
+        std::fs::write(directory.join("odd.crt"), certificate.pem()).unwrap();
+        std::fs::write(directory.join("odd.key"), key.serialize_pem()).unwrap();
+        let odd = ClientTls::new(config(directory, "odd"));
+        let refused = handshake(&server, &odd).await.unwrap_err();
+        assert!(refused.contains("failed to parse a certificate"), "{refused}");
+    }
+}
+
+/// As in Go, the last one counts.
+#[test]
+fn of_several_common_names_the_last_is_the_name() {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, "first");
+    params.distinguished_name.push(DnType::CustomDnType(vec![2, 5, 4, 3]), "last");
+    let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+    let identity = PeerIdentity::shown(Some(std::slice::from_ref(certificate.der())));
+    assert_eq!(identity.unwrap().unwrap().common_name, "last");
 }
 
 fn list(issuer: &Issuer, serials: &[u8]) -> Vec<u8> {
@@ -233,6 +279,30 @@ async fn members_with_certificates_of_their_own_making_trust_each_other() {
     assert!(handshake(&server, &stranger).await.is_err());
 }
 
+/// ring cannot check what P-521 keys sign. `p521_ca` has signed for both of the others.
+#[tokio::test]
+async fn who_is_signed_by_a_p_521_key_is_believed_by_both_sides() {
+    let prepared = prepared();
+    let directory = prepared.directory.path();
+    let known = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/tls/testdata");
+    for name in ["p521_ca.crt", "p521_signed.crt", "p521_signed.key"] {
+        std::fs::copy(known.join(name), directory.join(name)).unwrap();
+    }
+    let pair = TlsConfig {
+        trusted_ca_file: directory.join("p521_ca.crt").to_string_lossy().into_owned(),
+        ..config(directory, "p521_signed")
+    };
+    let stranger =
+        TlsConfig { trusted_ca_file: pair.trusted_ca_file.clone(), ..config(directory, "client") };
+    let (server, client) = (ServerTls::new(pair.clone()).unwrap(), ClientTls::new(pair));
+    let identity = handshake(&server, &client).await.unwrap().unwrap();
+    assert_eq!(identity.common_name, "signed by P-521");
+    let stranger = handshake(&server, &ClientTls::new(stranger)).await;
+    assert!(stranger.is_err(), "of another authority");
+    let schemes = provider(&[]).unwrap().signature_verification_algorithms.supported_schemes();
+    assert!(schemes.contains(&rustls::SignatureScheme::ECDSA_NISTP521_SHA512));
+}
+
 #[test]
 fn cipher_suites_go_by_the_names_of_go() {
     let suites =
@@ -247,6 +317,14 @@ fn cipher_suites_go_by_the_names_of_go() {
     let mixed =
         suites(&["TLS_RSA_WITH_AES_128_CBC_SHA", "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384"]);
     assert_eq!(mixed.unwrap().cipher_suites.len(), 4);
+    let about = |names: &str| {
+        let names: Vec<String> = names.split(',').map(str::to_owned).collect();
+        about_cipher_suites(&names).unwrap()
+    };
+    let good = "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,TLS_AES_128_GCM_SHA256";
+    let told = about(&format!("TLS_RSA_WITH_AES_128_CBC_SHA,{good}")).unwrap();
+    assert!(told.ends_with("not supported: TLS_RSA_WITH_AES_128_CBC_SHA"), "{told}");
+    assert_eq!(about(good), None);
     assert_eq!(suites(&["TLS_AES_128_GCM_SHA256"]).unwrap().cipher_suites.len(), 3);
     assert!(matches!(suites(&["foo"]), Err(TlsError::UnknownCipherSuite { .. })));
 }

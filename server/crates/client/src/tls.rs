@@ -42,7 +42,7 @@ const SYSTEM_AUTHORITIES: [&str; 5] = [
 /// Reads the files and makes rustls's configuration, offering HTTP/2 only.
 pub(crate) fn client_config(options: &TlsOptions) -> Result<Arc<ClientConfig>, Error> {
     let provider = CryptoProvider {
-        signature_verification_algorithms: *ALGORITHMS,
+        signature_verification_algorithms: signature_algorithms(),
         ..ring::default_provider()
     };
     let provider = Arc::new(provider);
@@ -225,6 +225,11 @@ impl<F: Fn(Judged<'_>) -> Verdict + Send + Sync> ServerCertVerifier for LastWord
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.chains.supported_verify_schemes()
     }
+}
+
+/// The signatures that are believed: those that ring checks, and those by P-521 keys.
+pub fn signature_algorithms() -> WebPkiSupportedAlgorithms {
+    *ALGORITHMS
 }
 
 /// ring's algorithms and [`EcdsaP521Sha512`]. rustls wants lists that live for ever.

@@ -179,6 +179,11 @@ async fn cve_2018_1098_cve_2018_1099_only_listed_origins_and_hosts_are_welcome()
     let origin = "host: good.example\r\norigin: https://a.example\r\n";
     let (head, _) = ask(&server, "GET /version", origin).await;
     assert!(head.contains("access-control-allow-origin: https://a.example"), "{head}");
+    let other = "host: good.example\r\norigin: https://evil.example\r\n";
+    for line in ["GET /version", "OPTIONS /version", "POST /v3/kv/range"] {
+        let (head, _) = ask(&server, line, other).await;
+        assert!(!head.contains("access-control"), "{line}: {head}");
+    }
     let (head, body) = ask(&server, "GET /version", "host: evil.example\r\n").await;
     assert!(head.starts_with("http/1.1 421"), "{head}");
     assert!(body.contains("etcd --host-whitelist \"evil.example\"\n"), "{body}");

@@ -145,7 +145,8 @@ impl Upstream {
         }
     }
 
-    /// One stream, from its first renewal on.
+    /// One stream, from its first renewal until nobody can ask any more and all have their answers: a
+    /// client that closes its side waits for what it has asked for.
     async fn serve(&mut self) -> Result<(), Status> {
         let again: Vec<i64> = self.unanswered.keys().copied().collect();
         let (asks, asked) = mpsc::channel(again.len() + WAITING_MAX);
@@ -156,10 +157,14 @@ impl Upstream {
         // It is open when the first renewal is answered.
         let opened = self.members.renew(self.caller.request(ReceiverStream::new(asked)));
         let mut answers = opened.await?;
-        loop {
+        let mut may_ask = true;
+        while may_ask || !self.unanswered.is_empty() {
             tokio::select! {
-                asked = self.waiting.recv() => {
-                    let Some((id, waiting)) = asked else { return Ok(()) };
+                asked = self.waiting.recv(), if may_ask => {
+                    let Some((id, waiting)) = asked else {
+                        may_ask = false;
+                        continue;
+                    };
                     let others = self.unanswered.entry(id).or_default();
                     others.push(waiting);
                     if others.len() == 1 && asks.send(LeaseKeepAliveRequest { id }).await.is_err() {
@@ -176,5 +181,6 @@ impl Upstream {
                 }
             }
         }
+        Ok(())
     }
 }

@@ -179,6 +179,7 @@ impl Client {
             },
             wants: Wants::of(&create),
             header,
+            begins: create.start_revision,
         };
         locked(&self.created).insert(id, watched.clone());
         self.shared.join(&watched, receiver).await;

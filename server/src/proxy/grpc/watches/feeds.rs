@@ -51,6 +51,16 @@ pub(super) struct Receiver {
     pub(super) next: i64,
     pub(super) wants: Wants,
     pub(super) header: ResponseHeader,
+    /// The revision that the client asked to begin with; 0 for whatever comes.
+    pub(super) begins: i64,
+}
+
+impl Receiver {
+    /// Whether its client may be told that it is where this header is. Of a watch that begins later
+    /// members do not say how far it is.
+    fn is_told_of(&self, header: &ResponseHeader) -> bool {
+        header.revision >= self.begins
+    }
 }
 
 /// What of a watch's events goes to the client.
@@ -344,7 +354,7 @@ impl Feeds {
         let was_asked_for = response.watch_id == super::session::NO_WATCH;
         for receiver in &mut feed.receivers {
             receiver.next = receiver.next.max(header.revision + 1);
-            if receiver.wants.progress && !was_asked_for {
+            if receiver.wants.progress && !was_asked_for && receiver.is_told_of(&header) {
                 let told = WatchResponse { watch_id: receiver.id, ..response.clone() };
                 // The next one says the same.
                 let _ = receiver.session.push(vec![told]);
@@ -458,8 +468,17 @@ impl Feed {
 
     fn answer(&mut self, header: Option<ResponseHeader>) {
         for (session, round) in self.questions.drain(..) {
+            let is_early = header.is_some_and(|header| {
+                let mut his =
+                    self.receivers.iter().filter(|it| it.session.number == session.number);
+                his.any(|receiver| !receiver.is_told_of(&header))
+            });
+            let told = match is_early {
+                true => Outgoing::Unanswered { round },
+                false => Outgoing::Progress { round, header },
+            };
             // Without room the client has more to read than an answer, and asks again.
-            let _ = session.tell(Outgoing::Progress { round, header });
+            let _ = session.tell(told);
         }
     }
 }

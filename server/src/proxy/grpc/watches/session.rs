@@ -32,6 +32,10 @@ pub(super) enum Outgoing {
         round: u64,
         header: Option<ResponseHeader>,
     },
+    /// One of them does not say, and so nobody does, as by a member.
+    Unanswered {
+        round: u64,
+    },
 }
 
 /// The sending half, which feeds hold.
@@ -173,6 +177,10 @@ impl Pump {
                 if self.rounds.len() > RESPONSES_MAX {
                     self.rounds.pop_first();
                 }
+                return None;
+            }
+            Outgoing::Unanswered { round } => {
+                self.rounds.remove(&round);
                 return None;
             }
             Outgoing::Progress { round, header } => (round, header),

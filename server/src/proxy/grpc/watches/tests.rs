@@ -72,6 +72,8 @@ fn step() -> impl Strategy<Value = Step> {
 struct Seen {
     watched: Watched,
     start: i64,
+    /// The same if the client has named it, else 0.
+    begins: i64,
     no_put: bool,
     events: Vec<Event>,
     /// Whether the client has been told that there is such a watch.
@@ -126,8 +128,8 @@ impl World {
                 self.compacted = self.compacted.max(self.revision() - *back as i64);
             }
             Step::Join { session, back, no_put, requires_leader } => {
-                let start = back.map_or(self.revision() + 1, |back| self.revision() - back);
-                self.join(*session, start.max(1), *no_put, *requires_leader);
+                let begins = back.map_or(0, |back| (self.revision() - back).max(1));
+                self.join(*session, begins, *no_put, *requires_leader);
             }
             Step::Leave { nth } => {
                 let Some((session, id)) = self.seen.keys().nth(*nth).copied() else { return };
@@ -167,8 +169,9 @@ impl World {
         self.history.push(events.iter().enumerate().map(event).collect());
     }
 
-    fn join(&mut self, session: usize, start: i64, no_put: bool, requires_leader: bool) {
+    fn join(&mut self, session: usize, begins: i64, no_put: bool, requires_leader: bool) {
         self.ids += 1;
+        let start = if begins == 0 { self.revision() + 1 } else { begins };
         let (key, range_end) = (Bytes::from_static(b"k"), Bytes::from_static(b"l"));
         let watched = Watched { key, range_end, requires_leader };
         let filters =
@@ -181,10 +184,12 @@ impl World {
             next: start,
             wants: Wants::of(&create),
             header: header(self.revision()),
+            begins,
         };
         let seen = Seen {
             watched: watched.clone(),
             start,
+            begins,
             no_put,
             events: Vec::new(),
             is_created: false,
@@ -295,6 +300,7 @@ impl World {
             for ((of, id), seen) in self.seen.iter().filter(is_his) {
                 let expected = self.expected(seen, revision);
                 assert!(seen.is_over || seen.events.len() >= expected.len(), "{of} {id} progress");
+                assert!(seen.is_over || seen.begins <= revision, "{of} {id} begins later");
             }
             return true;
         }
@@ -374,7 +380,7 @@ proptest! {
 fn receiver(session: &Arc<Session>, id: i64, next: i64) -> Receiver {
     let create = WatchCreateRequest::default();
     let (caller, wants) = (Caller::default(), Wants::of(&create));
-    Receiver { session: session.clone(), id, caller, next, wants, header: header(0) }
+    Receiver { session: session.clone(), id, caller, next, wants, header: header(0), begins: 0 }
 }
 
 fn range() -> Watched {
@@ -416,4 +422,44 @@ fn a_long_response_is_divided_only_for_those_who_allow_it() {
         got.push((message.watch_id, message.events.len(), message.fragment));
     }
     assert_eq!(got, [(0, 5, false), (1, 2, true), (1, 2, true), (1, 1, false)]);
+}
+
+/// What a client has been sent.
+fn sent(pump: &mut Pump) -> Vec<(i64, i64)> {
+    let next = || pump.next().now_or_never();
+    let messages = std::iter::from_fn(next).map(|message| message.expect("no stream is ended"));
+    messages.map(|message| (message.watch_id, message.header.unwrap().revision)).collect()
+}
+
+/// As by a member: neither regularly, nor to a stream that asks.
+#[test]
+fn who_begins_later_is_not_told_how_far_the_watch_is() {
+    let mut feeds = Feeds::default();
+    let (now, mut to_now) = Session::new(1, 64);
+    let (later, mut to_later) = Session::new(2, 64);
+    let create = WatchCreateRequest { progress_notify: true, ..WatchCreateRequest::default() };
+    let wants = Wants::of(&create);
+    let from_now = Receiver { wants, ..receiver(&now, 0, 6) };
+    let from_nine = Receiver { wants, begins: 9, ..receiver(&later, 1, 9) };
+    let number = feeds.join(&range(), from_now).unwrap().number;
+    let created =
+        WatchResponse { header: Some(header(5)), created: true, ..WatchResponse::default() };
+    assert!(matches!(feeds.deliver(&range(), number, &created), (Next::Read, _)));
+    assert!(feeds.join(&range(), from_nine).is_none(), "they share");
+
+    let ask = |feeds: &mut Feeds| [&now, &later].map(|session| feeds.ask_progress(session));
+    ask(&mut feeds);
+    feeds.asked_in_vain(&range(), number);
+    assert_eq!((sent(&mut to_now), sent(&mut to_later)), (vec![(NO_WATCH, 5)], vec![]));
+    for revision in [8, 9] {
+        let by_itself =
+            WatchResponse { header: Some(header(revision)), ..WatchResponse::default() };
+        feeds.deliver(&range(), number, &by_itself);
+        ask(&mut feeds);
+        let when_asked = WatchResponse { watch_id: NO_WATCH, ..by_itself };
+        feeds.deliver(&range(), number, &when_asked);
+        assert_eq!(sent(&mut to_now), [(0, revision), (NO_WATCH, revision)]);
+        let expected = if revision < 9 { vec![] } else { vec![(1, 9), (NO_WATCH, 9)] };
+        assert_eq!(sent(&mut to_later), expected);
+    }
 }
