@@ -4,9 +4,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use e2e::kubernetes::{Access, wait};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::progress::Progress;
 use crate::workspace::Workspace;
@@ -15,6 +15,8 @@ const CHART: &str = "charts/etcd-operator";
 const EXAMPLE: &str = "manifests/examples/three-members.yaml";
 /// On all that belongs to the example: its name is in the file.
 const EXAMPLE_LABEL: &str = "etcd.keelson.dev/cluster=example";
+/// All kinds that go with the operator.
+const KINDS: &str = "etcdclusters,etcdmembers,etcdbackups,etcdbackupschedules";
 const NAMESPACE: &str = "etcd-operator";
 const RELEASE: &str = "etcd-operator";
 
@@ -64,6 +66,7 @@ impl Operator<'_> {
     /// All of `up` and `down` on a Kubernetes that has nothing of ours, and has nothing of it afterwards.
     pub(crate) fn come_and_go(&self, image: &str) -> Result<()> {
         self.install(image)?;
+        self.stay_for_others()?;
         self.remove()?;
         if self.knows_our_kinds()? {
             bail!("the kinds are left");
@@ -75,11 +78,14 @@ impl Operator<'_> {
     /// operator can take its finalizers off.
     ///
     /// # Errors
-    /// Before anything is done, if other clusters are there: with their kind they would go as well.
+    /// Before anything is done, if there is more than the example: with its kind it would go as well.
+    /// And after the example has gone, if anything has come in the meantime.
     pub(crate) fn remove(&self) -> Result<()> {
         if self.knows_our_kinds()? {
-            self.refuse_clusters_of_others()?;
+            let namespace = self.namespace()?;
+            self.refuse(|object| !is_of_example(object, &namespace))?;
             self.progress.working("delete the example", || self.delete_example())?;
+            self.refuse(|_| true)?;
         }
         self.progress.working("uninstall the operator", || {
             self.access
@@ -97,18 +103,59 @@ impl Operator<'_> {
         Ok(())
     }
 
-    fn refuse_clusters_of_others(&self) -> Result<()> {
-        let names = "jsonpath={range .items[*]}{.metadata.namespace}/{.metadata.name} {end}";
-        let found = self.access.kubectl(["get", "etcdclusters", "-A", "-o", names]).run()?;
-        let others: Vec<&str> =
-            found.split_whitespace().filter(|name| !name.ends_with("/example")).collect();
+    /// Everything of our kinds, in all namespaces, that the operator has to be kept for.
+    fn refuse(&self, is_kept_for: impl Fn(&Value) -> bool) -> Result<()> {
+        let all = self.access.kubectl(["get", KINDS, "-A", "-o", "json"]).run()?;
+        let all: Value = serde_json::from_str(&all).context("read what kubectl lists")?;
+        let others = all["items"].as_array().into_iter().flatten();
+        let others: Vec<String> =
+            others.filter(|object| is_kept_for(object)).map(described).collect();
         match others.is_empty() {
             true => Ok(()),
             false => bail!(
-                "the operator also keeps {}: delete these EtcdClusters first, or keep the operator",
+                "the operator also keeps {}: delete these first, or keep the operator",
                 others.join(", ")
             ),
         }
+    }
+
+    /// Where the example is: kubectl's own namespace.
+    fn namespace(&self) -> Result<String> {
+        let path = "jsonpath={.contexts[0].context.namespace}";
+        let found = self.access.kubectl(["config", "view", "--minify", "-o", path]).run()?;
+        Ok(if found.is_empty() { "default".to_owned() } else { found })
+    }
+
+    /// What belongs to others is not removed, and neither is the operator that keeps it: a backup of
+    /// theirs, and a cluster with the name of the example.
+    fn stay_for_others(&self) -> Result<()> {
+        const OTHERS: &str = "others";
+        let namespace = self.namespace()?;
+        self.access.kubectl(["create", "namespace", OTHERS]).run()?;
+        for (kind, name, spec) in [
+            ("EtcdBackup", "kept", json!({"clusterRef": {"name": "example"}})),
+            // Paused: it is there, and needs nothing.
+            ("EtcdCluster", "example", json!({"paused": true})),
+        ] {
+            let object = json!({
+                "apiVersion": "etcd.keelson.dev/v1alpha1", "kind": kind,
+                "metadata": {"name": name, "namespace": OTHERS}, "spec": spec,
+            });
+            self.access.apply(&object.to_string())?;
+            let Err(refused) = self.remove() else { bail!("{kind} {OTHERS}/{name} was removed") };
+            let named = format!("{kind} {OTHERS}/{name}");
+            ensure!(refused.to_string().contains(&named), "{named} is not named: {refused:#}");
+            for (kind, name, namespace) in [
+                (kind, name, OTHERS),
+                ("EtcdCluster", "example", namespace.as_str()),
+                ("Deployment", RELEASE, NAMESPACE),
+            ] {
+                let kind = kind.to_lowercase();
+                self.access.kubectl(["get", &kind, name, "--namespace", namespace]).run()?;
+            }
+            self.access.delete(&format!("{} {name} --namespace {OTHERS}", kind.to_lowercase()))?;
+        }
+        self.access.delete(&format!("namespace {OTHERS}"))
     }
 
     fn knows_our_kinds(&self) -> Result<bool> {
@@ -159,7 +206,8 @@ impl Operator<'_> {
     /// A key goes in through one member and comes out of another.
     fn prove(&self, cluster: &str) -> Result<()> {
         let name = cluster.split_once('/').map_or(cluster, |(_, name)| name);
-        let selector = format!("etcd.keelson.dev/cluster={name}");
+        // The Pods of backup Jobs bear the name of the cluster, too.
+        let selector = format!("etcd.keelson.dev/cluster={name},etcd.keelson.dev/component=server");
         let pods = self
             .access
             .kubectl(["get", "pods", "--selector", &selector, "-o", "name"])
@@ -179,5 +227,50 @@ impl Operator<'_> {
             let found = etcdctl(last, "get hello --print-value-only")?;
             if found.trim() == "keelson" { Ok(()) } else { Err(anyhow!("get answered {found:?}")) }
         })
+    }
+}
+
+/// Whether the object is one that `delete_example` deletes or that goes with it.
+fn is_of_example(object: &Value, namespace: &str) -> bool {
+    let metadata = &object["metadata"];
+    let name = match object["kind"].as_str() {
+        Some("EtcdCluster") => &metadata["name"],
+        _ => &metadata["labels"]["etcd.keelson.dev/cluster"],
+    };
+    metadata["namespace"] == namespace && name == "example"
+}
+
+fn described(object: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let metadata = &object["metadata"];
+    let (kind, namespace, name) =
+        (text(&object["kind"]), text(&metadata["namespace"]), text(&metadata["name"]));
+    format!("{kind} {namespace}/{name}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_called_example_where_the_example_is_belongs_to_it() {
+        let object = |kind: &str, namespace: &str, name: &str, cluster: &str| {
+            let labels = json!({"etcd.keelson.dev/cluster": cluster});
+            json!({"kind": kind, "metadata": {
+                "namespace": namespace, "name": name, "labels": labels,
+            }})
+        };
+        for (object, belongs) in [
+            (object("EtcdCluster", "default", "example", ""), true),
+            (object("EtcdMember", "default", "example-1", "example"), true),
+            (object("EtcdBackup", "default", "example-hourly-1", "example"), true),
+            (object("EtcdCluster", "other", "example", ""), false),
+            (object("EtcdCluster", "default", "other", "example"), false),
+            (object("EtcdBackup", "default", "by-hand", ""), false),
+            (object("EtcdBackup", "other", "example-hourly-1", "example"), false),
+            (object("EtcdBackupSchedule", "default", "nightly", "other"), false),
+        ] {
+            assert_eq!(is_of_example(&object, "default"), belongs, "{}", described(&object));
+        }
     }
 }
