@@ -51,6 +51,9 @@ pub struct RunArguments {
     /// Namespace of the leader lease: the operator's own.
     #[arg(long, env = "POD_NAMESPACE", default_value = "default")]
     pub namespace: String,
+    /// Name of the leader lease: operators with the same one stand in for each other.
+    #[arg(long, env = "LEASE_NAME", default_value = run::LEASE_NAME)]
+    pub lease_name: String,
     /// Name of this process in the leader lease and in events.
     #[arg(long, env = "POD_NAME", default_value = "etcd-operator")]
     pub identity: String,

@@ -17,6 +17,9 @@ use crate::{
 const NAMESPACE: &str = "etcd-operator-system";
 const NAME: &str = "etcd-operator";
 
+/// Name of the leader lease of a release of the chart: each has its own.
+const RELEASE_LEASE: &str = "{{ include \"etcd-operator.name\" . }}";
+
 /// A file that is generated: its path from the root of the repository, and its content.
 pub struct Generated {
     pub path: String,
@@ -44,7 +47,7 @@ pub fn generated() -> Result<Vec<Generated>, serde_yaml::Error> {
     for (name, rules_of) in [
         ("clusterRules", cluster_rules()),
         ("secretRules", secret_rules()),
-        ("leaderRules", leader_rules()),
+        ("leaderRules", leader_rules(RELEASE_LEASE)),
         ("nodeRules", node_rules()),
     ] {
         let yaml = serde_yaml::to_string(&rules_of)?;
@@ -110,10 +113,10 @@ pub fn secret_rules() -> Vec<PolicyRule> {
     vec![rule("", &["secrets"], &["create", "get", "patch"])]
 }
 
-/// The leader lease, in the operator's own namespace.
-pub fn leader_rules() -> Vec<PolicyRule> {
+/// The leader lease of this name, in the operator's own namespace.
+pub fn leader_rules(name: &str) -> Vec<PolicyRule> {
     let mut lease = rule("coordination.k8s.io", &["leases"], &["get", "update"]);
-    lease.resource_names = Some(vec![LEASE_NAME.to_owned()]);
+    lease.resource_names = Some(vec![name.to_owned()]);
     // What does not exist yet has no name to be allowed by.
     vec![rule("coordination.k8s.io", &["leases"], &["create"]), lease]
 }
@@ -160,7 +163,7 @@ fn installation() -> Vec<Value> {
     ];
     objects.extend(role("ClusterRole", NAME, cluster_rules()));
     objects.extend(role("ClusterRole", "etcd-operator-secrets", secret_rules()));
-    objects.extend(role("Role", "etcd-operator-leader", leader_rules()));
+    objects.extend(role("Role", "etcd-operator-leader", leader_rules(LEASE_NAME)));
     objects.extend(role("ClusterRole", "etcd-operator-nodes", node_rules()));
     objects.push(deployment(&labels));
     objects

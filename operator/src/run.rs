@@ -31,7 +31,7 @@ use crate::{
     metrics::{self, Metrics},
 };
 
-/// Name of the leader lease in the operator's own namespace.
+/// Name of the leader lease in the operator's own namespace, where nothing else is said.
 pub const LEASE_NAME: &str = "etcd-operator";
 /// Next try after a pass that failed.
 const RETRY: Duration = Duration::from_secs(5);
@@ -51,8 +51,8 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
         Lease::without_election()
     } else {
         let identity = format!("{}_{}", arguments.identity, std::process::id());
-        let mut election =
-            Election::new(client.clone(), &arguments.namespace, LEASE_NAME, identity);
+        let (namespace, name) = (&arguments.namespace, &arguments.lease_name);
+        let mut election = Election::new(client.clone(), namespace, name, identity);
         place = Some(election.place());
         let lease = election.lease();
         tokio::select! {

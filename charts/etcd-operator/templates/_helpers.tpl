@@ -22,13 +22,18 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end }}
 
-{{/* Some rules for the operator: in these namespaces, or everywhere if there are none. */}}
+{{/*
+Some rules for the operator: in these namespaces, or everywhere if there are none. Outside of the
+release's own namespace the names begin with that: another release may have the same name elsewhere.
+*/}}
 {{- define "etcd-operator.grant" -}}
 {{- $root := .root }}
-{{- $name := .name }}
+{{- $own := .name }}
+{{- $qualified := printf "%s-%s" $root.Release.Namespace .name }}
 {{- $rules := include (printf "etcd-operator.%s" .rules) $root }}
 {{- range $namespace := default (list "") .namespaces }}
 {{- $kind := ternary "Role" "ClusterRole" (ne $namespace "") }}
+{{- $name := ternary $own $qualified (eq $namespace $root.Release.Namespace) }}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: {{ $kind }}

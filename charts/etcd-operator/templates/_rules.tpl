@@ -130,7 +130,7 @@
 - apiGroups:
   - coordination.k8s.io
   resourceNames:
-  - etcd-operator
+  - '{{ include "etcd-operator.name" . }}'
   resources:
   - leases
   verbs:

@@ -2,13 +2,13 @@
 //! defaults, its CEL and its refusal of unknown fields: the plain installation, every example, and
 //! what the chart of a cluster renders. Nothing is created: each is a dry run by the server.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use e2e::kubernetes::{Cluster, Namespace};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::product::{kubernetes, repository};
 
@@ -89,14 +89,19 @@ fn the_plain_installation_is_accepted_by_the_server() -> Result<()> {
 /// What a role gives: its rules, as they are written.
 type Roles = BTreeMap<(String, String, String), Value>;
 
-/// The roles among these objects, each with a binding that gives it to the operator and to nobody else.
-fn roles(cluster: &Cluster, text: &str) -> Result<Roles> {
+/// The objects in this text.
+fn parsed(cluster: &Cluster, text: &str) -> Result<Vec<Value>> {
     let line = ["create", "--dry-run=client", "--validate=false", "-o", "json", "-f", "-"];
     let objects = cluster.access().kubectl(line).input(text).run()?;
-    let objects = serde_json::Deserializer::from_str(&objects)
+    serde_json::Deserializer::from_str(&objects)
         .into_iter::<Value>()
         .collect::<Result<Vec<Value>, _>>()
-        .context("read what kubectl prints")?;
+        .context("read what kubectl prints")
+}
+
+/// The roles among these objects, each with a binding that gives it to the operator and to nobody else.
+fn roles(cluster: &Cluster, text: &str) -> Result<Roles> {
+    let objects = parsed(cluster, text)?;
     let key = |object: &Value| {
         let metadata = &object["metadata"];
         (text_of(&object["kind"]), text_of(&metadata["namespace"]), text_of(&metadata["name"]))
@@ -168,18 +173,60 @@ fn the_chart_of_the_operator_gives_each_right_only_where_it_is_wanted() -> Resul
         ),
         ("rbac.create=false", vec![]),
     ] {
-        let rendered = cluster
-            .access()
-            .helm(["template", "etcd-operator"])
-            .args([repository.join("charts/etcd-operator").as_os_str()])
-            .args(["--namespace", "ours", "--set", "crds.enabled=false", "--set", values])
-            .run()?;
+        let rendered = render_operator(&cluster, "etcd-operator", "ours", values)?;
         let wanted = wanted.into_iter().map(|(kind, namespace, name)| {
-            Ok(((kind.to_owned(), namespace.to_owned(), name.to_owned()), rules(name)?))
+            // Where others may be, too, it bears the name of the operator's own namespace.
+            let prefix = if namespace == "ours" { "" } else { "ours-" };
+            Ok(((kind.to_owned(), namespace.to_owned(), format!("{prefix}{name}")), rules(name)?))
         });
         let wanted = wanted.collect::<Result<Roles>>()?;
         let found = roles(&cluster, &rendered).with_context(|| values.to_owned())?;
         ensure!(found == wanted, "{values} gives {found:?} and not {wanted:?}");
+    }
+    Ok(())
+}
+
+fn render_operator(
+    cluster: &Cluster,
+    release: &str,
+    namespace: &str,
+    values: &str,
+) -> Result<String> {
+    let chart = repository().join("charts/etcd-operator");
+    cluster
+        .access()
+        .helm(["template", release])
+        .args([chart.as_os_str()])
+        .args(["--namespace", namespace, "--set", "crds.enabled=false", "--set", values])
+        .run()
+}
+
+/// Two of one name in two namespaces, and two in one namespace: neither takes the objects of the other,
+/// and each has a leader.
+#[test]
+fn two_releases_of_the_operator_have_nothing_in_common() -> Result<()> {
+    let cluster = kubernetes()?;
+    for values in ["rbac.create=true", "watchNamespaces={a}"] {
+        let mut seen = BTreeSet::new();
+        for (release, namespace) in [("one", "here"), ("one", "there"), ("two", "here")] {
+            let rendered = render_operator(&cluster, release, namespace, values)?;
+            for object in parsed(&cluster, &rendered)? {
+                let text = format!("{} {}", object["kind"], object["metadata"]["name"]);
+                let place = text_of(&object["metadata"]["namespace"]);
+                ensure!(seen.insert((text.clone(), place)), "{text} of {release} in {namespace}");
+                // What it may write is what it is told to.
+                if object["kind"] == "Role" && text.contains("-leader") {
+                    ensure!(object["rules"][1]["resourceNames"] == json!([release]), "{object}");
+                }
+                if object["kind"] == "Deployment" {
+                    let variables = &object["spec"]["template"]["spec"]["containers"][0]["env"];
+                    let lease = json!({"name": "LEASE_NAME", "value": release});
+                    let variables = variables.as_array().cloned().unwrap_or_default();
+                    ensure!(variables.contains(&lease), "{variables:?}");
+                }
+            }
+        }
+        ensure!(seen.len() >= 3 * 9, "only {seen:?}");
     }
     Ok(())
 }

@@ -139,7 +139,7 @@ async fn elect(server: &ApiServer) {
 #[tokio::test]
 async fn the_roles_give_what_the_operator_uses_and_nothing_else() {
     let all: Vec<PolicyRule> =
-        [cluster_rules(), secret_rules(), leader_rules(), node_rules()].concat();
+        [cluster_rules(), secret_rules(), leader_rules(LEASE_NAME), node_rules()].concat();
     let given = given(&all);
     let server = ApiServer::default();
     seed_world(&server);
