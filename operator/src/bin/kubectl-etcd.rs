@@ -1,5 +1,6 @@
-//! `kubectl etcd`: shows a cluster as the operator sees it, and what the operator does next or
-//! what holds it back. It reads Kubernetes only and changes nothing.
+//! `kubectl etcd`: shows a cluster as the operator has last written it down. It reads Kubernetes only,
+//! asks no member and plans nothing itself: `plan` prints the operation in the status and what holds the
+//! next one back.
 
 use std::fmt::Write as _;
 
@@ -27,7 +28,7 @@ struct Cli {
 enum Command {
     /// Members, leader, version and conditions.
     Status { cluster: String },
-    /// What the operator is doing, or the rule that holds the next step back.
+    /// What the operator was doing when it last wrote the status, and the rules that held it back.
     Plan { cluster: String },
 }
 
@@ -132,4 +133,126 @@ fn line(text: &mut String, name: &str, value: &str) {
 
 fn condition<'a>(conditions: &'a [Condition], kind: &str) -> Option<&'a Condition> {
     conditions.iter().find(|condition| condition.type_ == kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn cluster(status: Value) -> EtcdCluster {
+        serde_json::from_value(json!({
+            "metadata": {"name": "main", "namespace": "ns"}, "spec": {}, "status": status,
+        }))
+        .unwrap()
+    }
+
+    fn condition(kind: &str, status: &str, reason: &str, message: &str) -> Value {
+        json!({
+            "type": kind, "status": status, "reason": reason, "message": message,
+            "lastTransitionTime": "2026-11-22T00:00:00Z",
+        })
+    }
+
+    fn member(serial: i64, status: Value) -> EtcdMember {
+        serde_json::from_value(json!({
+            "metadata": {"name": format!("main-{serial}")},
+            "spec": {
+                "clusterRef": {"name": "main"}, "serial": serial, "initialState": "New",
+                "peerURL": "https://x:2380", "claimName": "x",
+            },
+            "status": status,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn status_shows_the_cluster_its_members_and_its_conditions() {
+        let cluster = cluster(json!({
+            "clusterID": "cdf818194e3a8c32", "readyReplicas": 2, "faultTolerance": 0,
+            "currentVersion": "3.7.3", "observedAt": "2026-11-22T12:00:00Z",
+            "leader": {"member": "main-2", "memberID": "ab", "term": 4},
+            "conditions": [
+                condition("Ready", "True", "Changing", ""),
+                condition("Degraded", "True", "MemberUnhealthy", "main-3: NotReady"),
+            ],
+        }));
+        let serving = |lag: i64, role: &str| {
+            let ready = condition("Ready", "True", "Serving", "");
+            json!({"role": role, "lagEntries": lag, "node": "node-a", "conditions": [ready]})
+        };
+        let members = [member(1, serving(16, "Voter")), member(2, serving(0, "Voter"))];
+        let members = [&members[..], &[member(3, json!({}))]].concat();
+        is_printed(
+            &status(&cluster, &members),
+            "\
+cluster    main
+id         cdf818194e3a8c32
+members    2 of 3 ready
+tolerates  0 failures
+leader     main-2
+version    3.7.3
+observed   2026-11-22T12:00:00Z
+
+main-1                   Voter    Serving  lag 16       node-a
+main-2                   Voter    Serving  lag 0        node-a
+main-3                            Unknown  lag          .
+
+Ready            True     Changing           .
+Degraded         True     MemberUnhealthy    main-3: NotReady
+",
+        );
+    }
+
+    #[test]
+    fn status_of_a_cluster_that_nobody_has_looked_at_says_so() {
+        is_printed(
+            &status(&cluster(json!({})), &[]),
+            "\
+cluster    main
+id         not formed
+members    0 of 3 ready
+tolerates  0 failures
+leader     none
+version    unknown
+observed   never
+
+
+",
+        );
+    }
+
+    #[test]
+    fn plan_shows_what_is_done_what_is_held_back_and_how_far_a_rollout_is() {
+        let busy = cluster(json!({
+            "operation": {
+                "kind": "RestartPod", "member": "main-1", "reason": "Rollout",
+                "startedAt": "2026-11-22T12:00:00Z",
+            },
+            "rollout": {
+                "hash": "h", "updated": 1, "total": 3, "progressedAt": "2026-11-22T12:00:00Z",
+            },
+            "blockedBy": [
+                {"action": "MoveLeader", "invariant": "I3", "detail": "voter main-2 does not answer"},
+                {"action": "Ensure", "invariant": "NotOurs", "detail": "Pod main-4 exists"},
+            ],
+        }));
+        is_printed(
+            &plan(&busy),
+            "\
+doing: RestartPod on main-1 Rollout since 2026-11-22T12:00:00Z
+held back: MoveLeader by I3: voter main-2 does not answer
+held back: Ensure by NotOurs: Pod main-4 exists
+rollout: 1 of 3 members run the desired settings
+",
+        );
+        is_printed(&plan(&cluster(json!({}))), "doing: nothing\n");
+    }
+
+    /// A dot stands for the nothing in the last column, which no editor keeps.
+    fn is_printed(found: &str, expected: &str) {
+        let lines = expected.split('\n').map(|line| line.strip_suffix('.').unwrap_or(line));
+        assert_eq!(found, lines.collect::<Vec<_>>().join("\n"));
+    }
 }
