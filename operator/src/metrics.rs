@@ -111,6 +111,20 @@ impl Metrics {
         }
     }
 
+    /// A cluster that is gone is none that has no quorum or no new backups.
+    pub fn forget(&self, namespace: &str, cluster: &str) {
+        for gauge in [
+            &self.fault_tolerance,
+            &self.quorum_healthy,
+            &self.spec_applied,
+            &self.blocked,
+            &self.backup_timestamp,
+        ] {
+            // It may never have been set.
+            let _ = gauge.remove_label_values(&[namespace, cluster]);
+        }
+    }
+
     fn text(&self) -> Vec<u8> {
         let mut text = Vec::new();
         if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
@@ -160,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cluster_shows_in_the_metrics_text() {
+    fn a_cluster_shows_in_the_metrics_text_until_it_is_gone() {
         let metrics = Metrics::new().unwrap();
         let names = Names {
             cluster: "main".to_owned(),
@@ -176,5 +190,8 @@ mod tests {
             ),
             "{text}"
         );
+        metrics.forget("ns", "main");
+        let text = String::from_utf8(metrics.text()).unwrap();
+        assert!(!text.contains("cluster=\"main\""), "{text}");
     }
 }

@@ -134,3 +134,44 @@ fn templates_use_values_that_exist() {
         }
     }
 }
+
+/// An alert on a metric that does not exist never fires.
+#[test]
+fn alerts_are_off_by_default_and_name_metrics_that_exist() {
+    let chart = root().join("charts/etcd-operator");
+    let values = documents(&chart.join("values.yaml")).remove(0);
+    assert_eq!(values["metrics"]["prometheusRule"], false);
+    let text = fs::read_to_string(chart.join("templates/alerts.yaml")).unwrap();
+    assert!(text.starts_with("{{- if .Values.metrics.prometheusRule }}"), "{text}");
+    let lines = text.lines().filter(|line| !line.trim_start().starts_with("{{"));
+    let plain: Vec<String> = lines.map(|line| line.replace("{{", "").replace("}}", "")).collect();
+    let rule: Value = serde_yaml::from_str(&plain.join("\n")).unwrap();
+    let groups = rule["spec"]["groups"].as_array().unwrap();
+    let alerts: Vec<&Value> =
+        groups.iter().flat_map(|group| group["rules"].as_array().unwrap()).collect();
+
+    let sources = ["operator/src/metrics.rs", "server/src/ops/metrics.rs"]
+        .map(|path| fs::read_to_string(root().join(path)).unwrap());
+    let mut used = Vec::new();
+    for alert in &alerts {
+        let expression = alert["expr"].as_str().unwrap();
+        let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let metrics: Vec<&str> = words
+            .filter(|word| word.starts_with("etcd_") || word.starts_with("keelson_"))
+            .collect();
+        assert_eq!(metrics.len(), 1, "{expression}");
+        let quoted = format!("\"{}\"", metrics[0]);
+        let exists = sources.iter().any(|source| source.contains(&quoted));
+        assert!(exists, "{expression}: there is no such metric");
+        used.push(metrics[0]);
+    }
+    for wanted in [
+        "etcd_server_has_leader",
+        "etcd_debugging_server_alarms",
+        "keelson_corruption_checks_incomplete_in_a_row",
+        "etcd_operator_cluster_last_backup_timestamp_seconds",
+    ] {
+        assert!(used.contains(&wanted), "{wanted} is in no alert: {used:?}");
+    }
+    assert!(alerts.len() >= 7, "{} alerts", alerts.len());
+}

@@ -71,6 +71,7 @@ pub async fn reconcile(
     let (namespace, name) = (cached.namespace().unwrap_or_default(), cached.name_any());
     let kubernetes = &context.kubernetes;
     let Some(mut cluster) = kubernetes.get::<EtcdCluster>(&namespace, &name).await? else {
+        context.metrics.forget(&namespace, &name);
         return Ok(controller::Action::await_change());
     };
     if !context.lease.is_held() {
@@ -115,7 +116,11 @@ async fn end(
     now: Timestamp,
 ) -> Result<controller::Action, PassError> {
     match finalize::finalize(&context.kubernetes, cluster).await {
-        Ok(true) => Ok(controller::Action::await_change()),
+        Ok(true) => {
+            let namespace = cluster.namespace().unwrap_or_default();
+            context.metrics.forget(&namespace, &cluster.name_any());
+            Ok(controller::Action::await_change())
+        }
         Ok(false) => Ok(controller::Action::requeue(BUSY)),
         Err(error) => {
             let error = PassError::from(error);
