@@ -130,6 +130,7 @@ impl Operator<'_> {
     /// theirs, and a cluster with the name of the example.
     fn stay_for_others(&self) -> Result<()> {
         const OTHERS: &str = "others";
+        let namespace = self.namespace()?;
         self.access.kubectl(["create", "namespace", OTHERS]).run()?;
         for (kind, name, spec) in [
             ("EtcdBackup", "kept", json!({"clusterRef": {"name": "example"}})),
@@ -146,13 +147,13 @@ impl Operator<'_> {
             ensure!(refused.to_string().contains(&named), "{named} is not named: {refused:#}");
             for (kind, name, namespace) in [
                 (kind, name, OTHERS),
-                ("EtcdCluster", "example", &self.namespace()?),
+                ("EtcdCluster", "example", namespace.as_str()),
                 ("Deployment", RELEASE, NAMESPACE),
             ] {
                 let kind = kind.to_lowercase();
                 self.access.kubectl(["get", &kind, name, "--namespace", namespace]).run()?;
             }
-            self.access.delete(&format!("{kind} {name} --namespace {OTHERS}"))?;
+            self.access.delete(&format!("{} {name} --namespace {OTHERS}", kind.to_lowercase()))?;
         }
         self.access.delete(&format!("namespace {OTHERS}"))
     }
