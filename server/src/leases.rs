@@ -3,8 +3,8 @@
 //! What a lease is and which keys hang on it is replicated and lives in the state machine; when it
 //! ends is known only to the leader, on its monotonic clock (`lease::Expiry`). This file feeds that
 //! clock with what apply changed, starts it anew when leadership comes here, and proposes the
-//! revocation of what is due: one entry for all leases of a turn, carrying the leader's term, so that
-//! a leader that was deposed meanwhile revokes nothing.
+//! revocation of what is due: one entry for all leases of a turn, carrying the term whose deadlines have
+//! passed, so that a leader that was deposed meanwhile revokes nothing, even if it was elected again.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -90,7 +90,7 @@ impl LeaseClock {
     /// Leases in order of their deadlines, if this member keeps them.
     pub(crate) fn by_deadline(&self) -> Option<Vec<LeaseId>> {
         let expiry = self.lock();
-        expiry.is_primary().then(|| expiry.by_deadline())
+        expiry.primary().map(|_| expiry.by_deadline())
     }
 
     /// Renews leases on the leader, wherever it is. The answer has one TTL per id; 0 for a lease
@@ -181,8 +181,9 @@ impl LeaseClock {
     }
 
     fn follow_leadership(&self, handle: &Handle, extend: Duration) {
+        let mut expiry = self.lock();
         let leads = handle.leads_with_its_term_applied();
-        self.lock().follow(leads, self.now(), extend, || handle.views().leases());
+        expiry.follow(leads, self.now(), extend, || handle.views().leases());
     }
 }
 
@@ -209,15 +210,14 @@ pub(crate) async fn expire_leases(
     let mut status = handle.watch_status();
     loop {
         clock.follow_leadership(&handle, election_timeout);
-        let (due, checkpoints, wake) = {
+        let (primary, due, checkpoints, wake) = {
             let (now, mut expiry) = (clock.now(), clock.lock());
             let due = expiry.due(now, EXPIRED_PER_TURN_MAX);
             let checkpoints = expiry.due_checkpoints(now, CHECKPOINTS_PER_TURN_MAX);
-            (due, checkpoints, expiry.next_wake())
+            (expiry.primary(), due, checkpoints, expiry.next_wake())
         };
-        if !due.is_empty() {
-            let term = handle.term();
-            // Not waited for: it is named again if its revocation does not arrive in time.
+        if let Some(term) = primary.filter(|_| !due.is_empty()) {
+            // It is named again if its revocation does not arrive in time.
             let revoke = LeaseExpire { term, ids: due }.proposal();
             match handle.propose(revoke).await {
                 Ok(Outcome::LeaseExpire { revoked }) => {
@@ -236,7 +236,7 @@ pub(crate) async fn expire_leases(
             }
             continue;
         }
-        let waits_for_term = handle.leads() && !clock.lock().is_primary();
+        let waits_for_term = handle.leads() && clock.lock().primary().is_none();
         let until_wake = match waits_for_term {
             true => TERM_PAUSE,
             false => wake.map_or(Duration::MAX, |at| at.saturating_sub(clock.now())),

@@ -65,8 +65,9 @@ impl LeaseClock {
     }
 
     fn follow_leadership(&self, handle: &Handle, extend: Duration) {
+        let mut expiry = self.lock();
         let leads = handle.leads_with_its_term_applied();
-        self.lock().follow(leads, self.started.elapsed(), extend, || handle.views().leases());
+        expiry.follow(leads, self.started.elapsed(), extend, || handle.views().leases());
     }
 
     /// Ends leases whose time is over, for as long as the process lives.
@@ -75,17 +76,18 @@ impl LeaseClock {
         loop {
             self.follow_leadership(&handle, election_timeout);
             let now = self.started.elapsed();
-            let (due, wake) = {
+            let (primary, due, wake) = {
                 let mut expiry = self.lock();
-                (expiry.due(now, EXPIRED_PER_TURN_MAX), expiry.next_wake())
+                let due = expiry.due(now, EXPIRED_PER_TURN_MAX);
+                (expiry.primary(), due, expiry.next_wake())
             };
-            if !due.is_empty() {
-                let revoke = LeaseExpire { term: handle.term(), ids: due }.proposal();
+            if let Some(term) = primary.filter(|_| !due.is_empty()) {
+                let revoke = LeaseExpire { term, ids: due }.proposal();
                 // What did not arrive is named again.
                 let _ = handle.propose(revoke).await;
                 continue;
             }
-            let waits_for_term = handle.leads() && !self.lock().is_primary();
+            let waits_for_term = handle.leads() && self.lock().primary().is_none();
             let until_wake = match waits_for_term {
                 true => TERM_PAUSE,
                 false => wake.map_or(Duration::from_secs(3600), |at| at.saturating_sub(now)),

@@ -10,7 +10,7 @@ fn at(seconds: u64) -> Duration {
 
 fn leader(options: ExpiryOptions) -> Expiry {
     let mut expiry = Expiry::new(options);
-    expiry.promote(at(0), at(0), []);
+    expiry.promote(Term(1), at(0), at(0), []);
     expiry
 }
 
@@ -57,11 +57,28 @@ fn only_the_leader_keeps_deadlines() {
     expiry.granted(A, 1, at(0));
     assert_eq!(expiry.renew(A, at(0)), Renewal::NotPrimary);
     assert_eq!(expiry.due(at(100), 9), []);
-    expiry.promote(at(100), at(1), [(A, 5, 0)]);
+    expiry.promote(Term(1), at(100), at(1), [(A, 5, 0)]);
     assert_eq!(expiry.remaining(A, at(100)), Some(at(6)));
     expiry.demote();
     assert_eq!(expiry.remaining(A, at(100)), None);
     assert_eq!((expiry.due(at(1000), 9), expiry.next_wake()), (vec![], None));
+}
+
+/// L1, T18: between two looks another member led and renewed the lease; the deadline of the time before
+/// must not end it, nor refuse its renewal.
+#[test]
+fn a_member_that_is_elected_again_starts_the_deadlines_anew() {
+    let mut expiry = Expiry::new(ExpiryOptions::default());
+    expiry.follow(Some(Term(5)), at(0), at(1), || [(A, 10, 0)]);
+    assert_eq!((expiry.primary(), expiry.next_wake()), (Some(Term(5)), Some(at(11))));
+    expiry.follow(Some(Term(5)), at(8), at(1), || -> [_; 0] { panic!("the term is the same") });
+    assert_eq!(expiry.next_wake(), Some(at(11)));
+    expiry.follow(Some(Term(7)), at(20), at(1), || [(A, 10, 0)]);
+    assert_eq!(expiry.primary(), Some(Term(7)));
+    assert_eq!((expiry.due(at(20), 9), expiry.next_wake()), (vec![], Some(at(31))));
+    assert_eq!(expiry.renew(A, at(20)), Renewal::Renewed { ttl: 10 });
+    expiry.follow(None, at(21), at(1), || -> [_; 0] { panic!("nothing is promoted") });
+    assert_eq!((expiry.primary(), expiry.next_wake()), (None, None));
 }
 
 #[test]
@@ -70,7 +87,7 @@ fn t22_a_checkpointed_ttl_survives_five_changes_of_leader() {
     let (mut now, mut remaining) = (at(0), 0);
     for leader in 0..5i64 {
         let mut expiry = Expiry::new(options);
-        expiry.promote(now, at(0), [(A, 600, remaining)]);
+        expiry.promote(Term(1), now, at(0), [(A, 600, remaining)]);
         now += at(60);
         let due = expiry.due_checkpoints(now, 9);
         assert_eq!(due, [(A, 600 - 60 * (leader + 1))]);
@@ -85,7 +102,7 @@ fn t22_a_checkpointed_ttl_survives_five_changes_of_leader() {
 fn a_renewal_takes_the_checkpoint_back_through_the_log_first() {
     let options = ExpiryOptions { checkpoint_interval: Some(at(60)), ..ExpiryOptions::default() };
     let mut expiry = Expiry::new(options);
-    expiry.promote(at(0), at(0), [(A, 600, 100)]);
+    expiry.promote(Term(1), at(0), at(0), [(A, 600, 100)]);
     assert_eq!(expiry.renew(A, at(10)), Renewal::CheckpointFirst);
     expiry.checkpointed(A, 0, at(11));
     assert_eq!(expiry.renew(A, at(11)), Renewal::Renewed { ttl: 600 });
@@ -95,7 +112,7 @@ fn a_renewal_takes_the_checkpoint_back_through_the_log_first() {
 #[test]
 fn a_checkpoint_taken_back_under_the_old_leader_restarts_the_deadline() {
     let mut expiry = Expiry::new(ExpiryOptions::default());
-    expiry.promote(at(0), at(0), [(A, 600, 1)]);
+    expiry.promote(Term(1), at(0), at(0), [(A, 600, 1)]);
     expiry.checkpointed(A, 0, at(0));
     assert_eq!(expiry.due(at(599), 9), []);
     assert_eq!(expiry.due(at(600), 9), [A]);
@@ -195,7 +212,7 @@ proptest! {
                     world.revoking.clear();
                     let facts = world.leases.iter().map(|(id, (ttl, left))| (*id, *ttl, *left));
                     expiry = Expiry::new(options);
-                    expiry.promote(now, at(1), facts);
+                    expiry.promote(Term(1), now, at(1), facts);
                 }
                 Step::Checkpoint => {
                     for (id, remaining) in expiry.due_checkpoints(now, 9) {
