@@ -231,6 +231,8 @@ impl Expiry {
                 continue;
             }
             if remaining < watched.ttl {
+                // It counts from now on: a renewal before it is applied must take it back as well.
+                watched.remaining_ttl = remaining;
                 due.push((id, remaining));
             }
             // etcd drops a lease that was renewed this very second from its schedule for good; it
@@ -241,10 +243,14 @@ impl Expiry {
         due
     }
 
-    /// The time left, or `None` if the lease is unknown here or its time is over.
-    pub fn remaining(&self, id: LeaseId, now: Duration) -> Option<Duration> {
-        let watched = self.leases.get(&id)?;
-        watched.deadline.checked_sub(now).filter(|left| !left.is_zero() && !watched.named)
+    /// The whole seconds that a lease has left, negative once it is overdue; `None` if it is unknown
+    /// here.
+    pub fn seconds_left(&self, id: LeaseId, now: Duration) -> Option<i64> {
+        let deadline = self.leases.get(&id)?.deadline;
+        Some(match deadline.checked_sub(now) {
+            Some(left) => whole_seconds(left),
+            None => -whole_seconds(now.saturating_sub(deadline)),
+        })
     }
 
     /// All leases in order of their deadlines, as `LeaseLeases` lists them.
@@ -292,9 +298,12 @@ fn seconds(ttl: i64) -> Duration {
     Duration::from_secs(u64::try_from(ttl).unwrap_or(0))
 }
 
+fn whole_seconds(time: Duration) -> i64 {
+    i64::try_from(time.as_secs()).unwrap_or(i64::MAX)
+}
+
 fn seconds_rounded_up(left: Duration) -> i64 {
-    let whole = i64::try_from(left.as_secs()).unwrap_or(i64::MAX);
-    whole.saturating_add(i64::from(left.subsec_nanos() > 0))
+    whole_seconds(left).saturating_add(i64::from(left.subsec_nanos() > 0))
 }
 
 #[cfg(test)]
