@@ -468,8 +468,7 @@ fn start_chores(
         let check = chores::corruption::check_periodically(handle.clone(), interval, metrics, stop);
         chores.push(tokio::spawn(check));
     }
-    if config.gates.enabled("CompactHashCheck") {
-        let interval = config.corruption.compactions;
+    if let Some(interval) = config.compaction_checks() {
         let (metrics, stop) = (metrics.clone(), stop.clone());
         let check = chores::corruption::check_compactions(handle.clone(), interval, metrics, stop);
         chores.push(tokio::spawn(check));
@@ -564,15 +563,19 @@ fn parts(
             bytes: IMAGE_BYTES,
             entries_kept: config.raft.catch_up_entries,
         },
-        rules: Rules {
-            request_timeout: request_timeout(config),
-            strict_reconfig: config.cluster.strict_reconfig_check,
-            learners_max: config.cluster.learners_max,
-            priority_requests: config.gates.enabled("PriorityRequest"),
-        },
+        rules: rules(config),
         log_writer: LogWriterPlacement::OwnThread,
         blocking: Blocking::Threads,
         metrics: instruments.log.clone(),
+    }
+}
+
+pub(crate) fn rules(config: &Config) -> Rules {
+    Rules {
+        request_timeout: request_timeout(config),
+        strict_reconfig: config.cluster.strict_reconfig_check,
+        learners_max: config.cluster.learners_max,
+        priority_requests: config.gates.enabled("PriorityRequest"),
     }
 }
 
