@@ -12,6 +12,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
+use deadlines::LeasePeer;
 use disk::{Disk, OsDisk};
 use machine::Views;
 use prometheus::Registry;
@@ -33,7 +34,7 @@ use crate::engine;
 use crate::events::{Events, HubCell};
 use crate::gateway::Gateway;
 use crate::identity::Identity;
-use crate::leases::{self, LeaseClock};
+use crate::leases;
 use crate::listen::{
     ConnectionSettings, Endpoint, GrpcCalls, ListenOptions, Listeners, Purpose, RpcThread,
     RpcThreads, ServiceSet, Services,
@@ -147,7 +148,7 @@ async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
         name = config.name, "starting an etcd server"
     );
 
-    let leases = LeaseClock::new(checkpoint_interval(&config), &instruments.metrics);
+    let leases = leases::clock(&config, &instruments.metrics);
     let tokens = Arc::new(simple_tokens(&config));
     let hub = HubCell::default();
     let events = Arc::new(Events {
@@ -232,7 +233,7 @@ fn facts(config: &Config, identity: &Identity, metrics: &Metrics) -> ServerFacts
 }
 
 /// How long a request may take; etcd's limit.
-fn request_timeout(config: &Config) -> Duration {
+pub(crate) fn request_timeout(config: &Config) -> Duration {
     Duration::from_secs(5) + 2 * config.raft.election_timeout
 }
 
@@ -333,7 +334,11 @@ fn peer_routes(
     let service = PeerService {
         inbound: replica.inbound(),
         handle: context.handle.clone(),
-        leases: context.leases.clone(),
+        leases: LeasePeer {
+            inbound: replica.inbound(),
+            handle: context.handle.clone(),
+            clock: context.leases.clone(),
+        },
         token_digest: Bytes::copy_from_slice(&Sha256::digest(&config.cluster.token)),
         meters,
         request_bytes_max: config.limits.request_bytes_max,
@@ -430,12 +435,7 @@ fn start_chores(
     let versions: chores::cluster_version::MemberVersions =
         Arc::new(move || Box::pin(crate::member::versions_of_others(outbound.clone(), own)));
     let mut chores = vec![
-        tokio::spawn(leases::expire_leases(
-            context.leases.clone(),
-            handle.clone(),
-            config.raft.election_timeout,
-            stop.clone(),
-        )),
+        tokio::spawn(leases::expire(context.leases.clone(), handle.clone(), stop.clone())),
         tokio::spawn(chores::cluster_version::run(
             handle.clone(),
             own,
@@ -468,8 +468,7 @@ fn start_chores(
         let check = chores::corruption::check_periodically(handle.clone(), interval, metrics, stop);
         chores.push(tokio::spawn(check));
     }
-    if config.gates.enabled("CompactHashCheck") {
-        let interval = config.corruption.compactions;
+    if let Some(interval) = config.compaction_checks() {
         let (metrics, stop) = (metrics.clone(), stop.clone());
         let check = chores::corruption::check_compactions(handle.clone(), interval, metrics, stop);
         chores.push(tokio::spawn(check));
@@ -501,11 +500,6 @@ fn limits(config: &Config) -> Limits {
         // etcd's minimum: one and a half election timeouts, in whole seconds.
         lease_ttl_min: (1.5 * election).ceil() as i64,
     }
-}
-
-fn checkpoint_interval(config: &Config) -> Option<Duration> {
-    const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(300);
-    config.gates.enabled("LeaseCheckpoint").then_some(CHECKPOINT_INTERVAL)
 }
 
 /// Binds every socket before anything on disk is touched, so that a second server on the same ports
@@ -569,15 +563,19 @@ fn parts(
             bytes: IMAGE_BYTES,
             entries_kept: config.raft.catch_up_entries,
         },
-        rules: Rules {
-            request_timeout: request_timeout(config),
-            strict_reconfig: config.cluster.strict_reconfig_check,
-            learners_max: config.cluster.learners_max,
-            priority_requests: config.gates.enabled("PriorityRequest"),
-        },
+        rules: rules(config),
         log_writer: LogWriterPlacement::OwnThread,
         blocking: Blocking::Threads,
         metrics: instruments.log.clone(),
+    }
+}
+
+pub(crate) fn rules(config: &Config) -> Rules {
+    Rules {
+        request_timeout: request_timeout(config),
+        strict_reconfig: config.cluster.strict_reconfig_check,
+        learners_max: config.cluster.learners_max,
+        priority_requests: config.gates.enabled("PriorityRequest"),
     }
 }
 

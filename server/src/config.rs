@@ -76,7 +76,8 @@ pub struct Config {
 pub struct CorruptionChecks {
     /// The newest state; zero for never.
     pub periodic: Duration,
-    /// The state at the last compaction, if feature gate CompactHashCheck is on.
+    /// The state at the last compaction, if feature gate CompactHashCheck is on; see
+    /// [`Config::compaction_checks`].
     pub compactions: Duration,
 }
 
@@ -256,6 +257,11 @@ fn refuse<T>(text: impl Into<String>) -> Result<T, ConfigError> {
 }
 
 impl Config {
+    /// How often the leader compares the state at the last compaction, if it does.
+    pub(crate) fn compaction_checks(&self) -> Option<Duration> {
+        self.gates.enabled("CompactHashCheck").then_some(self.corruption.compactions)
+    }
+
     /// Makes sense of the command line, or of the configuration file that it names.
     pub fn load(raw: RawConfig) -> Result<Self, ConfigError> {
         match &raw.config_file {

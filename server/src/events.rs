@@ -5,13 +5,13 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use deadlines::LeaseClock;
 use machine::{AuthChange, LeaseChange, Views};
 use mvcc::RevisionEvents;
 use replica::{EventSink, Observation};
 use watch::{Hub, HubOptions, HubTask};
 
 use crate::auth::SimpleTokens;
-use crate::leases::LeaseClock;
 use crate::ops::metrics::Metrics;
 
 /// The watch hub, which is there once the replica has shown its state.

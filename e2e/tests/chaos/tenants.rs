@@ -31,6 +31,8 @@ enum Step {
         renewals: u64,
         at: u64,
     },
+    /// It is told that the lease is gone. What is gone stays gone: it asks once more.
+    AskAgain,
     Revoke,
 }
 
@@ -46,7 +48,7 @@ impl Tenant {
 
     /// The leases that had a key.
     pub(crate) fn into_leases(mut self) -> Vec<Lease> {
-        if matches!(self.step, Step::Keep { .. } | Step::Revoke) {
+        if matches!(self.step, Step::Keep { .. } | Step::AskAgain | Step::Revoke) {
             self.leases.push(self.lease);
         }
         self.leases
@@ -81,6 +83,7 @@ impl Tenant {
                 self.step = Step::Keep { renewals: renewals - 1, at: now + pause };
                 Next::KeepAlive(self.lease.id)
             }
+            Step::AskAgain => Next::KeepAlive(self.lease.id),
             Step::Revoke => {
                 self.lease.revoked.get_or_insert(now);
                 Next::Ask(Request::Revoke(LeaseRevokeRequest { id: self.lease.id }))
@@ -105,14 +108,18 @@ impl Tenant {
             }
             (Step::Attach, Outcome::Answered(Err(Failure::NotDone))) => {
                 renewed(Told::Gone);
-                self.over();
+                self.step = Step::AskAgain;
             }
             (Step::Keep { .. }, Outcome::Alive(left)) if *left > 0 => renewed(Told::Renewed),
             (Step::Keep { .. }, Outcome::Alive(_)) => {
                 renewed(Told::Gone);
+                self.step = Step::AskAgain;
+            }
+            (Step::Keep { .. } | Step::AskAgain, Outcome::Nothing) => renewed(Told::Nothing),
+            (Step::AskAgain, Outcome::Alive(left)) => {
+                renewed(if *left > 0 { Told::Renewed } else { Told::Gone });
                 self.over();
             }
-            (Step::Keep { .. }, Outcome::Nothing) => renewed(Told::Nothing),
             (Step::Revoke, Outcome::Answered(_)) => self.over(),
             // Asked again: a second revocation finds nothing, and does no harm.
             (Step::Revoke, _) => {}

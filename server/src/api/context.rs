@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use deadlines::LeaseClock;
 use machine::{AlarmKind, AuthRefusal, Caller, CommandKind, Outcome, Proposal, Refusal, Views};
 use proto::etcdserverpb::ResponseHeader;
 use replica::{Handle, Unavailable};
@@ -15,7 +16,6 @@ use super::status::ApiError;
 use crate::auth::Authentication;
 use crate::boot::ServerFacts;
 use crate::events::HubCell;
-use crate::leases::LeaseClock;
 use crate::ops::observed::operation;
 use crate::ops::spans::Span;
 

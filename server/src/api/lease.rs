@@ -124,7 +124,8 @@ impl Lease for LeaseService {
         }
         let state = if handle.leads() {
             self.context.linearize().await?;
-            self.context.leases.states(handle, &[id], request.keys).pop()
+            let states = self.context.leases.states(handle, &[id], request.keys);
+            states.map_err(ApiError::from)?.pop()
         } else {
             let asked = handle.leases_at_leader(&[id], request.keys).await;
             asked.map_err(ApiError::from)?.pop()
@@ -155,7 +156,7 @@ impl Lease for LeaseService {
         let ids = self
             .context
             .leases
-            .by_deadline()
+            .by_deadline(&self.context.handle)
             .unwrap_or_else(|| views.leases().into_iter().map(|(id, _, _)| id).collect());
         if views.auth().is_enabled() {
             let attached = ids.iter().filter_map(|id| views.lease_keys(*id)).flatten();

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use machine::{CommandKind, Outcome, Proposal, Refusal};
 use proto::etcdserverpb::CompactionRequest;
-use replica::Handle;
+use replica::{Handle, Unavailable};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use types::Revision;
@@ -124,16 +124,33 @@ pub async fn run(handle: Handle, retention: Retention, stop: CancellationToken) 
     }
 }
 
-async fn lead(handle: &Handle, retention: Retention) {
+/// What is compacted.
+trait Store {
+    fn revision(&self) -> Revision;
+    async fn compact(&self, revision: Revision) -> Result<Outcome, Unavailable>;
+}
+
+impl Store for Handle {
+    fn revision(&self) -> Revision {
+        self.with_views(|views| views.mvcc.revision())
+    }
+
+    async fn compact(&self, revision: Revision) -> Result<Outcome, Unavailable> {
+        let request = CompactionRequest { revision: revision.0, physical: false };
+        self.propose(Proposal::new(CommandKind::Compaction, &request)).await
+    }
+}
+
+async fn lead(store: &impl Store, retention: Retention) {
     let started = Instant::now();
     match retention {
         Retention::Period(period) => {
             let mut periodic = Periodic::new(period, Duration::ZERO);
             loop {
-                periodic.note(handle.views().mvcc.revision());
+                periodic.note(store.revision());
                 tokio::time::sleep(periodic.interval()).await;
                 let Some(revision) = periodic.due(started.elapsed()) else { continue };
-                if compact(handle, revision, "periodic").await {
+                if compact(store, revision, "periodic").await {
                     periodic.done(revision, started.elapsed());
                 }
             }
@@ -142,9 +159,8 @@ async fn lead(handle: &Handle, retention: Retention) {
             let mut by_revision = ByRevision::new(kept);
             loop {
                 tokio::time::sleep(REVISION_INTERVAL).await;
-                let current = handle.views().mvcc.revision();
-                let Some(revision) = by_revision.due(current) else { continue };
-                if compact(handle, revision, "revision").await {
+                let Some(revision) = by_revision.due(store.revision()) else { continue };
+                if compact(store, revision, "revision").await {
                     by_revision.done(revision);
                 }
             }
@@ -153,10 +169,9 @@ async fn lead(handle: &Handle, retention: Retention) {
 }
 
 /// Whether the revision is compacted now. One that was compacted before by somebody else counts.
-async fn compact(handle: &Handle, revision: Revision, mode: &'static str) -> bool {
+async fn compact(store: &impl Store, revision: Revision, mode: &'static str) -> bool {
     tracing::info!(revision = revision.0, mode, "starting auto compaction");
-    let request = CompactionRequest { revision: revision.0, physical: false };
-    match handle.propose(Proposal::new(CommandKind::Compaction, &request)).await {
+    match store.compact(revision).await {
         Ok(Outcome::Compaction(_) | Outcome::Refused(Refusal::Compacted)) => {
             tracing::info!(revision = revision.0, mode, "completed auto compaction");
             true
@@ -178,6 +193,8 @@ async fn compact(handle: &Handle, revision: Revision, mode: &'static str) -> boo
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use super::*;
 
     const MINUTE: Duration = Duration::from_secs(60);
@@ -226,6 +243,42 @@ mod tests {
             }
         }
         assert_eq!(count, 1);
+    }
+
+    /// A store whose revisions come with time, and what was asked of it, with the second.
+    struct Clockwork {
+        began: Instant,
+        revisions: Vec<(u64, i64)>,
+        asked: RefCell<Vec<(u64, i64)>>,
+        answers: RefCell<Vec<Result<Outcome, Unavailable>>>,
+    }
+
+    impl Store for Clockwork {
+        fn revision(&self) -> Revision {
+            let now = self.began.elapsed().as_secs();
+            Revision(self.revisions.iter().rfind(|(at, _)| *at <= now).unwrap().1)
+        }
+
+        async fn compact(&self, revision: Revision) -> Result<Outcome, Unavailable> {
+            self.asked.borrow_mut().push((self.began.elapsed().as_secs(), revision.0));
+            self.answers.borrow_mut().pop().unwrap()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_in_mode_revision_looks_every_five_minutes_until_it_has_succeeded() {
+        let compacted = || Ok(Outcome::Refused(Refusal::Compacted));
+        let answers = vec![compacted(), compacted(), Err(Unavailable::Timeout)];
+        let store = Clockwork {
+            began: Instant::now(),
+            revisions: vec![(0, 90), (301, 250), (1300, 300)],
+            asked: RefCell::default(),
+            answers: RefCell::new(answers),
+        };
+        let led = tokio::time::timeout(MINUTE * 31, lead(&store, Retention::Revisions(100)));
+        assert!(led.await.is_err(), "it leads until it is deposed");
+        // 90 is too few; 600 s fails; 900 s does what 1200 s need not do again.
+        assert_eq!(*store.asked.borrow(), [(600, 150), (900, 150), (1500, 200)]);
     }
 
     #[test]

@@ -21,6 +21,21 @@ fn the_defaults_are_those_of_etcd() {
     assert_eq!(config.compaction.retention, None);
 }
 
+/// The metric of gates says what was set; this is what comes of it.
+#[test]
+fn gates_turn_on_what_they_are_named_for() {
+    let with = |gates: &str| config(&[&format!("--feature-gates={gates}")]).unwrap();
+    let checkpoints = |gates| crate::leases::options(&with(gates)).checkpoint_interval;
+    assert_eq!(checkpoints("LeaseCheckpoint=false"), None);
+    assert_eq!(checkpoints("LeaseCheckpoint=true"), Some(Duration::from_secs(300)));
+    let comparisons = |gates| with(gates).compaction_checks();
+    assert_eq!(comparisons("CompactHashCheck=false"), None);
+    assert_eq!(comparisons("CompactHashCheck=true"), Some(Duration::from_secs(60)));
+    let priority = |gates| crate::boot::rules(&with(gates)).priority_requests;
+    assert!(!priority("PriorityRequest=false"));
+    assert!(priority("PriorityRequest=true"));
+}
+
 #[test]
 fn a_name_alone_names_the_initial_cluster() {
     let config =

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use deadlines::LeasePeer;
 use futures_util::{Stream, StreamExt};
 use prost::Message;
 use proto::peerpb::member_server::{Member, MemberServer};
@@ -13,12 +14,11 @@ use proto::peerpb::{self};
 use replica::{Handle, Inbound, PeerError, PeerResult};
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
-use types::{LeaseId, MemberId};
+use types::MemberId;
 
 use super::REFUSED;
 use super::meters::{Direction, PeerMeters};
 use crate::config::GRPC_OVERHEAD_BYTES;
-use crate::leases::LeaseClock;
 use crate::version;
 
 /// What serves the peers of one member.
@@ -26,7 +26,7 @@ use crate::version;
 pub(crate) struct PeerService {
     pub(crate) inbound: Inbound,
     pub(crate) handle: Handle,
-    pub(crate) leases: LeaseClock,
+    pub(crate) leases: LeasePeer,
     /// SHA-256 of the cluster token, so that a joining process can tell a configuration mix-up.
     pub(crate) token_digest: bytes::Bytes,
     pub(crate) meters: PeerMeters,
@@ -190,33 +190,14 @@ impl Member for PeerService {
         &self,
         request: Request<peerpb::LeaseKeepAliveRequest>,
     ) -> Result<Response<peerpb::LeaseKeepAliveResponse>, Status> {
-        use peerpb::lease_keep_alive_response::Result as Wire;
-        let request = request.into_inner();
-        self.inbound.check(request.envelope.as_ref()).map_err(status)?;
-        let ids: Vec<LeaseId> = request.ids.into_iter().map(LeaseId).collect();
-        let result = match self.leases.renew_here(&self.handle, &ids).await {
-            Ok(ttls) => Wire::Renewals(peerpb::LeaseRenewals { ttls }),
-            Err(_) => Wire::NotLeader(self.inbound.not_leader()),
-        };
-        Ok(Response::new(peerpb::LeaseKeepAliveResponse { result: Some(result) }))
+        answered(self.leases.keep_alive(request.into_inner()).await)
     }
 
     async fn lease_time_to_live(
         &self,
         request: Request<peerpb::LeaseTimeToLiveRequest>,
     ) -> Result<Response<peerpb::LeaseTimeToLiveResponse>, Status> {
-        use peerpb::lease_time_to_live_response::Result as Wire;
-        let request = request.into_inner();
-        self.inbound.check(request.envelope.as_ref()).map_err(status)?;
-        let result = match self.handle.leads() && self.handle.read_index().await.is_ok() {
-            true => {
-                let ids: Vec<LeaseId> = request.ids.into_iter().map(LeaseId).collect();
-                let leases = self.leases.states(&self.handle, &ids, request.keys);
-                Wire::Leases(peerpb::LeaseStates { leases })
-            }
-            false => Wire::NotLeader(self.inbound.not_leader()),
-        };
-        Ok(Response::new(peerpb::LeaseTimeToLiveResponse { result: Some(result) }))
+        answered(self.leases.time_to_live(request.into_inner()).await)
     }
 
     async fn members(

@@ -5,16 +5,17 @@
 //!
 //! What the caller has to do, because only it can:
 //! - call [`Expiry::promote`] once the new leader has applied the first entry of its own term. By
-//!   then every checkpoint and revocation of earlier terms is in the facts it passes in.
+//!   then every checkpoint and revocation of earlier terms is in the facts it passes in. A member that
+//!   was deposed and elected again is a new leader: another may have renewed leases meanwhile.
 //! - before it acknowledges a renewal, make sure that it is still the leader (one ReadIndex round
 //!   serves all renewals that wait). A deposed leader's word would not bind its successor.
-//! - propose the revocation of what [`Expiry::due`] names with its term, so that apply can refuse
-//!   it after a change of leader (#15247, T18).
+//! - propose the revocation of what [`Expiry::due`] names with the term of the promotion, so that apply
+//!   can refuse it after a change of leader (#15247, T18).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use types::LeaseId;
+use types::{LeaseId, Term};
 
 /// How the leader watches leases.
 #[derive(Clone, Copy, Debug)]
@@ -66,7 +67,8 @@ struct Watched {
 #[derive(Debug)]
 pub struct Expiry {
     options: ExpiryOptions,
-    primary: bool,
+    /// The term in which this member was promoted.
+    primary: Option<Term>,
     leases: BTreeMap<LeaseId, Watched>,
     queue: BTreeSet<(Duration, LeaseId)>,
     checkpoints: BTreeSet<(Duration, LeaseId)>,
@@ -77,7 +79,7 @@ impl Expiry {
     pub fn new(options: ExpiryOptions) -> Self {
         Self {
             options,
-            primary: false,
+            primary: None,
             leases: BTreeMap::new(),
             queue: BTreeSet::new(),
             checkpoints: BTreeSet::new(),
@@ -89,12 +91,13 @@ impl Expiry {
     /// and remaining TTL.
     pub fn promote(
         &mut self,
+        term: Term,
         now: Duration,
         extend: Duration,
         leases: impl IntoIterator<Item = (LeaseId, i64, i64)>,
     ) {
         self.demote();
-        self.primary = true;
+        self.primary = Some(term);
         for (id, ttl, remaining_ttl) in leases {
             let left = if remaining_ttl > 0 { remaining_ttl } else { ttl };
             self.watch(id, ttl, remaining_ttl, now + seconds(left) + extend);
@@ -104,35 +107,38 @@ impl Expiry {
 
     /// Forgets all deadlines: another member leads.
     pub fn demote(&mut self) {
-        self.primary = false;
+        self.primary = None;
         self.leases.clear();
         self.queue.clear();
         self.checkpoints.clear();
     }
 
-    /// Promotes or demotes when this member begins or ceases to lead; `leases` is asked only for that.
+    /// Promotes when this member leads in a term in which it was not promoted yet, demotes when it does
+    /// not lead; `leases` is asked only for a promotion.
     pub fn follow<L: IntoIterator<Item = (LeaseId, i64, i64)>>(
         &mut self,
-        leads: bool,
+        leads: Option<Term>,
         now: Duration,
         extend: Duration,
         leases: impl FnOnce() -> L,
     ) {
-        match (leads, self.primary) {
-            (true, false) => self.promote(now, extend, leases()),
-            (false, true) => self.demote(),
-            (true, true) | (false, false) => {}
+        if leads == self.primary {
+            return;
+        }
+        match leads {
+            Some(term) => self.promote(term, now, extend, leases()),
+            None => self.demote(),
         }
     }
 
-    /// Whether this member keeps the deadlines.
-    pub fn is_primary(&self) -> bool {
+    /// The term since whose beginning this member keeps the deadlines, if it does.
+    pub fn primary(&self) -> Option<Term> {
         self.primary
     }
 
     /// A grant was applied.
     pub fn granted(&mut self, id: LeaseId, ttl: i64, now: Duration) {
-        if self.primary && !self.leases.contains_key(&id) {
+        if self.primary.is_some() && !self.leases.contains_key(&id) {
             self.watch(id, ttl, 0, now + seconds(ttl));
             self.schedule_checkpoint(id, now);
         }
@@ -164,7 +170,7 @@ impl Expiry {
 
     /// Somebody asks to keep the lease alive.
     pub fn renew(&mut self, id: LeaseId, now: Duration) -> Renewal {
-        if !self.primary {
+        if self.primary.is_none() {
             return Renewal::NotPrimary;
         }
         let Some(watched) = self.leases.get(&id) else { return Renewal::NotFound };
@@ -225,6 +231,8 @@ impl Expiry {
                 continue;
             }
             if remaining < watched.ttl {
+                // It counts from now on: a renewal before it is applied must take it back as well.
+                watched.remaining_ttl = remaining;
                 due.push((id, remaining));
             }
             // etcd drops a lease that was renewed this very second from its schedule for good; it
@@ -235,10 +243,14 @@ impl Expiry {
         due
     }
 
-    /// The time left, or `None` if the lease is unknown here or its time is over.
-    pub fn remaining(&self, id: LeaseId, now: Duration) -> Option<Duration> {
-        let watched = self.leases.get(&id)?;
-        watched.deadline.checked_sub(now).filter(|left| !left.is_zero() && !watched.named)
+    /// The whole seconds that a lease has left, negative once it is overdue; `None` if it is unknown
+    /// here.
+    pub fn seconds_left(&self, id: LeaseId, now: Duration) -> Option<i64> {
+        let deadline = self.leases.get(&id)?.deadline;
+        Some(match deadline.checked_sub(now) {
+            Some(left) => whole_seconds(left),
+            None => -whole_seconds(now.saturating_sub(deadline)),
+        })
     }
 
     /// All leases in order of their deadlines, as `LeaseLeases` lists them.
@@ -286,9 +298,12 @@ fn seconds(ttl: i64) -> Duration {
     Duration::from_secs(u64::try_from(ttl).unwrap_or(0))
 }
 
+fn whole_seconds(time: Duration) -> i64 {
+    i64::try_from(time.as_secs()).unwrap_or(i64::MAX)
+}
+
 fn seconds_rounded_up(left: Duration) -> i64 {
-    let whole = i64::try_from(left.as_secs()).unwrap_or(i64::MAX);
-    whole.saturating_add(i64::from(left.subsec_nanos() > 0))
+    whole_seconds(left).saturating_add(i64::from(left.subsec_nanos() > 0))
 }
 
 #[cfg(test)]

@@ -175,11 +175,12 @@ impl Handle {
         self.shared.status.borrow().is_leader()
     }
 
-    /// Whether this member leads and has applied an entry of its own term. Until then a leader may not
-    /// know of everything that its predecessors have done.
-    pub fn leads_with_its_term_applied(&self) -> bool {
-        let applied = self.views().applied().map(|position| position.term);
-        self.leads() && applied == Some(self.term())
+    /// The term in which this member leads and has applied an entry of its own. Until then a leader may
+    /// not know of everything that its predecessors have done.
+    pub fn leads_with_its_term_applied(&self) -> Option<Term> {
+        let applied = self.with_views(Views::applied).map(|position| position.term);
+        let status = self.shared.status.borrow();
+        applied.filter(|term| status.is_leader() && status.term == *term)
     }
 
     /// Whether this member is a learner.

@@ -38,7 +38,8 @@ use crate::watermark::Watermark;
 pub trait EventSink: Send + Sync + 'static {
     /// New revisions. Must return at once: apply waits for it.
     fn publish(&self, events: Vec<RevisionEvents>);
-    /// Leases that were granted, revoked or checkpointed. Must return at once.
+    /// Leases that were granted, revoked or checkpointed. Must return at once. It is called before this
+    /// member counts the entry as applied, so that whoever waits for the entry finds its leases.
     fn leases_changed(&self, changes: &[LeaseChange]);
     /// Tokens that were given out or taken back. Must return at once. It is called before this member
     /// counts the entry as applied, so that whoever waits for the entry finds its tokens. It hears
@@ -146,6 +147,9 @@ impl StateMachine {
         let bytes = codec::entry_bytes(entry) as u64;
         self.audience.applied_bytes.fetch_add(bytes, Ordering::Relaxed);
         for result in &results {
+            if !result.lease_changes.is_empty() {
+                self.audience.events.leases_changed(&result.lease_changes);
+            }
             if index_of(&id) > self.audience.recovered && !result.auth_changes.is_empty() {
                 self.audience.events.auth_changed(&result.auth_changes);
             }
@@ -164,9 +168,6 @@ impl StateMachine {
             self.audience.events.observe(Observation::Applied { commands, operations, took });
             if !result.events.is_empty() {
                 self.audience.events.publish(result.events);
-            }
-            if !result.lease_changes.is_empty() {
-                self.audience.events.leases_changed(&result.lease_changes);
             }
             let answers = result.outcomes.into_iter();
             let answers = answers.map(|(ticket, outcome)| (ticket.seq, Ok(outcome)));

@@ -8,19 +8,23 @@ mod wires;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::time::Duration;
 
 use disk::{Disk, SimDisk};
 use futures_util::{StreamExt, stream};
-use machine::{CommandKind, Outcome, Proposal};
-use proto::etcdserverpb::{CompactionRequest, DeleteRangeRequest};
+use machine::{CommandKind, LeaseChange, Outcome, Proposal, Views};
+use proto::etcdserverpb::{CompactionRequest, DeleteRangeRequest, LeaseGrantRequest};
 use proto::peerpb;
-use replica::{Bootstrap, LogWriterPlacement, MembershipChange, PeerError, Unavailable};
-use types::MemberId;
+use replica::{
+    Bootstrap, EventSink, Handle, LogWriterPlacement, MembershipChange, Parts, PeerError,
+    Unavailable,
+};
+use types::{LeaseId, LogIndex, MemberId};
 
 use wires::{
-    CLUSTER, Wires, all_follow_a_leader, get, leader, node, put, start, start_and_elect, start_with,
+    CLUSTER, Wires, all_follow_a_leader, get, leader, node, parts, put, start, start_and_elect,
+    start_parts, start_with,
 };
 
 #[tokio::test(start_paused = true)]
@@ -41,6 +45,42 @@ async fn one_member_answers_and_remembers() {
     let replica = start(1, &disk, &wires, Bootstrap::New([node(1)].into())).await;
     replica.handle().read_index().await.unwrap();
     assert_eq!(get(&replica, "k").unwrap(), b"199");
+    replica.shutdown().await;
+}
+
+/// Remembers at which applied index it heard of changed leases, and at which state.
+#[derive(Default)]
+struct LeaseListener {
+    handle: OnceLock<Handle>,
+    heard: Mutex<Vec<(LogIndex, LogIndex)>>,
+}
+
+impl EventSink for LeaseListener {
+    fn publish(&self, _: Vec<mvcc::RevisionEvents>) {}
+    fn leases_changed(&self, changes: &[LeaseChange]) {
+        assert_eq!(changes, [LeaseChange::Granted { id: LeaseId(5), ttl: 60 }]);
+        let handle = self.handle.get().unwrap();
+        let heard = (handle.status().applied, handle.views().applied_index());
+        self.heard.lock().unwrap().push(heard);
+    }
+    fn reset(&self, _: &Views) {}
+}
+
+/// Who waits for an index and then asks for the deadline of a lease must find it.
+#[tokio::test(start_paused = true)]
+async fn leases_are_known_before_their_entry_counts_as_applied() {
+    let (disk, wires) = (Arc::new(SimDisk::new(1)), Wires::default());
+    let listener = Arc::new(LeaseListener::default());
+    let writer = LogWriterPlacement::Task(Box::new(|| Duration::from_micros(30)));
+    let bootstrap = Bootstrap::New([node(1)].into());
+    let parts = Parts { events: listener.clone(), ..parts(writer, 1, &disk, &wires, bootstrap) };
+    let replica = start_parts(parts, &wires).await;
+    assert!(listener.handle.set(replica.handle().clone()).is_ok());
+    leader(&[&replica]).await;
+    let grant = LeaseGrantRequest { id: 5, ttl: 60 };
+    replica.handle().propose(Proposal::new(CommandKind::LeaseGrant, &grant)).await.unwrap();
+    let index = replica.handle().status().applied;
+    assert_eq!(*listener.heard.lock().unwrap(), [(LogIndex(index.0 - 1), index)]);
     replica.shutdown().await;
 }
 

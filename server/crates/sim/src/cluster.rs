@@ -7,20 +7,20 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use deadlines::{ClockOptions, Counters, LeaseClock, LeasePeer};
 use disk::{Disk, Fault, SimDisk};
 use machine::{Applied, AppliedEntry, AuthChange, LeaseChange, SimpleTokens, Views};
 use mvcc::RevisionEvents;
 use replica::{
     Blocking, Bootstrap, EventSink, Handle, ImagePolicy, LogMetrics, LogWriterPlacement, Node,
-    Parts, Replica, Rules, Timing,
+    Parts, Replica, Rules, Timing, Unavailable,
 };
 use tokio::time::{Instant, sleep, timeout};
-use types::{ClusterId, MemberId};
+use types::{ClusterId, LeaseId, MemberId};
 use watch::{Hub, HubOptions};
 
 use crate::chance::Chance;
 use crate::checkers::agreement::Agreement;
-use crate::expiry::LeaseClock;
 use crate::history::History;
 use crate::journal::{AuthSample, Journal};
 use crate::network::{Life, Network, NodePeers};
@@ -38,6 +38,9 @@ const START_MAX: Duration = Duration::from_secs(60);
 /// How long an orderly stop may take before the process is killed, as an init system does.
 const STOP_MAX: Duration = Duration::from_secs(20);
 
+/// Leases that one entry ends at most; few, so that there are several entries.
+const EXPIRED_PER_TURN_MAX: usize = 3;
+
 /// How long a token lives that nobody uses; short, so that some end.
 const TOKEN_LIFETIME: Duration = Duration::from_secs(8);
 
@@ -54,6 +57,19 @@ struct Sink {
     tokens: Mutex<SimpleTokens>,
 }
 
+fn lease_clock(plan: &Plan) -> LeaseClock {
+    let counter = |name: &str| {
+        prometheus::Counter::new(name, "not shown").expect("the name of a counter is well-formed")
+    };
+    let options = ClockOptions {
+        checkpoint_interval: plan.keeping.checkpoint_interval,
+        extend: plan.election,
+        patience: plan.request_timeout,
+        expired_per_turn_max: EXPIRED_PER_TURN_MAX,
+    };
+    LeaseClock::new(options, Counters { renewed: counter("renewed"), expired: counter("expired") })
+}
+
 impl Sink {
     fn new(life: Life, cluster: &Cluster) -> Self {
         Self {
@@ -62,7 +78,7 @@ impl Sink {
             journal: cluster.journal.clone(),
             slice: cluster.plan.workload.watch_slice,
             hub: Mutex::default(),
-            leases: LeaseClock::new(),
+            leases: lease_clock(&cluster.plan),
             started: Instant::now(),
             tokens: Mutex::new(SimpleTokens::new(TOKEN_LIFETIME)),
         }
@@ -140,6 +156,15 @@ pub struct Service {
 }
 
 impl Service {
+    /// Renews a lease, as the member's service does it; 0 for one that is gone.
+    ///
+    /// # Errors
+    /// When no leader answered in time.
+    pub async fn keep_alive(&self, id: LeaseId) -> Result<i64, Unavailable> {
+        let renewed = self.sink.leases.renew(&self.handle, &[id]).await?;
+        Ok(renewed.first().copied().unwrap_or(0))
+    }
+
     /// Whose token it is, if this process knows it.
     pub fn user_of(&self, token: &str) -> Option<String> {
         self.sink.tokens().user_of(token, self.sink.started.elapsed())
@@ -179,6 +204,14 @@ pub struct Cluster {
     pub trace: Trace,
     members: Mutex<BTreeMap<MemberId, Member>>,
     lives: Mutex<u64>,
+}
+
+fn lease_peer(replica: &Replica, sink: &Sink) -> LeasePeer {
+    LeasePeer {
+        inbound: replica.inbound(),
+        handle: replica.handle().clone(),
+        clock: sink.leases.clone(),
+    }
 }
 
 fn node(id: MemberId) -> Node {
@@ -235,11 +268,8 @@ impl Cluster {
         let started = self.while_powered(&life, START_MAX, replica::start(parts)).await;
         match started {
             Some(Ok(replica)) => {
-                self.network.connect(&life, replica.inbound());
-                if self.plan.locks.clients > 0 {
-                    let clock = sink.leases.clone();
-                    life.spawn(clock.run(replica.handle().clone(), self.plan.election));
-                }
+                self.network.connect(&life, lease_peer(&replica, &sink));
+                life.spawn(sink.leases.clone().run(replica.handle().clone()));
                 if let Some(member) = self.members().get_mut(&id) {
                     member.process = Some(Process { life, replica, sink });
                 }
@@ -375,7 +405,7 @@ impl Cluster {
         self.trace.note(format_args!("stop member {}", id.0));
         life.disk.clear_faults();
         // Others still reach it while it hands over its leadership.
-        self.network.connect(&life, replica.inbound());
+        self.network.connect(&life, lease_peer(&replica, &sink));
         let in_order = async {
             replica.hand_over_leadership().await;
             replica.shutdown().await;

@@ -1,18 +1,21 @@
 //! What clients asked and were told, and what members say has happened.
 //!
-//! The order of calls and returns is a counter, not a time: two steps of one run never coincide.
+//! The order of calls and returns is a counter, not a time: two steps of one run never coincide. Only
+//! leases are about time.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use concurrency::Place;
+use history::leases::Lease;
 use history::watches::WatchRecord;
 use history::{Change, Revisions};
 use machine::{AuthAnswer, AuthRefusal, Refusal};
 use mvcc::{EventKind, RevisionEvents};
 use prost::Message;
 use proto::mvccpb;
+use tokio::time::Instant;
 use types::MemberId;
 
 use crate::auth::AuthRequest;
@@ -106,6 +109,8 @@ pub struct PublishedRevision {
     pub changes: Vec<Change>,
     /// When, in the order of calls and returns.
     pub at: u64,
+    /// When, in nanoseconds of the run.
+    pub time: u64,
     pub by: MemberId,
 }
 
@@ -125,6 +130,7 @@ pub struct Claim {
 #[derive(Clone)]
 pub struct History {
     state: Arc<Mutex<State>>,
+    start: Instant,
     trace: Trace,
 }
 
@@ -137,6 +143,7 @@ struct State {
     lives: BTreeMap<u64, i64>,
     watches: Vec<WatchRecord<u64>>,
     claims: Vec<Claim>,
+    leases: Vec<Lease>,
 }
 
 impl State {
@@ -149,7 +156,7 @@ impl State {
 impl History {
     /// Nothing has happened yet.
     pub fn new(trace: Trace) -> Self {
-        Self { state: Arc::default(), trace }
+        Self { state: Arc::default(), start: Instant::now(), trace }
     }
 
     /// A client asks.
@@ -211,7 +218,8 @@ impl History {
             match state.revisions.get(&revision) {
                 None => {
                     let by = member;
-                    state.revisions.insert(revision, PublishedRevision { changes, at, by });
+                    let published = PublishedRevision { changes, at, time: self.now(), by };
+                    state.revisions.insert(revision, published);
                 }
                 Some(known) if known.changes == changes => {}
                 Some(known) => self.trace.violation(format!(
@@ -232,6 +240,27 @@ impl History {
     pub fn claimed(&self, claim: Claim) {
         self.trace.note(format_args!("{claim:?}"));
         self.state().claims.push(claim);
+    }
+
+    /// The time of the run, in nanoseconds.
+    pub fn now(&self) -> u64 {
+        self.start.elapsed().as_nanos() as u64
+    }
+
+    /// Leases that a client has kept alive.
+    pub fn kept(&self, leases: Vec<Lease>) {
+        self.state().leases.extend(leases);
+    }
+
+    /// All leases that clients have kept alive.
+    pub fn leases(&self) -> Vec<Lease> {
+        self.state().leases.clone()
+    }
+
+    /// When each revision was published first, in nanoseconds of the run.
+    pub fn times(&self) -> BTreeMap<i64, u64> {
+        let state = self.state();
+        state.revisions.iter().map(|(revision, published)| (*revision, published.time)).collect()
     }
 
     /// What candidates said.

@@ -4,15 +4,15 @@
 //! # A run
 //! [`swarm::Plan`] derives the whole setting from a seed. [`cluster`] starts members of crate
 //! `replica` over [`disk::SimDisk`] and [`network`]; clients ([`workload`], [`watcher`], [`locker`],
-//! [`administrator`]) use them through [`session`] and [`edge`] while [`nemesis`] breaks them; then
+//! [`keeper`], [`administrator`]) use them through [`session`] and [`edge`] while [`nemesis`] breaks them; then
 //! everything is mended, must serve again, and loses its power once more. [`checkers`] judge the
 //! [`history`], which is what clients saw, and the [`journal`], which is what members applied.
 //!
 //! # What is real
 //! Everything but the device, the wire, the clock and chance: log, recovery, openraft, apply with its
-//! judgement of permissions, tokens, images, snapshots, compaction, membership, lease deadlines, the
-//! recipes of lock and election, the hub of watches. Of the edge, [`edge`] and [`expiry`] repeat the
-//! order of the server's steps; each step is the server's own. One thread runs everything on tokio's
+//! judgement of permissions, tokens, images, snapshots, compaction, membership, the clock of leases, the
+//! recipes of lock and election, the hub of watches. Of the edge, [`edge`] repeats the order of the
+//! server's steps; each step is the server's own. One thread runs everything on tokio's
 //! paused clock, so a run takes no longer than its work, and is the same every time.
 //!
 //! # Exactness
@@ -28,8 +28,7 @@
 //! - Every proposal of a client is marked with its operation, so that the log says whose it is.
 //!
 //! # Deliberately absent, to be grown
-//! gRPC over a simulated wire, keeping leases alive and checkpoints of them, permissions of watches,
-//! hashing of passwords, JWT, clock drift, full disks, bit rot, members of different versions.
+//! gRPC over a simulated wire, permissions of watches and of keeping leases alive, hashing of passwords, JWT, clock drift, full disks, bit rot, members of different versions.
 
 pub mod administrator;
 pub mod auth;
@@ -37,9 +36,9 @@ pub mod chance;
 pub mod checkers;
 pub mod cluster;
 pub mod edge;
-pub mod expiry;
 pub mod history;
 pub mod journal;
+pub mod keeper;
 pub mod locker;
 pub mod nemesis;
 pub mod network;

@@ -28,9 +28,10 @@ use crate::workload::Order;
 const PATIENCE: Duration = Duration::from_secs(6);
 
 /// How often a lease is revoked at the end until that is certain.
-const CLEAN_UP_TRIES: usize = 100;
+pub(crate) const CLEAN_UP_TRIES: usize = 100;
 
-/// The longest lease of a candidate, in seconds. Those of other clients outlast every run.
+/// The longest lease of a candidate, or of who keeps leases alive, in seconds. Those of other clients
+/// outlast every run.
 pub const TTL_MAX: i64 = 3;
 
 /// One candidate after the other.

@@ -70,7 +70,8 @@ fn print(report: &Report, took: Duration) {
     let verdict = if report.violation.is_some() { "FAILED" } else { "ok" };
     println!(
         "seed {} {verdict} hash {:016x} simulated {:.1}s took {:.1}s operations {} acknowledged {} \
-         revisions {} watches {} unauthorized {} logins {} fenced {} expired {}",
+         revisions {} watches {} unauthorized {} logins {} fenced {} expired {} kept {} \
+         renewals {}",
         report.seed,
         report.hash,
         report.simulated.as_secs_f64(),
@@ -83,6 +84,8 @@ fn print(report: &Report, took: Duration) {
         report.logins,
         report.fenced_writes,
         report.leases_expired,
+        report.leases_kept,
+        report.renewals,
     );
     if let Some(violation) = &report.violation {
         let tail = report.last.len().saturating_sub(40);

@@ -12,12 +12,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use deadlines::LeasePeer;
 use disk::SimDisk;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream, StreamExt};
 use proto::peerpb;
 use replica::runtime::NodeGate;
-use replica::{AppendResponses, Inbound, Peer, PeerError, PeerResult, Peers};
+use replica::{AppendResponses, Peer, PeerError, PeerResult, Peers};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 use types::MemberId;
@@ -92,7 +93,8 @@ impl Life {
 /// What can be reached at a member's address.
 #[derive(Clone)]
 struct Endpoint {
-    inbound: Inbound,
+    /// What answers, with the room below it.
+    leases: LeasePeer,
     life: Life,
 }
 
@@ -128,8 +130,8 @@ impl Network {
     }
 
     /// Connects a process.
-    pub fn connect(&self, life: &Life, inbound: Inbound) {
-        self.state().members.insert(life.member, Endpoint { inbound, life: life.clone() });
+    pub fn connect(&self, life: &Life, leases: LeasePeer) {
+        self.state().members.insert(life.member, Endpoint { leases, life: life.clone() });
     }
 
     /// Disconnects a member's process.
@@ -274,7 +276,7 @@ impl NodePeers {
         what: &'static str,
         to: &Peer,
         request: Q,
-        serve: impl FnOnce(Inbound, Q) -> BoxFuture<'static, PeerResult<A>> + Send + 'static,
+        serve: impl FnOnce(LeasePeer, Q) -> BoxFuture<'static, PeerResult<A>> + Send + 'static,
     ) -> BoxFuture<'static, PeerResult<A>>
     where
         Q: Send + 'static,
@@ -299,7 +301,7 @@ async fn carry<Q, A>(
     to: MemberId,
     what: &str,
     request: Q,
-    serve: impl FnOnce(Inbound, Q) -> BoxFuture<'static, PeerResult<A>> + Send + 'static,
+    serve: impl FnOnce(LeasePeer, Q) -> BoxFuture<'static, PeerResult<A>> + Send + 'static,
 ) -> PeerResult<A>
 where
     Q: Send + 'static,
@@ -309,10 +311,10 @@ where
         sleep(network.silence()).await;
         return Err(no_answer());
     }
-    let Some(Endpoint { inbound, life }) = network.endpoint(to) else {
+    let Some(Endpoint { leases, life }) = network.endpoint(to) else {
         return Err(PeerError::Unreachable("nobody listens there".into()));
     };
-    let Some(result) = life.run(async move { serve(inbound, request).await }).await else {
+    let Some(result) = life.run(async move { serve(leases, request).await }).await else {
         sleep(network.silence()).await;
         return Err(no_answer());
     };
@@ -337,7 +339,7 @@ async fn carry_appends(
         let _ = answers.send(Err(no_answer())).await;
         return;
     }
-    let Some(Endpoint { inbound, life }) = network.endpoint(to) else {
+    let Some(Endpoint { leases, life }) = network.endpoint(to) else {
         let refused = PeerError::Unreachable("nobody listens there".into());
         let _ = answers.send(Err(refused)).await;
         return;
@@ -349,7 +351,7 @@ async fn carry_appends(
         let arrived = stream::unfold(arrived, |mut arrived| async move {
             arrived.recv().await.map(|message| (message, arrived))
         });
-        let mut results = inbound.append(arrived);
+        let mut results = leases.inbound.append(arrived);
         while let Some(result) = results.next().await {
             if !process.is_alive() || back.send(result).await.is_err() {
                 return;
@@ -385,8 +387,8 @@ async fn carry_appends(
 
 macro_rules! call {
     ($self:ident, $to:ident, $method:ident, $request:ident) => {
-        $self.call(stringify!($method), &$to, $request, |inbound, request| {
-            Box::pin(async move { inbound.$method(request).await })
+        $self.call(stringify!($method), &$to, $request, |member, request| {
+            Box::pin(async move { member.inbound.$method(request).await })
         })
     };
 }
@@ -447,8 +449,8 @@ impl Peers for NodePeers {
             if short {
                 all.pop();
             }
-            let call = peers.call("snapshot", &to, all, |inbound, chunks| {
-                Box::pin(async move { inbound.snapshot(stream::iter(chunks)).await })
+            let call = peers.call("snapshot", &to, all, |member, chunks| {
+                Box::pin(async move { member.inbound.snapshot(stream::iter(chunks)).await })
             });
             call.await
         })
@@ -488,10 +490,12 @@ impl Peers for NodePeers {
 
     fn lease_keep_alive(
         &self,
-        _: Peer,
-        _: peerpb::LeaseKeepAliveRequest,
+        to: Peer,
+        request: peerpb::LeaseKeepAliveRequest,
     ) -> BoxFuture<'static, PeerResult<peerpb::LeaseKeepAliveResponse>> {
-        Box::pin(async { Err(PeerError::Refused("deadlines belong to the edge".into())) })
+        self.call("lease_keep_alive", &to, request, |member, request| {
+            Box::pin(async move { member.keep_alive(request).await })
+        })
     }
 
     fn version(
@@ -512,9 +516,11 @@ impl Peers for NodePeers {
 
     fn lease_time_to_live(
         &self,
-        _: Peer,
-        _: peerpb::LeaseTimeToLiveRequest,
+        to: Peer,
+        request: peerpb::LeaseTimeToLiveRequest,
     ) -> BoxFuture<'static, PeerResult<peerpb::LeaseTimeToLiveResponse>> {
-        Box::pin(async { Err(PeerError::Refused("deadlines belong to the edge".into())) })
+        self.call("lease_time_to_live", &to, request, |member, request| {
+            Box::pin(async move { member.time_to_live(request).await })
+        })
     }
 }

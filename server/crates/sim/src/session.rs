@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use machine::{AuthBody, AuthRefusal, Refusal};
 use tokio::time::timeout;
+use types::LeaseId;
 
 use crate::auth::{AuthRequest, PASSWORDS};
 use crate::chance::Chance;
@@ -83,6 +84,20 @@ impl Session {
         history.answer(operation, result.clone(), witness);
         self.learn(&result);
         result
+    }
+
+    /// Keeps a lease alive through one member: the time that it has now, 0 if it is gone; nothing if
+    /// nobody could tell.
+    pub async fn keep_alive(&self, service: &Service, id: i64) -> Option<i64> {
+        let trace = &self.cluster.trace;
+        let (member, number) = (service.life.member, self.number);
+        trace.note(format_args!("client {number} keeps lease {id} alive through {}", member.0));
+        let target = service.clone();
+        let work = service.life.run(async move { target.keep_alive(LeaseId(id)).await.ok() });
+        // As for every request.
+        let told = timeout(self.cluster.plan.request_timeout * 2, work).await;
+        trace.note(format_args!("client {number} is told {told:?} of lease {id}"));
+        told.ok().flatten().flatten()
     }
 
     fn token(&self) -> Option<String> {

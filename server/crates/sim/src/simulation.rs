@@ -1,17 +1,20 @@
 //! One run: a safety phase with faults, mending, a liveness phase without, and the verdict.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
-use history::{linearizability, watches};
+use history::leases::{End, Limits, Told};
+use history::{leases, linearizability, watches};
 use tokio::sync::watch as signal;
 use tokio::time::{Instant, sleep};
 use types::{MemberId, Planted};
 
 use crate::administrator::{self, Administrator};
 use crate::checkers;
-use crate::cluster::{Cluster, LOOK};
+use crate::cluster::{Cluster, LOOK, Service};
+use crate::keeper::Keeper;
 use crate::locker::{Locker, TTL_MAX};
 use crate::nemesis::Nemesis;
 use crate::session::Session;
@@ -25,6 +28,7 @@ const LIVENESS: Duration = Duration::from_secs(60);
 
 /// Numbers of the clients that are not plain ones, which count from 1.
 const LOCKERS: u64 = 50;
+const KEEPERS: u64 = 70;
 const ADMINISTRATOR: u64 = 90;
 const PROVER: u64 = 99;
 
@@ -47,6 +51,9 @@ pub struct Report {
     /// Writes of holders of locks and of leaders, and leases that were over in time.
     pub fenced_writes: usize,
     pub leases_expired: usize,
+    /// Leases that were kept alive, and how often that was acknowledged.
+    pub leases_kept: usize,
+    pub renewals: usize,
     /// Simulated time.
     pub simulated: Duration,
     /// The last notes before a violation.
@@ -128,6 +135,8 @@ pub fn run_plan(plan: Plan, verbose: bool) -> Report {
             logins: 0,
             fenced_writes: 0,
             leases_expired: 0,
+            leases_kept: 0,
+            renewals: 0,
             simulated: Duration::ZERO,
             last: Vec::new(),
         },
@@ -164,6 +173,8 @@ fn run_here(plan: Plan, verbose: bool) -> Report {
         }
         cluster.mix_disks();
         let operations = cluster.history.operations();
+        let leases = cluster.history.leases();
+        let renewals = leases.iter().flat_map(|lease| lease.renewals.iter().skip(1));
         Report {
             seed,
             violation: trace.first_violation(),
@@ -177,6 +188,8 @@ fn run_here(plan: Plan, verbose: bool) -> Report {
             logins: operations.iter().filter(|op| op.is_login()).count(),
             fenced_writes: cluster.history.claims().iter().filter(|claim| claim.wrote).count(),
             leases_expired: cluster.journal.expiries(),
+            leases_kept: leases.len(),
+            renewals: renewals.filter(|renewal| renewal.told == Told::Renewed).count(),
             simulated: begin.elapsed(),
             last: trace.last(),
         }
@@ -212,6 +225,10 @@ async fn play(cluster: &Arc<Cluster>) -> Result<(), String> {
     for number in 1..=plan.locks.clients {
         let locker = Locker::new(root(LOCKERS + number), orders.clone());
         tasks.push(tokio::spawn(locker.run()));
+    }
+    for number in 1..=plan.keeping.clients {
+        let keeper = Keeper::new(root(KEEPERS + number), orders.clone());
+        tasks.push(tokio::spawn(keeper.run()));
     }
     if plan.auth.is_used {
         let administrator = Administrator::new(root(ADMINISTRATOR), orders.clone());
@@ -338,17 +355,14 @@ async fn settle(cluster: &Arc<Cluster>) -> Result<i64, String> {
         if let Some(leader) = stable_leader(cluster) {
             retire_strangers(cluster, leader);
         }
-        let statuses_now: Vec<_> = cluster
+        let places: Vec<_> = cluster
             .running()
             .into_iter()
             .filter_map(|id| cluster.service(id))
-            .map(|service| service.handle.status())
+            .map(|service| place(cluster, &service))
             .collect();
-        let applied = statuses_now.first().map_or(0, |status| status.applied.0);
-        let equal = statuses_now
-            .iter()
-            .all(|status| status.applied.0 == applied && status.committed.0 == applied)
-            && !leases_run(cluster);
+        let applied = places.first().copied().flatten().unwrap_or(0);
+        let equal = places.iter().all(|place| *place == Some(applied)) && !leases_run(cluster);
         match (equal, equal_since) {
             (true, Some((index, since))) if index == applied => {
                 // A heartbeat would have told of anything new.
@@ -363,6 +377,16 @@ async fn settle(cluster: &Arc<Cluster>) -> Result<i64, String> {
             return Err(format!("LIVENESS: members do not catch up: {}", statuses(cluster)));
         }
         sleep(LOOK).await;
+    }
+}
+
+/// How far a member has come; nothing if it knows of more. Checkpoints of leases never end, so that where
+/// there are any the log does not either, but the revision stands still.
+fn place(cluster: &Cluster, service: &Service) -> Option<u64> {
+    let status = service.handle.status();
+    match cluster.plan.keeping.checkpoint_interval {
+        Some(_) => Some(service.handle.views().mvcc.revision().0.unsigned_abs()),
+        None => (status.committed == status.applied).then_some(status.applied.0),
     }
 }
 
@@ -396,7 +420,9 @@ fn judge(cluster: &Cluster) -> Result<(), String> {
     let order = checkers::log::check(&cluster.history, &cluster.journal)?;
     let (operations, revisions) =
         (cluster.history.operations_of_keys(), cluster.history.revisions());
-    let model = linearizability::check(&operations, &revisions, &order.writers)?.model;
+    let judged = linearizability::check(&operations, &revisions, &order.writers)?;
+    judge_leases(cluster, &leases::ends(&operations, &judged, &cluster.history.times()))?;
+    let model = judged.model;
     checkers::fencing::check(&cluster.history.claims(), &order, &model)?;
     let mut compact_revision = -1;
     for id in cluster.all() {
@@ -408,4 +434,13 @@ fn judge(cluster: &Cluster) -> Result<(), String> {
         compact_revision = compact_revision.max(views.mvcc.compact_revision().0);
     }
     watches::check(&cluster.history.watches(), &revisions, compact_revision)
+}
+
+/// That none ends early. That all end is waited for when the cluster is whole again; while it is broken
+/// nobody can say by when.
+fn judge_leases(cluster: &Cluster, ends: &BTreeMap<i64, End>) -> Result<(), String> {
+    let (now, grace) = (cluster.history.now(), Duration::from_secs(3600).as_nanos() as u64);
+    let limits = Limits { terms: Vec::new(), grace, until: now };
+    let judged = leases::check(&cluster.history.leases(), ends, &limits);
+    judged.map_err(|violation| format!("LEASE {violation}"))
 }

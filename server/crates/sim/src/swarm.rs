@@ -34,6 +34,7 @@ pub struct Plan {
     pub workload: WorkloadPlan,
     pub auth: AuthPlan,
     pub locks: LockPlan,
+    pub keeping: KeepPlan,
     /// A mistake that the members make.
     pub planted: Option<Planted>,
 }
@@ -105,6 +106,14 @@ pub struct LockPlan {
     pub names: u64,
 }
 
+/// Clients that keep leases alive.
+#[derive(Clone, Debug)]
+pub struct KeepPlan {
+    pub clients: u64,
+    /// How often a leader records how much time leases have left, if it does.
+    pub checkpoint_interval: Option<Duration>,
+}
+
 impl Plan {
     /// The plan of a seed.
     pub fn of(seed: u64) -> Plan {
@@ -134,6 +143,7 @@ impl Plan {
             workload: WorkloadPlan::of(c),
             auth: AuthPlan::of(&mut Chance::new(seed, "auth plan")),
             locks: LockPlan::of(&mut Chance::new(seed, "lock plan")),
+            keeping: KeepPlan::of(&mut Chance::new(seed, "keep plan")),
             planted: None,
         }
     }
@@ -177,6 +187,15 @@ impl LockPlan {
     fn of(c: &mut Chance) -> Self {
         let clients = if c.hits(400) { c.between(2, 4) } else { 0 };
         LockPlan { clients, names: c.between(1, 2) }
+    }
+}
+
+impl KeepPlan {
+    fn of(c: &mut Chance) -> Self {
+        KeepPlan {
+            clients: if c.hits(400) { c.between(2, 5) } else { 0 },
+            checkpoint_interval: c.hits(400).then_some(Duration::from_secs(1)),
+        }
     }
 }
 

@@ -45,6 +45,14 @@ fn what_is_written_without_the_lock_is_found() {
     );
 }
 
+/// L1, T18.
+#[test]
+fn deadlines_of_a_term_that_is_over_are_found() {
+    let report = find(Planted::ExpiryOfOldTerm, 300);
+    let violation = report.violation.unwrap_or_default();
+    assert!(violation.contains("LEASE EARLY"), "{violation}");
+}
+
 #[test]
 fn a_deletion_lost_by_compaction_is_found() {
     find(Planted::LostDeleteEvent, 300);

@@ -14,7 +14,7 @@ fn every_size_of_cluster_and_every_kind_of_fault_occurs() {
         assert!(plans.iter().any(|plan| plan.members == members), "{members} members");
     }
     type Weight = fn(&Plan) -> u64;
-    let kinds: [(&str, Weight); 16] = [
+    let kinds: [(&str, Weight); 18] = [
         ("power loss", |plan| plan.faults.power_loss),
         ("power loss at an operation", |plan| plan.faults.power_loss_at_operation),
         ("power loss of all", |plan| plan.faults.power_loss_of_all),
@@ -31,6 +31,8 @@ fn every_size_of_cluster_and_every_kind_of_fault_occurs() {
         ("lease", |plan| plan.workload.lease),
         ("auth", |plan| u64::from(plan.auth.is_used)),
         ("locks", |plan| plan.locks.clients),
+        ("keeping alive", |plan| plan.keeping.clients),
+        ("checkpoints", |plan| u64::from(plan.keeping.checkpoint_interval.is_some())),
     ];
     for (kind, weight) in kinds {
         let count = plans.iter().filter(|plan| weight(plan) > 0).count();
@@ -66,21 +68,26 @@ fn clients_are_served_meanwhile() {
     }
 }
 
-/// Users are refused as well as served, and locks are held, else the checks of both check nothing.
+/// Users are refused as well as served, locks are held, leases are kept alive and end nevertheless, else
+/// the checks of all that check nothing.
 #[test]
-fn permissions_are_refused_and_locks_are_held() {
+fn permissions_are_refused_locks_are_held_and_leases_kept_alive() {
     let (mut unauthorized, mut logins, mut held, mut expired) = (0, 0, 0, 0);
+    let (mut kept, mut renewals) = (0, 0);
     for seed in 1..=8 {
         let mut plan = Plan::of(seed);
         plan.auth.is_used = true;
         plan.locks.clients = 3;
+        plan.keeping.clients = 3;
         let report = sim::run_plan(plan, false);
         unauthorized += report.unauthorized;
         logins += report.logins;
         held += report.fenced_writes;
         expired += report.leases_expired;
+        kept += report.leases_kept;
+        renewals += report.renewals;
     }
-    let counts = [unauthorized, logins, held, expired];
+    let counts = [unauthorized, logins, held, expired, kept, renewals];
     assert!(counts.iter().all(|count| *count >= 20), "{counts:?}");
 }
 

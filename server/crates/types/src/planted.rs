@@ -15,6 +15,9 @@ pub enum Planted {
     StaleReadIndex,
     /// A compaction loses the deletion at its own revision (etcd#18089).
     LostDeleteEvent,
+    /// Whoever led once goes on with the deadlines that it had then, and revokes leases by them as if it
+    /// led now.
+    ExpiryOfOldTerm,
     /// Permissions are judged when a request is proposed and not once more when it is applied.
     PermissionAtProposeOnly,
     /// Whoever waited for a lock is told that it holds it, also when its own key has ended with its lease

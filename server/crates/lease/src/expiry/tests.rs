@@ -10,7 +10,7 @@ fn at(seconds: u64) -> Duration {
 
 fn leader(options: ExpiryOptions) -> Expiry {
     let mut expiry = Expiry::new(options);
-    expiry.promote(at(0), at(0), []);
+    expiry.promote(Term(1), at(0), at(0), []);
     expiry
 }
 
@@ -20,9 +20,13 @@ fn a_lease_is_due_at_its_deadline_and_not_before() {
     expiry.granted(A, 10, at(5));
     assert_eq!(expiry.next_wake(), Some(at(15)));
     assert_eq!(expiry.due(at(15) - Duration::from_nanos(1), 10), []);
-    assert_eq!(expiry.remaining(A, at(14)), Some(at(1)));
+    assert_eq!(expiry.seconds_left(A, at(14)), Some(1));
     assert_eq!(expiry.due(at(15), 10), [A]);
-    assert_eq!(expiry.remaining(A, at(15)), None);
+    assert_eq!(expiry.seconds_left(A, at(15)), Some(0));
+    let overdue = at(17) + Duration::from_millis(500);
+    assert_eq!(expiry.seconds_left(A, overdue), Some(-2), "it lives until it is revoked");
+    expiry.revoked(A);
+    assert_eq!(expiry.seconds_left(A, overdue), None);
 }
 
 #[test]
@@ -57,11 +61,28 @@ fn only_the_leader_keeps_deadlines() {
     expiry.granted(A, 1, at(0));
     assert_eq!(expiry.renew(A, at(0)), Renewal::NotPrimary);
     assert_eq!(expiry.due(at(100), 9), []);
-    expiry.promote(at(100), at(1), [(A, 5, 0)]);
-    assert_eq!(expiry.remaining(A, at(100)), Some(at(6)));
+    expiry.promote(Term(1), at(100), at(1), [(A, 5, 0)]);
+    assert_eq!(expiry.seconds_left(A, at(100)), Some(6));
     expiry.demote();
-    assert_eq!(expiry.remaining(A, at(100)), None);
+    assert_eq!(expiry.seconds_left(A, at(100)), None);
     assert_eq!((expiry.due(at(1000), 9), expiry.next_wake()), (vec![], None));
+}
+
+/// L1, T18: between two looks another member led and renewed the lease; the deadline of the time before
+/// must not end it, nor refuse its renewal.
+#[test]
+fn a_member_that_is_elected_again_starts_the_deadlines_anew() {
+    let mut expiry = Expiry::new(ExpiryOptions::default());
+    expiry.follow(Some(Term(5)), at(0), at(1), || [(A, 10, 0)]);
+    assert_eq!((expiry.primary(), expiry.next_wake()), (Some(Term(5)), Some(at(11))));
+    expiry.follow(Some(Term(5)), at(8), at(1), || -> [_; 0] { panic!("the term is the same") });
+    assert_eq!(expiry.next_wake(), Some(at(11)));
+    expiry.follow(Some(Term(7)), at(20), at(1), || [(A, 10, 0)]);
+    assert_eq!(expiry.primary(), Some(Term(7)));
+    assert_eq!((expiry.due(at(20), 9), expiry.next_wake()), (vec![], Some(at(31))));
+    assert_eq!(expiry.renew(A, at(20)), Renewal::Renewed { ttl: 10 });
+    expiry.follow(None, at(21), at(1), || -> [_; 0] { panic!("nothing is promoted") });
+    assert_eq!((expiry.primary(), expiry.next_wake()), (None, None));
 }
 
 #[test]
@@ -70,7 +91,7 @@ fn t22_a_checkpointed_ttl_survives_five_changes_of_leader() {
     let (mut now, mut remaining) = (at(0), 0);
     for leader in 0..5i64 {
         let mut expiry = Expiry::new(options);
-        expiry.promote(now, at(0), [(A, 600, remaining)]);
+        expiry.promote(Term(1), now, at(0), [(A, 600, remaining)]);
         now += at(60);
         let due = expiry.due_checkpoints(now, 9);
         assert_eq!(due, [(A, 600 - 60 * (leader + 1))]);
@@ -85,17 +106,31 @@ fn t22_a_checkpointed_ttl_survives_five_changes_of_leader() {
 fn a_renewal_takes_the_checkpoint_back_through_the_log_first() {
     let options = ExpiryOptions { checkpoint_interval: Some(at(60)), ..ExpiryOptions::default() };
     let mut expiry = Expiry::new(options);
-    expiry.promote(at(0), at(0), [(A, 600, 100)]);
+    expiry.promote(Term(1), at(0), at(0), [(A, 600, 100)]);
     assert_eq!(expiry.renew(A, at(10)), Renewal::CheckpointFirst);
     expiry.checkpointed(A, 0, at(11));
     assert_eq!(expiry.renew(A, at(11)), Renewal::Renewed { ttl: 600 });
-    assert_eq!(expiry.remaining(A, at(11)), Some(at(600)));
+    assert_eq!(expiry.seconds_left(A, at(11)), Some(600));
+}
+
+/// L1: the checkpoint may be committed after the renewal, and then the leader be gone.
+#[test]
+fn a_renewal_takes_back_a_checkpoint_that_is_under_way() {
+    let options = ExpiryOptions { checkpoint_interval: Some(at(60)), ..ExpiryOptions::default() };
+    let mut expiry = leader(options);
+    expiry.granted(A, 600, at(0));
+    assert_eq!(expiry.due_checkpoints(at(60), 9), [(A, 540)]);
+    assert_eq!(expiry.renew(A, at(61)), Renewal::CheckpointFirst);
+    expiry.checkpointed(A, 540, at(62));
+    assert_eq!(expiry.renew(A, at(62)), Renewal::CheckpointFirst);
+    expiry.checkpointed(A, 0, at(63));
+    assert_eq!(expiry.renew(A, at(63)), Renewal::Renewed { ttl: 600 });
 }
 
 #[test]
 fn a_checkpoint_taken_back_under_the_old_leader_restarts_the_deadline() {
     let mut expiry = Expiry::new(ExpiryOptions::default());
-    expiry.promote(at(0), at(0), [(A, 600, 1)]);
+    expiry.promote(Term(1), at(0), at(0), [(A, 600, 1)]);
     expiry.checkpointed(A, 0, at(0));
     assert_eq!(expiry.due(at(599), 9), []);
     assert_eq!(expiry.due(at(600), 9), [A]);
@@ -158,6 +193,21 @@ struct Promises {
     leases: BTreeMap<LeaseId, (i64, i64)>,
     alive_until: BTreeMap<LeaseId, Duration>,
     revoking: Vec<LeaseId>,
+    /// Checkpoints that are proposed and not applied yet.
+    recording: Vec<(LeaseId, i64)>,
+}
+
+impl Promises {
+    /// Commits the checkpoints that are under way, and says which.
+    fn record(&mut self) -> Vec<(LeaseId, i64)> {
+        let recorded = std::mem::take(&mut self.recording);
+        for (id, remaining) in &recorded {
+            if let Some(lease) = self.leases.get_mut(id) {
+                lease.1 = *remaining;
+            }
+        }
+        recorded
+    }
 }
 
 proptest! {
@@ -184,6 +234,9 @@ proptest! {
                     }
                 }
                 Step::Apply => {
+                    for (id, remaining) in world.record() {
+                        expiry.checkpointed(id, remaining, now);
+                    }
                     for id in world.revoking.drain(..) {
                         world.leases.remove(&id);
                         world.alive_until.remove(&id);
@@ -193,15 +246,14 @@ proptest! {
                 Step::Leader => {
                     // The new leader refuses the old one's revocations (they carry its term).
                     world.revoking.clear();
+                    // What it proposed besides may be committed without it.
+                    world.record();
                     let facts = world.leases.iter().map(|(id, (ttl, left))| (*id, *ttl, *left));
                     expiry = Expiry::new(options);
-                    expiry.promote(now, at(1), facts);
+                    expiry.promote(Term(1), now, at(1), facts);
                 }
                 Step::Checkpoint => {
-                    for (id, remaining) in expiry.due_checkpoints(now, 9) {
-                        world.leases.get_mut(&id).unwrap().1 = remaining;
-                        expiry.checkpointed(id, remaining, now);
-                    }
+                    world.recording.extend(expiry.due_checkpoints(now, 9));
                 }
             }
         }
@@ -220,6 +272,9 @@ fn grant(expiry: &mut Expiry, world: &mut Promises, id: LeaseId, ttl: i64, now: 
 fn renew(expiry: &mut Expiry, world: &mut Promises, id: LeaseId, now: Duration) {
     let mut renewal = expiry.renew(id, now);
     if renewal == Renewal::CheckpointFirst {
+        for (id, remaining) in world.record() {
+            expiry.checkpointed(id, remaining, now);
+        }
         world.leases.get_mut(&id).unwrap().1 = 0;
         expiry.checkpointed(id, 0, now);
         renewal = expiry.renew(id, now);

@@ -208,9 +208,26 @@ pub(crate) async fn start_with(
     wires: &Wires,
     bootstrap: Bootstrap,
 ) -> Replica {
+    start_parts(parts(log_writer, id, disk, wires, bootstrap), wires).await
+}
+
+pub(crate) async fn start_parts(parts: Parts, wires: &Wires) -> Replica {
+    let id = parts.member;
+    let replica = replica::start(parts).await.unwrap();
+    wires.members.lock().unwrap().insert(id, replica.inbound());
+    replica
+}
+
+pub(crate) fn parts(
+    log_writer: LogWriterPlacement,
+    id: u64,
+    disk: &Arc<SimDisk>,
+    wires: &Wires,
+    bootstrap: Bootstrap,
+) -> Parts {
     let disk: Arc<dyn Disk> = disk.clone();
     let engine_disk = disk.clone();
-    let replica = replica::start(Parts {
+    Parts {
         cluster: CLUSTER,
         member: MemberId(id),
         directory: PathBuf::from("member"),
@@ -242,11 +259,7 @@ pub(crate) async fn start_with(
         log_writer,
         blocking: Blocking::Inline,
         metrics: LogMetrics::register(&prometheus::Registry::new()).unwrap(),
-    })
-    .await
-    .unwrap();
-    wires.members.lock().unwrap().insert(MemberId(id), replica.inbound());
-    replica
+    }
 }
 
 pub(crate) fn put(key: &str, value: &str) -> Proposal {
