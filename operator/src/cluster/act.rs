@@ -13,6 +13,7 @@ use k8s_openapi::{
 use kube::ResourceExt;
 use serde_json::json;
 use sha2::{Digest, Sha256};
+use types::MemberId;
 
 use super::{
     build::{self, MemberPod, SERVING_LABEL},
@@ -87,8 +88,8 @@ impl Hands<'_> {
                     .await?;
             }
             Ensure::LatchMemberId { serial, id } => {
-                let id = id.to_string();
-                self.latch(observation, *serial, |status| status.member_id = Some(id)).await?;
+                let latch = |status: &mut _| latch_id(status, *id, self.now);
+                self.latch(observation, *serial, latch).await?;
             }
             Ensure::Claim { serial } => {
                 self.kubernetes.create(namespace, &build::claim(validated, *serial)).await?;
@@ -312,6 +313,12 @@ pub async fn delete_member_object(
         Err(error) if !error.is_not_found() => Err(error),
         _ => Ok(()),
     }
+}
+
+/// With the time: what a learner is given to start begins when it may, and not with its object.
+pub(super) fn latch_id(status: &mut EtcdMemberStatus, id: MemberId, now: Timestamp) {
+    status.member_id = Some(id.to_string());
+    status.listed_since = Some(Time(now));
 }
 
 /// The next status after a decision.

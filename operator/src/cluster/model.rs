@@ -10,7 +10,7 @@ use types::{ClusterId, MemberId};
 
 use crate::crd::InitialState;
 
-/// A learner that has not started after this time is taken out again.
+/// A learner that has not started this long after it was added is taken out again.
 pub const JOIN_DEADLINE: SignedDuration = SignedDuration::from_mins(10);
 /// A bootstrap whose members crash for this long is tried again with a new token.
 pub const BOOTSTRAP_DEADLINE: SignedDuration = SignedDuration::from_mins(10);
@@ -148,8 +148,9 @@ pub struct Entry {
 pub struct Member {
     pub serial: Serial,
     pub initial_state: InitialState,
-    pub created_at: Timestamp,
     pub id: Option<MemberId>,
+    /// Since when etcd has had it in its list, as far as that was noted with the id.
+    pub listed_since: Option<Timestamp>,
     /// It was a voter when a quorum answered last.
     pub voted: bool,
     /// Somebody deleted the object: replace this member.

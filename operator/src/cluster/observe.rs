@@ -218,13 +218,15 @@ impl Scene<'_> {
     ) -> Member {
         let status = object.status.clone().unwrap_or_default();
         let id = status.member_id.as_deref().and_then(parse_id).map(MemberId);
-        let created = object.metadata.creation_timestamp.as_ref().map_or(self.now, |time| time.0);
+        // An operator that did not note the time yet counted from the object's.
+        let created = object.metadata.creation_timestamp.as_ref().filter(|_| id.is_some());
+        let listed_since = status.listed_since.as_ref().or(created).map(|time| time.0);
         let reach = self.reach(id, pod, report);
         Member {
             serial: Serial(object.spec.serial),
             initial_state: object.spec.initial_state,
-            created_at: created,
             id,
+            listed_since,
             voted: status.role == Some(MemberRole::Voter),
             deletion_requested: object.metadata.deletion_timestamp.is_some(),
             join_refused: status.join_refused.is_some(),

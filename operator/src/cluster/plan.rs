@@ -398,7 +398,8 @@ fn attend_learner(desired: &Desired, observed: &Observed, now: Timestamp) -> Ste
         return remove(serial, RemoveReason::Replaced);
     }
     let started = !entry.name.is_empty();
-    if !started && now.duration_since(member.created_at) >= JOIN_DEADLINE {
+    let listed = member.listed_since.map(|since| now.duration_since(since));
+    if !started && listed.is_some_and(|listed| listed >= JOIN_DEADLINE) {
         let cause = member.pod.as_ref().and_then(|pod| pod.down.as_ref());
         if !cause.is_some_and(invariants::replacement_would_not_help) {
             return remove(serial, RemoveReason::NeverStarted);

@@ -101,8 +101,8 @@ struct Server {
 #[derive(Clone, Debug)]
 struct Object {
     initial_state: InitialState,
-    created_at: Timestamp,
     id: Option<MemberId>,
+    listed_since: Option<Timestamp>,
     voted: bool,
     claim_uid: Option<String>,
     deletion_requested: bool,
@@ -136,6 +136,7 @@ struct World {
     believes_the_node_controller: bool,
     bad_templates: BTreeSet<String>,
     ids_started: BTreeSet<MemberId>,
+    added: BTreeMap<MemberId, Timestamp>,
     serials_used: BTreeSet<Serial>,
     uids: u64,
     log: Vec<String>,
@@ -179,6 +180,7 @@ impl World {
             chance,
             bad_templates: BTreeSet::new(),
             ids_started: BTreeSet::new(),
+            added: BTreeMap::new(),
             serials_used: BTreeSet::new(),
             uids: 0,
             log: Vec::new(),
@@ -484,8 +486,8 @@ impl World {
         Member {
             serial,
             initial_state: object.initial_state,
-            created_at: object.created_at,
             id: object.id,
+            listed_since: object.listed_since,
             voted: object.voted,
             deletion_requested: object.deletion_requested,
             join_refused: object.join_refused,

@@ -83,6 +83,10 @@ pub struct EtcdMemberStatus {
     /// Hexadecimal, as etcd prints it; latched once known.
     #[serde(rename = "memberID", skip_serializing_if = "Option::is_none")]
     pub member_id: Option<String>,
+    /// Since when etcd has had it in its list; latched with the id. A learner that has not started ten
+    /// minutes later is taken out again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listed_since: Option<Time>,
     /// Uid of the claim the member's data was first written to; latched. Another uid means that
     /// the data is gone.
     #[serde(rename = "claimUID", skip_serializing_if = "Option::is_none")]

@@ -133,6 +133,35 @@ fn a_server_that_says_that_its_data_is_gone_is_believed_once_it_had_an_id() {
     }
 }
 
+/// It was created long ago, and nobody could be added meanwhile.
+#[test]
+fn the_time_to_start_counts_from_when_etcd_lists_the_member() {
+    let cluster: EtcdCluster = serde_json::from_value(json!({
+        "apiVersion": "etcd.keelson.dev/v1alpha1", "kind": "EtcdCluster",
+        "metadata": {"name": "main", "namespace": "ns", "uid": "u"}, "spec": {},
+    }))
+    .unwrap();
+    let validated = crate::cluster::validate::validate(&cluster).unwrap();
+    let now: Timestamp = "2026-11-21T12:00:00Z".parse().unwrap();
+    let scene = Scene { validated: &validated, cluster_id: None, latest_index: 0, now };
+    let machines = Machines { nodes: None, volumes: Vec::new() };
+    let mut object: EtcdMember = serde_json::from_value(json!({
+        "metadata": {"name": "main-4", "creationTimestamp": "2026-11-21T11:00:00Z"},
+        "spec": {
+            "clusterRef": {"name": "main"}, "serial": 4, "initialState": "Existing",
+            "peerURL": "https://x:2380", "claimName": "x",
+        },
+    }))
+    .unwrap();
+    let listed = |object: &_| scene.member(object, None, None, None, &machines).listed_since;
+    assert_eq!(listed(&object), None);
+    let mut status = crate::crd::EtcdMemberStatus::default();
+    crate::cluster::act::latch_id(&mut status, MemberId(7), now);
+    object.status = Some(status);
+    let member = scene.member(&object, None, None, None, &machines);
+    assert_eq!((member.id, member.listed_since), (Some(MemberId(7)), Some(now)));
+}
+
 /// The Pod of an emptied member is evicted while its successor still learns: the next Pod has said
 /// nothing yet. Without the words that were kept the member would count as well, and the successor
 /// as not needed.

@@ -20,8 +20,8 @@ fn member(serial: i64) -> Member {
     Member {
         serial: Serial(serial),
         initial_state: InitialState::New,
-        created_at: Timestamp::from_second(SINCE).unwrap(),
         id: Some(id(serial)),
+        listed_since: Some(Timestamp::from_second(SINCE).unwrap()),
         voted: true,
         deletion_requested: false,
         join_refused: false,
@@ -197,6 +197,12 @@ fn a_learner_that_never_starts_is_taken_out_unless_the_next_would_not_either() {
     };
     assert_eq!(says(3, never(Cause::Crash("exit 1".to_owned()))), "Remove 4");
     assert_eq!(says(3, never(Cause::Image("no such image".to_owned()))), "Promote waits for I4");
+    // Its time begins when it is added, however long that was held back.
+    let just_added = |s: &mut Situation| {
+        never(Cause::NotReady)(s);
+        s.member(4).listed_since = Some(now() - SignedDuration::from_secs(599));
+    };
+    assert_eq!(says(3, just_added), "Promote waits for I4");
 }
 
 #[test]

@@ -36,6 +36,7 @@ impl World {
         }
         let Some(action) = plan.action else { return Ok(()) };
         self.keep_the_successor(&action, stale);
+        self.give_it_time(&action);
         let permitted = invariants::permit(&action, &self.desired, &self.observe(), self.now);
         if let Err(refusal) = permitted {
             assert!(stale, "the planner chose a forbidden action: {action:?}: {refusal}");
@@ -81,6 +82,14 @@ impl World {
         }
     }
 
+    /// A learner is given its whole time to start, from when it was added.
+    fn give_it_time(&self, action: &Action) {
+        if let Action::Remove { reason: RemoveReason::NeverStarted, id, .. } = action {
+            let given = self.now.duration_since(self.added[id]);
+            assert!(given >= JOIN_DEADLINE, "{action:?} after {given:#}");
+        }
+    }
+
     /// The successor of a member that lost its data is not sent away before it votes, also while the
     /// Pod of that member is made anew and has not said again what it found.
     fn keep_the_successor(&self, action: &Action, stale: bool) {
@@ -106,8 +115,8 @@ impl World {
             Ensure::MemberObject { serial, initial_state } => {
                 self.objects.entry(serial).or_insert(Object {
                     initial_state,
-                    created_at: self.now,
                     id: None,
+                    listed_since: None,
                     voted: false,
                     claim_uid: None,
                     deletion_requested: false,
@@ -116,7 +125,8 @@ impl World {
                 });
             }
             Ensure::LatchMemberId { serial, id } => {
-                self.objects.get_mut(&serial).unwrap().id = Some(id);
+                let object = self.objects.get_mut(&serial).unwrap();
+                (object.id, object.listed_since) = (Some(id), Some(self.now));
             }
             Ensure::Claim { serial } => {
                 let uid = self.uid();
@@ -233,6 +243,7 @@ impl World {
                 let peer_url = peer_url(serial);
                 assert!(etcd.entries.iter().all(|entry| entry.peer_url != peer_url), "added twice");
                 let id = id_of("join", serial);
+                self.added.insert(id, self.now);
                 etcd.entries.push(Entry { id, name: String::new(), peer_url, learner: true });
             }
             Mutation::Promote { id } => {

@@ -36,8 +36,8 @@ fn member(serial: i64) -> Member {
     Member {
         serial: Serial(serial),
         initial_state: InitialState::New,
-        created_at: now(),
         id: Some(MemberId(serial.unsigned_abs())),
+        listed_since: Some(now()),
         voted: true,
         deletion_requested: false,
         join_refused: false,
