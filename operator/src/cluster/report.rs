@@ -84,9 +84,7 @@ pub fn cluster_status(
         observation.reports.values().map(|report| report.revision).max().or(before.revision);
     status.db_size_bytes =
         observation.reports.values().map(|report| report.db_size).max().or(before.db_size_bytes);
-    let versions = observation.reports.values().map(|report| report.version.clone());
-    status.current_version =
-        versions.min_by_key(|version| version_key(version)).or(status.current_version);
+    status.current_version = lowest_version(observation).or(status.current_version);
     status.target = Some(validated.target.clone());
     status.rollout = rollout(before, desired, observed, outcome.plan, now);
     status.backup = outcome.backups.newest();
@@ -185,6 +183,15 @@ pub fn is_worth_writing(
 
 fn count(number: usize) -> i32 {
     i32::try_from(number).unwrap_or(i32::MAX)
+}
+
+/// I13: a member that is silent comes back with what it ran last, and must not skip a minor version.
+fn lowest_version(observation: &Observation) -> Option<String> {
+    let versions = observation.objects.iter().filter_map(|(serial, object)| {
+        let noted = || object.status.as_ref()?.version.clone();
+        observation.reports.get(serial).map(|report| report.version.clone()).or_else(noted)
+    });
+    versions.min_by_key(|version| version_key(version))
 }
 
 fn version_key(version: &str) -> Vec<u64> {

@@ -43,7 +43,7 @@ pub struct EtcdClusterStatus {
     pub revision: Option<i64>,
     #[serde(rename = "dbSizeBytes", skip_serializing_if = "Option::is_none")]
     pub db_size_bytes: Option<i64>,
-    /// Lowest version that a member reports.
+    /// Lowest version that a member reports, or reported last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub current_version: Option<String>,
     /// Version and image that members are rendered with: the spec's, once it was accepted.

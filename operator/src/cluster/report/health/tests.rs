@@ -325,3 +325,39 @@ fn a_cluster_that_was_never_formed_has_nothing_to_recover() {
     assert_eq!(found(&status, "Recoverable").0, "Unknown");
     assert_eq!(found(&status, "Recoverable").1, "NotFormed");
 }
+
+/// It comes back with what it ran: from there the next minor version but one is too far.
+#[test]
+fn the_version_of_a_silent_member_counts_until_it_answers_or_goes() {
+    let silent = observation(|observation| {
+        observation.reports.remove(&Serial(3));
+        let object = observation.objects.get_mut(&Serial(3)).unwrap();
+        object.status.as_mut().unwrap().version = Some("3.6.4".to_owned());
+    });
+    let mut before = EtcdClusterStatus {
+        current_version: Some("3.7.3".to_owned()),
+        ..EtcdClusterStatus::default()
+    };
+    let next = |status: &EtcdClusterStatus| {
+        let cluster: EtcdCluster = serde_json::from_value(json!({
+            "apiVersion": "etcd.keelson.dev/v1alpha1", "kind": "EtcdCluster",
+            "metadata": {"name": "main", "namespace": "ns", "uid": "u", "generation": 8},
+            "spec": {"version": "3.8.0"}, "status": status,
+        }))
+        .unwrap();
+        validate(&cluster).unwrap().target.version
+    };
+    before = status_after(&before, &silent, None, &Backups::default(), now());
+    assert_eq!(before.current_version.as_deref(), Some("3.6.4"));
+    assert_ne!(next(&before), "3.8.0");
+    let answering = observation(|_| {});
+    before = status_after(&before, &answering, None, &Backups::default(), now());
+    assert_eq!(before.current_version.as_deref(), Some("3.7.3"));
+    assert_eq!(next(&before), "3.8.0");
+    let released = observation(|observation| {
+        observation.reports.remove(&Serial(3));
+        observation.objects.remove(&Serial(3));
+    });
+    let after = status_after(&before, &released, None, &Backups::default(), now());
+    assert_eq!(after.current_version.as_deref(), Some("3.7.3"));
+}
