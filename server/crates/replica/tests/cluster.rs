@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a failure here is the test's verdict")]
 
+mod growing;
+mod receiving;
 mod wires;
 
 use std::collections::BTreeMap;
@@ -11,10 +13,10 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use disk::{Disk, SimDisk};
+use disk::{Disk, Fault, SimDisk};
 use futures_util::{StreamExt, stream};
 use machine::{CommandKind, Outcome, Proposal};
-use proto::etcdserverpb::{CompactionRequest, DeleteRangeRequest};
+use proto::etcdserverpb::{AlarmRequest, CompactionRequest, DeleteRangeRequest};
 use proto::peerpb;
 use replica::{Bootstrap, LogWriterPlacement, MembershipChange, PeerError, Unavailable};
 use types::MemberId;
@@ -42,6 +44,31 @@ async fn one_member_answers_and_remembers() {
     replica.handle().read_index().await.unwrap();
     assert_eq!(get(&replica, "k").unwrap(), b"199");
     replica.shutdown().await;
+}
+
+/// T28 (etcd PR#14429): a list of the alarms is an entry of the log that changes nothing. The power fails
+/// at one of the operations that write it, or after all of them.
+#[tokio::test(start_paused = true)]
+async fn t28_a_member_starts_again_after_a_list_of_the_alarms_and_a_power_loss() {
+    for (at, answers) in [(1, false), (2, false), (1_000, true)] {
+        let disk = Arc::new(SimDisk::new(at));
+        let members = || Bootstrap::New([node(1)].into());
+        let replica = start(1, &disk, &Wires::default(), members()).await;
+        leader(&[&replica]).await;
+        replica.handle().propose(put("k", "v")).await.unwrap();
+        disk.inject(Fault::CrashAt(disk.mutations() + at));
+        let list = Proposal::new(CommandKind::Alarm, &AlarmRequest::default());
+        let listed = replica.handle().propose(list).await;
+        assert_eq!(listed.is_ok(), answers, "operation {at}: {listed:?}");
+        disk.crash();
+        replica.shutdown().await;
+        disk.clear_faults();
+        disk.restart();
+        let replica = start(1, &disk, &Wires::default(), members()).await;
+        replica.handle().read_index().await.unwrap();
+        assert_eq!(get(&replica, "k").unwrap(), b"v", "operation {at}");
+        replica.shutdown().await;
+    }
 }
 
 /// A member alone answers reads by itself. The moment it is not alone any more it must ask: the other
