@@ -1,4 +1,5 @@
-//! `--grpc-keepalive-min-time`, `-interval` and `-timeout` on raw HTTP/2 connections.
+//! `--grpc-keepalive-min-time`, `-interval` and `-timeout` on raw HTTP/2 connections, and what a member has
+//! instead of them for the others.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails, also in its helpers")]
 
@@ -26,7 +27,11 @@ struct Raw(TcpStream);
 
 impl Raw {
     fn connect(cluster: &Cluster) -> Raw {
-        let stream = TcpStream::connect(&cluster.members()[0].endpoint).unwrap();
+        Raw::connect_to(&cluster.members()[0].endpoint)
+    }
+
+    fn connect_to(address: &str) -> Raw {
+        let stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         stream.set_nodelay(true).unwrap();
         let mut raw = Raw(stream);
@@ -129,15 +134,28 @@ fn a_client_that_pings_too_often_is_told_to_calm_down() {
     assert_eq!(idle.ping_until_refused(min_time + min_time / 4, 10), Some(3));
 }
 
-#[test]
-fn a_client_that_does_not_answer_pings_is_dropped() {
-    let cluster = start(&["--grpc-keepalive-interval=1s", "--grpc-keepalive-timeout=500ms"]);
-    let mut silent = Raw::connect(&cluster);
+/// Says nothing until the connection ends, which has to be within `max`.
+fn be_dropped(mut silent: Raw, max: Duration) {
+    silent.0.set_read_timeout(Some(max)).unwrap();
     let began = Instant::now();
     let mut pinged = false;
     while let Some(frame) = silent.receive() {
         pinged |= frame.kind == PING && frame.flags & ACK == 0;
     }
     assert!(pinged, "the server never asked");
-    assert!(began.elapsed() < Duration::from_secs(8), "dropped after {:?}", began.elapsed());
+    assert!(began.elapsed() < max, "dropped after {:?}", began.elapsed());
+}
+
+#[test]
+fn a_client_that_does_not_answer_pings_is_dropped() {
+    let cluster = start(&["--grpc-keepalive-interval=1s", "--grpc-keepalive-timeout=500ms"]);
+    be_dropped(Raw::connect(&cluster), Duration::from_secs(8));
+}
+
+/// A leader that is frozen keeps its connections: what it was sending would be waited for until then.
+#[test]
+fn a_member_that_does_not_answer_pings_is_dropped_whatever_clients_are_given() {
+    let cluster = start(&["--grpc-keepalive-interval=0s", "--grpc-keepalive-timeout=0s"]);
+    let peer = cluster.members()[0].peer_url.strip_prefix("http://").unwrap();
+    be_dropped(Raw::connect_to(peer), Duration::from_secs(20));
 }

@@ -275,8 +275,9 @@ async fn serve_all(
         http: Some(http),
         ..Services::default()
     };
+    let peer_services = ServiceSet::from([(Purpose::Peer, peer_services)]);
     let (peer_thread, peer_serving) =
-        RpcThread::pair(ServiceSet::from([(Purpose::Peer, peer_services)]), settings.clone());
+        RpcThread::pair(peer_services, crate::peer::connection_settings());
     let peer_traffic = tokio::spawn(peer_serving.run(stop.clone(), PEER_DRAIN_GRACE));
     let peer_acceptor = tokio::spawn(peers.run(vec![peer_thread], stop.clone()));
 

@@ -29,7 +29,7 @@ enum Met {
     Alone(Provoke),
     /// By this call to a cluster of so many.
     Among(usize, Provoke),
-    /// By another test.
+    /// By another test, which expects its text.
     By(&'static str),
     /// It cannot be provoked from outside, and why.
     Never(&'static str),
@@ -270,7 +270,8 @@ fn every_error_has_a_row() {
         match met {
             By(test) => {
                 let path = format!("{}/tests/{test}", env!("CARGO_MANIFEST_DIR"));
-                assert!(std::fs::exists(&path).is_ok_and(|exists| exists), "{text}: {path}");
+                let source = std::fs::read_to_string(&path).expect(&path);
+                assert!(source.contains(&format!("{text}\"")), "{test} does not expect {text:?}");
             }
             Never(why) => assert!(!why.is_empty(), "{text}: why?"),
             Alone(_) | Among(..) => {}

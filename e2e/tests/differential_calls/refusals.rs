@@ -143,6 +143,12 @@ fn ask_everything(talk: &mut Talk, what: &str) {
     }
 }
 
+/// That this was refused with this text, which `errors.rs` leaves to a test here.
+fn refused(came: &Came, text: &str) {
+    let said = came.status.as_ref().map(|status| status.message().to_owned());
+    assert_eq!(said, Some(format!("etcdserver: {text}")));
+}
+
 pub(super) fn own_id(talk: &mut Talk) -> u64 {
     let status: pb::StatusResponse = talk.quietly(sample(Rpc::MaintenanceStatus)).read();
     status.header.map_or(0, |header| header.member_id)
@@ -236,6 +242,7 @@ fn every_method_of_a_learner_answers_alike() {
         }
         talk.ask(Rpc::ClusterMemberList, &pb::MemberListRequest { linearizable: false });
         ask_everything(talk, "a learner");
+        refused(&talk.call(sample(Rpc::KVPut)), "rpc not supported for learner");
         talk.member = 0;
         let own = own_id(talk);
         talk.ask(Rpc::ClusterMemberPromote, &pb::MemberPromoteRequest { id: own });
@@ -345,7 +352,8 @@ fn reconfiguration_with_a_member_down_is_answered_alike() {
         // Go etcd counts only members that it has been connected to for five seconds (HealthInterval).
         std::thread::sleep(Duration::from_secs(6));
         talk.member = 0;
-        talk.ask(Rpc::ClusterMemberRemove, &pb::MemberRemoveRequest { id: up });
+        let came = talk.ask(Rpc::ClusterMemberRemove, &pb::MemberRemoveRequest { id: up });
+        refused(&came, "unhealthy cluster");
         talk.ask(Rpc::ClusterMemberRemove, &pb::MemberRemoveRequest { id: down });
         talk.ask(Rpc::ClusterMemberRemove, &pb::MemberRemoveRequest { id: down });
         let peer_ur_ls = vec!["http://127.0.0.1:1".to_owned()];

@@ -7,6 +7,26 @@ pub(crate) mod inbound;
 pub(crate) mod meters;
 pub(crate) mod outbound;
 
+use std::time::Duration;
+
+use crate::listen::ConnectionSettings;
+
+/// How often either end probes a connection between members, and how long the probe's answer may take.
+/// A member that was frozen or lost its power says nothing of it.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a member serves the others with; the flags of the same names are about clients.
+pub(crate) fn connection_settings() -> ConnectionSettings {
+    ConnectionSettings {
+        streams_max: u32::MAX,
+        keepalive_interval: Some(KEEPALIVE_INTERVAL),
+        keepalive_timeout: Some(KEEPALIVE_TIMEOUT),
+        // Members are not judged by their pings.
+        keepalive_min_time: Duration::ZERO,
+    }
+}
+
 /// A refusal (wrong cluster, wrong member, removed member) travels as this code, so that the sender
 /// can tell it from a broken connection.
 const REFUSED: tonic::Code = tonic::Code::FailedPrecondition;

@@ -22,16 +22,12 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 use types::MemberId;
 
-use super::REFUSED;
 use super::meters::{Direction, PeerMeter, PeerMeters};
+use super::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, REFUSED};
 use crate::dial::Dialer;
 
 /// How long making a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// How often an idle connection is probed, and how long the probe's answer may take.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Room for several entries in flight on one stream.
 const WINDOW_BYTES: u32 = 16 << 20;

@@ -31,8 +31,9 @@ use crate::network::Sender;
 use crate::observation::Observation;
 use crate::peers::{Peer, PeerError};
 use crate::proposals::{Appender, Leader, ProposalQueue};
-use crate::raft_types::{LogId, Node, TypeConfig};
+use crate::raft_types::{LogId, Node, TypeConfig, optional_index};
 use crate::reads::ReadQueue;
+use crate::reception::Receptions;
 use crate::runtime;
 use crate::state_machine::{Current, EventSink, StateMachine};
 use crate::status::Status;
@@ -60,8 +61,7 @@ pub(crate) struct Shared {
     pub(crate) sender: Sender,
     pub(crate) store: Arc<Store>,
     pub(crate) disk: Arc<dyn Disk>,
-    /// Snapshots are received one at a time.
-    pub(crate) receiving: Mutex<()>,
+    pub(crate) receptions: Receptions,
     /// Changes of the member list are made one at a time.
     pub(crate) changing: Mutex<()>,
     pub(crate) rules: Rules,
@@ -488,15 +488,11 @@ impl Shared {
         let started = tables.membership.members().filter(|member| !member.name.is_empty());
         let started: BTreeSet<MemberId> = started.map(|member| member.id).collect();
         let removed: BTreeSet<MemberId> = tables.membership.removed().collect();
-        let last = metrics.last_log_index.unwrap_or(0).max(1);
-        let caught_up_percent: BTreeMap<MemberId, u64> = metrics
+        let matched: BTreeMap<MemberId, LogIndex> = metrics
             .replication
             .iter()
             .flatten()
-            .map(|(id, matched)| {
-                let matched = matched.as_ref().map_or(0, LogId::index);
-                (MemberId(*id), matched * 100 / last)
-            })
+            .map(|(id, matched)| (MemberId(*id), optional_index(matched.as_ref())))
             .collect();
         let mut active: BTreeSet<MemberId> = metrics
             .heartbeat
@@ -516,7 +512,9 @@ impl Shared {
             started: &started,
             active: &active,
             removed: &removed,
-            caught_up_percent: &caught_up_percent,
+            matched: &matched,
+            last: LogIndex(metrics.last_log_index.map_or(0, |last| last + 1)),
+            committed: optional_index(metrics.local_committed.as_ref()),
             strict: self.rules.strict_reconfig,
             learners_max: self.rules.learners_max,
         })

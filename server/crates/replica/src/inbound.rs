@@ -6,15 +6,18 @@
 //! that local requests use.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::stream::BoxStream;
 use futures_util::{Stream, StreamExt, stream};
+use openraft::async_runtime::watch::WatchReceiver;
 use openraft::raft::{
     AppendEntriesRequest, StreamAppendError, StreamAppendResult, TransferLeaderError,
     TransferLeaderRequest, VoteRequest,
 };
 use proto::peerpb;
 use proto::peerpb::snapshot_chunk::Part;
+use tokio::sync::MutexGuard;
 use types::{LogIndex, MemberId, Term};
 
 use crate::codec::{self, Malformed};
@@ -24,7 +27,9 @@ use crate::observation::Observation;
 use crate::peers::{PeerError, PeerResult};
 use crate::protocol::ProtocolVersions;
 use crate::raft_types::{TypeConfig, Vote, index_of};
+use crate::reception::{self, Reception};
 use crate::snapshot;
+use crate::store::IncomingFile;
 use crate::unavailable::Unavailable;
 
 /// The receiving end of the peer protocol.
@@ -39,6 +44,10 @@ fn refused(error: impl ToString) -> PeerError {
 
 fn stopped(error: impl ToString) -> PeerError {
     PeerError::NoAnswer(error.to_string())
+}
+
+fn term_of_vote(vote: &Vote) -> Term {
+    Term(vote.leader_id().term)
 }
 
 fn append_request(
@@ -159,14 +168,16 @@ impl Inbound {
     /// Receives a snapshot and has it installed.
     ///
     /// # Errors
-    /// When the stream is refused, ends early or is damaged, or this member stops.
+    /// When the stream is refused, ends early, goes silent or is damaged, a later one arrives before it
+    /// is whole, or this member stops.
     pub async fn snapshot(
         &self,
         mut chunks: impl Stream<Item = peerpb::SnapshotChunk> + Unpin + Send,
     ) -> PeerResult<peerpb::SnapshotResponse> {
-        let header = match chunks.next().await.and_then(|chunk| chunk.part) {
-            Some(Part::Header(header)) => header,
-            _ => return Err(refused("a snapshot stream starts with its header")),
+        let silence_max = reception::silence_max(self.shared.sender.patience);
+        let first = reception::next_chunk(&mut chunks, silence_max).await.map_err(stopped)?;
+        let Some(Part::Header(header)) = first.and_then(|chunk| chunk.part) else {
+            return Err(refused("a snapshot stream starts with its header"));
         };
         let leader = self.check(header.envelope.as_ref())?;
         if header.format != snapshot::STREAM_FORMAT {
@@ -178,19 +189,17 @@ impl Inbound {
             last_membership: codec::stored_membership_from_message(header.membership)
                 .map_err(refused)?,
         };
-        // One snapshot at a time: a second one would only take room beside the first.
-        let _receiving = self.shared.receiving.lock().await;
-        let file = self.shared.store.incoming_file();
-        let began = tokio::time::Instant::now();
-        let received = snapshot::receive(&self.shared.disk, file.path(), &mut chunks);
-        let bytes = received.await.map_err(stopped)?;
-        // Installing it cannot be taken back half way, so the space must be there before.
-        let free = self.shared.disk.available_space(file.path()).map_err(stopped)?;
-        if free < bytes {
-            let wanted = bytes - free;
-            return Err(stopped(format!("{wanted} more bytes of disk are needed to install it")));
+        let own = self.own_vote();
+        if term_of_vote(&vote) < term_of_vote(&own) {
+            // openraft would say the same, after everything has come.
+            return Ok(peerpb::SnapshotResponse { vote: Some(codec::vote_message(&own)) });
         }
-        self.shared.events.observe(Observation::SnapshotReceived(began.elapsed()));
+        let reception = self.shared.receptions.arrived(term_of_vote(&vote)).map_err(stopped)?;
+        let (_turn, file) = tokio::select! {
+            biased;
+            reason = reception.given_up(&self.shared.status) => return Err(stopped(reason)),
+            received = self.receive(&reception, &mut chunks, silence_max) => received?,
+        };
         let received =
             snapshot::Snapshot { meta, snapshot: snapshot::SnapshotData::Received(file) };
         let answer =
@@ -198,6 +207,35 @@ impl Inbound {
         // While a snapshot is installed nothing else of the leader is looked at.
         self.shared.contact.heard(leader);
         Ok(peerpb::SnapshotResponse { vote: Some(codec::vote_message(&answer.vote)) })
+    }
+
+    /// Receives what follows the header; the turn is to be kept until it is installed.
+    async fn receive<'a>(
+        &self,
+        reception: &Reception<'a>,
+        chunks: &mut (impl Stream<Item = peerpb::SnapshotChunk> + Unpin + Send),
+        silence_max: Duration,
+    ) -> PeerResult<(MutexGuard<'a, ()>, IncomingFile)> {
+        // One snapshot at a time: a second one would only take room beside the first.
+        let turn = reception.turn().await;
+        let file = self.shared.store.incoming_file();
+        let began = tokio::time::Instant::now();
+        let disk = &self.shared.disk;
+        let received = snapshot::receive(disk, file.path(), chunks, silence_max);
+        let bytes = received.await.map_err(stopped)?;
+        // Installing it cannot be taken back half way, so the space must be there before.
+        let free = disk.available_space(file.path()).map_err(stopped)?;
+        if free < bytes {
+            let wanted = bytes - free;
+            return Err(stopped(format!("{wanted} more bytes of disk are needed to install it")));
+        }
+        self.shared.events.observe(Observation::SnapshotReceived(began.elapsed()));
+        Ok((turn, file))
+    }
+
+    /// For whom this member has voted last.
+    fn own_vote(&self) -> Vote {
+        self.shared.raft.metrics().borrow_watched().vote
     }
 
     /// Campaigns at once if the leader that steps aside is the one this member follows.

@@ -44,6 +44,7 @@ mod protocol;
 mod questions;
 mod raft_types;
 mod reads;
+mod reception;
 pub mod runtime;
 mod snapshot;
 mod solitude;

@@ -7,13 +7,14 @@
 //! that was never up.
 //!
 //! The checks of `--strict-reconfig-check` are etcd's (`server/etcdserver/server.go`,
-//! `mayAddMember` and `mayRemoveMember`), with one exemption: a learner may be added while a voter
-//! is down, because it does not change the quorum.
+//! `mayAddMember` and `mayRemoveMember`), with one exemption: etcd counts a new member as a voter that
+//! is down, even a learner, and so takes none while one of three is down. Ours counts it only once it
+//! is there, and asks that a quorum of the voters is.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use openraft::ChangeMembers;
-use types::MemberId;
+use types::{LogIndex, MemberId};
 
 use crate::raft_types::{Membership, Node};
 use crate::unavailable::Unavailable;
@@ -72,14 +73,22 @@ pub(crate) struct Situation<'a> {
     /// Members that answered the leader lately, itself included.
     pub(crate) active: &'a BTreeSet<MemberId>,
     pub(crate) removed: &'a BTreeSet<MemberId>,
-    /// How much of the leader's log each member has, in per cent.
-    pub(crate) caught_up_percent: &'a BTreeMap<MemberId, u64>,
+    /// The last entry of the leader's log that each member is known to have.
+    pub(crate) matched: &'a BTreeMap<MemberId, LogIndex>,
+    /// The last entry of the leader's log.
+    pub(crate) last: LogIndex,
+    /// The last one that is committed.
+    pub(crate) committed: LogIndex,
     pub(crate) strict: bool,
     pub(crate) learners_max: usize,
 }
 
 /// etcd promotes a learner that has at least this share of the leader's log.
 const READY_PERCENT: u64 = 90;
+
+/// What a new voter may lack of what is committed. From its promotion on the quorum may need it, and no
+/// write ends before it has all of it; a tenth of a long log takes minutes.
+const LAG_MAX: u64 = 1_000;
 
 impl Situation<'_> {
     fn node(&self, id: MemberId) -> Option<&Node> {
@@ -98,6 +107,18 @@ impl Situation<'_> {
 
     fn is_learner(&self, id: MemberId) -> bool {
         !self.voters().contains(&id)
+    }
+
+    /// Whether this member has as much of the log as etcd asks of a learner.
+    fn has_ready_share(&self, id: MemberId) -> bool {
+        let matched = self.matched.get(&id).map_or(0, |matched| matched.0);
+        matched * 100 / self.last.0.max(1) >= READY_PERCENT
+    }
+
+    /// Whether a quorum that needs this member would not wait for it.
+    fn keeps_up(&self, id: MemberId) -> bool {
+        let matched = self.matched.get(&id).map_or(0, |matched| matched.0);
+        self.committed.0.saturating_sub(matched) <= LAG_MAX
     }
 
     fn count<'m>(set: &BTreeSet<MemberId>, of: impl IntoIterator<Item = &'m MemberId>) -> usize {
@@ -195,8 +216,7 @@ impl Situation<'_> {
         if !self.is_learner(id) {
             return Err(MembershipRefusal::NotLearner);
         }
-        let ready = self.caught_up_percent.get(&id).is_some_and(|p| *p >= READY_PERCENT);
-        if !ready {
+        if !self.has_ready_share(id) {
             return Err(MembershipRefusal::LearnerNotReady);
         }
         if self.strict {
@@ -234,7 +254,8 @@ impl Situation<'_> {
             node.voter_intent
                 && !voting.contains(id)
                 && self.active.contains(&member)
-                && self.caught_up_percent.get(&member).is_some_and(|p| *p >= READY_PERCENT)
+                && self.has_ready_share(member)
+                && self.keeps_up(member)
         })?;
         Some(ChangeMembers::AddVoterIds(BTreeSet::from([*ready.0])))
     }
@@ -250,4 +271,147 @@ impl Situation<'_> {
 
 fn quorum(members: usize) -> usize {
     members / 2 + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Members 1, 2, .. of which the first so many vote; `newcomers` are meant to.
+    struct Cluster {
+        membership: Membership,
+        started: BTreeSet<MemberId>,
+        active: BTreeSet<MemberId>,
+        matched: BTreeMap<MemberId, LogIndex>,
+        last: u64,
+        strict: bool,
+    }
+
+    impl Cluster {
+        fn of(voters: u64, newcomers: u64) -> Self {
+            let node = |id| {
+                let peer_urls = vec![format!("http://m{id}:2380")];
+                (id, Node { peer_urls, voter_intent: true })
+            };
+            let nodes: BTreeMap<u64, Node> = (1..=voters + newcomers).map(node).collect();
+            let membership = Membership::new(vec![(1..=voters).collect()], nodes).unwrap();
+            let all: BTreeSet<MemberId> = (1..=voters).map(MemberId).collect();
+            let matched = BTreeMap::new();
+            Self { membership, started: all.clone(), active: all, matched, last: 1, strict: true }
+        }
+
+        fn judge<T>(&self, judge: impl FnOnce(&Situation<'_>) -> T) -> T {
+            judge(&Situation {
+                me: MemberId(1),
+                membership: &self.membership,
+                started: &self.started,
+                active: &self.active,
+                removed: &BTreeSet::new(),
+                matched: &self.matched,
+                last: LogIndex(self.last),
+                committed: LogIndex(self.last),
+                strict: self.strict,
+                learners_max: 1,
+            })
+        }
+
+        fn add(&self, learner: bool) -> Result<(), MembershipRefusal> {
+            let peer_urls = vec!["http://new:2380".to_owned()];
+            let add = MembershipChange::Add { id: MemberId(99), peer_urls, learner };
+            self.judge(|situation| situation.translate(&add)).map(drop)
+        }
+    }
+
+    /// T31 (etcd PR#21669): the members that are down do not keep out another while a quorum is there.
+    #[test]
+    fn t31_members_are_added_while_a_quorum_of_the_voters_is_there() {
+        use MembershipRefusal::{NotEnoughStarted, Unhealthy};
+        // Voters, how many of them have started and are active, and what adding a voter comes to; a
+        // learner changes no quorum and is always taken.
+        let table = [
+            (1, 1, 1, Ok(())),
+            (2, 1, 1, Err(NotEnoughStarted)),
+            (2, 2, 1, Err(Unhealthy)),
+            (2, 2, 2, Ok(())),
+            (3, 2, 2, Err(NotEnoughStarted)),
+            (3, 3, 1, Err(Unhealthy)),
+            (3, 3, 2, Ok(())),
+            (3, 3, 3, Ok(())),
+            (4, 2, 4, Err(NotEnoughStarted)),
+            (4, 3, 3, Ok(())),
+            (4, 4, 2, Err(Unhealthy)),
+            (5, 3, 5, Err(NotEnoughStarted)),
+            (5, 4, 3, Ok(())),
+            (5, 5, 2, Err(Unhealthy)),
+            (5, 5, 3, Ok(())),
+        ];
+        for (voters, started, active, expected) in table {
+            let mut cluster = Cluster::of(voters, 0);
+            cluster.started.retain(|id| id.0 <= started);
+            cluster.active.retain(|id| id.0 <= active);
+            let situation = format!("{voters} voters, {started} started, {active} active");
+            assert_eq!(cluster.add(false), expected, "{situation}");
+            assert_eq!(cluster.add(true), Ok(()), "{situation}, a learner");
+            cluster.strict = false;
+            assert_eq!(cluster.add(false), Ok(()), "{situation}, without the check");
+        }
+    }
+
+    #[test]
+    fn a_voter_that_was_added_and_has_not_started_counts_against_the_next() {
+        let three_and_one = Cluster::of(3, 1);
+        assert_eq!(three_and_one.add(false), Ok(()), "three of five");
+        let mut two_and_one = Cluster::of(2, 1);
+        assert_eq!(two_and_one.add(false), Err(MembershipRefusal::NotEnoughStarted));
+        two_and_one.started.insert(MemberId(3));
+        assert_eq!(two_and_one.add(false), Ok(()));
+        two_and_one.active.remove(&MemberId(2));
+        assert_eq!(two_and_one.add(false), Err(MembershipRefusal::Unhealthy));
+    }
+
+    /// Its quorum waits for a new voter where another is down, so it must not have far to go.
+    #[test]
+    fn a_new_voter_is_promoted_when_it_lacks_little_however_long_the_log() {
+        for (last, matched, promoted) in [
+            (1, 0, false),
+            (10, 8, false),
+            (10, 9, true),
+            (900, 0, false),
+            (10_000, 8_999, false),
+            (10_000, 9_000, true),
+            (20_000, 18_999, false),
+            (20_000, 19_000, true),
+            (100_000_000, 90_000_000, false),
+            (100_000_000, 99_998_999, false),
+            (100_000_000, 99_999_000, true),
+        ] {
+            let newcomer = MemberId(4);
+            let mut cluster = Cluster::of(3, 1);
+            cluster.last = last;
+            cluster.matched.insert(newcomer, LogIndex(matched));
+            let next =
+                |cluster: &Cluster| cluster.judge(|situation| situation.next_automatic_promotion());
+            assert!(next(&cluster).is_none(), "{matched} of {last}: it does not answer");
+            cluster.active.insert(newcomer);
+            assert_eq!(next(&cluster).is_some(), promoted, "{matched} of {last}");
+        }
+    }
+
+    /// Who asks for a promotion knows what it costs, and etcd's rule is what tools count on.
+    #[test]
+    fn a_learner_is_promoted_on_request_with_nine_tenths_of_the_log() {
+        for (matched, ready) in [(0, false), (89_999_999, false), (90_000_000, true)] {
+            let mut cluster = Cluster::of(3, 1);
+            let (nodes, learner) = (cluster.membership.nodes(), 4);
+            let mut nodes: BTreeMap<u64, Node> = nodes.map(|(id, n)| (*id, n.clone())).collect();
+            nodes.get_mut(&learner).unwrap().voter_intent = false;
+            cluster.membership = Membership::new(vec![(1..=3).collect()], nodes).unwrap();
+            cluster.last = 100_000_000;
+            cluster.matched.insert(MemberId(learner), LogIndex(matched));
+            let promote = MembershipChange::Promote { id: MemberId(learner) };
+            let judged = cluster.judge(|situation| situation.translate(&promote)).map(drop);
+            let expected = if ready { Ok(()) } else { Err(MembershipRefusal::LearnerNotReady) };
+            assert_eq!(judged, expected, "{matched}");
+        }
+    }
 }

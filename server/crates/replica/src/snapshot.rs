@@ -7,6 +7,7 @@
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use disk::Disk;
@@ -18,6 +19,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
 use crate::raft_types::{CommittedLeaderId, Node};
+use crate::reception::next_chunk;
 use crate::store::IncomingFile;
 
 /// The version of what the chunks carry: the machine's snapshot stream.
@@ -156,14 +158,16 @@ fn report(written: io::Result<()>) {
 /// Receives the chunks after the header into a file and checks their digest.
 ///
 /// # Errors
-/// When the stream ends early, is malformed or does not match its digest; the file is removed then.
+/// When the stream ends early, goes silent, is malformed or does not match its digest; the file is
+/// removed then.
 /// The answer is the file's length.
 pub(crate) async fn receive(
     disk: &Arc<dyn Disk>,
     path: &Path,
     chunks: &mut (impl futures_util::Stream<Item = peerpb::SnapshotChunk> + Unpin),
+    silence_max: Duration,
 ) -> io::Result<u64> {
-    let result = receive_into(disk, path, chunks).await;
+    let result = receive_into(disk, path, chunks, silence_max).await;
     if result.is_err() && disk.exists(path)? {
         disk.remove_file(path)?;
     }
@@ -174,6 +178,7 @@ async fn receive_into(
     disk: &Arc<dyn Disk>,
     path: &Path,
     chunks: &mut (impl futures_util::Stream<Item = peerpb::SnapshotChunk> + Unpin),
+    silence_max: Duration,
 ) -> io::Result<u64> {
     if disk.exists(path)? {
         disk.remove_file(path)?;
@@ -181,7 +186,7 @@ async fn receive_into(
     let file = disk.open(path, disk::OpenMode::Create)?;
     let mut digest = Sha256::new();
     let mut offset = 0;
-    while let Some(chunk) = chunks.next().await {
+    while let Some(chunk) = next_chunk(chunks, silence_max).await? {
         match chunk.part {
             Some(Part::Data(bytes)) => {
                 digest.update(&bytes);
@@ -195,7 +200,7 @@ async fn receive_into(
                 file.sync_data()?;
                 return Ok(offset);
             }
-            Some(Part::Header(_) | Part::File(_)) | None => {
+            Some(Part::Header(_)) | None => {
                 return Err(io::Error::other("an unexpected part in the snapshot stream"));
             }
         }

@@ -36,6 +36,7 @@ use crate::proposals::{self, ProposalQueue};
 use crate::protocol::ProtocolVersions;
 use crate::raft_types::{LogId, Node, TypeConfig, optional_index};
 use crate::reads::{self, ReadQueue};
+use crate::reception::Receptions;
 use crate::runtime;
 use crate::snapshot::Blocking;
 use crate::state_machine::{Audience, Current, EventSink, StateMachine};
@@ -227,7 +228,7 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
         sender,
         store,
         disk: parts.disk.clone(),
-        receiving: tokio::sync::Mutex::default(),
+        receptions: Receptions::default(),
         changing: tokio::sync::Mutex::default(),
         rules: parts.rules,
         events: parts.events.clone(),

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a failure here is the test's verdict")]
 
+mod growing;
+mod receiving;
 mod wires;
 
 use std::collections::BTreeMap;
@@ -11,10 +13,10 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::time::Duration;
 
-use disk::{Disk, SimDisk};
+use disk::{Disk, Fault, SimDisk};
 use futures_util::{StreamExt, stream};
 use machine::{CommandKind, LeaseChange, Outcome, Proposal, Views};
-use proto::etcdserverpb::{CompactionRequest, DeleteRangeRequest, LeaseGrantRequest};
+use proto::etcdserverpb::{AlarmRequest, CompactionRequest, DeleteRangeRequest, LeaseGrantRequest};
 use proto::peerpb;
 use replica::{
     Bootstrap, EventSink, Handle, LogWriterPlacement, MembershipChange, Parts, PeerError,
@@ -82,6 +84,31 @@ async fn leases_are_known_before_their_entry_counts_as_applied() {
     let index = replica.handle().status().applied;
     assert_eq!(*listener.heard.lock().unwrap(), [(LogIndex(index.0 - 1), index)]);
     replica.shutdown().await;
+}
+
+/// T28 (etcd PR#14429): a list of the alarms is an entry of the log that changes nothing. The power fails
+/// at one of the operations that write it, or after all of them.
+#[tokio::test(start_paused = true)]
+async fn t28_a_member_starts_again_after_a_list_of_the_alarms_and_a_power_loss() {
+    for (at, answers) in [(1, false), (2, false), (1_000, true)] {
+        let disk = Arc::new(SimDisk::new(at));
+        let members = || Bootstrap::New([node(1)].into());
+        let replica = start(1, &disk, &Wires::default(), members()).await;
+        leader(&[&replica]).await;
+        replica.handle().propose(put("k", "v")).await.unwrap();
+        disk.inject(Fault::CrashAt(disk.mutations() + at));
+        let list = Proposal::new(CommandKind::Alarm, &AlarmRequest::default());
+        let listed = replica.handle().propose(list).await;
+        assert_eq!(listed.is_ok(), answers, "operation {at}: {listed:?}");
+        disk.crash();
+        replica.shutdown().await;
+        disk.clear_faults();
+        disk.restart();
+        let replica = start(1, &disk, &Wires::default(), members()).await;
+        replica.handle().read_index().await.unwrap();
+        assert_eq!(get(&replica, "k").unwrap(), b"v", "operation {at}");
+        replica.shutdown().await;
+    }
 }
 
 /// A member alone answers reads by itself. The moment it is not alone any more it must ask: the other

@@ -186,7 +186,7 @@ fn t26_a_crash_anywhere_in_a_purge_leaves_no_hole() {
     }
 }
 
-/// T28: starting, reading and losing power, over and over, changes nothing.
+/// T28 (etcd PR#14429), of the log alone: starting, reading and losing power, over and over, changes nothing.
 #[test]
 fn t28_a_start_that_only_reads_survives_power_loss() {
     let disk = SimDisk::new(28);

@@ -11,7 +11,7 @@ use std::time::Duration;
 use disk::{Disk, SimDisk};
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
-use futures_util::{Stream, StreamExt};
+use futures_util::{Stream, StreamExt, stream};
 use machine::{CommandKind, LeaseChange, Proposal, Views};
 use proto::etcdserverpb::PutRequest;
 use proto::peerpb;
@@ -38,6 +38,11 @@ pub(crate) struct Wires {
     pub(crate) opened: Arc<AtomicUsize>,
     /// Whether snapshots are on their way for ever.
     pub(crate) snapshots_crawl: Arc<AtomicBool>,
+    /// Whether senders of snapshots lose their power after the first piece: who receives is not told.
+    pub(crate) snapshots_freeze: Arc<AtomicBool>,
+    /// Whether members that are started check additions as etcd does. Names are published by the server,
+    /// which is not here.
+    pub(crate) strict: Arc<AtomicBool>,
     /// How long everything takes from one member to another.
     pub(crate) way: Arc<Mutex<Duration>>,
 }
@@ -117,6 +122,12 @@ impl Peers for Wires {
     ) -> BoxFuture<'static, PeerResult<peerpb::SnapshotResponse>> {
         if self.snapshots_crawl.load(Ordering::SeqCst) {
             return Box::pin(std::future::pending());
+        }
+        if self.snapshots_freeze.load(Ordering::SeqCst) {
+            let begun = chunks.take(2).chain(stream::pending());
+            let inbound = self.find(&to);
+            let receiving = tokio::spawn(async move { inbound?.snapshot(begun.boxed()).await });
+            return Box::pin(async move { receiving.await.unwrap() });
         }
         call!(self, to, snapshot, chunks)
     }
@@ -251,8 +262,7 @@ pub(crate) fn parts(
         images: ImagePolicy { entries: 50, bytes: 64 << 20, entries_kept: 10 },
         rules: Rules {
             request_timeout: Duration::from_secs(7),
-            // Names are published by the server, which is not here.
-            strict_reconfig: false,
+            strict_reconfig: wires.strict.load(Ordering::SeqCst),
             learners_max: 1,
             priority_requests: false,
         },
