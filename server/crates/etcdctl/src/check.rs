@@ -7,7 +7,6 @@ mod load;
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use client::{Client, http_get, prefix_range_end};
 use proto::etcdserverpb::{CompactionRequest, DefragmentRequest, DeleteRangeRequest, RangeRequest};
 
@@ -15,6 +14,7 @@ use crate::command_line::{Command, Group, Invocation};
 use crate::exit::{self, Exit, Outcome};
 use crate::flags::{Flag, Kind};
 use crate::global::Session;
+use crate::words::{self, Word};
 use crate::{go, output};
 use load::{Load, Report};
 
@@ -82,18 +82,19 @@ fn size(session: &Session) -> Outcome<usize> {
 }
 
 /// Refuses a prefix that is in use. The two checks quote the command that empties it differently.
-async fn check_empty(client: &Client, prefix: &str, quote: &str) -> Outcome {
+async fn check_empty(client: &Client, prefix: &Word, quote: &str) -> Outcome {
     let request = RangeRequest {
-        key: Bytes::copy_from_slice(prefix.as_bytes()),
-        range_end: prefix_range_end(prefix.as_bytes()),
+        key: prefix.clone(),
+        range_end: prefix_range_end(prefix),
         limit: 1,
         ..RangeRequest::default()
     };
     if client.range(request).await?.kvs.is_empty() {
         return Ok(());
     }
-    let quoted = go::quote(prefix.as_bytes());
-    let delete = format!("{quote}etcdctl del --prefix {prefix}{quote}");
+    let quoted = go::quote(prefix);
+    let shown = words::shown(prefix);
+    let delete = format!("{quote}etcdctl del --prefix {shown}{quote}");
     let message = format!("prefix {quoted} has keys. Delete with {delete} first");
     Err(Exit::with(exit::INVALID_INPUT, message))
 }
@@ -101,7 +102,7 @@ async fn check_empty(client: &Client, prefix: &str, quote: &str) -> Outcome {
 async fn perf(invocation: Invocation) -> Outcome {
     let session = Session::new(&invocation)?;
     let (limit, clients) = [(150, 50), (1000, 200), (8000, 500), (15000, 1000)][size(&session)?];
-    let prefix = session.matches().text("prefix").to_owned();
+    let prefix = session.matches().word("prefix");
     let client = session.client().await?;
     check_empty(&client, &prefix, "'").await?;
     let load = Load {
@@ -155,7 +156,7 @@ async fn datascale(invocation: Invocation) -> Outcome {
     let session = Session::new(&invocation)?;
     let loads = [(10_000, 50), (100_000, 200), (1_000_000, 500), (3_000_000, 1000)];
     let (puts, clients) = loads[size(&session)?];
-    let prefix = session.matches().text("prefix").to_owned();
+    let prefix = session.matches().word("prefix");
     let client = session.client().await?;
     check_empty(&client, &prefix, "").await?;
     let before = memory(&session, "before").await?;
@@ -214,10 +215,10 @@ async fn memory(session: &Session, when: &str) -> Outcome<f64> {
     }
 }
 
-async fn delete(client: &Client, prefix: &str) -> Result<i64, client::Error> {
+async fn delete(client: &Client, prefix: &Word) -> Result<i64, client::Error> {
     let request = DeleteRangeRequest {
-        key: Bytes::copy_from_slice(prefix.as_bytes()),
-        range_end: prefix_range_end(prefix.as_bytes()),
+        key: prefix.clone(),
+        range_end: prefix_range_end(prefix),
         ..DeleteRangeRequest::default()
     };
     let response = client.delete_range(request).await?;
@@ -225,7 +226,7 @@ async fn delete(client: &Client, prefix: &str) -> Result<i64, client::Error> {
 }
 
 /// Deletes what was written, and tells if that does not work: the result counts all the same.
-async fn clean_up(client: &Client, prefix: &str) -> Outcome<Option<i64>> {
+async fn clean_up(client: &Client, prefix: &Word) -> Outcome<Option<i64>> {
     let client = client.until(tokio::time::Instant::now() + CLEAN_UP);
     match delete(&client, prefix).await {
         Ok(revision) => Ok(Some(revision)),

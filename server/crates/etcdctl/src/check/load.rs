@@ -13,13 +13,14 @@ use tokio::task::JoinSet;
 
 use crate::exit::Outcome;
 use crate::global::Session;
+use crate::words::Word;
 
 /// How often progress is shown.
 const PROGRESS: Duration = Duration::from_secs(1);
 
 /// What is written.
 pub(super) struct Load {
-    pub(super) prefix: String,
+    pub(super) prefix: Word,
     pub(super) key_bytes: usize,
     pub(super) value_bytes: usize,
     /// How many puts there are at most.
@@ -85,7 +86,7 @@ impl Load {
     }
 
     fn key(&self) -> Bytes {
-        let mut key = BytesMut::from(self.prefix.as_bytes());
+        let mut key = BytesMut::from(&self.prefix[..]);
         key.extend_from_slice(&rand::random::<u64>().to_be_bytes());
         key.resize(self.prefix.len() + self.key_bytes, 0);
         key.freeze()
