@@ -15,7 +15,7 @@ use crate::exit::{self, Exit, Outcome};
 use crate::flags::{Flag, Kind};
 use crate::global::Session;
 use crate::words::{self, Word};
-use crate::{go, output};
+use crate::{concurrency, go, output};
 use load::{Load, Report};
 
 /// How long a check of performance lasts.
@@ -104,6 +104,7 @@ async fn perf(invocation: Invocation) -> Outcome {
     let (limit, clients) = [(150, 50), (1000, 200), (8000, 500), (15000, 1000)][size(&session)?];
     let prefix = session.matches().word("prefix");
     let client = session.client().await?;
+    let interrupted = interrupted_once()?;
     check_empty(&client, &prefix, "'").await?;
     let load = Load {
         prefix: prefix.clone(),
@@ -113,7 +114,8 @@ async fn perf(invocation: Invocation) -> Outcome {
         per_second: Some(limit),
         until: Some(Instant::now() + Duration::from_secs(PERF_SECONDS)),
     };
-    let report = load.run(&session, clients).await?;
+    // Who interrupts it gets what there is of it, and the load is taken away all the same.
+    let report = load.run(&session, clients, interrupted).await?;
     if let Some(revision) = clean_up(&client, &prefix).await?
         && session.matches().is_true("auto-compact")
     {
@@ -121,6 +123,21 @@ async fn perf(invocation: Invocation) -> Outcome {
     }
     defragment(&session).await?;
     judge(&report, limit as f64)
+}
+
+/// The first interruption, which ends the load. Another one does not wait for what is cleaned up.
+fn interrupted_once() -> Outcome<impl Future<Output = ()>> {
+    let first = concurrency::interruption()?;
+    Ok(async move {
+        first.await;
+        tokio::spawn(async {
+            // What could be listened to once can be again.
+            if let Ok(second) = concurrency::interruption() {
+                second.await;
+                std::process::exit(i32::from(exit::INTERRUPTED));
+            }
+        });
+    })
 }
 
 fn judge(report: &Report, limit: f64) -> Outcome {
@@ -175,7 +192,7 @@ async fn datascale(invocation: Invocation) -> Outcome {
         per_second: None,
         until: None,
     };
-    let report = load.run(&session, clients).await?;
+    let report = load.run(&session, clients, std::future::pending()).await?;
     let after = memory(&session, "after").await?;
     let revision = delete(&client, &prefix).await?;
     if session.matches().is_true("auto-compact") {

@@ -42,8 +42,13 @@ pub(super) struct Report {
 type Queue = Arc<Mutex<mpsc::Receiver<Bytes>>>;
 
 impl Load {
-    /// Runs it with so many clients, each with connections of its own.
-    pub(super) async fn run(&self, session: &Session, clients: usize) -> Outcome<Report> {
+    /// Runs it with so many clients, each with connections of its own, until it is done or interrupted.
+    pub(super) async fn run(
+        &self,
+        session: &Session,
+        clients: usize,
+        interrupted: impl Future<Output = ()>,
+    ) -> Outcome<Report> {
         let (keys, queue) = mpsc::channel(clients);
         let queue: Queue = Arc::new(Mutex::new(queue));
         let value = Bytes::from(vec![0; self.value_bytes]);
@@ -53,7 +58,10 @@ impl Load {
             workers.spawn(work(client, Arc::clone(&queue), value.clone()));
         }
         let begin = Instant::now();
-        self.generate(keys, begin).await;
+        tokio::select! {
+            () = self.generate(keys, begin) => {}
+            () = interrupted => {}
+        }
         let mut report = Report::default();
         while let Some(done) = workers.join_next().await {
             // A worker that panicked has reported that itself.
