@@ -17,6 +17,11 @@ use value::Kind;
 
 pub use help::{full_help, usage};
 
+/// Whether an environment variable sets a flag.
+pub(crate) fn is_variable(name: &str) -> bool {
+    flags::all().any(|flag| flag.environment_variable() == name)
+}
+
 /// What the command line asks for.
 #[derive(Debug)]
 pub enum Invocation {
