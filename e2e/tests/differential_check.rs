@@ -8,11 +8,12 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails, also in its helpers")]
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use e2e::peers;
-use e2e::processes::{Cluster, ServerOptions};
+use e2e::processes::{Cluster, ServerOptions, signal};
 
 /// What `check` has in common: who asks whom.
 struct Pairing {
@@ -68,12 +69,17 @@ fn is_bar(line: &str) -> bool {
     line.contains(" / ") && (line.contains('%') || line.contains('['))
 }
 
+fn command(etcdctl: &Path, cluster: &Cluster, arguments: &[&str]) -> Command {
+    let mut command = Command::new(etcdctl);
+    command.arg(format!("--endpoints={}", cluster.members()[0].endpoint)).args(arguments);
+    command
+}
+
 fn run(etcdctl: &Path, cluster: &Cluster, arguments: &[&str]) -> Ended {
-    let output = Command::new(etcdctl)
-        .arg(format!("--endpoints={}", cluster.members()[0].endpoint))
-        .args(arguments)
-        .output()
-        .unwrap();
+    ended(&command(etcdctl, cluster, arguments).output().unwrap())
+}
+
+fn ended(output: &Output) -> Ended {
     Ended {
         code: output.status.code(),
         lines: lines(&output.stdout),
@@ -105,25 +111,58 @@ fn judged(ended: &mut Ended) -> bool {
 
 fn check_perf(pairing: &Pairing, flags: &[&str]) -> Ended {
     let cluster = Cluster::start(&ServerOptions::one(&pairing.server)).unwrap();
-    let mut ended = run(&pairing.etcdctl, &cluster, &[&["check", "perf"], flags].concat());
+    let ended = run(&pairing.etcdctl, &cluster, &[&["check", "perf"], flags].concat());
+    judged_and_gone(pairing, &cluster, ended)
+}
+
+/// What a check of performance came to, whose verdict follows from its judgements.
+fn judged_and_gone(pairing: &Pairing, cluster: &Cluster, mut ended: Ended) -> Ended {
     let (verdict, code) = if judged(&mut ended) { ("PASS", 0) } else { ("FAIL", 1) };
     println!("{} at {}: {verdict}", pairing.etcdctl.display(), pairing.server.display());
     assert_eq!(ended.lines.pop().as_deref(), Some(verdict), "{ended:?}");
     assert_eq!(ended.code.take(), Some(code), "{ended:?}");
-    nothing_is_left(pairing, &cluster);
+    nothing_is_left(pairing, cluster);
     ended
+}
+
+/// A check that is interrupted with a thousand keys in the cluster.
+fn check_perf_interrupted(pairing: &Pairing) -> Ended {
+    let cluster = Cluster::start(&ServerOptions::one(&pairing.server)).unwrap();
+    let mut check = command(&pairing.etcdctl, &cluster, &["check", "perf"]);
+    let check = check.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let name = pairing.etcdctl.display();
+    let begin = Instant::now();
+    while revision(pairing, &cluster) <= LEAST_WRITTEN {
+        assert!(begin.elapsed() < A_CHECK, "{name}: too slow");
+        thread::sleep(Duration::from_millis(100));
+    }
+    signal(check.id(), "INT").unwrap();
+    let output = check.wait_with_output().unwrap();
+    assert!(begin.elapsed() < A_CHECK, "{name} was not interrupted");
+    judged_and_gone(pairing, &cluster, ended(&output))
+}
+
+/// A check that nobody interrupts takes longer.
+const A_CHECK: Duration = Duration::from_secs(57);
+
+/// The revision up to which a check at least writes before it is looked at.
+const LEAST_WRITTEN: i64 = 1000;
+
+fn revision(pairing: &Pairing, cluster: &Cluster) -> i64 {
+    first_key(pairing, cluster)["header"]["revision"].as_i64().unwrap()
+}
+
+fn first_key(pairing: &Pairing, cluster: &Cluster) -> serde_json::Value {
+    let ask = ["get", "--prefix", "", "--limit=1", "--write-out=json"];
+    let output = command(&pairing.etcdctl, cluster, &ask).output().unwrap();
+    serde_json::from_slice(&output.stdout).unwrap()
 }
 
 /// A check takes away what it has written, and it has written something.
 fn nothing_is_left(pairing: &Pairing, cluster: &Cluster) {
-    let output = Command::new(&pairing.etcdctl)
-        .arg(format!("--endpoints={}", cluster.members()[0].endpoint))
-        .args(["get", "--prefix", "", "--limit=1", "--write-out=json"])
-        .output()
-        .unwrap();
-    let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let answer = first_key(pairing, cluster);
     assert_eq!(answer["count"].as_i64().unwrap_or_default(), 0, "{answer}");
-    assert!(answer["header"]["revision"].as_i64().unwrap() > 1000, "{answer}");
+    assert!(answer["header"]["revision"].as_i64().unwrap() > LEAST_WRITTEN, "{answer}");
 }
 
 /// All pairings at once have to say the same.
@@ -155,6 +194,11 @@ fn check_perf_says_the_same_by_both_clients_at_both_servers() {
         assert!(before[2..].iter().all(|line| line.starts_with("Defragment")), "{before:?}");
         assert_eq!(judged, JUDGED);
     });
+}
+
+#[test]
+fn an_interrupted_check_says_what_it_has_and_leaves_nothing() {
+    assert_eq!(all_say(check_perf_interrupted).lines, JUDGED);
 }
 
 #[test]

@@ -340,6 +340,17 @@ const LINES: &[&str] = &[
     "snapshot restore good.db --data-dir=blank",
     "snapshot restore good.db --data-dir=new9",
     "snapshot restore good.db -w json --data-dir=new13",
+    "snapshot restore good.db --data-dir=full --data-dir=new18",
+    "snapshot restore bare.db --data-dir=new19 --skip-hash-check=1",
+    "snapshot restore bare.db --data-dir=new20 --skip-hash-check=TRUE --skip-hash-check=F",
+    "snapshot restore good.db --data-dir=new21 --skip-hash-check=yes",
+    "snapshot restore good.db --data-dir=new22 --bump-revision=0x5 --mark-compacted=t",
+    "snapshot restore good.db --data-dir=new23 --bump-revision=0o1_0 --mark-compacted=T",
+    "snapshot restore good.db --data-dir=new24 --bump-revision=1_ --mark-compacted",
+    "snapshot restore good.db --data-dir=new24 --bump-revision=08 --mark-compacted",
+    "snapshot restore good.db --data-dir=new24 --bump-revision=+5 --mark-compacted",
+    "snapshot restore good.db --data-dir=new24 --bump-revision=18446744073709551616",
+    "snapshot restore good.db --data-dir=new25 --initial-memory-map-size=010",
     "snap rest good.db --data-dir=new14",
     "snapshot",
     "snapshot nonsense",
@@ -354,6 +365,12 @@ const LINES: &[&str] = &[
     "hashkv good.db --rev=x",
     "hashkv good.db --rev=-1",
     "hashkv good.db --rev=100000",
+    "hashkv good.db --rev=0x9",
+    "hashkv good.db --rev=011",
+    "hashkv good.db --rev=0b1_001",
+    "hashkv good.db --rev=3 --rev=+9",
+    "hashkv good.db --rev=9223372036854775808",
+    "hashkv good.db -w simple -w json",
     "hashkv good.db -w json",
     "hashkv good.db -w protobuf",
     "defrag",
@@ -375,6 +392,10 @@ const LINES: &[&str] = &[
     "completion bash zsh",
     "--timeout=x version",
     "--timeout=1s version",
+    "--timeout=1s --timeout=2s version",
+    "--timeout=1.5h2m version",
+    "--timeout=5 version",
+    "--timeout=5y version",
     "nonsense",
     "backup",
     "ver",
@@ -435,6 +456,10 @@ fn command_lines_get_the_answers_of_go_etcdutl() {
     assert!(different.is_empty(), "\n{different}");
     let (all, equal) = (LINES.len(), LINES.len() - deviating);
     println!("{all} commands compared, {equal} equal, {deviating} deviating with reason");
+    let name = "`differential_etcdutl` (`command_lines`)";
+    let row = format!("| {name} | {all} | {equal} | {deviating}, in the test |");
+    let readme = include_str!("../../server/README.md");
+    assert!(readme.lines().any(|line| line == row), "server/README.md has no row {row}");
 }
 
 /// The scripts are each one's own; Go's asks the program, whose words ours has in it.

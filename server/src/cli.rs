@@ -17,6 +17,11 @@ use value::Kind;
 
 pub use help::{full_help, usage};
 
+/// Whether an environment variable sets a flag.
+pub(crate) fn is_variable(name: &str) -> bool {
+    flags::all().any(|flag| flag.environment_variable() == name)
+}
+
 /// What the command line asks for.
 #[derive(Debug)]
 pub enum Invocation {
@@ -282,8 +287,8 @@ fn is_default(flag: &Flag, value: &str) -> bool {
             let default = if flag.default.is_empty() { "0" } else { flag.default };
             value::parse_duration(value) == value::parse_duration(default)
         }
-        Kind::Uint64 => value::parse_integer::<u64>(value) == value::parse_integer(flag.default),
-        Kind::Int64 => value::parse_integer::<i64>(value) == value::parse_integer(flag.default),
+        Kind::Uint64 => value::parse_uint64(value) == value::parse_uint64(flag.default),
+        Kind::Int64 => value::parse_int64(value) == value::parse_int64(flag.default),
         _ => false,
     }
 }

@@ -315,12 +315,6 @@ pub(super) fn latch_id(status: &mut EtcdMemberStatus, id: MemberId, now: Timesta
     status.listed_since = Some(Time(now));
 }
 
-/// With the time: what a learner is given to start begins when it may, and not with its object.
-pub(super) fn latch_id(status: &mut EtcdMemberStatus, id: MemberId, now: Timestamp) {
-    status.member_id = Some(id.to_string());
-    status.listed_since = Some(Time(now));
-}
-
 /// The next status after a decision.
 fn decide(
     status: &mut EtcdClusterStatus,

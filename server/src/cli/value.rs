@@ -1,6 +1,8 @@
 //! The types of flag values, read as Go's `flag` package and etcd's own flag types read them, with
 //! the same texts when they cannot be read: people and tools search for those texts.
 
+use types::go::{self, NumberError, Reason};
+
 use crate::gates::FeatureGates;
 use crate::urls::Url;
 
@@ -50,8 +52,8 @@ impl Kind {
         match self {
             Kind::Text | Kind::Texts | Kind::Anything => Ok(()),
             Kind::Bool => parse_bool(value).map(drop),
-            Kind::Uint64 => parse_integer::<u64>(value).map(drop),
-            Kind::Int64 => parse_integer::<i64>(value).map(drop),
+            Kind::Uint64 => parse_uint64(value).map(drop),
+            Kind::Int64 => parse_int64(value).map(drop),
             Kind::Uint32 => parse_uint32(value).map(drop),
             Kind::Duration => Ok(parse_duration(value).map(drop)?),
             Kind::Urls => parse_urls(value).map(drop),
@@ -71,67 +73,30 @@ impl Kind {
 
 /// Go's `strconv.ParseBool`.
 pub(crate) fn parse_bool(value: &str) -> Result<bool, ValueError> {
-    match value {
-        "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
-        "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(false),
-        _ => Err(ValueError::new("parse error")),
+    Ok(go::parse_bool(value)?)
+}
+
+/// Go's flags say only this much of a number that they cannot read.
+impl From<NumberError> for ValueError {
+    fn from(error: NumberError) -> Self {
+        ValueError::new(match error.reason {
+            Reason::Syntax => "parse error",
+            Reason::Range => "value out of range",
+        })
     }
 }
 
-/// The integers that Go's `strconv.ParseInt` with base 0 reads: decimal, or with a prefix.
-pub(crate) trait Integer: Sized {
-    fn from_radix(text: &str, radix: u32) -> Result<Self, std::num::ParseIntError>;
+pub(crate) fn parse_int64(value: &str) -> Result<i64, ValueError> {
+    Ok(go::parse_int(value, 0)?)
 }
 
-impl Integer for u64 {
-    fn from_radix(text: &str, radix: u32) -> Result<Self, std::num::ParseIntError> {
-        u64::from_str_radix(text, radix)
-    }
-}
-
-impl Integer for i64 {
-    fn from_radix(text: &str, radix: u32) -> Result<Self, std::num::ParseIntError> {
-        i64::from_str_radix(text, radix)
-    }
-}
-
-pub(crate) fn parse_integer<T: Integer>(value: &str) -> Result<T, ValueError> {
-    use std::num::IntErrorKind::{NegOverflow, PosOverflow};
-    let (sign, digits) = match value.strip_prefix('-') {
-        Some(rest) => ("-", rest),
-        None => ("", value),
-    };
-    let lower = digits.to_ascii_lowercase();
-    let (digits, radix) = match lower.as_bytes() {
-        [b'0', b'x', ..] => (&lower[2..], 16),
-        [b'0', b'o', ..] => (&lower[2..], 8),
-        [b'0', b'b', ..] => (&lower[2..], 2),
-        [b'0', _, ..] => (&lower[1..], 8),
-        _ => (lower.as_str(), 10),
-    };
-    if digits.starts_with(['+', '-']) {
-        return Err(ValueError::new("parse error"));
-    }
-    T::from_radix(&format!("{sign}{}", digits.replace('_', "")), radix).map_err(|error| match error
-        .kind()
-    {
-        PosOverflow | NegOverflow => ValueError::new("value out of range"),
-        _ => ValueError::new("parse error"),
-    })
+pub(crate) fn parse_uint64(value: &str) -> Result<u64, ValueError> {
+    Ok(go::parse_unsigned(value, 0)?)
 }
 
 /// etcd's `Uint32Value` passes Go's own text on.
 pub(crate) fn parse_uint32(value: &str) -> Result<u32, ValueError> {
-    let wide = parse_integer::<u64>(value);
-    match wide.as_ref().map(|wide| u32::try_from(*wide)) {
-        Ok(Ok(value)) => Ok(value),
-        Err(error) if error.0 == "parse error" => {
-            Err(ValueError::new(format!("strconv.ParseUint: parsing {value:?}: invalid syntax")))
-        }
-        _ => Err(ValueError::new(format!(
-            "strconv.ParseUint: parsing {value:?}: value out of range"
-        ))),
-    }
+    go::parse_uint32(value).map_err(|error| ValueError::new(error.to_string()))
 }
 
 /// Why a text is no length of time, in the words of Go's `time.ParseDuration`.
@@ -277,14 +242,14 @@ mod tests {
 
     #[test]
     fn integers_read_as_go_reads_them() {
-        assert_eq!(parse_integer::<u64>("10"), Ok(10));
-        assert_eq!(parse_integer::<u64>("0x10"), Ok(16));
-        assert_eq!(parse_integer::<i64>("-3"), Ok(-3));
-        assert_eq!(parse_integer::<u64>("-3").unwrap_err().0, "parse error");
-        assert_eq!(
-            parse_integer::<u64>("18446744073709551616").unwrap_err().0,
-            "value out of range"
-        );
+        assert_eq!(parse_uint64("10"), Ok(10));
+        assert_eq!(parse_uint64("0x10"), Ok(16));
+        assert_eq!(parse_int64("-3"), Ok(-3));
+        assert_eq!(parse_int64("+3"), Ok(3));
+        for wrong in ["-3", "1_", "1__0"] {
+            assert_eq!(parse_uint64(wrong).unwrap_err().0, "parse error", "{wrong}");
+        }
+        assert_eq!(parse_uint64("18446744073709551616").unwrap_err().0, "value out of range");
         assert_eq!(
             parse_uint32("x").unwrap_err().0,
             "strconv.ParseUint: parsing \"x\": invalid syntax"

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::cli::RawConfig;
 use crate::cli::value::{
-    parse_bool, parse_duration, parse_hex_id, parse_integer, parse_texts, parse_urls,
+    parse_bool, parse_duration, parse_hex_id, parse_int64, parse_texts, parse_uint64, parse_urls,
 };
 use crate::urls::Url;
 
@@ -32,11 +32,11 @@ impl Values<'_> {
     }
 
     pub(super) fn unsigned(&self, name: &str) -> Result<u64, ConfigError> {
-        parse_integer(self.0.text(name)).map_err(value_error)
+        parse_uint64(self.0.text(name)).map_err(value_error)
     }
 
     pub(super) fn signed(&self, name: &str) -> Result<i64, ConfigError> {
-        parse_integer(self.0.text(name)).map_err(value_error)
+        parse_int64(self.0.text(name)).map_err(value_error)
     }
 
     pub(super) fn urls(&self, name: &str) -> Result<Vec<Url>, ConfigError> {

@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use crate::cli::value::{parse_bool, parse_duration};
+use types::go::{self, NumberError, Reason};
+
+use crate::cli::value::parse_duration;
 
 use super::{Refusal, grpc, tcp};
 
@@ -39,15 +41,14 @@ impl Kind {
     }
 
     fn check(self, value: &str) -> Result<(), String> {
+        let told = |error: NumberError| error.to_string();
         match self {
             Kind::Text | Kind::Texts => Ok(()),
-            Kind::Bool => parse_bool(value)
-                .map(drop)
-                .map_err(|_| format!("strconv.ParseBool: parsing {value:?}: invalid syntax")),
+            Kind::Bool => go::parse_bool(value).map(drop).map_err(told),
             Kind::Duration => parse_duration(value).map(drop).map_err(|_| wrong_duration(value)),
-            Kind::Int => number("ParseInt", value, i64::MIN, i64::MAX),
-            Kind::Uint => number("ParseUint", value, 0, i64::MAX),
-            Kind::Uint32 => number("ParseUint", value, 0, i64::from(u32::MAX)),
+            Kind::Int => go::parse_int(value, 0).map(drop).map_err(told),
+            Kind::Uint => go::parse_unsigned(value, 0).map(drop).map_err(told),
+            Kind::Uint32 => go::parse_uint32(value).map(drop).map_err(told),
         }
     }
 }
@@ -349,11 +350,16 @@ impl Values {
     }
 
     pub(super) fn is_true(&self, name: &str) -> bool {
-        parse_bool(self.text(name)) == Ok(true)
+        go::parse_bool(self.text(name)) == Ok(true)
     }
 
+    /// A number that is larger than any that counts is the largest.
     pub(super) fn number(&self, name: &str) -> i64 {
-        self.text(name).parse().unwrap_or(0)
+        match go::parse_int(self.text(name), 0) {
+            Ok(number) => number,
+            Err(error) if error.reason == Reason::Range => i64::MAX,
+            Err(_) => 0,
+        }
     }
 
     /// A negative length of time is none.
@@ -479,19 +485,6 @@ fn read(flags: &'static [Flag], arguments: &[String]) -> Result<Option<Values>, 
     Ok(Some(Values(values)))
 }
 
-/// Go's `strconv` says which function did not understand the text.
-fn number(function: &str, value: &str, least: i64, most: i64) -> Result<(), String> {
-    let failed = |why| Err(format!("strconv.{function}: parsing {value:?}: {why}"));
-    match value.parse::<i128>() {
-        Err(_) => failed("invalid syntax"),
-        Ok(number) if number < 0 && least == 0 => failed("invalid syntax"),
-        Ok(number) if number < i128::from(least) || number > i128::from(most) => {
-            failed("value out of range")
-        }
-        Ok(_) => Ok(()),
-    }
-}
-
 /// Go's `time.ParseDuration` says which part it did not understand.
 fn wrong_duration(value: &str) -> String {
     let unsigned = value.trim_start_matches(['-', '+']);
@@ -578,6 +571,25 @@ mod tests {
             assert_eq!(asked(&["start", argument]), refused(error, &usage), "{argument}");
         }
         assert_eq!(asked(&["--foo"]), refused("unknown flag: --foo", &GROUPS[0].usage()));
+    }
+
+    #[test]
+    fn numbers_read_as_pflag_reads_them() {
+        let numbers = |text: &str| {
+            let arguments = ["start".to_owned(), format!("--resolver-ttl={text}")];
+            match parse(&GROUPS[1], &arguments) {
+                Asked::Start(values) => Ok(values.number("resolver-ttl")),
+                Asked::Refused(told) => Err(told),
+                Asked::Help(help) => panic!("{help}"),
+            }
+        };
+        for (text, number) in [("0x10", 16), ("010", 8), ("1_000", 1000), ("+5", 5), ("-0b11", -3)]
+        {
+            assert_eq!(numbers(text), Ok(number), "{text}");
+        }
+        let told = "Error: invalid argument \"1_\" for \"--resolver-ttl\" flag: strconv.ParseInt: \
+                    parsing \"1_\": invalid syntax\n";
+        assert!(numbers("1_").unwrap_err().starts_with(told));
     }
 
     #[test]

@@ -7,7 +7,6 @@ mod load;
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use client::{Client, http_get, prefix_range_end};
 use proto::etcdserverpb::{CompactionRequest, DefragmentRequest, DeleteRangeRequest, RangeRequest};
 
@@ -15,7 +14,8 @@ use crate::command_line::{Command, Group, Invocation};
 use crate::exit::{self, Exit, Outcome};
 use crate::flags::{Flag, Kind};
 use crate::global::Session;
-use crate::{go, output};
+use crate::words::{self, Word};
+use crate::{concurrency, go, output};
 use load::{Load, Report};
 
 /// How long a check of performance lasts.
@@ -82,18 +82,19 @@ fn size(session: &Session) -> Outcome<usize> {
 }
 
 /// Refuses a prefix that is in use. The two checks quote the command that empties it differently.
-async fn check_empty(client: &Client, prefix: &str, quote: &str) -> Outcome {
+async fn check_empty(client: &Client, prefix: &Word, quote: &str) -> Outcome {
     let request = RangeRequest {
-        key: Bytes::copy_from_slice(prefix.as_bytes()),
-        range_end: prefix_range_end(prefix.as_bytes()),
+        key: prefix.clone(),
+        range_end: prefix_range_end(prefix),
         limit: 1,
         ..RangeRequest::default()
     };
     if client.range(request).await?.kvs.is_empty() {
         return Ok(());
     }
-    let quoted = go::quote(prefix.as_bytes());
-    let delete = format!("{quote}etcdctl del --prefix {prefix}{quote}");
+    let quoted = go::quote(prefix);
+    let shown = words::shown(prefix);
+    let delete = format!("{quote}etcdctl del --prefix {shown}{quote}");
     let message = format!("prefix {quoted} has keys. Delete with {delete} first");
     Err(Exit::with(exit::INVALID_INPUT, message))
 }
@@ -101,8 +102,9 @@ async fn check_empty(client: &Client, prefix: &str, quote: &str) -> Outcome {
 async fn perf(invocation: Invocation) -> Outcome {
     let session = Session::new(&invocation)?;
     let (limit, clients) = [(150, 50), (1000, 200), (8000, 500), (15000, 1000)][size(&session)?];
-    let prefix = session.matches().text("prefix").to_owned();
+    let prefix = session.matches().word("prefix");
     let client = session.client().await?;
+    let interrupted = interrupted_once()?;
     check_empty(&client, &prefix, "'").await?;
     let load = Load {
         prefix: prefix.clone(),
@@ -112,7 +114,8 @@ async fn perf(invocation: Invocation) -> Outcome {
         per_second: Some(limit),
         until: Some(Instant::now() + Duration::from_secs(PERF_SECONDS)),
     };
-    let report = load.run(&session, clients).await?;
+    // Who interrupts it gets what there is of it, and the load is taken away all the same.
+    let report = load.run(&session, clients, interrupted).await?;
     if let Some(revision) = clean_up(&client, &prefix).await?
         && session.matches().is_true("auto-compact")
     {
@@ -120,6 +123,21 @@ async fn perf(invocation: Invocation) -> Outcome {
     }
     defragment(&session).await?;
     judge(&report, limit as f64)
+}
+
+/// The first interruption, which ends the load. Another one does not wait for what is cleaned up.
+fn interrupted_once() -> Outcome<impl Future<Output = ()>> {
+    let first = concurrency::interruption()?;
+    Ok(async move {
+        first.await;
+        tokio::spawn(async {
+            // What could be listened to once can be again.
+            if let Ok(second) = concurrency::interruption() {
+                second.await;
+                std::process::exit(i32::from(exit::INTERRUPTED));
+            }
+        });
+    })
 }
 
 fn judge(report: &Report, limit: f64) -> Outcome {
@@ -155,7 +173,7 @@ async fn datascale(invocation: Invocation) -> Outcome {
     let session = Session::new(&invocation)?;
     let loads = [(10_000, 50), (100_000, 200), (1_000_000, 500), (3_000_000, 1000)];
     let (puts, clients) = loads[size(&session)?];
-    let prefix = session.matches().text("prefix").to_owned();
+    let prefix = session.matches().word("prefix");
     let client = session.client().await?;
     check_empty(&client, &prefix, "").await?;
     let before = memory(&session, "before").await?;
@@ -174,7 +192,7 @@ async fn datascale(invocation: Invocation) -> Outcome {
         per_second: None,
         until: None,
     };
-    let report = load.run(&session, clients).await?;
+    let report = load.run(&session, clients, std::future::pending()).await?;
     let after = memory(&session, "after").await?;
     let revision = delete(&client, &prefix).await?;
     if session.matches().is_true("auto-compact") {
@@ -214,10 +232,10 @@ async fn memory(session: &Session, when: &str) -> Outcome<f64> {
     }
 }
 
-async fn delete(client: &Client, prefix: &str) -> Result<i64, client::Error> {
+async fn delete(client: &Client, prefix: &Word) -> Result<i64, client::Error> {
     let request = DeleteRangeRequest {
-        key: Bytes::copy_from_slice(prefix.as_bytes()),
-        range_end: prefix_range_end(prefix.as_bytes()),
+        key: prefix.clone(),
+        range_end: prefix_range_end(prefix),
         ..DeleteRangeRequest::default()
     };
     let response = client.delete_range(request).await?;
@@ -225,7 +243,7 @@ async fn delete(client: &Client, prefix: &str) -> Result<i64, client::Error> {
 }
 
 /// Deletes what was written, and tells if that does not work: the result counts all the same.
-async fn clean_up(client: &Client, prefix: &str) -> Outcome<Option<i64>> {
+async fn clean_up(client: &Client, prefix: &Word) -> Outcome<Option<i64>> {
     let client = client.until(tokio::time::Instant::now() + CLEAN_UP);
     match delete(&client, prefix).await {
         Ok(revision) => Ok(Some(revision)),

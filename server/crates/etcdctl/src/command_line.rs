@@ -7,12 +7,13 @@ use std::pin::Pin;
 
 use crate::exit::Outcome;
 use crate::flags::{Flag, HELP, Kind, Matches};
+use crate::words::Word;
 
 /// What a command does.
 pub(crate) type Run = fn(Invocation) -> Pin<Box<dyn Future<Output = Outcome>>>;
 
 /// Looks at the arguments of a command before it runs.
-pub(crate) type Check = fn(&[String]) -> Result<(), String>;
+pub(crate) type Check = fn(&[Word]) -> Result<(), String>;
 
 /// Under which heading the help lists a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,11 +53,11 @@ pub(crate) struct Invocation {
     /// Flags known above the command, which the environment can set.
     pub(crate) inherited: Vec<Flag>,
     /// The whole command line with the program's name.
-    pub(crate) command_line: Vec<String>,
+    pub(crate) command_line: Vec<Word>,
 }
 
 impl Invocation {
-    pub(crate) fn arguments(&self) -> &[String] {
+    pub(crate) fn arguments(&self) -> &[Word] {
         &self.matches.arguments
     }
 }
@@ -64,12 +65,12 @@ impl Invocation {
 /// The commands from the root to the one that was found, and the words left for it.
 pub(crate) struct Found<'a> {
     pub(crate) path: Vec<&'a Command>,
-    pub(crate) words: Vec<String>,
+    pub(crate) words: Vec<Word>,
 }
 
 impl Command {
     /// Finds the command that the words name.
-    pub(crate) fn find(&self, words: &[String]) -> Found<'_> {
+    pub(crate) fn find(&self, words: &[Word]) -> Found<'_> {
         let mut path = vec![self];
         let mut words = words.to_vec();
         loop {
@@ -83,10 +84,12 @@ impl Command {
         }
     }
 
-    fn child(&self, name: &str) -> Option<&Command> {
-        let exact = self.children.iter().find(|child| child.name == name);
-        let mut begins =
-            self.children.iter().filter(|child| !child.hidden && child.name.starts_with(name));
+    fn child(&self, name: &[u8]) -> Option<&Command> {
+        let exact = self.children.iter().find(|child| child.name.as_bytes() == name);
+        let mut begins = self
+            .children
+            .iter()
+            .filter(|child| !child.hidden && child.name.as_bytes().starts_with(name));
         exact.or_else(|| match (begins.next(), begins.next()) {
             (Some(only), None) => Some(only),
             _ => None,
@@ -114,9 +117,9 @@ impl Found<'_> {
     }
 
     /// The first word that is no flag, which is no command either.
-    pub(crate) fn first_argument(&self) -> Option<&str> {
+    pub(crate) fn first_argument(&self) -> Option<&[u8]> {
         let flags = known_flags(&self.path);
-        positionals(&self.words, &flags).first().map(|&index| self.words[index].as_str())
+        positionals(&self.words, &flags).first().map(|&index| &self.words[index][..])
     }
 
     /// The flags that the command knows, its own and those from above.
@@ -146,30 +149,24 @@ fn known_flags(path: &[&Command]) -> Vec<Flag> {
 
 /// Where the words stand that are neither flags nor values of flags. A flag that is not known is
 /// taken to have a value.
-fn positionals(words: &[String], flags: &[Flag]) -> Vec<usize> {
+fn positionals(words: &[Word], flags: &[Flag]) -> Vec<usize> {
     let is_bool = |matches: &dyn Fn(&Flag) -> bool| {
         flags.iter().any(|flag| matches(flag) && flag.kind == Kind::Bool)
     };
     let mut positions = Vec::new();
     let mut index = 0;
     while index < words.len() {
-        let word = words[index].as_str();
-        if word == "--" {
-            break;
-        }
-        let takes_value = match word.strip_prefix("--") {
-            _ if word.contains('=') => false,
-            Some(name) => !is_bool(&|flag| flag.name == name),
-            None => match word.strip_prefix('-') {
-                Some(letters) if letters.chars().count() == 1 => {
-                    !is_bool(&|flag| flag.short == letters.chars().next())
-                }
-                _ => false,
-            },
+        let word = &words[index][..];
+        let takes_value = match word {
+            b"--" => break,
+            _ if word.contains(&b'=') => false,
+            [b'-', b'-', name @ ..] => !is_bool(&|flag| flag.name.as_bytes() == name),
+            [b'-', letter] => !is_bool(&|flag| flag.short == Some(char::from(*letter))),
+            _ => false,
         };
         if takes_value {
             index += 1;
-        } else if !word.is_empty() && !word.starts_with('-') {
+        } else if !word.is_empty() && !word.starts_with(b"-") {
             positions.push(index);
         }
         index += 1;
@@ -177,11 +174,11 @@ fn positionals(words: &[String], flags: &[Flag]) -> Vec<usize> {
     positions
 }
 
-/// Levenshtein's distance.
+/// Levenshtein's distance, of bytes as in cobra.
 fn edit_distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
+    let b = b.as_bytes();
     let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, left) in a.chars().enumerate() {
+    for (i, left) in a.bytes().enumerate() {
         let mut diagonal = row[0];
         row[0] = i + 1;
         for (j, right) in b.iter().enumerate() {
@@ -208,9 +205,10 @@ mod tests {
         }
     }
 
-    fn find(line: &str) -> (String, Vec<String>) {
+    fn find(line: &str) -> (String, Vec<Word>) {
         let tree = tree();
-        let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+        let words: Vec<Word> =
+            line.split_whitespace().map(|it| Word::from(it.to_owned())).collect();
         let found = tree.find(&words);
         (found.full_name(), found.words.clone())
     }

@@ -7,14 +7,15 @@ use crate::command_line::{Command, Found, Group, Invocation};
 use crate::completion::COMPLETE;
 use crate::exit::{self, Exit, Outcome};
 use crate::flags::{Flag, HELP};
+use crate::words::{self, Word};
 use crate::{
     alarm, auth, check, compaction, completion, defrag, del, downgrade, elect, endpoint, get,
-    global, help, lease, lock, log, make_mirror, member, move_leader, output, put, role, snapshot,
-    txn, user, version, watch,
+    global, go, help, lease, lock, log, make_mirror, member, move_leader, output, put, role,
+    snapshot, txn, user, version, watch,
 };
 
 /// Runs a command line, which begins with the program's name.
-pub(crate) fn run(command_line: Vec<String>) -> ExitCode {
+pub(crate) fn run(command_line: Vec<Word>) -> ExitCode {
     let exit = match dispatch(command_line) {
         Ok(()) => return ExitCode::SUCCESS,
         Err(exit) => exit,
@@ -26,7 +27,7 @@ pub(crate) fn run(command_line: Vec<String>) -> ExitCode {
     ExitCode::from(exit.code)
 }
 
-fn dispatch(command_line: Vec<String>) -> Outcome {
+fn dispatch(command_line: Vec<Word>) -> Outcome {
     let root = root();
     let words = command_line.get(1..).unwrap_or_default();
     let found = root.find(words);
@@ -82,9 +83,9 @@ fn block_on(run: impl Future<Output = Outcome>) -> Outcome {
     outcome
 }
 
-fn unknown_command(root: &Command, typed: &str) -> String {
-    let mut text = format!("unknown command {typed:?} for {:?}\n", root.name);
-    let suggestions = root.suggestions(typed);
+fn unknown_command(root: &Command, typed: &[u8]) -> String {
+    let mut text = format!("unknown command {} for {:?}\n", go::quote(typed), root.name);
+    let suggestions = root.suggestions(&words::shown(typed));
     if !suggestions.is_empty() {
         text.push_str("\nDid you mean this?\n");
         for suggestion in suggestions {
@@ -96,16 +97,21 @@ fn unknown_command(root: &Command, typed: &str) -> String {
     text
 }
 
-fn help_about(root: &Command, topic: &[String]) -> Outcome {
+fn help_about(root: &Command, topic: &[Word]) -> Outcome {
     let found = root.find(topic);
     if found.path.len() == 1 && !topic.is_empty() {
-        let topic: Vec<String> = topic.iter().map(|word| format!("`{word}`")).collect();
+        let topic: Vec<String> = topic.iter().map(|word| unquoted(word)).collect();
         let root = Found { path: vec![root], words: Vec::new() };
         let text = format!("Unknown help topic [{}]\n{}", topic.join(" "), help::usage(&root));
         let _ = std::io::stderr().write_all(text.as_bytes());
         return Ok(());
     }
     output::write(help::help(&found).as_bytes())
+}
+
+/// Go's `%#q`: as it is, if that can be.
+fn unquoted(word: &[u8]) -> String {
+    str::from_utf8(word).map_or_else(|_| go::quote(word), |word| format!("`{word}`"))
 }
 
 /// The whole tree, in the order in which Go etcdctl adds its commands, which is the order of

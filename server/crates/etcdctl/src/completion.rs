@@ -7,7 +7,8 @@
 use crate::command_line::{Command, Group, Invocation};
 use crate::exit::Outcome;
 use crate::flags::{Flag, Kind};
-use crate::output;
+use crate::words::{self, Word};
+use crate::{go, output};
 
 /// The hidden command.
 pub(crate) const COMPLETE: &str = "__complete";
@@ -88,10 +89,13 @@ pub(crate) fn command() -> Command {
 }
 
 /// The arguments, in cobra's words.
-fn check(arguments: &[String]) -> Result<(), String> {
+fn check(arguments: &[Word]) -> Result<(), String> {
     match arguments {
-        [shell] if SHELLS.iter().any(|(name, _)| name == shell) => Ok(()),
-        [shell] => Err(format!("invalid argument {shell:?} for \"etcdctl completion\"")),
+        [shell] if SHELLS.iter().any(|(name, _)| shell == name) => Ok(()),
+        [shell] => {
+            let shell = go::quote(shell);
+            Err(format!("invalid argument {shell} for \"etcdctl completion\""))
+        }
         _ => Err(format!("accepts 1 arg(s), received {}", arguments.len())),
     }
 }
@@ -102,9 +106,10 @@ async fn completion(invocation: Invocation) -> Outcome {
 }
 
 /// What can stand for the last of the words, a line each: the word, a tab, what it is.
-pub(crate) fn complete(root: &Command, words: &[String]) -> Vec<String> {
+pub(crate) fn complete(root: &Command, words: &[Word]) -> Vec<String> {
     let Some((typed, before)) = words.split_last() else { return Vec::new() };
     let found = root.find(before);
+    let typed = words::shown(typed);
     let flags = found.known_flags();
     let of_word = |word: &str| {
         flags.iter().find(|flag| {
@@ -113,15 +118,15 @@ pub(crate) fn complete(root: &Command, words: &[String]) -> Vec<String> {
         })
     };
     // The value of the flag before it.
-    if let Some(flag) = before.last().and_then(|word| of_word(word))
+    if let Some(flag) = before.last().and_then(|word| of_word(&words::shown(word)))
         && flag.kind != Kind::Bool
     {
-        let values = flag.values().iter().filter(|value| value.starts_with(typed.as_str()));
+        let values = flag.values().iter().filter(|value| value.starts_with(&*typed));
         return values.map(|value| (*value).to_owned()).collect();
     }
     let line = |name: &str, about: &str| format!("{name}\t{about}");
     if typed.starts_with('-') {
-        let name = |flag: &&Flag| format!("--{}", flag.name).starts_with(typed.as_str());
+        let name = |flag: &&Flag| format!("--{}", flag.name).starts_with(&*typed);
         let lines = flags.iter().filter(name);
         return lines.map(|flag| line(&format!("--{}", flag.name), flag.help)).collect();
     }
@@ -130,7 +135,7 @@ pub(crate) fn complete(root: &Command, words: &[String]) -> Vec<String> {
     }
     let children = found.command().children.iter();
     children
-        .filter(|child| !child.hidden && child.name.starts_with(typed.as_str()))
+        .filter(|child| !child.hidden && child.name.starts_with(&*typed))
         .map(|child| line(child.name, child.short))
         .collect()
 }
@@ -141,7 +146,7 @@ mod tests {
     use crate::commands::root;
 
     fn offered(line: &str) -> Vec<String> {
-        let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+        let words: Vec<Word> = line.split(' ').map(|it| Word::from(it.to_owned())).collect();
         let lines = complete(&root(), &words);
         lines.iter().map(|it| it.split('\t').next().unwrap_or_default().to_owned()).collect()
     }

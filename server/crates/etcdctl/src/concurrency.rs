@@ -59,16 +59,16 @@ impl LeaseSession {
     }
 
     /// This session's key in a queue.
-    pub(crate) fn key(&self, prefix: &str) -> Bytes {
-        Bytes::from(format!("{prefix}{:x}", self.lease))
+    pub(crate) fn key(&self, prefix: &[u8]) -> Bytes {
+        Bytes::from([prefix, format!("{:x}", self.lease).as_bytes()].concat())
     }
 
     /// Puts this session's key into a queue and answers the revision at which it was created.
-    pub(crate) async fn enqueue(&self, prefix: &str, value: &str) -> Result<i64, Error> {
+    pub(crate) async fn enqueue(&self, prefix: &[u8], value: &Bytes) -> Result<i64, Error> {
         let key = self.key(prefix);
         let put = PutRequest {
             key: key.clone(),
-            value: Bytes::copy_from_slice(value.as_bytes()),
+            value: value.clone(),
             lease: self.lease,
             ..PutRequest::default()
         };
@@ -83,7 +83,7 @@ impl LeaseSession {
     }
 
     /// Deletes this session's key, if it is the one created at `revision`.
-    pub(crate) async fn leave(&self, prefix: &str, revision: i64) -> Result<(), Error> {
+    pub(crate) async fn leave(&self, prefix: &[u8], revision: i64) -> Result<(), Error> {
         let key = self.key(prefix);
         let delete = DeleteRangeRequest { key: key.clone(), ..DeleteRangeRequest::default() };
         let request = TxnRequest {
@@ -111,14 +111,14 @@ pub(crate) async fn get(client: &Client, key: Bytes) -> Result<RangeResponse, Er
 }
 
 /// The key of a queue that was created first: whose turn it is.
-pub(crate) async fn first(client: &Client, prefix: &str) -> Result<RangeResponse, Error> {
+pub(crate) async fn first(client: &Client, prefix: &[u8]) -> Result<RangeResponse, Error> {
     client.range(by_creation(prefix, SortOrder::Ascend)).await
 }
 
 /// Waits until no key of the queue is left that was created at or before a revision.
 pub(crate) async fn wait_for_turn(
     client: &Client,
-    prefix: &str,
+    prefix: &[u8],
     last_before: i64,
 ) -> Result<(), WaitError> {
     loop {
@@ -133,10 +133,10 @@ pub(crate) async fn wait_for_turn(
     }
 }
 
-fn by_creation(prefix: &str, order: SortOrder) -> RangeRequest {
+fn by_creation(prefix: &[u8], order: SortOrder) -> RangeRequest {
     RangeRequest {
-        key: Bytes::copy_from_slice(prefix.as_bytes()),
-        range_end: prefix_range_end(prefix.as_bytes()),
+        key: Bytes::copy_from_slice(prefix),
+        range_end: prefix_range_end(prefix),
         limit: 1,
         sort_order: order.into(),
         sort_target: SortTarget::Create.into(),

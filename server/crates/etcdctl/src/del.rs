@@ -62,7 +62,7 @@ pub(crate) fn request(matches: &Matches) -> Outcome<DeleteRangeRequest> {
     if let Some(end) = end
         && !matches.is_true("range")
     {
-        let (key, end) = (go::quote(key.as_bytes()), go::quote(end.as_bytes()));
+        let (key, end) = (go::quote(key), go::quote(end));
         let _ = writeln!(
             std::io::stderr(),
             "Warning: Keys between {key} and {end} will be deleted. Please interrupt the command \

@@ -8,6 +8,7 @@ use crate::exit::{Exit, Outcome};
 use crate::global::Session;
 use crate::output::Answer;
 use crate::output::auth::AuthAnswer;
+use crate::words;
 
 pub(crate) fn command() -> Command {
     Command {
@@ -51,7 +52,7 @@ async fn to_version(
         [version] if version.is_empty() => {
             return Err(Exit::bad_arguments("target version not provided"));
         }
-        [version] => version.clone(),
+        [version] => words::text(version)?,
         _ => return Err(Exit::bad_arguments("too many arguments")),
     };
     ask(invocation, action, name, version).await

@@ -17,6 +17,7 @@ use crate::exit::{self, Exit, Outcome};
 use crate::flags::{Flag, Kind};
 use crate::global::Session;
 use crate::output::{Answer, Printer};
+use crate::words::Word;
 
 pub(crate) fn command() -> Command {
     Command {
@@ -47,7 +48,7 @@ async fn elect(invocation: Invocation) -> Outcome {
     };
     let session = Session::new(&invocation)?;
     let client = session.client().await?;
-    let prefix = format!("{name}/");
+    let prefix = [&name[..], b"/"].concat();
     match proposal {
         Some(proposal) => campaign(client, &prefix, proposal, session.printer).await,
         None => {
@@ -60,7 +61,7 @@ async fn elect(invocation: Invocation) -> Outcome {
     }
 }
 
-async fn campaign(client: Client, prefix: &str, proposal: &str, printer: Printer) -> Outcome {
+async fn campaign(client: Client, prefix: &[u8], proposal: &Word, printer: Printer) -> Outcome {
     let mut held = LeaseSession::begin(client, DEFAULT_TTL).await?;
     let mut signals = pin!(concurrency::interruption()?);
     let created = held.enqueue(prefix, proposal).await?;
@@ -79,7 +80,7 @@ async fn campaign(client: Client, prefix: &str, proposal: &str, printer: Printer
 }
 
 /// Prints every leader and every new proposal, until that is not possible any more.
-async fn observe(client: &Client, prefix: &str, printer: Printer) -> Outcome {
+async fn observe(client: &Client, prefix: &[u8], printer: Printer) -> Outcome {
     let lost = || Exit::with(exit::ERROR, "elect: observer lost");
     loop {
         // Why the observation ended is not told, as in Go.
@@ -106,7 +107,7 @@ async fn observe(client: &Client, prefix: &str, printer: Printer) -> Outcome {
 /// The leader; waits for one if there is none. Nothing if the watch was cancelled.
 async fn leader(
     client: &Client,
-    prefix: &str,
+    prefix: &[u8],
 ) -> Result<Option<(ResponseHeader, KeyValue)>, Error> {
     let response = concurrency::first(client, prefix).await?;
     let header = response.header.unwrap_or_default();
@@ -114,8 +115,8 @@ async fn leader(
         return Ok(Some((header, leader)));
     }
     let mut changes = client.watch(WatchCreateRequest {
-        key: Bytes::copy_from_slice(prefix.as_bytes()),
-        range_end: prefix_range_end(prefix.as_bytes()),
+        key: Bytes::copy_from_slice(prefix),
+        range_end: prefix_range_end(prefix),
         start_revision: header.revision,
         ..WatchCreateRequest::default()
     });

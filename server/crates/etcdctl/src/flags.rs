@@ -6,7 +6,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use types::go::NumberError;
+
 use crate::go;
+use crate::words::{self, Word};
 
 /// What a flag's value is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,11 +60,12 @@ impl Flag {
         }
     }
 
-    fn check(&self, value: &str) -> Result<(), String> {
+    fn check(&self, value: &[u8]) -> Result<(), String> {
+        let told = |error: NumberError| error.to_string();
         match self.kind {
-            Kind::Bool => go::parse_bool(value).map(drop),
-            Kind::Integer => go::parse_int(value, 0).map(drop),
-            Kind::Unsigned => go::parse_unsigned(value).map(drop),
+            Kind::Bool => go::parse_bool(value).map(drop).map_err(told),
+            Kind::Integer => go::parse_int(value, 0).map(drop).map_err(told),
+            Kind::Unsigned => go::parse_unsigned(value, 0).map(drop).map_err(told),
             Kind::Duration => go::parse_duration(value).map(drop),
             Kind::Text | Kind::List => Ok(()),
         }
@@ -71,34 +75,43 @@ impl Flag {
 /// The flag that every command has.
 pub(crate) const HELP: &str = "help";
 
+/// What was given for a flag.
+#[derive(Clone, Debug)]
+struct Value {
+    word: Word,
+    /// The same, as far as it is text.
+    shown: String,
+}
+
 /// Flags and arguments of a command line.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Matches {
     known: BTreeMap<&'static str, Flag>,
-    values: BTreeMap<&'static str, String>,
+    values: BTreeMap<&'static str, Value>,
     /// The arguments that are no flags, also those after `--`.
-    pub(crate) arguments: Vec<String>,
+    pub(crate) arguments: Vec<Word>,
     /// How many arguments stand before `--`, if it is there.
     pub(crate) before_dashes: Option<usize>,
 }
 
 impl Matches {
     /// Reads a command line.
-    pub(crate) fn parse(flags: &[Flag], command_line: &[String]) -> Result<Matches, String> {
+    pub(crate) fn parse(flags: &[Flag], command_line: &[Word]) -> Result<Matches, String> {
         let known = flags.iter().map(|flag| (flag.name, *flag)).collect();
         let mut matches = Matches { known, ..Matches::default() };
         let mut words = command_line.iter();
         while let Some(word) = words.next() {
-            if word == "--" {
-                matches.before_dashes = Some(matches.arguments.len());
-                matches.arguments.extend(words.cloned());
-                break;
-            } else if let Some(long) = word.strip_prefix("--") {
-                matches.long(word, long, &mut words)?;
-            } else if word.len() > 1 && word.starts_with('-') {
-                matches.shorts(&word[1..], &mut words)?;
-            } else {
-                matches.arguments.push(word.clone());
+            match &word[..] {
+                b"--" => {
+                    matches.before_dashes = Some(matches.arguments.len());
+                    matches.arguments.extend(words.cloned());
+                    break;
+                }
+                [b'-', b'-', long @ ..] => matches.long(word, long, &mut words)?,
+                [b'-', letters @ ..] if !letters.is_empty() => {
+                    matches.shorts(letters, &mut words)?
+                }
+                _ => matches.arguments.push(word.clone()),
             }
         }
         Ok(matches)
@@ -106,23 +119,25 @@ impl Matches {
 
     fn long<'a>(
         &mut self,
-        word: &str,
-        long: &str,
-        rest: &mut impl Iterator<Item = &'a String>,
+        word: &Word,
+        long: &[u8],
+        rest: &mut impl Iterator<Item = &'a Word>,
     ) -> Result<(), String> {
-        let (name, value) = match long.split_once('=') {
-            Some((name, value)) => (name, Some(value.to_owned())),
+        let equals = long.iter().position(|byte| *byte == b'=');
+        let (name, value) = match equals {
+            Some(at) => (&long[..at], Some(word.slice_ref(&long[at + 1..]))),
             None => (long, None),
         };
-        if name.is_empty() || name.starts_with('-') {
-            return Err(format!("bad flag syntax: {word}"));
+        if name.is_empty() || name.starts_with(b"-") {
+            return Err(format!("bad flag syntax: {}", words::shown(word)));
         }
-        let Some(flag) = self.known.get(name).copied() else {
+        let name = words::shown(name);
+        let Some(flag) = self.known.get(&*name).copied() else {
             return Err(format!("unknown flag: --{name}"));
         };
         let value = match value {
             Some(value) => value,
-            None if flag.kind == Kind::Bool => "true".to_owned(),
+            None if flag.kind == Kind::Bool => Word::from_static(b"true"),
             None => {
                 rest.next().cloned().ok_or_else(|| format!("flag needs an argument: --{name}"))?
             }
@@ -132,56 +147,57 @@ impl Matches {
 
     fn shorts<'a>(
         &mut self,
-        letters: &str,
-        rest: &mut impl Iterator<Item = &'a String>,
+        letters: &[u8],
+        rest: &mut impl Iterator<Item = &'a Word>,
     ) -> Result<(), String> {
         let mut remaining = letters;
-        while let Some(letter) = remaining.chars().next() {
-            let after = &remaining[letter.len_utf8()..];
-            let flag = self.known.values().find(|flag| flag.short == Some(letter)).copied();
-            let flag = flag.ok_or_else(|| {
-                format!("unknown shorthand flag: {} in -{remaining}", quote_letter(letter))
-            })?;
-            if let Some(value) = after.strip_prefix('=') {
-                return self.set(flag, value.to_owned());
+        while let [letter, after @ ..] = remaining {
+            let told = || format!("{} in -{}", quote_letter(*letter), words::shown(remaining));
+            let is_it = |flag: &&Flag| flag.short == Some(char::from(*letter));
+            let flag = self.known.values().find(is_it).copied();
+            let flag = flag.ok_or_else(|| format!("unknown shorthand flag: {}", told()))?;
+            if let Some(value) = after.strip_prefix(b"=") {
+                return self.set(flag, Word::copy_from_slice(value));
             }
             if flag.kind == Kind::Bool {
-                self.set(flag, "true".to_owned())?;
+                self.set(flag, Word::from_static(b"true"))?;
                 remaining = after;
                 continue;
             }
             let value = match after {
-                "" => rest.next().cloned().ok_or_else(|| {
-                    format!("flag needs an argument: {} in -{remaining}", quote_letter(letter))
-                })?,
-                after => after.to_owned(),
+                [] => rest.next().cloned(),
+                after => Some(Word::copy_from_slice(after)),
             };
+            let value = value.ok_or_else(|| format!("flag needs an argument: {}", told()))?;
             return self.set(flag, value);
         }
         Ok(())
     }
 
-    fn set(&mut self, flag: Flag, value: String) -> Result<(), String> {
+    fn set(&mut self, flag: Flag, value: Word) -> Result<(), String> {
         if let Err(reason) = flag.check(&value) {
             let shown = match flag.short {
                 Some(short) => format!("-{short}, --{}", flag.name),
                 None => format!("--{}", flag.name),
             };
-            let value = go::quote(value.as_bytes());
+            let value = go::quote(&value);
             return Err(format!("invalid argument {value} for \"{shown}\" flag: {reason}"));
         }
-        let value = match self.values.get(flag.name) {
-            Some(earlier) if flag.kind == Kind::List => format!("{earlier},{value}"),
+        let word = match self.values.get(flag.name) {
+            Some(earlier) if flag.kind == Kind::List => {
+                Word::from([&earlier.word[..], b",", &value].concat())
+            }
             _ => value,
         };
-        self.values.insert(flag.name, value);
+        let shown = words::shown(&word).into_owned();
+        self.values.insert(flag.name, Value { word, shown });
         Ok(())
     }
 
     /// Sets a flag from the environment. A value that does not parse is passed over, as etcdctl does.
-    pub(crate) fn set_from_environment(&mut self, name: &str, value: &str) {
+    pub(crate) fn set_from_environment(&mut self, name: &str, value: Word) {
         if let Some(flag) = self.known.get(name).copied() {
-            let _ = self.set(flag, value.to_owned());
+            let _ = self.set(flag, value);
         }
     }
 
@@ -190,12 +206,25 @@ impl Matches {
         self.values.contains_key(name)
     }
 
-    /// The value of a flag, or its default.
+    /// The value of a flag, or its default. For what is compared, parsed or shown: what is no text in it
+    /// is replaced.
     pub(crate) fn text(&self, name: &str) -> &str {
         match self.values.get(name) {
-            Some(value) => value,
-            None => self.known.get(name).map_or("", |flag| flag.default),
+            Some(value) => &value.shown,
+            None => self.default_of(name),
         }
+    }
+
+    /// The value of a flag, or its default, as it was given.
+    pub(crate) fn word(&self, name: &str) -> Word {
+        match self.values.get(name) {
+            Some(value) => value.word.clone(),
+            None => Word::from_static(self.default_of(name).as_bytes()),
+        }
+    }
+
+    fn default_of(&self, name: &str) -> &'static str {
+        self.known.get(name).map_or("", |flag| flag.default)
     }
 
     /// The value of a bool flag.
@@ -223,8 +252,10 @@ impl Matches {
     }
 }
 
-/// `%q` of a letter.
-fn quote_letter(letter: char) -> String {
+/// pflag's `%q` of a byte, which it has taken for the first one of that character in UTF-8.
+fn quote_letter(letter: u8) -> String {
+    let letter = char::from(letter);
+    let letter = char::from(letter.encode_utf8(&mut [0; 4]).as_bytes()[0]);
     let quoted = go::quote(letter.encode_utf8(&mut [0; 4]).as_bytes());
     match letter {
         '\'' => "'\\''".to_owned(),
@@ -246,7 +277,7 @@ mod tests {
     ];
 
     fn parse(line: &str) -> Result<Matches, String> {
-        let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+        let words: Vec<Word> = line.split(' ').map(|word| Word::from(word.to_owned())).collect();
         Matches::parse(&FLAGS, &words)
     }
 
@@ -261,6 +292,20 @@ mod tests {
         assert_eq!(matches.text("write-out"), "json");
         assert_eq!(matches.list("endpoints"), ["x", "y", "z"]);
         assert_eq!(matches.duration("dial-timeout"), Duration::from_secs(2));
+    }
+
+    #[test]
+    fn values_and_arguments_need_not_be_text() {
+        let words = [&b"--write-out=\xff"[..], b"k\xfe", b"--endpoints", b"a\xff", b"-i"];
+        let words = words.map(Word::from_static);
+        let matches = Matches::parse(&FLAGS, &words).unwrap();
+        assert_eq!(matches.arguments, [&b"k\xfe"[..]]);
+        assert_eq!(matches.word("write-out"), &b"\xff"[..]);
+        assert_eq!(matches.word("endpoints"), &b"a\xff"[..]);
+        let limit = Matches::parse(&FLAGS, &[Word::from_static(b"--limit=\xff")]).unwrap_err();
+        assert!(limit.starts_with(r#"invalid argument "\xff" for "--limit" flag: "#), "{limit}");
+        let letter = Matches::parse(&FLAGS, &[Word::from_static(b"-\xff")]).unwrap_err();
+        assert_eq!(letter, "unknown shorthand flag: '\u{c3}' in -\u{fffd}");
     }
 
     #[test]

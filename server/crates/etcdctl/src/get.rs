@@ -9,7 +9,9 @@ use crate::command_line::{Command, Group, Invocation};
 use crate::exit::{self, Exit, Outcome};
 use crate::flags::{Flag, Kind, Matches};
 use crate::global::Session;
+use crate::go;
 use crate::output::{Answer, Format, Printer};
+use crate::words::Word;
 
 pub(crate) const FLAGS: [Flag; 15] = [
     Flag::new("consistency", Kind::Text, "l", "linearizable (l) or serializable (s)"),
@@ -81,7 +83,7 @@ pub(crate) fn request(matches: &Matches) -> Outcome<RangeRequest> {
             )));
         }
     }
-    let serializable = is_serializable(matches.text("consistency"))?;
+    let serializable = is_serializable(&matches.word("consistency"))?;
     let (key, range_end) = range(matches, key, matches.arguments.get(1))?;
     let sort_order = sort_order(matches.text("order"))?;
     let sort_target = sort_target(matches.text("sort-by"))?;
@@ -120,12 +122,12 @@ pub(crate) fn request(matches: &Matches) -> Outcome<RangeRequest> {
 /// Key and range end of `get` and `del`.
 pub(crate) fn range(
     matches: &Matches,
-    key: &str,
-    range_end: Option<&String>,
+    key: &Word,
+    range_end: Option<&Word>,
 ) -> Outcome<(Bytes, Bytes)> {
     let prefix = matches.is_true("prefix");
     let from_key = matches.is_true("from-key");
-    let bytes = Bytes::copy_from_slice(key.as_bytes());
+    let key = key.clone();
     match range_end {
         Some(_) if prefix || from_key => Err(Exit::bad_arguments(
             "too many arguments, only accept one argument when `--prefix` or `--from-key` is set",
@@ -134,19 +136,25 @@ pub(crate) fn range(
         None if (prefix || from_key) && key.is_empty() => {
             Ok((Bytes::from_static(&[0]), Bytes::from_static(&[0])))
         }
-        None if prefix => Ok((bytes, prefix_range_end(key.as_bytes()))),
-        None if from_key => Ok((bytes, Bytes::from_static(&[0]))),
-        None => Ok((bytes, Bytes::new())),
-        Some(end) => Ok((bytes, Bytes::copy_from_slice(end.as_bytes()))),
+        None if prefix => {
+            let end = prefix_range_end(&key);
+            Ok((key, end))
+        }
+        None if from_key => Ok((key, Bytes::from_static(&[0]))),
+        None => Ok((key, Bytes::new())),
+        Some(end) => Ok((key, end.clone())),
     }
 }
 
 /// Reads `--consistency`.
-pub(crate) fn is_serializable(consistency: &str) -> Outcome<bool> {
+pub(crate) fn is_serializable(consistency: &[u8]) -> Outcome<bool> {
     match consistency {
-        "s" => Ok(true),
-        "l" => Ok(false),
-        other => Err(Exit::with(exit::BAD_FEATURE, format!("unknown consistency flag {other:?}"))),
+        b"s" => Ok(true),
+        b"l" => Ok(false),
+        other => {
+            let message = format!("unknown consistency flag {}", go::quote(other));
+            Err(Exit::with(exit::BAD_FEATURE, message))
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::env;
 use std::io::Write as _;
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 
 use client::{Client, Config, Credentials, TlsOptions};
@@ -11,6 +12,7 @@ use crate::command_line::Invocation;
 use crate::exit::{self, Exit, Outcome};
 use crate::flags::{Flag, Kind, Matches};
 use crate::output::{Format, Printer};
+use crate::words::{self, Word};
 use crate::{go, log, terminal};
 
 /// The flags, with Go etcdctl's names and defaults.
@@ -155,7 +157,8 @@ fn apply_environment(matches: &mut Matches, inherited: &[Flag], own: &[&str]) ->
         .map(|flag| variable(flag.name))
         .collect();
     for (name, value) in env::vars_os() {
-        let (Some(name), Some(value)) = (name.to_str(), value.to_str()) else { continue };
+        let Some(name) = name.to_str() else { continue };
+        let value = Word::from(value.into_vec());
         if given.iter().any(|given| given == name) {
             let message = "conflicting environment variable is shadowed by corresponding \
                            command-line flag (either unset environment variable or disable flag))";
@@ -168,7 +171,7 @@ fn apply_environment(matches: &mut Matches, inherited: &[Flag], own: &[&str]) ->
         match inherited.iter().find(|flag| variable(flag.name) == name) {
             Some(flag) if !value.is_empty() => matches.set_from_environment(flag.name, value),
             _ => {
-                let variable = format!("{name}={value}");
+                let variable = format!("{name}={}", words::shown(&value));
                 let fields = [("environment-variable", variable.as_str())];
                 log::line("warn", "unrecognized environment variable", &fields);
             }
@@ -241,7 +244,7 @@ fn tls(matches: &Matches) -> Outcome<Option<TlsOptions>> {
                 Err(Exit::bad_arguments(format!("empty string is passed to --{name} option")))
             }
             "" => Ok(None),
-            path => Ok(Some(PathBuf::from(path))),
+            _ => Ok(Some(words::path(&matches.word(name)))),
         }
     };
     let options = TlsOptions {
@@ -263,31 +266,44 @@ fn tls(matches: &Matches) -> Outcome<Option<TlsOptions>> {
 }
 
 fn credentials(matches: &Matches) -> Outcome<Option<Credentials>> {
-    let token = matches.text("auth-jwt-token");
+    let token = matches.word("auth-jwt-token");
     if !token.is_empty() {
-        return Ok(Some(Credentials::Token(token.to_owned())));
+        return Ok(Some(Credentials::Token(credential(&token)?)));
     }
-    password_credentials(matches.text("user"), matches.text("password"), "Password: ")
+    password_credentials(&matches.word("user"), &matches.word("password"), "Password: ")
 }
 
 /// Name and password; the password can be part of the user, and is asked for if it is nowhere.
-fn password_credentials(user: &str, password: &str, prompt: &str) -> Outcome<Option<Credentials>> {
+fn password_credentials(
+    user: &[u8],
+    password: &[u8],
+    prompt: &str,
+) -> Outcome<Option<Credentials>> {
     if user.is_empty() {
         return Ok(None);
     }
+    let (user, password) = (credential(user)?, credential(password)?);
     let ask = || terminal::ask_password(prompt).map_err(|error| Exit::with(exit::ERROR, error));
-    let (username, password) = match (password, user.split_once(':')) {
-        ("", Some((username, password))) => (username, password.to_owned()),
+    let (username, password) = match (password.as_str(), user.split_once(':')) {
+        ("", Some((username, password))) => (username.to_owned(), password.to_owned()),
         ("", None) => (user, ask()?),
-        (password, _) => (user, password.to_owned()),
+        _ => (user, password),
     };
-    Ok(Some(Credentials::Password { username: username.to_owned(), password }))
+    Ok(Some(Credentials::Password { username, password }))
+}
+
+/// A part of the credentials, which are sent as text.
+fn credential(word: &[u8]) -> Outcome<String> {
+    words::text(word).map_err(|exit| Exit { code: exit::BAD_CONNECTION, ..exit })
 }
 
 /// The settings for the destination of a mirror: its own flags for who and how, ours for the rest.
-pub(crate) fn destination(session: &Session, endpoint: &str) -> Outcome<Config> {
+pub(crate) fn destination(session: &Session, endpoint: &[u8]) -> Outcome<Config> {
     let matches = session.matches();
-    let file = |name: &str| Some(matches.text(name)).filter(|it| !it.is_empty()).map(PathBuf::from);
+    let file = |name: &str| {
+        let name = Some(matches.word(name)).filter(|name| !name.is_empty());
+        name.map(|name| words::path(&name))
+    };
     let options = TlsOptions {
         certificate_file: file("dest-cert"),
         key_file: file("dest-key"),
@@ -298,10 +314,10 @@ pub(crate) fn destination(session: &Session, endpoint: &str) -> Outcome<Config> 
         || options.key_file.is_some()
         || options.ca_file.is_some()
         || !matches.is_true("dest-insecure-transport");
-    let (user, password) = (matches.text("dest-user"), matches.text("dest-password"));
+    let (user, password) = (matches.word("dest-user"), matches.word("dest-password"));
     Ok(Config {
         tls: wanted.then_some(options),
-        credentials: password_credentials(user, password, "Destination Password: ")?,
-        ..session.config_of(endpoint)
+        credentials: password_credentials(&user, &password, "Destination Password: ")?,
+        ..session.config_of(&words::shown(endpoint))
     })
 }

@@ -94,11 +94,10 @@ async fn time_to_live(invocation: Invocation) -> Outcome {
     let [id] = invocation.arguments() else {
         return Err(Exit::bad_arguments("lease timetolive command needs lease ID as argument"));
     };
-    let id = id.clone();
     let session = Session::new(&invocation)?;
     let keys = session.matches().is_true("keys");
     let client = session.client().await?;
-    let request = LeaseTimeToLiveRequest { id: lease_id(&id)?, keys };
+    let request = LeaseTimeToLiveRequest { id: lease_id(id)?, keys };
     let response = client.lease_time_to_live(request).await.map_err(bad_connection)?;
     session.printer.print(Answer::LeaseTimeToLive(&response, keys))
 }
@@ -136,7 +135,7 @@ fn bad_connection(error: client::Error) -> Exit {
     Exit::with(exit::BAD_CONNECTION, error)
 }
 
-fn lease_id(text: &str) -> Outcome<i64> {
+fn lease_id(text: &[u8]) -> Outcome<i64> {
     go::parse_int(text, 16).map_err(|reason| {
         Exit::bad_arguments(format!("bad lease ID arg ({reason}), expecting ID in Hex"))
     })

@@ -4,20 +4,18 @@
 //! revision, `ETCD_LOCK_REV` or newer for the command, is the fencing token: whoever writes under
 //! the lock should compare with it, because a lease can be lost while its holder does not run.
 
-use std::os::unix::process::ExitStatusExt as _;
 use std::pin::pin;
-use std::process::Stdio;
 
 use proto::etcdserverpb::DeleteRangeRequest;
-use tokio::process::Command as Process;
 
 use crate::command_line::{Command, Group, Invocation};
 use crate::concurrency::{self, LeaseSession, get, interrupted, wait_for_turn};
+use crate::execute;
 use crate::exit::{self, Exit, Outcome};
 use crate::flags::{Flag, Kind};
 use crate::global::Session;
-use crate::go;
 use crate::output::{Answer, Printer};
+use crate::words::Word;
 
 pub(crate) fn command() -> Command {
     Command {
@@ -41,7 +39,7 @@ pub(crate) fn command() -> Command {
 }
 
 async fn lock(invocation: Invocation) -> Outcome {
-    let [name, execute @ ..] = invocation.arguments() else {
+    let [name, command @ ..] = invocation.arguments() else {
         return Err(Exit::bad_arguments(
             "lock takes a lock name argument and an optional command to execute",
         ));
@@ -49,7 +47,7 @@ async fn lock(invocation: Invocation) -> Outcome {
     let session = Session::new(&invocation)?;
     let client = session.client().await?;
     let held = LeaseSession::begin(client, invocation.matches.integer("ttl")).await?;
-    let prefix = format!("{name}/");
+    let prefix = [&name[..], b"/"].concat();
     let mut signals = pin!(concurrency::interruption()?);
     let revision = tokio::select! {
         revision = acquire(&held, &prefix) => revision?,
@@ -58,17 +56,17 @@ async fn lock(invocation: Invocation) -> Outcome {
             return Err(interrupted());
         }
     };
-    if execute.is_empty() {
+    if command.is_empty() {
         return hold(held, &prefix, session.printer, signals).await;
     }
-    let ended = run(&held, &prefix, revision, execute).await;
+    let ended = run(&held, &prefix, revision, command).await;
     let released = release(&held, &prefix).await;
     ended.and(released)
 }
 
 /// Waits for the lock; answers a revision at which it is held.
-async fn acquire(held: &LeaseSession, prefix: &str) -> Outcome<i64> {
-    let created = held.enqueue(prefix, "").await?;
+async fn acquire(held: &LeaseSession, prefix: &[u8]) -> Outcome<i64> {
+    let created = held.enqueue(prefix, &Word::new()).await?;
     let first = concurrency::first(&held.client, prefix).await?;
     if first.kvs.first().is_none_or(|kv| kv.create_revision == created) {
         return Ok(created);
@@ -86,7 +84,7 @@ async fn acquire(held: &LeaseSession, prefix: &str) -> Outcome<i64> {
     }
 }
 
-async fn release(held: &LeaseSession, prefix: &str) -> Outcome {
+async fn release(held: &LeaseSession, prefix: &[u8]) -> Outcome {
     let request = DeleteRangeRequest { key: held.key(prefix), ..DeleteRangeRequest::default() };
     held.client.delete_range(request).await?;
     Ok(())
@@ -95,7 +93,7 @@ async fn release(held: &LeaseSession, prefix: &str) -> Outcome {
 /// Shows the lock and holds it until a signal.
 async fn hold(
     mut held: LeaseSession,
-    prefix: &str,
+    prefix: &[u8],
     printer: Printer,
     signals: impl Future<Output = ()>,
 ) -> Outcome {
@@ -111,53 +109,10 @@ async fn hold(
 }
 
 /// Runs a command that holds the lock; its exit code becomes ours.
-async fn run(held: &LeaseSession, prefix: &str, revision: i64, execute: &[String]) -> Outcome {
-    let (program, arguments) = execute.split_first().ok_or_else(interrupted)?;
-    let key = String::from_utf8_lossy(&held.key(prefix)).into_owned();
-    let mut process = Process::new(program);
-    process
-        .args(arguments)
-        .stdin(Stdio::null())
-        .env("ETCD_LOCK_KEY", key)
-        .env("ETCD_LOCK_REV", revision.to_string());
-    let failed = |text: String| Exit::with(exit::ERROR, text);
-    let status = process.status().await.map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => failed(not_found(program)),
-        _ => failed(error.to_string()),
-    })?;
-    match status.code() {
-        Some(0) => Ok(()),
-        Some(code) => {
-            // An exit code is one byte.
-            let code = u8::try_from(code).unwrap_or(exit::ERROR);
-            Err(Exit::with(code, format!("exit status {code}")))
-        }
-        // Go's exit code -1.
-        None => Err(Exit::with(u8::MAX, signal_text(status.signal().unwrap_or(0)))),
-    }
-}
-
-/// Go's words for the signals that end programs.
-fn signal_text(number: i32) -> String {
-    let name = match number {
-        1 => "hangup",
-        2 => "interrupt",
-        3 => "quit",
-        6 => "aborted",
-        9 => "killed",
-        11 => "segmentation fault",
-        13 => "broken pipe",
-        15 => "terminated",
-        other => return format!("signal: signal {other}"),
-    };
-    format!("signal: {name}")
-}
-
-/// Go's words for a program that is not there.
-pub(crate) fn not_found(program: &str) -> String {
-    let quoted = go::quote(program.as_bytes());
-    match program.contains('/') {
-        true => format!("fork/exec {program}: no such file or directory"),
-        false => format!("exec: {quoted}: executable file not found in $PATH"),
-    }
+async fn run(held: &LeaseSession, prefix: &[u8], revision: i64, command: &[Word]) -> Outcome {
+    let key = held.key(prefix);
+    let revision = revision.to_string();
+    let variables = [("ETCD_LOCK_KEY", &key[..]), ("ETCD_LOCK_REV", revision.as_bytes())];
+    let ended = execute::run(command, &variables).await;
+    ended.map_err(|failure| Exit::with(failure.code, failure.text))
 }

@@ -24,6 +24,7 @@ mod del;
 mod downgrade;
 mod elect;
 mod endpoint;
+mod execute;
 mod exit;
 mod flags;
 mod get;
@@ -45,12 +46,15 @@ mod txn;
 mod user;
 mod version;
 mod watch;
+mod words;
 
 use std::env;
+use std::os::unix::ffi::OsStringExt as _;
 use std::process::ExitCode;
 
+use words::Word;
+
 fn main() -> ExitCode {
-    let arguments: Vec<String> =
-        env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
-    commands::run(arguments)
+    let words = env::args_os().map(|argument| Word::from(argument.into_vec()));
+    commands::run(words.collect())
 }

@@ -102,8 +102,7 @@ struct Mirror {
 
 impl Mirror {
     fn new(flags: &Matches, from: Client, to: Client) -> Outcome<Mirror> {
-        let bytes = |name: &str| Bytes::copy_from_slice(flags.text(name).as_bytes());
-        let (prefix, to_prefix) = (bytes("prefix"), bytes("dest-prefix"));
+        let (prefix, to_prefix) = (flags.word("prefix"), flags.word("dest-prefix"));
         let dropped = flags.is_true("no-dest-prefix");
         if dropped && !to_prefix.is_empty() {
             return Err(Exit::bad_arguments(

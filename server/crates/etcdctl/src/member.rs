@@ -12,6 +12,7 @@ use crate::get::is_serializable;
 use crate::global::Session;
 use crate::go;
 use crate::output::{self, Answer, Format};
+use crate::words;
 
 const PEER_URLS: Flag =
     Flag::new("peer-urls", Kind::Text, "", "URLs at which the member listens to its peers");
@@ -81,13 +82,14 @@ async fn add(invocation: Invocation) -> Outcome {
         [name] => name.clone(),
         many => {
             let mut message = "too many arguments".to_owned();
-            for url in many.iter().filter(|word| word.to_lowercase().starts_with("http")) {
+            let shown = many.iter().map(|word| words::shown(word));
+            for url in shown.filter(|word| word.to_lowercase().starts_with("http")) {
                 message.push_str(&format!(", did you mean --peer-urls={url}"));
             }
             return Err(Exit::bad_arguments(message));
         }
     };
-    let given = invocation.matches.text("peer-urls").to_owned();
+    let given = invocation.matches.word("peer-urls");
     let peer_ur_ls = peer_urls(&given)?;
     let session = Session::new(&invocation)?;
     let is_learner = session.matches().is_true("learner");
@@ -103,21 +105,20 @@ async fn add(invocation: Invocation) -> Outcome {
 }
 
 /// The variables to start the new member with.
-fn environment(name: &str, id: u64, peer_urls: &str, members: &[Member]) -> String {
-    let cluster: Vec<String> = members
+fn environment(name: &[u8], id: u64, peer_urls: &[u8], members: &[Member]) -> String {
+    let cluster: Vec<Vec<u8>> = members
         .iter()
         .flat_map(|member| {
-            let name = if member.id == id { name } else { &member.name };
-            member.peer_ur_ls.iter().map(move |url| format!("{name}={url}"))
+            let name = if member.id == id { name } else { member.name.as_bytes() };
+            member.peer_ur_ls.iter().map(move |url| [name, b"=", url.as_bytes()].concat())
         })
         .collect();
-    let quote = |text: &str| go::quote(text.as_bytes());
     format!(
         "\nETCD_NAME={}\nETCD_INITIAL_CLUSTER={}\nETCD_INITIAL_ADVERTISE_PEER_URLS={}\n\
          ETCD_INITIAL_CLUSTER_STATE=\"existing\"\n",
-        quote(name),
-        quote(&cluster.join(",")),
-        quote(peer_urls)
+        go::quote(name),
+        go::quote(&cluster.join(&b',')),
+        go::quote(peer_urls)
     )
 }
 
@@ -130,7 +131,7 @@ async fn remove(invocation: Invocation) -> Outcome {
 
 async fn update(invocation: Invocation) -> Outcome {
     let id = member_id(&invocation)?;
-    let peer_ur_ls = peer_urls(invocation.matches.text("peer-urls"))?;
+    let peer_ur_ls = peer_urls(&invocation.matches.word("peer-urls"))?;
     let session = Session::new(&invocation)?;
     let client = session.timed_client().await?;
     check_urls(&peer_ur_ls)?;
@@ -140,7 +141,7 @@ async fn update(invocation: Invocation) -> Outcome {
 
 async fn list(invocation: Invocation) -> Outcome {
     // Go etcdctl names the value of `get`'s flag in this error, which is always the default.
-    let serializable = is_serializable(invocation.matches.text("consistency"))
+    let serializable = is_serializable(&invocation.matches.word("consistency"))
         .map_err(|_| Exit::with(exit::BAD_FEATURE, "unknown consistency flag \"l\""))?;
     let session = Session::new(&invocation)?;
     let request = MemberListRequest { linearizable: !serializable };
@@ -160,16 +161,16 @@ fn member_id(invocation: &Invocation) -> Outcome<u64> {
     let [id] = invocation.arguments() else {
         return Err(Exit::bad_arguments("member ID is not provided"));
     };
-    go::parse_hex(id).map_err(|reason| {
+    go::parse_unsigned(id, 16).map_err(|reason| {
         Exit::bad_arguments(format!("bad member ID arg ({reason}), expecting ID in Hex"))
     })
 }
 
-fn peer_urls(text: &str) -> Outcome<Vec<String>> {
-    match text {
-        "" => Err(Exit::bad_arguments("member peer urls not provided")),
-        text => Ok(text.split(',').map(str::to_owned).collect()),
+fn peer_urls(word: &[u8]) -> Outcome<Vec<String>> {
+    if word.is_empty() {
+        return Err(Exit::bad_arguments("member peer urls not provided"));
     }
+    Ok(words::text(word)?.split(',').map(str::to_owned).collect())
 }
 
 /// Checks URLs as clientv3 does before it sends them (client/pkg/types/urls.go).

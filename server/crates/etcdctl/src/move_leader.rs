@@ -23,7 +23,7 @@ async fn move_leader(invocation: Invocation) -> Outcome {
     let [target] = invocation.arguments() else {
         return Err(Exit::bad_arguments("move-leader command needs 1 argument"));
     };
-    let target = go::parse_hex(target).map_err(Exit::bad_arguments)?;
+    let target = go::parse_unsigned(target, 16).map_err(Exit::bad_arguments)?;
     let session = Session::new(&invocation)?;
     let endpoints = session.client().await?.endpoints().to_vec();
     let deadline = session.deadline();

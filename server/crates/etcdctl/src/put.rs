@@ -35,7 +35,7 @@ pub(crate) fn command() -> Command {
 }
 
 async fn put(invocation: Invocation) -> Outcome {
-    let request = request(&invocation.matches)?;
+    let request = request(&invocation.matches, &mut std::io::stdin())?;
     let session = Session::new(&invocation)?;
     let response = session.timed_client().await?.put(request).await?;
     session.printer.print(Answer::Put(&response))
@@ -44,7 +44,9 @@ async fn put(invocation: Invocation) -> Outcome {
 const NEEDED: &str = "put command needs 1 argument and input from stdin or 2 arguments";
 
 /// The request that the flags and arguments describe; also used for `put` inside `txn`.
-pub(crate) fn request(matches: &Matches) -> Outcome<PutRequest> {
+///
+/// `input` is where the value comes from if it is no argument.
+pub(crate) fn request(matches: &Matches, input: &mut impl Read) -> Outcome<PutRequest> {
     let Some(key) = matches.arguments.first() else { return Err(Exit::bad_arguments(NEEDED)) };
     let ignore_value = matches.is_true("ignore-value");
     let value = match matches.arguments.get(1) {
@@ -53,23 +55,23 @@ pub(crate) fn request(matches: &Matches) -> Outcome<PutRequest> {
                 "put command needs only 1 argument when 'ignore-value' is set",
             ));
         }
-        Some(value) => value.as_bytes().to_vec(),
-        None if ignore_value => Vec::new(),
+        Some(value) => value.clone(),
+        None if ignore_value => Bytes::new(),
         None => {
             let mut value = Vec::new();
-            let read = std::io::stdin().read_to_end(&mut value);
+            let read = input.read_to_end(&mut value);
             if read.is_err() || value.is_empty() {
                 return Err(Exit::bad_arguments(NEEDED));
             }
-            value
+            Bytes::from(value)
         }
     };
-    let lease = go::parse_int(matches.text("lease"), 16).map_err(|reason| {
+    let lease = go::parse_int(matches.word("lease"), 16).map_err(|reason| {
         Exit::bad_arguments(format!("bad lease ID ({reason}), expecting ID in Hex"))
     })?;
     Ok(PutRequest {
-        key: Bytes::copy_from_slice(key.as_bytes()),
-        value: Bytes::from(value),
+        key: key.clone(),
+        value,
         lease,
         prev_kv: matches.is_true("prev-kv"),
         ignore_value,

@@ -15,6 +15,7 @@ use crate::flags::{Flag, Kind, Matches};
 use crate::global::Session;
 use crate::output::Answer;
 use crate::output::auth::AuthAnswer;
+use crate::words::{self, Word};
 
 /// To a server this is the end of all keys, and as a key the first one.
 const OPEN_END: &[u8] = b"\0";
@@ -84,7 +85,7 @@ pub(crate) fn command() -> Command {
 /// The one argument of a command.
 fn name_of(invocation: &Invocation, command: &str) -> Outcome<String> {
     match invocation.arguments() {
-        [name] => Ok(name.clone()),
+        [name] => words::text(name),
         _ => Err(Exit::bad_arguments(format!(
             "role {command} command requires role name as its argument"
         ))),
@@ -97,7 +98,7 @@ async fn add(invocation: Invocation) -> Outcome {
     let request = AuthRoleAddRequest { name: name.clone() };
     let response = session.client().await?.role_add(request).await?;
     let text = format!("Role {name} created\n");
-    session.printer.print(Answer::Auth(AuthAnswer::Done(&text, &response.header)))
+    session.printer.print(Answer::Auth(AuthAnswer::Done(text.as_bytes(), &response.header)))
 }
 
 async fn delete(invocation: Invocation) -> Outcome {
@@ -106,7 +107,7 @@ async fn delete(invocation: Invocation) -> Outcome {
     let request = AuthRoleDeleteRequest { role: role.clone() };
     let response = session.client().await?.role_delete(request).await?;
     let text = format!("Role {role} deleted\n");
-    session.printer.print(Answer::Auth(AuthAnswer::Done(&text, &response.header)))
+    session.printer.print(Answer::Auth(AuthAnswer::Done(text.as_bytes(), &response.header)))
 }
 
 async fn get(invocation: Invocation) -> Outcome {
@@ -131,19 +132,23 @@ async fn grant_permission(invocation: Invocation) -> Outcome {
     if keys.is_empty() {
         return Err(grant_usage());
     }
-    let perm_type = match kind.to_uppercase().as_str() {
+    let perm_type = match words::shown(kind).to_uppercase().as_str() {
         "READ" => Type::Read,
         "WRITE" => Type::Write,
         "READWRITE" => Type::Readwrite,
-        _ => return Err(Exit::bad_arguments(format!("invalid permission type: {kind}"))),
+        _ => {
+            let kind = words::shown(kind);
+            return Err(Exit::bad_arguments(format!("invalid permission type: {kind}")));
+        }
     };
     let (key, range_end) = range(&invocation.matches, keys)?;
     let permission = Permission { perm_type: perm_type.into(), key, range_end };
-    let request = AuthRoleGrantPermissionRequest { name: name.clone(), perm: Some(permission) };
+    let name = words::text(name)?;
     let text = format!("Role {name} updated\n");
+    let request = AuthRoleGrantPermissionRequest { name, perm: Some(permission) };
     let session = Session::new(&invocation)?;
     let response = session.client().await?.role_grant_permission(request).await?;
-    session.printer.print(Answer::Auth(AuthAnswer::Done(&text, &response.header)))
+    session.printer.print(Answer::Auth(AuthAnswer::Done(text.as_bytes(), &response.header)))
 }
 
 fn grant_usage() -> Exit {
@@ -160,25 +165,24 @@ async fn revoke_permission(invocation: Invocation) -> Outcome {
         ));
     };
     let (key, range_end) = range(&invocation.matches, &invocation.arguments()[1..])?;
-    let end = String::from_utf8_lossy(&range_end);
-    let text = match &range_end[..] {
-        [] => format!("Permission of key {typed} is revoked from role {role}\n"),
-        OPEN_END => {
-            format!("Permission of range [{typed}, <open ended> is revoked from role {role}\n")
-        }
-        _ => format!("Permission of range [{typed}, {end}) is revoked from role {role}\n"),
+    let role = words::text(role)?;
+    let revoked = match &range_end[..] {
+        [] => [b"key ", &typed[..]].concat(),
+        OPEN_END => [b"range [", &typed[..], b", <open ended>"].concat(),
+        end => [b"range [", &typed[..], b", ", end, b")"].concat(),
     };
-    let request =
-        AuthRoleRevokePermissionRequest { role: role.clone(), key, range_end: range_end.clone() };
+    let from = format!(" is revoked from role {role}\n");
+    let text = [b"Permission of ", &revoked[..], from.as_bytes()].concat();
+    let request = AuthRoleRevokePermissionRequest { role, key, range_end };
     let session = Session::new(&invocation)?;
     let response = session.client().await?.role_revoke_permission(request).await?;
     session.printer.print(Answer::Auth(AuthAnswer::Done(&text, &response.header)))
 }
 
 /// Key and range end of a permission; `keys` is not empty.
-fn range(flags: &Matches, keys: &[String]) -> Outcome<(Bytes, Bytes)> {
+fn range(flags: &Matches, keys: &[Word]) -> Outcome<(Bytes, Bytes)> {
     let (prefix, from_key) = (flags.is_true("prefix"), flags.is_true("from-key"));
-    let key = keys[0].as_bytes();
+    let key = keys[0].clone();
     let exclusive = || Exit::bad_arguments("--from-key and --prefix flags are mutually exclusive");
     let open = Bytes::from_static(OPEN_END);
     let end = match keys.get(1) {
@@ -192,11 +196,11 @@ fn range(flags: &Matches, keys: &[String]) -> Outcome<(Bytes, Bytes)> {
         Some(_) if from_key => {
             return Err(Exit::bad_arguments("unexpected endkey argument with --from-key flag"));
         }
-        Some(end) => Bytes::copy_from_slice(end.as_bytes()),
+        Some(end) => end.clone(),
         None if prefix && from_key => return Err(exclusive()),
-        None if prefix => prefix_range_end(key),
+        None if prefix => prefix_range_end(&key),
         None if from_key => open,
         None => Bytes::new(),
     };
-    Ok((Bytes::copy_from_slice(key), end))
+    Ok((key, end))
 }

@@ -5,8 +5,9 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use client::Client;
 use tokio::time::Instant;
@@ -15,7 +16,7 @@ use tonic::Code;
 use crate::command_line::{Command, Group, Invocation};
 use crate::exit::{self, Exit, Outcome};
 use crate::global::Session;
-use crate::{go, log, output};
+use crate::{go, log, output, words};
 
 /// The store ends with its digest, which no multiple of a disk sector can.
 const SECTOR: u64 = 512;
@@ -42,7 +43,7 @@ async fn save(invocation: Invocation) -> Outcome {
     let [path] = invocation.arguments() else {
         return Err(Exit::bad_arguments("snapshot save expects one argument <filename>"));
     };
-    let path = path.clone();
+    let path = words::path(path);
     let session = Session::new(&invocation)?;
     let interrupted = |message: String| Exit::with(exit::INTERRUPTED, message);
     let endpoints: Vec<String> =
@@ -65,7 +66,9 @@ async fn save(invocation: Invocation) -> Outcome {
     if limited {
         client = client.until(session.deadline());
     }
-    let part = format!("{path}.part");
+    let mut part = path.clone().into_os_string();
+    part.push(".part");
+    let part = PathBuf::from(part);
     let result = fetch(&client, endpoint, &part, &path).await;
     if let Err(error) = fs::remove_file(&part)
         && error.kind() != std::io::ErrorKind::NotFound
@@ -74,7 +77,8 @@ async fn save(invocation: Invocation) -> Outcome {
         log::line("error", "Failed to cleanup .part file", &[("error", &reason)]);
     }
     let version = result.map_err(interrupted)?;
-    output::write(format!("Snapshot saved at {path}\n").as_bytes())?;
+    let saved = [b"Snapshot saved at ", path.as_os_str().as_bytes(), b"\n"].concat();
+    output::write(&saved)?;
     if version.is_empty() {
         return Ok(());
     }
@@ -82,15 +86,20 @@ async fn save(invocation: Invocation) -> Outcome {
 }
 
 /// Receives the copy into `part` and moves it to `path`; returns the copy's version.
-async fn fetch(client: &Client, endpoint: &str, part: &str, path: &str) -> Result<String, String> {
+async fn fetch(
+    client: &Client,
+    endpoint: &str,
+    part: &Path,
+    path: &Path,
+) -> Result<String, String> {
     let mut file =
         File::options().write(true).create(true).truncate(true).mode(0o600).open(part).map_err(
             |error| {
                 let error = go_error("open", part, &error);
-                format!("could not open {part} ({error})")
+                format!("could not open {} ({error})", part.display())
             },
         )?;
-    log::line("info", "created temporary db file", &[("path", part)]);
+    log::line("info", "created temporary db file", &[("path", &part.display().to_string())]);
     let start = Instant::now();
     let mut stream = match client.snapshot().await {
         Ok(stream) => stream,
@@ -133,10 +142,12 @@ async fn fetch(client: &Client, endpoint: &str, part: &str, path: &str) -> Resul
             ("etcd-version", &version),
         ],
     );
-    fs::rename(part, path)
-        .map_err(|error| format!("could not rename {part} to {path} ({error})"))?;
+    fs::rename(part, path).map_err(|error| {
+        let (part, path) = (part.display(), path.display());
+        format!("could not rename {part} to {path} ({error})")
+    })?;
     sync_directory(path).map_err(|error| format!("could not fsync the directory: {error}"))?;
-    log::line("info", "saved", &[("path", path)]);
+    log::line("info", "saved", &[("path", &path.display().to_string())]);
     Ok(version)
 }
 
@@ -155,12 +166,12 @@ fn refused(error: &client::Error) -> String {
 }
 
 /// Without this a crash may undo the move.
-fn sync_directory(path: &str) -> std::io::Result<()> {
-    let parent = Path::new(path).parent().filter(|parent| !parent.as_os_str().is_empty());
+fn sync_directory(path: &Path) -> std::io::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 /// An I/O error as Go prints it.
-fn go_error(operation: &str, path: &str, error: &std::io::Error) -> String {
-    format!("{operation} {path}: {}", client::io_reason(error))
+fn go_error(operation: &str, path: &Path, error: &std::io::Error) -> String {
+    format!("{operation} {}: {}", path.display(), client::io_reason(error))
 }

@@ -1,8 +1,9 @@
 //! Passwords, asked for as Go etcdctl asks: the prompt on standard output, the answer from standard
 //! input, not shown if that is a terminal. Scripts pipe their answers in.
 
-use std::io::{BufRead as _, IsTerminal as _, Write as _};
+use std::io::{IsTerminal as _, Write as _};
 
+use rustix::io::{read, retry_on_intr};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 
 use crate::exit::{self, Exit, Outcome};
@@ -13,12 +14,11 @@ pub(crate) fn ask_password(prompt: &str) -> std::io::Result<String> {
     out.write_all(prompt.as_bytes())?;
     out.flush()?;
     let hidden = Hidden::begin()?;
-    let mut line = String::new();
-    let read = std::io::stdin().lock().read_line(&mut line);
+    let line = read_line();
     drop(hidden);
     out.write_all(b"\n")?;
-    read?;
-    Ok(line.trim().to_owned())
+    let line = line?;
+    Ok(line.strip_suffix('\r').unwrap_or(&line).to_owned())
 }
 
 /// Asks for a new password, twice.
@@ -38,9 +38,19 @@ pub(crate) fn ask_new_password(user: &str) -> Outcome<String> {
 
 /// The first word of a line of standard input; nothing if there is none.
 pub(crate) fn read_password() -> Outcome<String> {
-    let mut line = String::new();
-    std::io::stdin().lock().read_line(&mut line).map_err(|error| Exit::with(exit::ERROR, error))?;
+    let line = read_line().map_err(|error| Exit::with(exit::ERROR, error))?;
     Ok(line.split_whitespace().next().unwrap_or_default().to_owned())
+}
+
+/// A line, byte by byte: what follows it is left to whoever reads next, with a buffer of their own.
+fn read_line() -> std::io::Result<String> {
+    let input = std::io::stdin();
+    let mut line = Vec::new();
+    let mut byte = [0];
+    while retry_on_intr(|| read(&input, &mut byte))? > 0 && byte[0] != b'\n' {
+        line.push(byte[0]);
+    }
+    String::from_utf8(line).map_err(std::io::Error::other)
 }
 
 /// A terminal that does not show what is typed, until this is dropped.

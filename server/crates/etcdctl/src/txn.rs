@@ -3,7 +3,9 @@
 //! The three parts end with an empty line each. A comparison is `target("key") operator "value"`, a
 //! request is a `put`, `get` or `del` with the flags of those commands.
 
-use std::io::{BufRead, StdinLock};
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
+use std::os::fd::AsFd as _;
 
 use bytes::Bytes;
 use proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
@@ -15,6 +17,7 @@ use crate::exit::{self, Exit, Outcome};
 use crate::flags::{Flag, Kind};
 use crate::global::Session;
 use crate::output::{self, Answer};
+use crate::words::{self, Word};
 use crate::{del, get, go, put};
 
 pub(crate) fn command() -> Command {
@@ -47,9 +50,9 @@ async fn txn(invocation: Invocation) -> Outcome {
         false => Ok(()),
     };
     let request = {
-        let mut input = std::io::stdin().lock();
+        let mut input = input().map_err(|error| Exit::with(exit::INVALID_INPUT, error))?;
         prompt("compares:")?;
-        let compare = part(&mut input, comparison)?;
+        let compare = part(&mut input, |line, _| comparison(line))?;
         prompt("success requests (get, put, del):")?;
         let success = part(&mut input, operation)?;
         prompt("failure requests (get, put, del):")?;
@@ -60,27 +63,43 @@ async fn txn(invocation: Invocation) -> Outcome {
     session.printer.print(Answer::Txn(&response))
 }
 
+/// Standard input with a buffer as large as Go's: a `put` without a value takes what is behind it.
+fn input() -> std::io::Result<BufReader<File>> {
+    let raw = File::from(std::io::stdin().as_fd().try_clone_to_owned()?);
+    Ok(BufReader::with_capacity(4096, raw))
+}
+
 /// Lines up to an empty one.
-fn part<T>(input: &mut StdinLock<'_>, parse: impl Fn(&str) -> Outcome<T>) -> Outcome<Vec<T>> {
+fn part<T>(
+    input: &mut BufReader<File>,
+    parse: impl Fn(&[u8], &mut File) -> Outcome<T>,
+) -> Outcome<Vec<T>> {
     let mut items = Vec::new();
     loop {
-        let mut line = String::new();
-        input.read_line(&mut line).map_err(|error| Exit::with(exit::INVALID_INPUT, error))?;
-        if !line.ends_with('\n') {
+        let mut line = Vec::new();
+        let read = input.read_until(b'\n', &mut line);
+        read.map_err(|error| Exit::with(exit::INVALID_INPUT, error))?;
+        if !line.ends_with(b"\n") {
             return Err(Exit::with(exit::INVALID_INPUT, "EOF"));
         }
-        match line.trim() {
-            "" => return Ok(items),
-            line => items.push(parse(line)?),
+        match trim(&line) {
+            [] => return Ok(items),
+            line => items.push(parse(line, input.get_mut())?),
         }
     }
+}
+
+/// A line without the white space around it.
+fn trim(line: &[u8]) -> &[u8] {
+    str::from_utf8(line).map_or(line.trim_ascii(), |line| line.trim().as_bytes())
 }
 
 fn invalid(message: String) -> Exit {
     Exit::with(exit::INVALID_INPUT, message)
 }
 
-fn comparison(line: &str) -> Outcome<Compare> {
+fn comparison(line: &[u8]) -> Outcome<Compare> {
+    let line = go::scannable(line);
     let Some((target, rest)) = line.split_once('(') else {
         return Err(invalid(format!("malformed comparison: {line}")));
     };
@@ -94,8 +113,7 @@ fn comparison(line: &str) -> Outcome<Compare> {
         }
     };
     let number = || {
-        let text = String::from_utf8_lossy(&value);
-        go::parse_int(&text, 10)
+        go::parse_int(&value, 10)
             .map_err(|_| invalid(format!("invalid txn compare request: {line}")))
     };
     let (target, union) = match target {
@@ -105,7 +123,7 @@ fn comparison(line: &str) -> Outcome<Compare> {
         "val" | "value" => (CompareTarget::Value, TargetUnion::Value(Bytes::from(value))),
         "lease" => {
             // Lease ids are hexadecimal wherever etcdctl reads them.
-            let id = go::parse_int(&String::from_utf8_lossy(&value), 16)
+            let id = go::parse_int(&value, 16)
                 .map_err(|_| invalid(format!("invalid txn compare request: {line}")))?;
             (CompareTarget::Lease, TargetUnion::Lease(id))
         }
@@ -151,8 +169,9 @@ fn scan_comparison(text: &str) -> Result<Parts, (Vec<u8>, String)> {
     }
 }
 
-fn operation(line: &str) -> Outcome<RequestOp> {
+fn operation(line: &[u8], input: &mut File) -> Outcome<RequestOp> {
     let words = split(line)?;
+    let line = words::shown(line);
     if words.len() < 2 {
         return Err(invalid(format!("invalid txn compare request: {line}")));
     }
@@ -166,7 +185,7 @@ fn operation(line: &str) -> Outcome<RequestOp> {
         return Err(invalid(format!("invalid txn request: {line}")));
     };
     let request = match name {
-        "put" => Request::RequestPut(put::request(&matches)?),
+        "put" => Request::RequestPut(put::request(&matches, input)?),
         "get" => Request::RequestRange(get::request(&matches)?),
         "del" => Request::RequestDeleteRange(del::request(&matches)?),
         _ => return Err(invalid(format!("invalid txn request: {line}"))),
@@ -176,46 +195,40 @@ fn operation(line: &str) -> Outcome<RequestOp> {
 
 /// Splits a line into words. A word in single quotes is taken as it is, one in double quotes has
 /// Go's escapes, any other ends at white space.
-pub(crate) fn split(line: &str) -> Outcome<Vec<String>> {
+pub(crate) fn split(line: &[u8]) -> Outcome<Vec<Word>> {
     let mut words = Vec::new();
-    let mut rest = line.trim_start();
-    while let Some(first) = rest.chars().next() {
-        let (word, after) = match first {
-            '\'' => match rest[1..].split_once('\'') {
-                Some((word, after)) => (word.to_owned(), after),
-                // A quote without its end is passed over.
-                None => (String::new(), &rest[1..]),
-            },
-            '"' => match closing_quote(rest) {
-                Some(end) => {
-                    let (word, _) = go::scan_quoted(&rest[..end])
-                        .ok_or_else(|| invalid("invalid syntax".to_owned()))?;
-                    (String::from_utf8_lossy(&word).into_owned(), &rest[end..])
-                }
-                None => (String::new(), &rest[1..]),
-            },
-            _ => {
-                let end = rest.find(char::is_whitespace).unwrap_or(rest.len());
-                (rest[..end].to_owned(), &rest[end..])
-            }
+    let mut rest = line.trim_ascii_start();
+    while let Some(first) = rest.first() {
+        let end = match first {
+            b'\'' => rest[1..].iter().position(|byte| *byte == b'\'').map(|end| end + 2),
+            b'"' => closing_quote(rest),
+            _ => Some(rest.iter().position(u8::is_ascii_whitespace).unwrap_or(rest.len())),
         };
-        let passed_over = word.is_empty() && after.len() + 1 == rest.len();
-        if !passed_over {
-            words.push(word);
+        // A quote without its end is passed over.
+        let (word, after) = rest.split_at(end.unwrap_or(1));
+        match word {
+            _ if end.is_none() => {}
+            [b'\'', inner @ .., _] => words.push(Word::copy_from_slice(inner)),
+            [b'"', ..] => {
+                let (word, _) = go::scan_quoted(&go::scannable(word))
+                    .ok_or_else(|| invalid("invalid syntax".to_owned()))?;
+                words.push(Word::from(word));
+            }
+            word => words.push(Word::copy_from_slice(word)),
         }
-        rest = after.trim_start();
+        rest = after.trim_ascii_start();
     }
     Ok(words)
 }
 
 /// Where the string in double quotes at the start of `text` ends.
-fn closing_quote(text: &str) -> Option<usize> {
+fn closing_quote(text: &[u8]) -> Option<usize> {
     let mut escaped = false;
-    for (index, letter) in text.char_indices().skip(1) {
-        match letter {
+    for (index, byte) in text.iter().enumerate().skip(1) {
+        match byte {
             _ if escaped => escaped = false,
-            '\\' => escaped = true,
-            '"' => return Some(index + 1),
+            b'\\' => escaped = true,
+            b'"' => return Some(index + 1),
             _ => {}
         }
     }
@@ -228,11 +241,11 @@ mod tests {
 
     #[test]
     fn comparisons_are_read() {
-        let compare = comparison(r#"mod("a\x00") > "5""#).unwrap();
+        let compare = comparison(br#"mod("a\x00") > "5""#).unwrap();
         assert_eq!(compare.key, &b"a\0"[..]);
         assert_eq!(compare.result(), CompareResult::Greater);
         assert_eq!(compare.target_union, Some(TargetUnion::ModRevision(5)));
-        let lease = comparison(r#"lease("a") = "ff""#).unwrap();
+        let lease = comparison(br#"lease("a") = "ff""#).unwrap();
         assert_eq!(lease.target_union, Some(TargetUnion::Lease(255)));
     }
 
@@ -245,19 +258,24 @@ mod tests {
             (r#"mod(a) = "1""#, r#"malformed comparison: mod(a) = "1"; got mod("")  """#),
             (r#"mod("a") = "x""#, r#"invalid txn compare request: mod("a") = "x""#),
         ] {
-            assert_eq!(comparison(line).unwrap_err(), invalid(message.to_owned()));
+            assert_eq!(comparison(line.as_bytes()).unwrap_err(), invalid(message.to_owned()));
         }
     }
 
     #[test]
     fn lines_are_split_into_words() {
         for (line, words) in [
-            ("put a b", &["put", "a", "b"][..]),
-            (r#"put 'a b' "c\td" "#, &["put", "a b", "c\td"]),
-            (r#"put "" ''"#, &["put", "", ""]),
-            ("put a'b", &["put", "a'b"]),
+            (&b"put a b"[..], &[&b"put"[..], b"a", b"b"][..]),
+            (br#"put 'a b' "c\td" "#, &[b"put", b"a b", b"c\td"]),
+            (br#"put "" ''"#, &[b"put", b"", b""]),
+            (b"put a'b", &[b"put", b"a'b"]),
+            (br#"put 'a "b c"#, &[b"put", b"a", b"b", b"c"]),
+            // Only what is in double quotes is read as text.
+            (b"put \xff '\xfe' \"\\xfd\"", &[b"put", b"\xff", b"\xfe", b"\xfd"]),
+            (b"put \"\xff\xe2\x82\"", &[b"put", b"\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd"]),
+            (b"put a\xc2\xa0b", &[b"put", b"a\xc2\xa0b"]),
         ] {
-            assert_eq!(split(line).unwrap(), words, "{line}");
+            assert_eq!(split(line).unwrap(), words, "{line:?}");
         }
     }
 }

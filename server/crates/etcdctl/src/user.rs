@@ -13,6 +13,7 @@ use crate::global::Session;
 use crate::output::auth::AuthAnswer;
 use crate::output::{self, Answer};
 use crate::terminal;
+use crate::words;
 
 const INTERACTIVE: Flag = Flag::new(
     "interactive",
@@ -73,7 +74,7 @@ pub(crate) fn command() -> Command {
 /// The one argument of a command.
 fn name_of(invocation: &Invocation, command: &str) -> Outcome<String> {
     match invocation.arguments() {
-        [name] => Ok(name.clone()),
+        [name] => words::text(name),
         _ => Err(Exit::bad_arguments(format!(
             "user {command} command requires user name as its argument"
         ))),
@@ -92,7 +93,7 @@ async fn add(invocation: Invocation) -> Outcome {
     };
     let response = session.client().await?.user_add(request).await?;
     let text = format!("User {name} created\n");
-    session.printer.print(Answer::Auth(AuthAnswer::Done(&text, &response.header)))
+    session.printer.print(Answer::Auth(AuthAnswer::Done(text.as_bytes(), &response.header)))
 }
 
 /// Name, password and whether there is none.
@@ -100,9 +101,9 @@ fn new_user(flags: &Matches, argument: String) -> Outcome<(String, String, bool)
     if flags.is_true("no-password") {
         return Ok((argument, String::new(), true));
     }
-    let given = flags.text("new-user-password");
+    let given = words::text(&flags.word("new-user-password"))?;
     if !given.is_empty() {
-        return Ok((argument, given.to_owned(), false));
+        return Ok((argument, given, false));
     }
     match argument.split_once(':') {
         Some(("", _)) => Err(Exit::bad_arguments("empty user name is not allowed")),
@@ -127,7 +128,7 @@ async fn delete(invocation: Invocation) -> Outcome {
     let request = AuthUserDeleteRequest { name: name.clone() };
     let response = session.client().await?.user_delete(request).await?;
     let text = format!("User {name} deleted\n");
-    session.printer.print(Answer::Auth(AuthAnswer::Done(&text, &response.header)))
+    session.printer.print(Answer::Auth(AuthAnswer::Done(text.as_bytes(), &response.header)))
 }
 
 async fn get(invocation: Invocation) -> Outcome {
@@ -166,7 +167,7 @@ async fn change_password(invocation: Invocation) -> Outcome {
         ..AuthUserChangePasswordRequest::default()
     };
     let response = session.client().await?.user_change_password(request).await?;
-    session.printer.print(Answer::Auth(AuthAnswer::Done("Password updated\n", &response.header)))
+    session.printer.print(Answer::Auth(AuthAnswer::Done(b"Password updated\n", &response.header)))
 }
 
 async fn grant_role(invocation: Invocation) -> Outcome {
@@ -174,11 +175,12 @@ async fn grant_role(invocation: Invocation) -> Outcome {
         let message = "user grant command requires user name and role name as its argument";
         return Err(Exit::bad_arguments(message));
     };
+    let (user, role) = (words::text(user)?, words::text(role)?);
     let text = format!("Role {role} is granted to user {user}\n");
-    let request = AuthUserGrantRoleRequest { user: user.clone(), role: role.clone() };
+    let request = AuthUserGrantRoleRequest { user, role };
     let session = Session::new(&invocation)?;
     let response = session.client().await?.user_grant_role(request).await?;
-    session.printer.print(Answer::Auth(AuthAnswer::Done(&text, &response.header)))
+    session.printer.print(Answer::Auth(AuthAnswer::Done(text.as_bytes(), &response.header)))
 }
 
 async fn revoke_role(invocation: Invocation) -> Outcome {
@@ -186,9 +188,10 @@ async fn revoke_role(invocation: Invocation) -> Outcome {
         let message = "user revoke-role requires user name and role name as its argument";
         return Err(Exit::bad_arguments(message));
     };
-    let text = format!("Role {role} is revoked from user {user}\n");
-    let request = AuthUserRevokeRoleRequest { name: user.clone(), role: role.clone() };
+    let (name, role) = (words::text(user)?, words::text(role)?);
+    let text = format!("Role {role} is revoked from user {name}\n");
+    let request = AuthUserRevokeRoleRequest { name, role };
     let session = Session::new(&invocation)?;
     let response = session.client().await?.user_revoke_role(request).await?;
-    session.printer.print(Answer::Auth(AuthAnswer::Done(&text, &response.header)))
+    session.printer.print(Answer::Auth(AuthAnswer::Done(text.as_bytes(), &response.header)))
 }

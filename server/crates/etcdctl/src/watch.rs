@@ -4,8 +4,8 @@
 //! once, until the input ends.
 
 use std::env;
-use std::io::Write as _;
-use std::process::Command as Process;
+use std::io::{BufRead as _, Write as _};
+use std::os::unix::ffi::OsStringExt as _;
 
 use bytes::Bytes;
 use client::{Client, ProgressRequester, WatchStream, prefix_range_end};
@@ -17,7 +17,8 @@ use crate::exit::{self, Exit, Outcome};
 use crate::flags::{Flag, Kind, Matches};
 use crate::global::Session;
 use crate::output::{self, Answer, Printer};
-use crate::{go, txn};
+use crate::words::{self, Word};
+use crate::{execute, go, txn};
 
 const FLAGS: [Flag; 5] = [
     Flag::new("interactive", Kind::Bool, "false", "read what to watch from standard input")
@@ -53,16 +54,16 @@ pub(crate) fn command() -> Command {
 /// What to watch, and what to run for each event.
 #[derive(Debug, PartialEq, Eq)]
 struct Plan {
-    keys: Vec<String>,
-    execute: Vec<String>,
+    keys: Vec<Word>,
+    execute: Vec<Word>,
 }
 
 async fn watch(invocation: Invocation) -> Outcome {
-    let variable = |name: &str| env::var(name).unwrap_or_default();
+    let variable = |name: &str| Word::from(env::var_os(name).unwrap_or_default().into_vec());
     let environment = [variable(KEY), variable(RANGE_END)];
     let [key, range_end] = &environment;
     if key.is_empty() && !range_end.is_empty() {
-        let range_end = go::quote(range_end.as_bytes());
+        let range_end = go::quote(range_end);
         return Err(Exit::bad_arguments(format!(
             "ETCDCTL_WATCH_KEY is empty but got ETCDCTL_WATCH_RANGE_END={range_end}"
         )));
@@ -79,7 +80,7 @@ async fn watch(invocation: Invocation) -> Outcome {
     Err(Exit::with(exit::INTERRUPTED, "watch is canceled by the server"))
 }
 
-async fn interactive(invocation: &Invocation, environment: &[String; 2]) -> Outcome {
+async fn interactive(invocation: &Invocation, environment: &[Word; 2]) -> Outcome {
     let session = Session::with_variables(invocation, &[KEY, RANGE_END])?;
     let client = session.client().await?.require_leader();
     let printer = session.printer;
@@ -97,16 +98,17 @@ async fn interactive(invocation: &Invocation, environment: &[String; 2]) -> Outc
             return Err(Exit::with(exit::INVALID_INPUT, message));
         };
         let words = txn::split(&line)?;
-        match words.first().map(String::as_str) {
+        let line = words::shown(&line);
+        match words.first().map(|word| &word[..]) {
             None => complain(&format!("Invalid command: {line} (watch and progress supported)")),
-            Some("progress") => requesters.iter().for_each(ProgressRequester::request),
-            Some("watch") if words.len() < 2 && environment[0].is_empty() => {
+            Some(b"progress") => requesters.iter().for_each(ProgressRequester::request),
+            Some(b"watch") if words.len() < 2 && environment[0].is_empty() => {
                 complain(&format!("Invalid command {line} (command type or key is not provided)"))
             }
-            Some("watch") => {
-                let words = words[1..].to_vec();
-                let matches = Matches::parse(&FLAGS, &words).map_err(Exit::bad_arguments)?;
-                let plan = plan(&matches, &words, environment).map_err(Exit::bad_arguments)?;
+            Some(b"watch") => {
+                let words = &words[1..];
+                let matches = Matches::parse(&FLAGS, words).map_err(Exit::bad_arguments)?;
+                let plan = plan(&matches, words, environment).map_err(Exit::bad_arguments)?;
                 let create = match create_request(&matches, &plan.keys) {
                     Ok(create) => create,
                     Err(reason) => {
@@ -127,7 +129,7 @@ async fn start(
     client: &Client,
     create: WatchCreateRequest,
     printer: Printer,
-    execute: Vec<String>,
+    execute: Vec<Word>,
     ended: mpsc::Sender<Exit>,
 ) -> Option<ProgressRequester> {
     let mut stream = client.watch(create);
@@ -143,13 +145,13 @@ async fn start(
 }
 
 /// Reads standard input on a thread of its own, because reading cannot be interrupted.
-fn input_lines() -> mpsc::Receiver<String> {
+fn input_lines() -> mpsc::Receiver<Vec<u8>> {
     let (sender, receiver) = mpsc::channel(INPUT_LINES);
     std::thread::spawn(move || {
-        let mut line = String::new();
+        let mut input = std::io::stdin().lock();
+        let mut line = Vec::new();
         // A last line without its end is not complete and is dropped.
-        while matches!(std::io::stdin().read_line(&mut line), Ok(1..)) && line.ends_with('\n') {
-            line.pop();
+        while input.read_until(b'\n', &mut line).is_ok() && line.pop() == Some(b'\n') {
             if sender.blocking_send(std::mem::take(&mut line)).is_err() {
                 return;
             }
@@ -163,7 +165,7 @@ fn complain(message: &str) {
 }
 
 /// The words after the command's own name; all words if the name is abbreviated.
-fn words_after_watch(command_line: &[String]) -> &[String] {
+fn words_after_watch(command_line: &[Word]) -> &[Word] {
     match command_line.iter().position(|word| word == "watch") {
         Some(index) => &command_line[index + 1..],
         None => command_line,
@@ -173,8 +175,8 @@ fn words_after_watch(command_line: &[String]) -> &[String] {
 /// Separates what to watch from what to run, and takes the key from the environment if it is there.
 fn plan(
     matches: &Matches,
-    words: &[String],
-    [key, range_end]: &[String; 2],
+    words: &[Word],
+    [key, range_end]: &[Word; 2],
 ) -> Result<Plan, &'static str> {
     let dashes = words.iter().position(|word| word == "--");
     let keys = &matches.arguments[..matches.before_dashes.unwrap_or(matches.arguments.len())];
@@ -195,19 +197,19 @@ fn plan(
     Ok(Plan { keys, execute })
 }
 
-fn create_request(matches: &Matches, keys: &[String]) -> Result<WatchCreateRequest, &'static str> {
+fn create_request(matches: &Matches, keys: &[Word]) -> Result<WatchCreateRequest, &'static str> {
     let Some(key) = keys.first() else { return Err(BAD_NUMBER) };
     let prefix = matches.is_true("prefix");
     let (key, range_end) = match keys.get(1).filter(|_| keys.len() == 2) {
         Some(_) if prefix => return Err("`range_end` and `--prefix` are mutually exclusive"),
-        Some(end) => (key.clone(), Bytes::copy_from_slice(end.as_bytes())),
+        Some(end) => (key.clone(), end.clone()),
         // No key is empty, so everything begins at the first one.
-        None if prefix && key.is_empty() => ("\0".to_owned(), Bytes::from_static(&[0])),
-        None if prefix => (key.clone(), prefix_range_end(key.as_bytes())),
+        None if prefix && key.is_empty() => (Bytes::from_static(&[0]), Bytes::from_static(&[0])),
+        None if prefix => (key.clone(), prefix_range_end(key)),
         None => (key.clone(), Bytes::new()),
     };
     Ok(WatchCreateRequest {
-        key: Bytes::from(key),
+        key,
         range_end,
         start_revision: matches.integer("rev"),
         progress_notify: matches.is_true("progress-notify"),
@@ -217,7 +219,7 @@ fn create_request(matches: &Matches, keys: &[String]) -> Result<WatchCreateReque
 }
 
 /// Prints until the watch ends.
-async fn print_events(mut stream: WatchStream, printer: Printer, execute: &[String]) -> Outcome {
+async fn print_events(mut stream: WatchStream, printer: Printer, execute: &[Word]) -> Outcome {
     while let Some(result) = stream.next().await {
         let response = match result {
             Ok(response) => response,
@@ -236,7 +238,7 @@ async fn print_events(mut stream: WatchStream, printer: Printer, execute: &[Stri
         }
         printer.print(Answer::Watch(&response))?;
         if !execute.is_empty() {
-            run_for_events(&response, revision, execute)?;
+            run_for_events(&response, revision, execute).await?;
         }
     }
     Ok(())
@@ -258,30 +260,24 @@ fn cancel_reason(response: &WatchResponse) -> String {
     }
 }
 
-fn run_for_events(response: &WatchResponse, revision: i64, execute: &[String]) -> Outcome {
-    let Some((program, arguments)) = execute.split_first() else { return Ok(()) };
+/// Runs the command for one event after the other; other watches go on meanwhile.
+async fn run_for_events(response: &WatchResponse, revision: i64, command: &[Word]) -> Outcome {
+    let revision = revision.to_string();
     for event in &response.events {
         let kv = event.kv.clone().unwrap_or_default();
         let kind = go::quote(event.r#type().as_str_name().as_bytes());
-        let status = Process::new(program)
-            .args(arguments)
-            .env("ETCD_WATCH_REVISION", revision.to_string())
-            .env("ETCD_WATCH_EVENT_TYPE", kind)
-            .env("ETCD_WATCH_KEY", go::quote(&kv.key))
-            .env("ETCD_WATCH_VALUE", go::quote(&kv.value))
-            .status();
-        let failure = match status {
-            Ok(status) if status.success() => continue,
-            Ok(status) => status.to_string().replace("exit status: ", "exit status "),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let program = go::quote(program.as_bytes());
-                format!("exec: {program}: executable file not found in $PATH")
-            }
-            Err(error) => error.to_string(),
-        };
-        let words: Vec<String> = execute.iter().map(|word| go::quote(word.as_bytes())).collect();
-        complain(&format!("command [{}] error ({failure})", words.join(" ")));
-        return Err(Exit::silent(exit::ERROR));
+        let (key, value) = (go::quote(&kv.key), go::quote(&kv.value));
+        let variables = [
+            ("ETCD_WATCH_REVISION", revision.as_bytes()),
+            ("ETCD_WATCH_EVENT_TYPE", kind.as_bytes()),
+            ("ETCD_WATCH_KEY", key.as_bytes()),
+            ("ETCD_WATCH_VALUE", value.as_bytes()),
+        ];
+        if let Err(failure) = execute::run(command, &variables).await {
+            let words: Vec<String> = command.iter().map(|word| go::quote(word)).collect();
+            complain(&format!("command [{}] error ({})", words.join(" "), failure.text));
+            return Err(Exit::silent(exit::ERROR));
+        }
     }
     Ok(())
 }
@@ -291,9 +287,10 @@ mod tests {
     use super::*;
 
     fn plan_of(line: &str, key: &str) -> Result<Plan, &'static str> {
-        let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+        let words: Vec<Word> =
+            line.split_whitespace().map(|it| Word::from(it.to_owned())).collect();
         let matches = Matches::parse(&FLAGS, &words).unwrap();
-        plan(&matches, &words, &[key.to_owned(), String::new()])
+        plan(&matches, &words, &[Word::from(key.to_owned()), Word::new()])
     }
 
     #[test]

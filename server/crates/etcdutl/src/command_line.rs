@@ -1,15 +1,20 @@
-//! The arguments of `etcdutl`: commands and flags, with Go's names.
+//! The arguments of `etcdutl`: commands and flags, with Go's names. Names of files need not be UTF-8.
 
-use std::num::{IntErrorKind, ParseIntError};
-use std::str::FromStr;
+use std::ffi::OsString;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use clap_complete::Shell;
+use types::go::{self, NumberError};
 
 /// An administrative command line tool for etcd3.
 #[derive(Parser)]
-#[command(name = "etcdutl", infer_subcommands = true, disable_help_subcommand = false)]
+#[command(
+    name = "etcdutl",
+    infer_subcommands = true,
+    disable_help_subcommand = false,
+    args_override_self = true
+)]
 pub(crate) struct CommandLine {
     /// Set the output format (fields, json, protobuf, simple, table).
     #[arg(short, long, global = true, default_value = "simple")]
@@ -40,7 +45,7 @@ pub(crate) enum Command {
         /// Nothing is made of what else is given.
         #[allow(dead_code, reason = "etcd takes it and makes nothing of it either")]
         #[arg(hide = true)]
-        rest: Vec<String>,
+        rest: Vec<OsString>,
     },
     /// Generates a completion script.
     Completion {
@@ -60,14 +65,14 @@ pub(crate) enum SnapshotCommand {
     Restore(RestoreArguments),
     /// What there is not, which is answered with the help.
     #[command(external_subcommand)]
-    Other(#[allow(dead_code, reason = "the help is the same for all")] Vec<String>),
+    Other(#[allow(dead_code, reason = "the help is the same for all")] Vec<OsString>),
 }
 
 #[derive(Args)]
 pub(crate) struct FileNames {
     /// The snapshot file: exactly one.
     #[arg(value_name = "filename")]
-    pub(crate) files: Vec<String>,
+    pub(crate) files: Vec<OsString>,
 }
 
 /// Which member of which cluster is made, and where.
@@ -75,10 +80,10 @@ pub(crate) struct FileNames {
 pub(crate) struct IdentityArguments {
     /// Path to the output data directory; <name>.etcd if none is given.
     #[arg(long, default_value = "", hide_default_value = true)]
-    pub(crate) data_dir: String,
+    pub(crate) data_dir: OsString,
     /// Path to the WAL directory (use --data-dir if none given).
     #[arg(long, default_value = "", hide_default_value = true)]
-    pub(crate) wal_dir: String,
+    pub(crate) wal_dir: OsString,
     /// Initial cluster configuration for restore bootstrap.
     #[arg(long, default_value = "default=http://localhost:2380")]
     pub(crate) initial_cluster: String,
@@ -93,7 +98,7 @@ pub(crate) struct IdentityArguments {
     pub(crate) name: String,
     /// Restore without the users and roles of a snapshot that was taken with authentication enabled.
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value_t = false,
-          default_missing_value = "true")]
+          default_missing_value = "true", value_parser = truth)]
     pub(crate) drop_auth: bool,
 }
 
@@ -102,10 +107,10 @@ pub(crate) struct IdentityArguments {
 pub(crate) struct ImportArguments {
     /// Required. The data directory of a member of Go etcd, which must not be running.
     #[arg(long)]
-    pub(crate) from: Option<String>,
+    pub(crate) from: Option<OsString>,
     /// Its WAL directory, if that is not in its data directory.
     #[arg(long)]
-    pub(crate) from_wal_dir: Option<String>,
+    pub(crate) from_wal_dir: Option<OsString>,
     #[command(flatten)]
     pub(crate) identity: IdentityArguments,
 }
@@ -118,7 +123,7 @@ pub(crate) struct RestoreArguments {
     pub(crate) identity: IdentityArguments,
     /// Ignore snapshot integrity hash value (required if copied from data directory).
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value_t = false,
-          default_missing_value = "true")]
+          default_missing_value = "true", value_parser = truth)]
     pub(crate) skip_hash_check: bool,
     /// Taken for compatibility and not used: files are read, not mapped.
     #[arg(long, default_value_t = 0, hide_default_value = true, value_parser = unsigned,
@@ -130,7 +135,7 @@ pub(crate) struct RestoreArguments {
     /// Mark the latest revision after restore as the point of scheduled compaction (required if
     /// --bump-revision > 0, disallowed otherwise).
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value_t = false,
-          default_missing_value = "true")]
+          default_missing_value = "true", value_parser = truth)]
     pub(crate) mark_compacted: bool,
 }
 
@@ -138,11 +143,11 @@ pub(crate) struct RestoreArguments {
 pub(crate) struct DefragArguments {
     /// Required. The data directory, which no server may be using.
     #[arg(long)]
-    pub(crate) data_dir: Option<String>,
+    pub(crate) data_dir: Option<OsString>,
     /// Nothing is made of what else is given.
     #[allow(dead_code, reason = "etcd takes it and makes nothing of it either")]
     #[arg(hide = true)]
-    pub(crate) rest: Vec<String>,
+    pub(crate) rest: Vec<OsString>,
 }
 
 #[derive(Args)]
@@ -159,13 +164,13 @@ pub(crate) struct HashKvArguments {
 pub(crate) struct MigrateArguments {
     /// Path to the data directory.
     #[arg(long)]
-    pub(crate) data_dir: Option<String>,
+    pub(crate) data_dir: Option<OsString>,
     /// Target etcd version, "X.Y", for example 3.7. Minimal value 3.5.
     #[arg(long)]
     pub(crate) target_version: Option<String>,
     /// Taken for compatibility and without effect: there is no storage version to override.
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value_t = false,
-          default_missing_value = "true")]
+          default_missing_value = "true", value_parser = truth)]
     pub(crate) force: bool,
 }
 
@@ -180,70 +185,48 @@ pub(crate) fn shell(name: &str) -> Option<Shell> {
     })
 }
 
-/// A number as Go's `strconv` reads it, and complains about it.
-fn number<T: FromStr<Err = ParseIntError>>(function: &str, text: &str) -> Result<T, String> {
-    text.parse().map_err(|error: ParseIntError| {
-        let why = match error.kind() {
-            IntErrorKind::PosOverflow | IntErrorKind::NegOverflow => "value out of range",
-            _ => "invalid syntax",
-        };
-        format!("strconv.{function}: parsing {text:?}: {why}")
-    })
+fn unsigned(text: &str) -> Result<u64, NumberError> {
+    go::parse_unsigned(text, 0)
 }
 
-fn unsigned(text: &str) -> Result<u64, String> {
-    number("ParseUint", text)
+fn signed(text: &str) -> Result<i64, NumberError> {
+    go::parse_int(text, 0)
 }
 
-fn signed(text: &str) -> Result<i64, String> {
-    number("ParseInt", text)
+fn truth(text: &str) -> Result<bool, NumberError> {
+    go::parse_bool(text)
 }
 
 /// A duration in Go's notation, as in `1m30s`.
 fn duration(text: &str) -> Result<Duration, String> {
-    let invalid = || format!("time: invalid duration {text:?}");
-    if text == "0" {
-        return Ok(Duration::ZERO);
-    }
-    let mut total = 0.0;
-    let mut rest = text;
-    while !rest.is_empty() {
-        let digits = rest.find(|letter: char| !letter.is_ascii_digit() && letter != '.');
-        let (number, unit_on) = rest.split_at(digits.unwrap_or(rest.len()));
-        let number: f64 = number.parse().map_err(|_| invalid())?;
-        let letters = unit_on.find(|letter: char| letter.is_ascii_digit() || letter == '.');
-        let (unit, next) = unit_on.split_at(letters.unwrap_or(unit_on.len()));
-        total += number
-            * match unit {
-                "ns" => 1e-9,
-                "us" | "µs" => 1e-6,
-                "ms" => 1e-3,
-                "s" => 1.0,
-                "m" => 60.0,
-                "h" => 3600.0,
-                "" => return Err(format!("time: missing unit in duration {text:?}")),
-                _ => return Err(format!("time: unknown unit {unit:?} in duration {text:?}")),
-            };
-        rest = next;
-    }
-    match text {
-        "" => Err(invalid()),
-        _ => Duration::try_from_secs_f64(total).map_err(|_| invalid()),
-    }
+    go::parse_duration(text)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn durations_are_read_as_go_reads_them() {
-        assert_eq!(duration("10s"), Ok(Duration::from_secs(10)));
-        assert_eq!(duration("1m30s"), Ok(Duration::from_secs(90)));
-        assert_eq!(duration("1.5h"), Ok(Duration::from_secs(5_400)));
-        assert_eq!(duration("0"), Ok(Duration::ZERO));
-        for bad in ["", "10", "-1s", "5x", "s"] {
-            assert!(duration(bad).is_err(), "{bad:?}");
+    fn restore(flags: &[&str]) -> RestoreArguments {
+        let words = ["etcdutl", "snapshot", "restore", "file"].iter().chain(flags);
+        match CommandLine::try_parse_from(words).map(|line| line.command) {
+            Ok(Command::Snapshot { command: SnapshotCommand::Restore(arguments) }) => arguments,
+            other => panic!("{flags:?}: {:?}", other.err()),
         }
+    }
+
+    #[test]
+    fn flags_are_read_as_pflag_reads_them() {
+        let read = restore(&[
+            "--name=a",
+            "--bump-revision=0x1_0",
+            "--skip-hash-check=T",
+            "--name=b",
+            "--mark-compacted",
+            "--mark-compacted=0",
+            "--initial-memory-map-size=010",
+        ]);
+        assert_eq!((read.identity.name.as_str(), read.bump_revision), ("b", 16));
+        assert_eq!((read.skip_hash_check, read.mark_compacted), (true, false));
+        assert_eq!((read.initial_memory_map_size, read.names.files.len()), (8, 1));
     }
 }

@@ -62,11 +62,13 @@ pub enum ImportError {
     Entry { path: PathBuf, index: u64, source: prost::DecodeError },
 }
 
-/// A data directory of Go etcd.
-#[derive(Clone, Debug)]
+/// A data directory of Go etcd, on which no server can start for as long as this is kept.
+#[derive(Debug)]
 pub struct GoDataDir {
     path: PathBuf,
     wal: PathBuf,
+    /// The backend, locked until it is closed.
+    _locked: File,
 }
 
 impl GoDataDir {
@@ -76,23 +78,22 @@ impl GoDataDir {
     /// There is no backend in it, or a server is running on it.
     pub fn open(path: &Path, wal_dir: Option<&Path>) -> Result<Self, ImportError> {
         let wal = wal_dir.map_or_else(|| path.join("member/wal"), Path::to_owned);
-        let found = Self { path: path.to_owned(), wal };
-        let backend = found.backend();
+        let backend = backend_of(path);
         let file = File::open(&backend).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => ImportError::Missing(backend.clone()),
             _ => ImportError::Io { path: backend.clone(), source },
         })?;
         // bbolt locks its file for as long as it is open.
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
-            Ok(()) => Ok(found),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(ImportError::InUse(found.path)),
+            Ok(()) => Ok(Self { path: path.to_owned(), wal, _locked: file }),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(ImportError::InUse(path.to_owned())),
             Err(error) => Err(ImportError::Io { path: backend, source: error.into() }),
         }
     }
 
     /// The backend, a bbolt file without digest.
     pub fn backend(&self) -> PathBuf {
-        self.path.join("member/snap/db")
+        backend_of(&self.path)
     }
 
     /// The requests that the backend lacks, in order, each in the name of who made it.
@@ -134,6 +135,10 @@ impl GoDataDir {
         })?;
         Ok(Some(request))
     }
+}
+
+fn backend_of(data_dir: &Path) -> PathBuf {
+    data_dir.join("member/snap/db")
 }
 
 /// In whose name a request was made, and under which users and roles. Nobody's, if authentication was
@@ -239,7 +244,23 @@ mod tests {
             writer.request(1, index, request.encode_to_vec());
         }
         let disk = writer.disk(&wal);
-        GoDataDir { path: PathBuf::from("/old"), wal }.requests_above(&disk, 0)
+        let _locked = File::open("/dev/null").unwrap();
+        GoDataDir { path: PathBuf::from("/old"), wal, _locked }.requests_above(&disk, 0)
+    }
+
+    #[test]
+    fn no_server_starts_on_a_directory_that_is_being_imported() {
+        let directory = tempfile::tempdir().unwrap();
+        let snap = directory.path().join("member/snap");
+        std::fs::create_dir_all(&snap).unwrap();
+        let backend = File::create(snap.join("db")).unwrap();
+        let lock = || rustix::fs::flock(&backend, FlockOperation::NonBlockingLockExclusive);
+        let found = GoDataDir::open(directory.path(), None).unwrap();
+        assert_eq!(lock(), Err(rustix::io::Errno::WOULDBLOCK));
+        drop(found);
+        assert_eq!(lock(), Ok(()));
+        let busy = GoDataDir::open(directory.path(), None).unwrap_err();
+        assert!(matches!(busy, ImportError::InUse(_)), "{busy}");
     }
 
     #[test]

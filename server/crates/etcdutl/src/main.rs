@@ -145,7 +145,7 @@ fn refuse(error: &clap::Error) -> ExitCode {
 
 /// A flag without the name of its value.
 fn flag_name(shown: &str) -> String {
-    shown.split(' ').next().unwrap_or_default().to_owned()
+    shown.split([' ', '[']).next().unwrap_or_default().to_owned()
 }
 
 /// What `snapshot` has.
@@ -172,7 +172,9 @@ fn run(command_line: &CommandLine) -> Result<String, CommandError> {
             snapshot_restore(arguments)
         }
         Command::Snapshot { command: SnapshotCommand::Other(_) } => Ok(snapshot_help()),
-        Command::Defrag(arguments) => defrag(arguments.data_dir.as_deref(), command_line.timeout),
+        Command::Defrag(arguments) => {
+            defrag(arguments.data_dir.as_deref().map(Path::new), command_line.timeout)
+        }
         Command::Hashkv(arguments) => file_hash_kv(arguments, &command_line.write_out),
         Command::Import(arguments) => import(arguments),
         Command::Migrate(arguments) => migrate(arguments),
@@ -197,16 +199,16 @@ fn snapshot_status(names: &FileNames, write_out: &str) -> Result<String, Command
     Ok(print::status(&status(&file.bbolt()?)?, format))
 }
 
-fn defrag(data_dir: Option<&str>, timeout: Duration) -> Result<String, CommandError> {
+fn defrag(data_dir: Option<&Path>, timeout: Duration) -> Result<String, CommandError> {
     let required = || CommandError::Required("\"data-dir\"".to_owned());
     let path = data_dir.ok_or_else(required)?;
     let patience = Some(timeout).filter(|timeout| !timeout.is_zero());
-    let done = DataDir::open(Arc::new(OsDisk::new()), Path::new(path), patience)
+    let done = DataDir::open(Arc::new(OsDisk::new()), path, patience)
         .and_then(|data_dir| data_dir.defragment());
     let (before, after) =
-        done.map_err(|source| CommandError::Defrag { path: path.to_owned(), source })?;
+        done.map_err(|source| CommandError::Defrag { path: shown(path), source })?;
     let fields = serde_json::json!({
-        "path": path,
+        "path": shown(path),
         "current-db-size-bytes-diff": after.total as i64 - before.total as i64,
         "current-db-size-bytes": after.total,
         "current-db-size-in-use-bytes": after.in_use,
@@ -227,6 +229,11 @@ fn file_hash_kv(arguments: &HashKvArguments, write_out: &str) -> Result<String, 
     let file = SnapshotFile::open(&OsDisk::new(), Path::new(name))?;
     let answer = hash_kv(file.bbolt()?, arguments.rev)?;
     Ok(print::hash_kv(&answer, format?))
+}
+
+/// A path in a message.
+fn shown(path: &Path) -> String {
+    path.display().to_string()
 }
 
 fn migrate(arguments: &MigrateArguments) -> Result<String, CommandError> {
@@ -291,8 +298,8 @@ fn import(arguments: &ImportArguments) -> Result<String, CommandError> {
 
 /// What to make, of a file and as whom.
 fn order(snapshot: PathBuf, identity: &IdentityArguments) -> Restore {
-    let data_dir = match identity.data_dir.as_str() {
-        "" => restore::default_data_dir(&identity.name),
+    let data_dir = match &identity.data_dir {
+        path if path.is_empty() => restore::default_data_dir(&identity.name),
         path => PathBuf::from(path),
     };
     Restore {
@@ -311,8 +318,8 @@ fn order(snapshot: PathBuf, identity: &IdentityArguments) -> Restore {
 
 fn log_restored(order: &Restore, restored: &Restored) {
     let fields = serde_json::json!({
-        "path": order.snapshot.display().to_string(),
-        "data-dir": order.data_dir.display().to_string(),
+        "path": shown(&order.snapshot),
+        "data-dir": shown(&order.data_dir),
         "cluster-id": restored.founding.cluster_id.to_string(),
         "member-id": restored.member.to_string(),
         "revision": restored.revision.0,

@@ -4,7 +4,9 @@
 
 mod alone;
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -327,6 +329,16 @@ fn a_restored_directory_can_be_defragmented_and_needs_no_migration() {
     let (code, text) = run(&["migrate", "--data-dir", path, "--target-version", "3.6", "--force"]);
     assert_eq!(code, 1);
     assert!(text.contains("cannot migrate to 3.6"), "{text}");
+    // Names of files need not be text.
+    let moved = root.path().join(OsStr::from_bytes(b"data\xff"));
+    fs::rename(&data_dir, &moved).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_etcdutl"))
+        .args(["defrag", "--data-dir"])
+        .arg(&moved)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    fs::rename(&moved, &data_dir).unwrap();
     let lock = disk().lock(&data_dir.join("member")).unwrap();
     let (code, text) = run(&["defrag", "--data-dir", path, "--timeout", "100ms"]);
     assert_eq!(code, 1);

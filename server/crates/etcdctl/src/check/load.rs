@@ -13,13 +13,14 @@ use tokio::task::JoinSet;
 
 use crate::exit::Outcome;
 use crate::global::Session;
+use crate::words::Word;
 
 /// How often progress is shown.
 const PROGRESS: Duration = Duration::from_secs(1);
 
 /// What is written.
 pub(super) struct Load {
-    pub(super) prefix: String,
+    pub(super) prefix: Word,
     pub(super) key_bytes: usize,
     pub(super) value_bytes: usize,
     /// How many puts there are at most.
@@ -41,8 +42,13 @@ pub(super) struct Report {
 type Queue = Arc<Mutex<mpsc::Receiver<Bytes>>>;
 
 impl Load {
-    /// Runs it with so many clients, each with connections of its own.
-    pub(super) async fn run(&self, session: &Session, clients: usize) -> Outcome<Report> {
+    /// Runs it with so many clients, each with connections of its own, until it is done or interrupted.
+    pub(super) async fn run(
+        &self,
+        session: &Session,
+        clients: usize,
+        interrupted: impl Future<Output = ()>,
+    ) -> Outcome<Report> {
         let (keys, queue) = mpsc::channel(clients);
         let queue: Queue = Arc::new(Mutex::new(queue));
         let value = Bytes::from(vec![0; self.value_bytes]);
@@ -52,7 +58,10 @@ impl Load {
             workers.spawn(work(client, Arc::clone(&queue), value.clone()));
         }
         let begin = Instant::now();
-        self.generate(keys, begin).await;
+        tokio::select! {
+            () = self.generate(keys, begin) => {}
+            () = interrupted => {}
+        }
         let mut report = Report::default();
         while let Some(done) = workers.join_next().await {
             // A worker that panicked has reported that itself.
@@ -85,7 +94,7 @@ impl Load {
     }
 
     fn key(&self) -> Bytes {
-        let mut key = BytesMut::from(self.prefix.as_bytes());
+        let mut key = BytesMut::from(&self.prefix[..]);
         key.extend_from_slice(&rand::random::<u64>().to_be_bytes());
         key.resize(self.prefix.len() + self.key_bytes, 0);
         key.freeze()

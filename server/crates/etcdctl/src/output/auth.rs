@@ -18,7 +18,7 @@ const ROOT: &str = "root";
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum AuthAnswer<'a> {
     /// The sentence for people, and the header.
-    Done(&'a str, &'a Option<ResponseHeader>),
+    Done(&'a [u8], &'a Option<ResponseHeader>),
     RoleGet(&'a str, &'a AuthRoleGetResponse),
     RoleList(&'a AuthRoleListResponse),
     UserGet(&'a str, &'a AuthUserGetResponse),
@@ -31,7 +31,7 @@ pub(crate) enum AuthAnswer<'a> {
 /// The text of an answer; nothing if the format does not have it.
 pub(super) fn render(format: Format, hex: bool, answer: AuthAnswer<'_>) -> Option<Vec<u8>> {
     Some(match format {
-        Format::Simple => simple(answer).into_bytes(),
+        Format::Simple => simple(answer),
         Format::Json => format!("{}\n", json(answer)).into_bytes(),
         Format::Protobuf => protobuf(answer),
         Format::Fields => fields(hex, answer)?.into_bytes(),
@@ -39,11 +39,11 @@ pub(super) fn render(format: Format, hex: bool, answer: AuthAnswer<'_>) -> Optio
     })
 }
 
-fn simple(answer: AuthAnswer<'_>) -> String {
+fn simple(answer: AuthAnswer<'_>) -> Vec<u8> {
     let lines = |names: &[String]| names.iter().map(|name| format!("{name}\n")).collect();
-    match answer {
-        AuthAnswer::Done(text, _) => text.to_owned(),
-        AuthAnswer::RoleGet(role, response) => role_get(role, response),
+    let text: String = match answer {
+        AuthAnswer::Done(text, _) => return text.to_vec(),
+        AuthAnswer::RoleGet(role, response) => return role_get(role, response),
         AuthAnswer::RoleList(response) => lines(&response.roles),
         AuthAnswer::UserList(response) => lines(&response.users),
         AuthAnswer::UserGet(name, response) => {
@@ -57,36 +57,37 @@ fn simple(answer: AuthAnswer<'_>) -> String {
         AuthAnswer::Downgrade(action, response) => {
             format!("Downgrade {action} success, cluster version {}\n", response.version)
         }
-    }
+    };
+    text.into_bytes()
 }
 
-fn role_get(role: &str, response: &AuthRoleGetResponse) -> String {
+fn role_get(role: &str, response: &AuthRoleGetResponse) -> Vec<u8> {
     let everything = role == ROOT && response.perm.is_empty();
-    let part = |wanted: Type| -> String {
+    let part = |wanted: Type| -> Vec<u8> {
         if everything {
-            return "\t[, <open ended>\n".to_owned();
+            return b"\t[, <open ended>\n".to_vec();
         }
         let permitted = |permission: &&Permission| {
             permission.perm_type() == wanted || permission.perm_type() == Type::Readwrite
         };
-        response.perm.iter().filter(permitted).map(permission_line).collect()
+        response.perm.iter().filter(permitted).flat_map(permission_line).collect()
     };
-    format!("Role {role}\nKV Read:\n{}KV Write:\n{}", part(Type::Read), part(Type::Write))
+    let head = format!("Role {role}\nKV Read:\n").into_bytes();
+    [head, part(Type::Read), b"KV Write:\n".to_vec(), part(Type::Write)].concat()
 }
 
-fn permission_line(permission: &Permission) -> String {
-    let key = String::from_utf8_lossy(&permission.key);
-    let end = String::from_utf8_lossy(&permission.range_end);
+fn permission_line(permission: &Permission) -> Vec<u8> {
+    let key = &permission.key[..];
     let mut line = match &permission.range_end[..] {
-        [] => return format!("\t{key}\n"),
-        [0] => format!("\t[{key}, <open ended>"),
-        _ => format!("\t[{key}, {end})"),
+        [] => return [b"\t", key, b"\n"].concat(),
+        [0] => [b"\t[", key, b", <open ended>"].concat(),
+        end => [b"\t[", key, b", ", end, b")"].concat(),
     };
     let of_prefix = client::prefix_range_end(&permission.key);
     if of_prefix == permission.range_end && !permission.key.is_empty() {
-        line.push_str(&format!(" (prefix {key})"));
+        line.extend([b" (prefix ", key, b")"].concat());
     }
-    line.push('\n');
+    line.push(b'\n');
     line
 }
 
@@ -192,8 +193,8 @@ mod tests {
         };
         let text = "Role r\nKV Read:\n\ta\n\t[c, d) (prefix c)\n\t[x, <open ended>\n\
                     KV Write:\n\t[b, d)\n\t[c, d) (prefix c)\n";
-        assert_eq!(role_get("r", &response), text);
+        assert_eq!(role_get("r", &response), text.as_bytes());
         let everything = "Role root\nKV Read:\n\t[, <open ended>\nKV Write:\n\t[, <open ended>\n";
-        assert_eq!(role_get("root", &AuthRoleGetResponse::default()), everything);
+        assert_eq!(role_get("root", &AuthRoleGetResponse::default()), everything.as_bytes());
     }
 }
