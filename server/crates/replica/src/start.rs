@@ -391,6 +391,8 @@ fn follow_status(
     let (member, cluster, election_timeout) = (sender.me, sender.cluster, sender.patience);
     let mut metrics = raft.metrics();
     let leader_contact = contact.clone();
+    // In which term this member leads, and since when.
+    let mut leading: Option<(u64, tokio::time::Instant)> = None;
     let mut translate = move |metrics: &openraft::RaftMetrics<TypeConfig>| {
         let membership = metrics.membership_config.membership();
         let voters: Vec<MemberId> = membership.voter_ids().map(MemberId).collect();
@@ -401,6 +403,11 @@ fn follow_status(
         let acknowledged = acknowledged.map(|at| openraft::Instant::elapsed(&**at));
         let leader = metrics.current_leader.map(MemberId);
         let leads = metrics.state == ServerState::Leader;
+        leading = leading
+            .filter(|(term, _)| leads && *term == metrics.current_term)
+            .or_else(|| leads.then(|| (metrics.current_term, tokio::time::Instant::now())));
+        // A quorum may be gone before it has acknowledged anything of this term.
+        let silent_for = acknowledged.or(leading.map(|(_, since)| since.elapsed()));
         Status {
             member_id: member,
             cluster_id: cluster,
@@ -411,7 +418,7 @@ fn follow_status(
             leads_quorum: leads && acknowledged.is_some_and(|ago| ago < election_timeout),
             isolated: if leads {
                 // etcd's leader steps down after one to two timeouts without a quorum; openraft's does not.
-                let silence = acknowledged.is_some_and(|ago| ago >= election_timeout * 2);
+                let silence = silent_for.is_some_and(|ago| ago >= election_timeout * 2);
                 voters.len() > 1 && silence
             } else {
                 leader.is_some_and(|leader| leader_contact.is_silent(leader))
