@@ -133,7 +133,7 @@ impl Mask {
         while !rest.is_empty() {
             let end = rest.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(rest.len());
             let (word, after) = rest.split_at(end);
-            match self.id_name(word) {
+            match self.id_name(&masked, word) {
                 Some(name) => masked.push_str(&name),
                 None => masked.push_str(word),
             }
@@ -144,13 +144,17 @@ impl Mask {
         masked
     }
 
-    fn id_name(&mut self, word: &str) -> Option<String> {
+    /// The name of the id that a word is, after this text. One of 16 digits may be either notation: decimal
+    /// ones are values of fields.
+    fn id_name(&mut self, before: &str, word: &str) -> Option<String> {
+        let is_value = before.ends_with(':') || before.ends_with(": ");
         let hex = u64::from_str_radix(word, 16).ok().filter(|_| word.len() >= 12);
         let decimal = word.parse::<u64>().ok().filter(|_| word.len() >= 15);
         let lower = !word.chars().any(|letter| letter.is_ascii_uppercase());
         let known = |id: Option<u64>| id.is_some_and(|id| self.ids.contains_key(&id));
         let (id, mark) = match (hex, decimal) {
-            (hex, Some(decimal)) if !known(hex) => (decimal, "#"),
+            (_, Some(decimal)) if known(Some(decimal)) => (decimal, "#"),
+            (hex, Some(decimal)) if !known(hex) && (hex.is_none() || is_value) => (decimal, "#"),
             (Some(hex), _) if lower => (hex, ""),
             _ => return None,
         };
@@ -369,6 +373,18 @@ mod tests {
         assert_eq!(
             mask.unmask("etcdctl <id1> <id1#>"),
             "etcdctl 3ceea1fe1546050a 4390624799383487754"
+        );
+    }
+
+    #[test]
+    fn an_id_whose_hexadecimal_notation_has_no_letter_is_taken_for_what_it_is() {
+        let mut mask = Mask::default();
+        let words = ["etcdctl".to_owned()];
+        let lines = "\"Key\" : \"e/1234567890123456\"\n\"Lease\" : 1311768467284833366\n\
+            \"Other\" : 1234567890123457\n";
+        assert_eq!(
+            mask.mask(&words, lines),
+            ["\"Key\" : \"e/<id1>\"", "\"Lease\" : <id1#>", "\"Other\" : <id2#>"]
         );
     }
 
