@@ -3,6 +3,8 @@
 //! `cargo test` runs one program after the other, and ours mostly wait: for elections, time-outs and
 //! other processes. So cargo only compiles them here, and says where they are.
 
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::mem;
 use std::path::{Path, PathBuf};
@@ -18,8 +20,17 @@ use tempfile::TempDir;
 use crate::progress::{Progress, elapsed, last_line, telling_lines};
 use crate::workspace::Workspace;
 
-/// Those that take minutes begin first, so that none of them is left alone at the end.
-const LONG: [&str; 2] = ["differential_calls", "scenarios"];
+/// Those that take longest begin first, so that none of them is left alone at the end.
+const LONG: [&str; 8] = [
+    "scenarios",
+    "differential_calls",
+    "grpc_proxy_tls",
+    "differential_etcdutl",
+    "discovery",
+    "peer_tls",
+    "tls",
+    "clients",
+];
 
 /// Those that put all the load on a machine that it bears. What runs beside them is not what it tests:
 /// in front of a slow disk they once kept the store of the local Kubernetes waiting for seconds.
@@ -37,11 +48,37 @@ pub(crate) struct TestProgram {
     directory: PathBuf,
 }
 
+impl Ord for TestProgram {
+    /// In the order in which they begin.
+    fn cmp(&self, other: &Self) -> Ordering {
+        let place = |program: &Self| {
+            let long = LONG.iter().position(|long| *long == program.target);
+            (long.unwrap_or(LONG.len()), program.name.clone())
+        };
+        place(self).cmp(&place(other))
+    }
+}
+
+impl PartialOrd for TestProgram {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// A program that is to run, for one step.
+#[derive(Clone, Debug)]
+pub(crate) struct Task {
+    pub(crate) step: String,
+    pub(crate) program: TestProgram,
+    pub(crate) arguments: Vec<&'static str>,
+}
+
 /// How a program went.
-struct Outcome {
-    name: String,
-    output: String,
-    succeeded: bool,
+pub(crate) struct Outcome {
+    pub(crate) step: String,
+    pub(crate) name: String,
+    pub(crate) output: String,
+    pub(crate) succeeded: bool,
 }
 
 /// Compiles what `cargo test` would run for this command line.
@@ -79,7 +116,7 @@ fn programs_of(messages: &str) -> Result<Vec<TestProgram>> {
             directory: directory.to_owned(),
         });
     }
-    programs.sort_by_key(|program| (!LONG.contains(&program.target()), program.name.clone()));
+    programs.sort();
     Ok(programs)
 }
 
@@ -94,40 +131,42 @@ pub(crate) struct Batch<'a> {
     pub(crate) gives_way: bool,
 }
 
-/// What a batch has come to.
-pub(crate) struct Finished {
-    /// The output of all programs.
-    pub(crate) output: String,
-    /// The names of those that failed.
-    pub(crate) failed: Vec<String>,
-}
-
 impl Batch<'_> {
-    /// Runs all of them. One that fails does not keep the others from running; what it wrote is shown,
-    /// and kept like that of all others in a file of its own.
-    pub(crate) fn run(&self, programs: Vec<TestProgram>, arguments: &[&str]) -> Result<Finished> {
-        let logs = self.workspace.log(self.name).with_extension("");
-        if logs.exists() {
-            fs::remove_dir_all(&logs).with_context(|| format!("remove {}", logs.display()))?;
+    /// Runs all of them, in the order of programs. One that fails does not keep the others from running; what
+    /// it wrote is shown, and kept like that of all others in a file of its own.
+    pub(crate) fn run(&self, mut tasks: Vec<Task>) -> Result<Vec<Outcome>> {
+        for step in tasks.iter().map(|task| &task.step).collect::<BTreeSet<_>>() {
+            let logs = self.logs(step);
+            if logs.exists() {
+                fs::remove_dir_all(&logs).with_context(|| format!("remove {}", logs.display()))?;
+            }
+            fs::create_dir_all(&logs).with_context(|| format!("make {}", logs.display()))?;
         }
-        fs::create_dir_all(&logs).with_context(|| format!("make {}", logs.display()))?;
 
-        let all = programs.len();
-        let waiting = Mutex::new(programs.into_iter());
-        let running = Mutex::new(Vec::new());
+        let all = tasks.len();
+        tasks.sort_by(|one, other| one.program.cmp(&other.program));
+        let waiting = Mutex::new(tasks.into_iter());
+        let running = Mutex::new(BTreeMap::new());
         let outcomes = Mutex::new(Vec::new());
         let work = || -> Result<()> {
             loop {
-                let Some(program) = lock(&waiting).next() else { return Ok(()) };
-                lock(&running).push(program.name.clone());
-                let outcome = program.run(self, &logs, arguments)?;
-                lock(&running).retain(|name| *name != program.name);
+                let Some(task) = lock(&waiting).next() else { return Ok(()) };
+                let name = task.program.name.clone();
+                lock(&running).insert(name.clone(), self.log_of(&task));
+                let outcome = self.run_one(task)?;
+                lock(&running).remove(&name);
                 lock(&outcomes).push(outcome);
             }
         };
-        let how_far = || match &lock(&running)[..] {
-            [alone] => format!("{alone}: {}", last_line(&log_of(&logs, alone)).unwrap_or_default()),
-            several => format!("{} of {all} done; {}", lock(&outcomes).len(), several.join(", ")),
+        let how_far = || {
+            let running = lock(&running);
+            let names: Vec<&str> = running.keys().map(String::as_str).collect();
+            match running.first_key_value() {
+                Some((name, log)) if running.len() == 1 => {
+                    format!("{name}: {}", last_line(log).unwrap_or_default())
+                }
+                _ => format!("{} of {all} done; {}", lock(&outcomes).len(), names.join(", ")),
+            }
         };
         self.progress.working_with(self.name, &how_far, || {
             thread::scope(|scope| {
@@ -135,14 +174,46 @@ impl Batch<'_> {
                 workers.into_iter().try_for_each(|worker| worker.join().expect("workers return"))
             })
         })?;
-
         let mut outcomes: Vec<Outcome> = mem::take(&mut *lock(&outcomes));
         outcomes.sort_by(|one, other| one.name.cmp(&other.name));
-        let failed = outcomes.iter().filter(|outcome| !outcome.succeeded);
-        Ok(Finished {
-            failed: failed.map(|outcome| outcome.name.clone()).collect(),
-            output: outcomes.into_iter().map(|outcome| outcome.output).collect(),
-        })
+        Ok(outcomes)
+    }
+
+    fn run_one(&self, task: Task) -> Result<Outcome> {
+        let log = self.log_of(&task);
+        let Task { step, program, arguments } = task;
+        let file = fs::File::create(&log).with_context(|| format!("create {}", log.display()))?;
+        let mut command = Command::new(&program.executable);
+        let mut scratch = None;
+        if self.gives_way {
+            command = Command::new("nice");
+            command.args(["-n", "10"]).arg(&program.executable);
+            scratch = in_memory()?;
+        }
+        if let Some(scratch) = &scratch {
+            command.env("TMPDIR", scratch.path());
+        }
+        command.args(arguments).current_dir(&program.directory);
+        command.env("CARGO_MANIFEST_DIR", &program.directory);
+        command.env("KEELSON_STATE", self.workspace.state());
+        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        let (began, name) = (Instant::now(), program.name);
+        let status = command.status().with_context(|| format!("run {name}"))?;
+        let output = String::from_utf8_lossy(&fs::read(&log)?).into_owned();
+        if !status.success() {
+            let (took, log) = (elapsed(began), log.display());
+            self.progress.say(&format!("FAILED {name}: {status} after {took}; see {log}"));
+            telling_lines(&output).iter().for_each(|line| println!("          | {line}"));
+        }
+        Ok(Outcome { step, name, output, succeeded: status.success() })
+    }
+
+    fn logs(&self, step: &str) -> PathBuf {
+        self.workspace.log(step).with_extension("")
+    }
+
+    fn log_of(&self, task: &Task) -> PathBuf {
+        self.logs(&task.step).join(format!("{}.log", task.program.name))
     }
 }
 
@@ -154,34 +225,6 @@ impl TestProgram {
     /// Whether it leaves nothing of the machine to others.
     pub(crate) fn loads_the_machine(&self) -> bool {
         LOADING.contains(&self.target())
-    }
-
-    fn run(&self, batch: &Batch<'_>, logs: &Path, arguments: &[&str]) -> Result<Outcome> {
-        let log = log_of(logs, &self.name);
-        let file = fs::File::create(&log).with_context(|| format!("create {}", log.display()))?;
-        let mut command = Command::new(&self.executable);
-        let mut scratch = None;
-        if batch.gives_way {
-            command = Command::new("nice");
-            command.args(["-n", "10"]).arg(&self.executable);
-            scratch = in_memory()?;
-        }
-        if let Some(scratch) = &scratch {
-            command.env("TMPDIR", scratch.path());
-        }
-        command.args(arguments).current_dir(&self.directory);
-        command.env("CARGO_MANIFEST_DIR", &self.directory);
-        command.env("KEELSON_STATE", batch.workspace.state());
-        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
-        let began = Instant::now();
-        let status = command.status().with_context(|| format!("run {}", self.name))?;
-        let output = String::from_utf8_lossy(&fs::read(&log)?).into_owned();
-        if !status.success() {
-            let (name, took, log) = (&self.name, elapsed(began), log.display());
-            batch.progress.say(&format!("FAILED {name}: {status} after {took}; see {log}"));
-            telling_lines(&output).iter().for_each(|line| println!("          | {line}"));
-        }
-        Ok(Outcome { name: self.name.clone(), output, succeeded: status.success() })
     }
 }
 
@@ -197,10 +240,6 @@ fn in_memory() -> Result<Option<TempDir>> {
         }
         _ => Ok(None),
     }
-}
-
-fn log_of(logs: &Path, program: &str) -> PathBuf {
-    logs.join(format!("{program}.log"))
 }
 
 fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {

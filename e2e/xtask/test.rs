@@ -19,7 +19,7 @@ use e2e::kubernetes::program::Program;
 use e2e::kubernetes::{Lifetime, Traces, wait};
 
 use crate::operator::Operator;
-use crate::programs::{self, Batch, TestProgram};
+use crate::programs::{self, Batch, Outcome, Task, TestProgram};
 use crate::progress::Progress;
 use crate::workspace::{Profile, Workspace};
 use crate::{image, prerequisites, store_log, up};
@@ -68,8 +68,12 @@ enum Group {
     Kubernetes,
 }
 
-/// What runs beside the group `kubernetes`, one after the other; programs that load the machine run later.
+/// What runs beside the group `kubernetes`; programs that load the machine run later.
 const BESIDE_KUBERNETES: [Group; 3] = [Group::Process, Group::Differential, Group::Clients];
+/// How many of their programs at a time.
+const BESIDE_AT_ONCE: usize = 2;
+/// The step of what loads the machine.
+const LOADING_STEP: &str = "loading";
 
 /// What every group compiles. It is the same for all of them, whatever they then run, because cargo
 /// compiles a library once for each set of features that the chosen packages ask of it.
@@ -126,6 +130,14 @@ struct Counts {
     passed: usize,
     failed: usize,
     skipped: BTreeSet<String>,
+}
+
+impl Counts {
+    fn add(&mut self, other: Counts) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped.extend(other.skipped);
+    }
 }
 
 const ONE: Counts = Counts { passed: 1, failed: 0, skipped: BTreeSet::new() };
@@ -211,14 +223,17 @@ impl Tests<'_> {
                 None
             }
         };
-        let (mut prepared, mut loading) = (Vec::new(), Vec::new());
+        let (mut waiting, mut loading) = (Vec::new(), Vec::new());
+        let mut steps = Vec::new();
         for group in beside {
             match self.compile_files(*group) {
                 Ok(programs) => {
-                    let (alone, beside): (Vec<_>, Vec<_>) =
+                    let (alone, together): (Vec<_>, Vec<_>) =
                         programs.into_iter().partition(TestProgram::loads_the_machine);
-                    prepared.push((*group, beside));
-                    loading.extend(alone);
+                    let step = name_of(*group);
+                    waiting.extend(tasks(&step, together, arguments_of(*group)));
+                    loading.extend(tasks(LOADING_STEP, alone, &[]));
+                    steps.push(step);
                 }
                 Err(error) => summary.step(&name_of(*group), Err(error)),
             }
@@ -233,15 +248,20 @@ impl Tests<'_> {
         };
         thread::scope(|scope| {
             let in_kubernetes = scope.spawn(in_kubernetes);
-            for (group, programs) in prepared {
-                let name = name_of(group);
-                let (at_once, arguments) = (programs_at_once(group), arguments_of(group));
-                summary.step(&name, self.run_beside(&name, programs, at_once, arguments));
+            // Together: at the end of every group alone a processor would have nothing to do.
+            let name = "beside kubernetes";
+            let batch = Batch { gives_way: true, ..self.batch(name, BESIDE_AT_ONCE) };
+            match batch.run(waiting) {
+                Ok(outcomes) => steps.iter().for_each(|step| {
+                    let of_step = outcomes.iter().filter(|outcome| outcome.step == *step);
+                    summary.step(step, self.judge(step, of_step));
+                }),
+                Err(error) => summary.step(name, Err(error)),
             }
             summary.add(in_kubernetes.join().expect("the thread returns a summary"));
         });
         if !loading.is_empty() {
-            summary.step("loading", self.run_programs("loading", loading, 1, &[]));
+            summary.step(LOADING_STEP, self.run(LOADING_STEP, loading, 1));
         }
     }
 
@@ -258,7 +278,8 @@ impl Tests<'_> {
         }
         let line = ["--lib", "--bins"].map(str::to_owned).into_iter().chain(selected(&names));
         // One at a time: some count what a busy machine does.
-        self.run_programs("unit", self.compile("unit", &line.collect::<Vec<_>>())?, 1, &[])
+        let programs = self.compile("unit", &line.collect::<Vec<_>>())?;
+        self.run("unit", tasks("unit", programs, &[]), 1)
     }
 
     fn cargo_check(&self, name: &str, line: &[&str]) -> Result<Counts> {
@@ -276,27 +297,10 @@ impl Tests<'_> {
         programs::compile(self.workspace, self.progress, name, &line)
     }
 
-    /// Runs test programs and counts the tests, also those that passed when others failed.
-    fn run_programs(
-        &self,
-        name: &str,
-        programs: Vec<TestProgram>,
-        at_once: usize,
-        arguments: &[&str],
-    ) -> Result<Counts> {
-        self.run_batch(self.batch(name, at_once), programs, arguments)
-    }
-
-    /// The same, giving way to what runs beside them.
-    fn run_beside(
-        &self,
-        name: &str,
-        programs: Vec<TestProgram>,
-        at_once: usize,
-        arguments: &[&str],
-    ) -> Result<Counts> {
-        let batch = Batch { gives_way: true, ..self.batch(name, at_once) };
-        self.run_batch(batch, programs, arguments)
+    /// Runs test programs of one step and counts the tests, also those that passed when others failed.
+    fn run(&self, step: &str, tasks: Vec<Task>, at_once: usize) -> Result<Counts> {
+        let outcomes = self.batch(step, at_once).run(tasks)?;
+        self.judge(step, outcomes.iter())
     }
 
     fn batch<'b>(&'b self, name: &'b str, at_once: usize) -> Batch<'b> {
@@ -304,18 +308,18 @@ impl Tests<'_> {
         Batch { workspace, progress, name, at_once, gives_way: false }
     }
 
-    fn run_batch(
-        &self,
-        batch: Batch<'_>,
-        programs: Vec<TestProgram>,
-        arguments: &[&str],
-    ) -> Result<Counts> {
-        let finished = batch.run(programs, arguments)?;
-        let counts = count_results(&finished.output);
-        if counts.failed == 0 && !finished.failed.is_empty() {
-            bail!("died without a word of a test: {}", finished.failed.join(", "));
+    fn judge<'o>(&self, step: &str, outcomes: impl Iterator<Item = &'o Outcome>) -> Result<Counts> {
+        let (mut counts, mut failed) = (Counts::default(), Vec::new());
+        for outcome in outcomes {
+            counts.add(count_results(&outcome.output));
+            if !outcome.succeeded {
+                failed.push(outcome.name.as_str());
+            }
         }
-        self.progress.say(&format!("  {} tests passed", counts.passed));
+        if counts.failed == 0 && !failed.is_empty() {
+            bail!("died without a word of a test: {}", failed.join(", "));
+        }
+        self.progress.say(&format!("  {step}: {} tests passed", counts.passed));
         Ok(counts)
     }
 
@@ -332,9 +336,8 @@ impl Tests<'_> {
     /// The files of e2e/tests that belong to a group: none can be forgotten, because those without
     /// another group are process tests.
     fn test_files(&self, group: Group) -> Result<Counts> {
-        let programs = self.compile_files(group)?;
-        let (at_once, arguments) = (programs_at_once(group), arguments_of(group));
-        self.run_programs(&name_of(group), programs, at_once, arguments)
+        let (programs, step) = (self.compile_files(group)?, name_of(group));
+        self.run(&step, tasks(&step, programs, arguments_of(group)), programs_at_once(group))
     }
 
     fn compile_files(&self, group: Group) -> Result<Vec<TestProgram>> {
@@ -426,10 +429,9 @@ impl Tests<'_> {
         })?;
         for (name, targets, at_once, arguments) in KUBERNETES_STEPS {
             let arguments = [&["--nocapture"], arguments].concat();
-            let programs =
-                tests.programs.iter().filter(|program| targets.contains(&program.target()));
-            let programs = programs.cloned().collect();
-            summary.step(name, self.run_programs(name, programs, at_once, &arguments));
+            let programs = tests.programs.iter().cloned();
+            let programs = programs.filter(|program| targets.contains(&program.target()));
+            summary.step(name, self.run(name, tasks(name, programs, &arguments), at_once));
         }
         let operator = Operator { workspace, progress, access: cluster.access() };
         summary.step("up and down", operator.come_and_go(&tests.image).map(|()| ONE));
@@ -478,7 +480,7 @@ const KUBERNETES_STEPS: [(&str, &[&str], usize, &[&str]); 3] = [
         "kubernetes-namespaces",
         &["kubernetes", "kubernetes_operator", "kubernetes_store"],
         2,
-        &["--test-threads=3", "--skip=namespaced::", "--skip=nodes::", "--skip=uninstall::"],
+        &["--test-threads=4", "--skip=namespaced::", "--skip=nodes::", "--skip=uninstall::"],
     ),
     (
         "kubernetes-operator-alone",
@@ -511,6 +513,15 @@ fn test_targets(directory: &Path) -> Result<Vec<String>> {
     }
     names.sort();
     Ok(names)
+}
+
+fn tasks(
+    step: &str,
+    programs: impl IntoIterator<Item = TestProgram>,
+    arguments: &[&'static str],
+) -> Vec<Task> {
+    let task = |program| Task { step: step.to_owned(), program, arguments: arguments.to_vec() };
+    programs.into_iter().map(task).collect()
 }
 
 /// How cargo is told to run these.
