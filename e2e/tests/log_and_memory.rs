@@ -1,4 +1,5 @@
-//! Flags about the process itself: the rotation of its log, and memory that is not swapped out.
+//! Flags about the process itself: the rotation of its log, and memory that is not swapped out. And how much
+//! the log says.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails, also in its helpers")]
 
@@ -7,6 +8,7 @@ mod calls;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 use calls::until;
 use e2e::processes::{Cluster, Member, ServerOptions, http_get};
@@ -93,6 +95,35 @@ fn the_level_of_the_log_changes_while_the_server_runs() {
     };
     until("the last change is told", || changes().last().is_some_and(|name| name == "info"));
     assert_eq!(changes(), ["debug", "info"]);
+}
+
+#[test]
+fn a_log_tells_in_few_lines_that_a_member_is_down_and_back() {
+    let program = e2e::peers::our_binary("etcd").unwrap();
+    let options = ServerOptions { members: 3, ..ServerOptions::one(&program) };
+    let mut cluster = Cluster::start(&options).unwrap();
+    let told = |cluster: &Cluster, text: &str| {
+        // Whichever leads: only the leader sends anything when nobody writes.
+        let logs = cluster.members()[..2].iter().map(Member::log);
+        logs.map(|log| log.matches(&format!(r#""msg":"{text}""#)).count()).max().unwrap()
+    };
+    let lines = |cluster: &Cluster| {
+        cluster.members()[..2].iter().map(|member| member.log().lines().count()).sum::<usize>()
+    };
+    until("all are told to be there", || told(&cluster, "peer became active") >= 2);
+    let (before, began) = (lines(&cluster), Instant::now());
+    cluster.member_mut(2).kill().unwrap();
+    let down = "peer became inactive (message send to peer failed)";
+    until("its end is told", || told(&cluster, down) == 1);
+    let still_down = "prober detected unhealthy status";
+    until("it is told that it stays away", || told(&cluster, still_down) >= 2);
+    // There was an election, if it led. Messages that fail are many more than these.
+    let most = 40 + began.elapsed().as_secs() as usize;
+    let more = lines(&cluster) - before;
+    assert!(more <= most, "{more} lines: {}", cluster.members()[0].log());
+    let were_there = told(&cluster, "peer became active");
+    cluster.member_mut(2).restart().unwrap();
+    until("its return is told", || told(&cluster, "peer became active") > were_there);
 }
 
 #[test]

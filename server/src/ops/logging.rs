@@ -38,7 +38,9 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often it looks whether there is room for asking.
 const FLUSH_PAUSE: Duration = Duration::from_millis(10);
 /// Libraries that say more than an operator wants to know; shown from `--log-level=debug` on.
-const NOISY: [&str; 7] = ["openraft", "h2", "hyper", "hyper_util", "rustls", "tonic", "tower"];
+const NOISY: [&str; 6] = ["h2", "hyper", "hyper_util", "rustls", "tonic", "tower"];
+/// This one warns at each message to a member that is down, many times a second; `peer::meters` says it once.
+const NOISIER: &str = "openraft";
 
 /// Writes out what waits; keep it until the end of the process.
 pub struct Logs {
@@ -157,7 +159,11 @@ fn filter(level: LogLevel) -> Targets {
         LogLevel::Error => LevelFilter::ERROR,
     };
     let quiet = if level == LevelFilter::INFO { LevelFilter::WARN } else { level };
-    Targets::new().with_default(level).with_targets(NOISY.map(|target| (target, quiet)))
+    let quieter = if level == LevelFilter::DEBUG { level } else { LevelFilter::ERROR };
+    Targets::new()
+        .with_default(level)
+        .with_targets(NOISY.map(|target| (target, quiet)))
+        .with_target(NOISIER, quieter)
 }
 
 enum Target {

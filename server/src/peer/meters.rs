@@ -2,6 +2,7 @@
 //! length of its protobuf, on both sides, answers included.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,8 +21,12 @@ pub(crate) struct PeerMeters {
     members: Arc<Mutex<BTreeMap<MemberId, Arc<PeerMeter>>>>,
 }
 
-/// The counters of one other member.
+/// How often the log says again that a member is not reached: etcd's interval.
+const REMINDER: Duration = Duration::from_secs(5);
+
+/// The counters of one other member, and what the log says of its coming and going.
 pub(crate) struct PeerMeter {
+    id: String,
     sent: IntCounter,
     sent_failures: IntCounter,
     received: IntCounter,
@@ -29,6 +34,8 @@ pub(crate) struct PeerMeter {
     active: Gauge,
     disconnected: IntCounter,
     is_active: AtomicBool,
+    /// When it was last told, or could have been. A std mutex: held to compare two times.
+    told: Mutex<Instant>,
     snapshots: [SnapshotMeter; 2],
 }
 
@@ -85,6 +92,7 @@ impl PeerMeters {
             active: metrics.active_peers.with_label_values(&both),
             disconnected: metrics.disconnected_peers.with_label_values(&both),
             is_active: AtomicBool::new(false),
+            told: Mutex::new(Instant::now()),
             snapshots: [
                 SnapshotMeter {
                     under_way: metrics.snapshot_send_inflights.with_label_values(&label),
@@ -99,6 +107,7 @@ impl PeerMeters {
                     took: metrics.snapshot_receive.with_label_values(&label),
                 },
             ],
+            id,
         }
     }
 }
@@ -116,16 +125,34 @@ impl PeerMeter {
     pub(crate) fn answered(&self) {
         if !self.is_active.swap(true, Ordering::Relaxed) {
             self.active.set(1.0);
+            tracing::info!("peer-id" = %self.id, "peer became active");
         }
     }
 
     /// A message did not get there, or its answer not back.
-    pub(crate) fn failed(&self) {
+    pub(crate) fn failed(&self, error: &dyn Display) {
         self.sent_failures.inc();
         if self.is_active.swap(false, Ordering::Relaxed) {
             self.active.set(0.0);
             self.disconnected.inc();
+            self.is_time_to_tell(Duration::ZERO);
+            tracing::warn!(
+                "peer-id" = %self.id, %error,
+                "peer became inactive (message send to peer failed)"
+            );
+        } else if self.is_time_to_tell(REMINDER) {
+            tracing::warn!("remote-peer-id" = %self.id, %error, "prober detected unhealthy status");
         }
+    }
+
+    /// Whether nothing was told for so long; something is told then.
+    fn is_time_to_tell(&self, silence: Duration) -> bool {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_time = told.elapsed() >= silence;
+        if is_time {
+            *told = Instant::now();
+        }
+        is_time
     }
 
     pub(crate) fn round_trip(&self, took: Duration) {

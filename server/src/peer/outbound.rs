@@ -173,7 +173,7 @@ fn count<T: Message>(meter: Option<&PeerMeter>, result: &PeerResult<T>) {
             meter.received(answer.encoded_len());
             meter.answered();
         }
-        Err(_) => meter.failed(),
+        Err(error) => meter.failed(error),
     }
 }
 
@@ -220,10 +220,11 @@ impl Peers for Outbound {
             let mut client = client?;
             let response = client.append(Request::new(Outgoing(requests.boxed()))).await;
             let response = response.map_err(|status| {
+                let error = peer_error(status);
                 if let Some(meter) = &meter {
-                    meter.failed();
+                    meter.failed(&error);
                 }
-                peer_error(status)
+                error
             })?;
             let answers = response.into_inner().map(move |answer| {
                 let answer = answer.map_err(peer_error);
