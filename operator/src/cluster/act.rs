@@ -18,10 +18,11 @@ use types::MemberId;
 use super::{
     build::{self, MemberPod, SERVING_LABEL},
     invariants::{self, Refusal},
-    model::{JoinReason, Serial},
+    model::{Observed, Serial},
     mutation::{Mutation, mutations},
     observe::{Observation, observe},
     plan::{Action, Ensure},
+    report::note_replacement,
     security::{self, Authorities, SecurityError},
     validate::Validated,
 };
@@ -83,7 +84,7 @@ impl Hands<'_> {
         let namespace = &names.namespace;
         match ensure {
             Ensure::MemberObject { serial, initial_state } => {
-                let member = build::member(validated, *serial, *initial_state);
+                let member = build::member(validated, *serial, *initial_state, None);
                 self.kubernetes.create_owned(namespace, &member).await?;
             }
             Ensure::LatchMemberId { serial, id } => {
@@ -162,9 +163,12 @@ impl Hands<'_> {
             Mutation::Intent
             | Mutation::FreezeBootstrap { .. }
             | Mutation::LatchCluster { .. }
-            | Mutation::Allocate { .. } => self.write_decision(cluster, action, mutation).await?,
-            Mutation::CreateMemberObject { serial } => {
-                let member = build::member(self.validated, *serial, InitialState::Existing);
+            | Mutation::Allocate { .. } => {
+                self.write_decision(cluster, &fresh.observed, action, mutation).await?;
+            }
+            Mutation::CreateMemberObject { serial, reason } => {
+                let (state, reason) = (InitialState::Existing, Some(*reason));
+                let member = build::member(self.validated, *serial, state, reason);
                 self.kubernetes.create_owned(namespace, &member).await?;
             }
             Mutation::AddLearner { serial } => self.add_learner(fresh, *serial).await?,
@@ -245,11 +249,12 @@ impl Hands<'_> {
     async fn write_decision(
         &self,
         cluster: &mut EtcdCluster,
+        observed: &Observed,
         action: &Action,
         mutation: &Mutation,
     ) -> Result<(), ActError> {
         let mut status = cluster.status.clone().unwrap_or_default();
-        decide(&mut status, self.validated, action, mutation, self.now);
+        decide(&mut status, self.validated, observed, action, mutation, self.now);
         *cluster = self.kubernetes.apply_status(cluster, &status).await?;
         Ok(())
     }
@@ -319,11 +324,14 @@ pub(super) fn latch_id(status: &mut EtcdMemberStatus, id: MemberId, now: Timesta
 fn decide(
     status: &mut EtcdClusterStatus,
     validated: &Validated,
+    observed: &Observed,
     action: &Action,
     mutation: &Mutation,
     now: Timestamp,
 ) {
     let names = &validated.desired.names;
+    // Before the action, which may be the end of the object that says so.
+    note_replacement(status, observed);
     status.operation = Some(OperationStatus {
         kind: action.kind().to_owned(),
         member: action.serial().map(|serial| names.member(serial)),
@@ -347,12 +355,7 @@ fn decide(
             });
         }
         Mutation::LatchCluster { cluster_id } => status.cluster_id = Some(cluster_id.to_string()),
-        Mutation::Allocate { serial, reason } => {
-            status.latest_member_serial = serial.0;
-            if *reason == JoinReason::Replacement {
-                status.last_replacement_time = Some(Time(now));
-            }
-        }
+        Mutation::Allocate { serial } => status.latest_member_serial = serial.0,
         _ => {}
     }
 }
@@ -383,3 +386,6 @@ fn voter(fresh: &Observation) -> Result<&MemberAddress, ActError> {
     let address = voters.first().and_then(|member| fresh.addresses.get(&member.serial));
     address.ok_or(ActError::NoAddress(Serial(0)))
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,8 +23,8 @@ use super::{
         selector_text,
     },
     model::{
-        self, Allocation, Bootstrap, Cause, Claim, JoinReason, Kubelet, Loss, Member, Membership,
-        Names, Observed, Reach, Serial, Serving, Silence,
+        self, Bootstrap, Cause, Claim, JoinReason, Kubelet, Loss, Member, Membership, Names,
+        Observed, Reach, Serial, Serving, Silence,
     },
     validate::Validated,
 };
@@ -94,7 +94,6 @@ pub async fn observe(
         cluster_id,
         bootstrap: status.bootstrap.as_ref().map(bootstrap),
         latest_serial: Serial(status.latest_member_serial),
-        allocated: allocation(names, &status),
         last_replacement: status.last_replacement_time.as_ref().map(|time| time.0),
         membership,
         members,
@@ -139,18 +138,6 @@ fn bootstrap(status: &crate::crd::BootstrapStatus) -> Bootstrap {
         started_at: status.started_at.0,
         serials: status.members.iter().map(|member| Serial(member.serial)).collect(),
     }
-}
-
-fn allocation(names: &Names, status: &crate::crd::EtcdClusterStatus) -> Option<Allocation> {
-    let operation =
-        status.operation.as_ref().filter(|operation| operation.kind == "CreateMember")?;
-    let serial = Serial(status.latest_member_serial);
-    let reason = match operation.reason.as_deref() {
-        Some("Replacement") => JoinReason::Replacement,
-        _ => JoinReason::ScaleOut,
-    };
-    (operation.member.as_deref() == Some(names.member(serial).as_str()))
-        .then_some(Allocation { serial, reason })
 }
 
 // === Members ===
@@ -218,13 +205,16 @@ impl Scene<'_> {
     ) -> Member {
         let status = object.status.clone().unwrap_or_default();
         let id = status.member_id.as_deref().and_then(parse_id).map(MemberId);
+        let created = object.metadata.creation_timestamp.as_ref().map(|time| time.0);
         // An operator that did not note the time yet counted from the object's.
-        let created = object.metadata.creation_timestamp.as_ref().filter(|_| id.is_some());
-        let listed_since = status.listed_since.as_ref().or(created).map(|time| time.0);
+        let listed_since = status.listed_since.as_ref().map(|time| time.0);
+        let listed_since = listed_since.or(created.filter(|_| id.is_some()));
+        let replaces = object.spec.join_reason == Some(JoinReason::Replacement);
         let reach = self.reach(id, pod, report);
         Member {
             serial: Serial(object.spec.serial),
             initial_state: object.spec.initial_state,
+            replacement: created.filter(|_| replaces),
             id,
             listed_since,
             voted: status.role == Some(MemberRole::Voter),
@@ -500,4 +490,4 @@ fn may_mount(volume: &PersistentVolume, node: &Node) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
