@@ -177,9 +177,9 @@ async fn prepare(
         tls: cluster.spec.tls.mode == TlsMode::SelfManaged,
         claim_suffix: String::new(),
     };
-    let Some((member, address)) = choose_member(kubernetes, &names, backup.spec.from).await? else {
-        return Ok(Err(NotYet::Member));
-    };
+    let owner = cluster.uid().unwrap_or_default();
+    let chosen = choose_member(kubernetes, &names, &owner, backup.spec.from).await?;
+    let Some((member, address)) = chosen else { return Ok(Err(NotYet::Member)) };
     let uid = backup.uid().unwrap_or_default();
     let folder = manifest::folder(&namespace, cluster_name, &backup.name_any(), &uid);
     status.store = Some(store.clone());
@@ -214,12 +214,14 @@ async fn prepare(
 async fn choose_member(
     kubernetes: &Kubernetes,
     names: &Names,
+    owner: &str,
     source: BackupSource,
 ) -> Result<Option<(Serial, String)>, KubernetesError> {
     let labels = selector_text(&member_selector(&names.cluster));
     let members = kubernetes.list::<EtcdMember>(&names.namespace, &labels).await?;
-    let mut fit: Vec<(bool, i64, i64)> = members
+    let mut fit: Vec<(bool, i64, i64, String)> = members
         .iter()
+        .filter(|member| is_owned_by(*member, owner))
         .filter_map(|member| {
             let status = member.status.as_ref()?;
             let ready = status.conditions.iter().find(|condition| condition.type_ == "Ready")?;
@@ -230,13 +232,15 @@ async fn choose_member(
                 !wanted,
                 status.lag_entries.unwrap_or(i64::MAX),
                 member.spec.serial,
+                member.uid().unwrap_or_default(),
             ))
         })
         .collect();
     fit.sort_unstable();
-    for (_, _, serial) in fit {
+    for (_, _, serial, uid) in fit {
         let serial = Serial(serial);
         let pod = kubernetes.get::<Pod>(&names.namespace, &names.member(serial)).await?;
+        let pod = pod.filter(|pod| is_owned_by(pod, &uid));
         if let Some(ip) = pod.and_then(|pod| pod.status?.pod_ip) {
             let ip = if ip.contains(':') { format!("[{ip}]") } else { ip };
             return Ok(Some((serial, format!("{}://{ip}:{CLIENT_PORT}", names.scheme()))));

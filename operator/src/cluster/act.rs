@@ -10,13 +10,13 @@ use k8s_openapi::{
     api::core::v1::{PersistentVolumeClaim, Pod},
     apimachinery::pkg::apis::meta::v1::Time,
 };
-use kube::ResourceExt;
+use kube::{Resource, ResourceExt};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use types::MemberId;
 
 use super::{
-    build::{self, MemberPod, SERVING_LABEL},
+    build::{self, MemberPod, SERVING_LABEL, member_selector, selector_text},
     invariants::{self, Refusal},
     model::{Observed, Serial},
     mutation::{Mutation, mutations},
@@ -92,7 +92,10 @@ impl Hands<'_> {
                 self.latch(observation, *serial, latch).await?;
             }
             Ensure::Claim { serial } => {
-                self.kubernetes.create(namespace, &build::claim(validated, *serial)).await?;
+                let claim = build::claim(validated, *serial);
+                if !self.kubernetes.create(namespace, &claim).await? {
+                    self.check_claim(&claim).await?;
+                }
             }
             Ensure::LatchClaim { serial, uid } => {
                 let uid = uid.clone();
@@ -211,6 +214,18 @@ impl Hands<'_> {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Of a claim the labels say whose it is: it has no owner.
+    async fn check_claim(&self, claim: &PersistentVolumeClaim) -> Result<(), ActError> {
+        let names = &self.validated.desired.names;
+        let labels = selector_text(&member_selector(&names.cluster));
+        let ours = self.kubernetes.list::<PersistentVolumeClaim>(&names.namespace, &labels).await?;
+        if ours.iter().any(|known| known.name_any() == claim.name_any()) {
+            return Ok(());
+        }
+        let kind = PersistentVolumeClaim::kind(&()).into_owned();
+        Err(KubernetesError::NotOurs { kind, name: claim.name_any() }.into())
     }
 
     /// I5 and I8: by the time this is reached, no member list has the member, and the cluster that

@@ -31,7 +31,7 @@ use super::{
 use crate::{
     crd::{EtcdCluster, EtcdMember, MemberRole},
     etcd::{EtcdAdmin, EtcdError, MemberAddress, MemberReport},
-    kubernetes::{Kubernetes, KubernetesError},
+    kubernetes::{Kubernetes, KubernetesError, is_owned_by},
 };
 
 /// What was read, as the planner needs it and as the later steps need it.
@@ -63,11 +63,13 @@ pub async fn observe(
     )?;
     let objects: BTreeMap<Serial, EtcdMember> = objects
         .into_iter()
-        .filter(|object| is_owned(object, &validated.uid))
+        .filter(|object| is_owned_by(object, &validated.uid))
         .map(|object| (Serial(object.spec.serial), object))
         .collect();
-    let pods: BTreeMap<Serial, Pod> =
-        pods.into_iter().filter_map(|pod| Some((member_serial(names, &pod)?, pod))).collect();
+    let pods: BTreeMap<Serial, Pod> = pods
+        .into_iter()
+        .filter_map(|pod| Some((member_serial(names, &objects, &pod)?, pod)))
+        .collect();
     let claims: BTreeMap<String, PersistentVolumeClaim> =
         claims.into_iter().map(|claim| (claim.name_any(), claim)).collect();
 
@@ -112,7 +114,7 @@ pub async fn serials(
     let names = &validated.desired.names;
     let labels = selector_text(&member_selector(&names.cluster));
     let objects = kubernetes.list::<EtcdMember>(&names.namespace, &labels).await?;
-    let owned = objects.iter().filter(|object| is_owned(object, &validated.uid));
+    let owned = objects.iter().filter(|object| is_owned_by(*object, &validated.uid));
     Ok(owned.map(|object| Serial(object.spec.serial)).collect())
 }
 
@@ -121,14 +123,16 @@ pub fn parse_id(text: &str) -> Option<u64> {
     u64::from_str_radix(text, 16).ok()
 }
 
-fn is_owned(object: &EtcdMember, uid: &str) -> bool {
-    object.owner_references().iter().any(|owner| owner.uid == uid)
-}
-
-fn member_serial(names: &Names, pod: &Pod) -> Option<Serial> {
+/// Whose Pod it is. Name and labels may be those of somebody else's, or of an older member's.
+fn member_serial(
+    names: &Names,
+    objects: &BTreeMap<Serial, EtcdMember>,
+    pod: &Pod,
+) -> Option<Serial> {
     let name = pod.name_any();
     let serial = name.strip_prefix(&names.cluster)?.strip_prefix('-')?.parse().ok()?;
-    Some(Serial(serial))
+    let owner = objects.get(&Serial(serial))?.uid()?;
+    is_owned_by(pod, &owner).then_some(Serial(serial))
 }
 
 fn bootstrap(status: &crate::crd::BootstrapStatus) -> Bootstrap {

@@ -164,3 +164,26 @@ async fn a_backup_that_is_being_deleted_pushes_no_other_out() {
     let schedule = server.object(&format!("{ETCD}/etcdbackupschedules"), "strict").unwrap();
     assert_eq!(schedule["status"]["lastSuccessfulTime"], "2026-11-22T00:00:00Z");
 }
+
+#[tokio::test]
+async fn only_the_pod_of_a_member_of_the_cluster_is_asked_for_a_snapshot() {
+    let lease = Lease::without_election();
+    for of_another in [None, Some(MEMBERS), Some(PODS)] {
+        let server = ApiServer::default();
+        let context = context(&server, &lease);
+        seed_world(&server);
+        if let Some(place) = of_another {
+            let mut object = server.object(place, "live-1").unwrap();
+            object["metadata"]["ownerReferences"] = json!([owner("other")]);
+            server.put(place, "live-1", object);
+        }
+        for _ in 0..3 {
+            reconcile_backup(&server, &context).await;
+        }
+        let complete = condition_of(&server, "Complete");
+        let started = server.object(JOBS, "now").is_some();
+        assert_eq!(started, of_another.is_none(), "{of_another:?}: {complete}");
+        let waits = complete["message"] == "no voting member answers";
+        assert_eq!(waits, of_another.is_some(), "{of_another:?}: {complete}");
+    }
+}
