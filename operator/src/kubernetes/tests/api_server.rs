@@ -101,6 +101,11 @@ impl ApiServer {
         self.state(|state| state.refused = Some((collection.to_owned(), answer)));
     }
 
+    /// The reason is gone.
+    pub(super) fn allow_creation(&self) {
+        self.state(|state| state.refused = None);
+    }
+
     pub(super) fn take_lease_at(&self, writes: usize, lease: Lease) {
         self.state(|state| state.lost_at = Some((writes, lease)));
     }
