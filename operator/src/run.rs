@@ -36,7 +36,7 @@ use crate::{
 
 /// Name of the leader lease in the operator's own namespace, where nothing else is said.
 pub const LEASE_NAME: &str = "etcd-operator";
-/// Next try after a pass that failed.
+/// Next try after a pass that failed, if it is the first that failed in this way.
 const RETRY: Duration = Duration::from_secs(5);
 
 /// Runs until the lease is lost or the process is told to end.
@@ -171,7 +171,8 @@ where
     let kind = K::kind(&());
     context.metrics.failures.with_label_values(&[&*kind]).inc();
     tracing::warn!(%kind, name = object.meta().name, namespace = object.meta().namespace, %error, "pass failed");
-    controller::Action::requeue(RETRY)
+    let uid = object.meta().uid.as_deref().unwrap_or_default();
+    controller::Action::requeue(context.memory.back_off(uid, &error.to_string(), RETRY))
 }
 
 /// A cluster without our finalizer is gone before a pass over it could see that.
@@ -181,6 +182,7 @@ fn forget_the_gone<E: std::error::Error>(
 ) {
     if let Some(controller::Error::ObjectNotFound(gone)) = error {
         context.metrics.forget(gone.namespace.as_deref().unwrap_or_default(), &gone.name);
+        context.memory.forget(gone.extra.uid.as_deref().unwrap_or_default());
     }
 }
 

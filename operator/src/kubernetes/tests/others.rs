@@ -1,6 +1,8 @@
 //! What belongs to others stays as it is, whatever it is called, and the status says what is in the
 //! way. The finalizers of others stay on what belongs to the operator.
 
+use kube::runtime::controller;
+
 use super::*;
 
 /// Objects under the names that a cluster `main` of five members wants: of nobody, of another
@@ -243,4 +245,42 @@ async fn a_pod_with_a_members_name_and_labels_is_not_the_member() {
     assert_eq!(pod["metadata"]["ownerReferences"][0]["uid"], member["metadata"]["uid"]);
     let member = server.object(MEMBERS, "main-4").unwrap();
     assert_eq!(seen(&member).0, pod["metadata"]["uid"]);
+}
+
+/// Nobody tells the operator when the object goes, so it looks; but not as often as while it works.
+#[tokio::test(start_paused = true)]
+async fn what_stays_in_the_way_is_looked_at_at_longer_and_longer_intervals() {
+    let server = ApiServer::default();
+    let lease = Lease::without_election();
+    let context = context(&server, &lease);
+    seed(&server, "etcdclusters", "main", json!({"kind": "EtcdCluster", "spec": {}}));
+    let is_service = |(_, name, _): &(_, &str, _)| *name == "main-client";
+    let (place, name, object) = objects_of_others().into_iter().find(is_service).unwrap();
+    server.put(place, name, object.clone());
+    for _ in 0..8 {
+        reconcile_cluster(&server, &context).await;
+    }
+    let intervals = async |expected: &[u64]| {
+        for seconds in expected {
+            let expected = Duration::from_secs(*seconds);
+            let cluster = serde_json::from_value(server.object(CLUSTERS, "main").unwrap()).unwrap();
+            let next = cluster::reconcile(Arc::new(cluster), context.clone()).await.unwrap();
+            assert_eq!(next, controller::Action::requeue(expected));
+            let blocked =
+                server.object(CLUSTERS, "main").unwrap()["status"]["blockedBy"].to_string();
+            assert_eq!(
+                blocked.contains("NotOurs"),
+                server.object(place, name).as_ref() == Some(&object)
+            );
+            tokio::time::advance(expected).await;
+        }
+    };
+    intervals(&[2, 2, 4, 8, 16, 32, 60, 60]).await;
+    // It is gone, and what the cluster waits for now is under way.
+    server.remove(place, name);
+    intervals(&[2, 2, 2]).await;
+    // What was made is trusted for a while. Something in the way of it later is something new.
+    server.put(place, name, object.clone());
+    tokio::time::advance(Duration::from_mins(5)).await;
+    intervals(&[2, 2, 4]).await;
 }
