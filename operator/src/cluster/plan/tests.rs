@@ -635,6 +635,28 @@ fn a_serial_is_given_out_once_and_counts_as_a_replacement_when_its_member_is_mad
     assert_eq!(says(3, left), "CreateMember waits for I11");
 }
 
+/// Found by the simulator: the quorum was lost before the ids were latched, and a Pod that was made anew
+/// named its own member only. With that a member that had not started yet never did.
+#[test]
+fn while_nobody_answers_the_members_of_the_first_start_know_each_other() {
+    let mut situation = situation(3);
+    situation.observed.membership = None;
+    for member in situation.observed.members.values_mut() {
+        member.id = None;
+        member.reach = Reach::Silent(Silence::NoLeader);
+    }
+    situation.member(3).pod = None;
+    let ensures = plan(&situation.desired, &situation.observed, now()).ensures;
+    let Some(Ensure::Pod { serial: Serial(3), initial_cluster, new_cluster: false }) =
+        ensures.first()
+    else {
+        panic!("{ensures:?}")
+    };
+    let names: Vec<_> =
+        initial_cluster.split(',').filter_map(|pair| pair.split('=').next()).collect();
+    assert_eq!(names, ["main-1", "main-2", "main-3"]);
+}
+
 #[test]
 fn a_recovered_cluster_starts_with_one_member() {
     let mut situation = situation(3);
