@@ -4,11 +4,12 @@
 use std::{
     collections::BTreeMap,
     sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, Recorder};
+use tokio::time::Instant;
 
 use crate::{
     cluster::security::Certificates, kubernetes::Kubernetes, leader_election::Lease,
@@ -19,6 +20,9 @@ use crate::{
 const CERTIFICATES_FOR: Duration = Duration::from_secs(300);
 /// How long applied objects are trusted to be as they were applied.
 const APPLIED_FOR: Duration = Duration::from_secs(300);
+
+/// What is in the way of one thing is looked at again after this at the latest.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the controllers share.
 pub struct Context {
@@ -44,17 +48,25 @@ impl Context {
     }
 }
 
-/// What is remembered of each cluster, by its uid.
+/// What is remembered of each object that is looked after, by its uid.
 #[derive(Default)]
 pub struct Memory {
     // A plain mutex: it is held for a map operation and never across an await.
-    clusters: Mutex<BTreeMap<String, Remembered>>,
+    objects: Mutex<BTreeMap<String, Remembered>>,
 }
 
 #[derive(Default)]
 struct Remembered {
     certificates: Option<(Instant, Certificates)>,
     applied: Option<(Instant, String)>,
+    trouble: Option<Trouble>,
+}
+
+/// What a pass failed of, and all passes since.
+struct Trouble {
+    what: String,
+    since: Instant,
+    last: Instant,
 }
 
 impl Memory {
@@ -82,8 +94,32 @@ impl Memory {
         self.with(uid, |cluster| cluster.applied = Some((Instant::now(), digest)));
     }
 
+    /// When to try again what fails in this way: after as long again as it has done so, but `least`, and
+    /// [`PATIENCE`] at most.
+    pub fn back_off(&self, uid: &str, what: &str, least: Duration) -> Duration {
+        let now = Instant::now();
+        self.with(uid, |object| {
+            let known = object.trouble.take();
+            // What has not been heard of for longer than it is waited for was well in between.
+            let same = known.filter(|known| known.what == what && now - known.last <= 2 * PATIENCE);
+            let since = same.map_or(now, |known| known.since);
+            object.trouble = Some(Trouble { what: what.to_owned(), since, last: now });
+            (now - since).clamp(least, PATIENCE)
+        })
+    }
+
+    /// Something was done, or nothing fails.
+    pub fn recover(&self, uid: &str) {
+        self.with(uid, |object| object.trouble = None);
+    }
+
+    /// The object is gone.
+    pub fn forget(&self, uid: &str) {
+        self.objects.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+
     fn with<T>(&self, uid: &str, act: impl FnOnce(&mut Remembered) -> T) -> T {
-        let mut clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
-        act(clusters.entry(uid.to_owned()).or_default())
+        let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+        act(objects.entry(uid.to_owned()).or_default())
     }
 }

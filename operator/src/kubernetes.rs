@@ -78,9 +78,10 @@ impl KubernetesError {
         matches!(self, KubernetesError::NotOurs { .. })
     }
 
-    /// The object was refused for what is in it.
-    pub fn is_invalid(&self) -> bool {
-        self.status_is(|status| status.code == 422)
+    /// The API server will not have it: a right is missing, or a quota, a policy or a webhook is against
+    /// it. It has looked at it, so the same again is answered the same until somebody changes something.
+    pub fn is_denied(&self) -> bool {
+        self.status_is(|status| matches!(status.code, 400 | 403 | 422))
     }
 
     /// The object is gone.

@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
-use futures_util::{StreamExt, future::BoxFuture};
+use futures_util::{
+    StreamExt,
+    future::{BoxFuture, ready},
+};
 use k8s_openapi::api::{
     batch::v1::Job,
     core::v1::{PersistentVolumeClaim, Pod},
@@ -33,7 +36,7 @@ use crate::{
 
 /// Name of the leader lease in the operator's own namespace, where nothing else is said.
 pub const LEASE_NAME: &str = "etcd-operator";
-/// Next try after a pass that failed.
+/// Next try after a pass that failed, if it is the first that failed in this way.
 const RETRY: Duration = Duration::from_secs(5);
 
 /// Runs until the lease is lost or the process is told to end.
@@ -117,7 +120,13 @@ pub(crate) fn controllers(
         )
         .with_config(config())
         .run(cluster::reconcile, failed, context.clone())
-        .for_each(async |_| ());
+        .for_each({
+            let context = context.clone();
+            move |result| {
+                forget_the_gone(result.err(), &context);
+                ready(())
+            }
+        });
     let backups = Controller::new(api::<EtcdBackup>(client, namespace), watch())
         .owns(api::<Job>(client, namespace), watch())
         .with_config(config())
@@ -162,7 +171,19 @@ where
     let kind = K::kind(&());
     context.metrics.failures.with_label_values(&[&*kind]).inc();
     tracing::warn!(%kind, name = object.meta().name, namespace = object.meta().namespace, %error, "pass failed");
-    controller::Action::requeue(RETRY)
+    let uid = object.meta().uid.as_deref().unwrap_or_default();
+    controller::Action::requeue(context.memory.back_off(uid, &error.to_string(), RETRY))
+}
+
+/// A cluster without our finalizer is gone before a pass over it could see that.
+fn forget_the_gone<E: std::error::Error>(
+    error: Option<controller::Error<E, watcher::Error>>,
+    context: &Context,
+) {
+    if let Some(controller::Error::ObjectNotFound(gone)) = error {
+        context.metrics.forget(gone.namespace.as_deref().unwrap_or_default(), &gone.name);
+        context.memory.forget(gone.extra.uid.as_deref().unwrap_or_default());
+    }
 }
 
 async fn told_to_end() {

@@ -22,7 +22,7 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{batch::v1::Job, core::v1::Pod},
-    apimachinery::pkg::apis::meta::v1::Time,
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
 };
 use kube::{
     Resource, ResourceExt,
@@ -51,6 +51,8 @@ use manifest::Manifest;
 
 const RUNNING: Duration = Duration::from_secs(3);
 const WAITING: Duration = Duration::from_secs(15);
+/// Reason of a backup whose Job the API server will not have.
+const REFUSED: &str = "JobRefused";
 
 /// Why a backup does not start yet; each is retried.
 #[derive(Debug, thiserror::Error)]
@@ -130,19 +132,36 @@ async fn start(context: &Context, backup: &EtcdBackup) -> Result<Action, Kuberne
     };
     status.started_at.get_or_insert(Time(now));
     let generation = backup.metadata.generation;
-    condition(
-        &mut status.conditions,
-        generation,
-        "Complete",
-        Some(false),
-        "Running",
-        String::new(),
-        now,
-    );
+    let runs = |conditions: &mut Vec<Condition>| {
+        let message = String::new();
+        condition(conditions, generation, "Complete", Some(false), "Running", message, now);
+    };
+    if !is_refused(&status) {
+        runs(&mut status.conditions);
+    }
     // Status first: it holds the path under which the Job writes.
-    write(context, backup, &status).await?;
-    context.kubernetes.create_owned(&backup.namespace().unwrap_or_default(), &order).await?;
-    Ok(Action::requeue(RUNNING))
+    let written = write(context, backup, &status).await?;
+    match context.kubernetes.create_owned(&backup.namespace().unwrap_or_default(), &order).await {
+        Ok(()) => {
+            let mut status = written.status.clone().unwrap_or_default();
+            runs(&mut status.conditions);
+            write(context, &written, &status).await?;
+            Ok(Action::requeue(RUNNING))
+        }
+        Err(error) if error.is_denied() => {
+            let note = error.to_string();
+            tell(context, &written, ("Complete", REFUSED), "Backup", note).await?;
+            let uid = backup.uid().unwrap_or_default();
+            Ok(Action::requeue(context.memory.back_off(&uid, REFUSED, WAITING)))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The last that was heard of the backup is that its Job was refused.
+fn is_refused(status: &EtcdBackupStatus) -> bool {
+    let complete = status.conditions.iter().find(|condition| condition.type_ == "Complete");
+    complete.is_some_and(|condition| condition.reason == REFUSED)
 }
 
 async fn wait(
@@ -177,9 +196,9 @@ async fn prepare(
         tls: cluster.spec.tls.mode == TlsMode::SelfManaged,
         claim_suffix: String::new(),
     };
-    let Some((member, address)) = choose_member(kubernetes, &names, backup.spec.from).await? else {
-        return Ok(Err(NotYet::Member));
-    };
+    let owner = cluster.uid().unwrap_or_default();
+    let chosen = choose_member(kubernetes, &names, &owner, backup.spec.from).await?;
+    let Some((member, address)) = chosen else { return Ok(Err(NotYet::Member)) };
     let uid = backup.uid().unwrap_or_default();
     let folder = manifest::folder(&namespace, cluster_name, &backup.name_any(), &uid);
     status.store = Some(store.clone());
@@ -214,12 +233,14 @@ async fn prepare(
 async fn choose_member(
     kubernetes: &Kubernetes,
     names: &Names,
+    owner: &str,
     source: BackupSource,
 ) -> Result<Option<(Serial, String)>, KubernetesError> {
     let labels = selector_text(&member_selector(&names.cluster));
     let members = kubernetes.list::<EtcdMember>(&names.namespace, &labels).await?;
-    let mut fit: Vec<(bool, i64, i64)> = members
+    let mut fit: Vec<(bool, i64, i64, String)> = members
         .iter()
+        .filter(|member| is_owned_by(*member, owner))
         .filter_map(|member| {
             let status = member.status.as_ref()?;
             let ready = status.conditions.iter().find(|condition| condition.type_ == "Ready")?;
@@ -230,13 +251,15 @@ async fn choose_member(
                 !wanted,
                 status.lag_entries.unwrap_or(i64::MAX),
                 member.spec.serial,
+                member.uid().unwrap_or_default(),
             ))
         })
         .collect();
     fit.sort_unstable();
-    for (_, _, serial) in fit {
+    for (_, _, serial, uid) in fit {
         let serial = Serial(serial);
         let pod = kubernetes.get::<Pod>(&names.namespace, &names.member(serial)).await?;
+        let pod = pod.filter(|pod| is_owned_by(pod, &uid));
         if let Some(ip) = pod.and_then(|pod| pod.status?.pod_ip) {
             let ip = if ip.contains(':') { format!("[{ip}]") } else { ip };
             return Ok(Some((serial, format!("{}://{ip}:{CLIENT_PORT}", names.scheme()))));
@@ -370,7 +393,10 @@ async fn finalize(context: &Context, backup: &EtcdBackup) -> Result<Action, Kube
             Deletion::Done => {}
             Deletion::Running => return Ok(Action::requeue(RUNNING)),
             Deletion::HeldUp(why) => {
-                tell_held_up(context, backup, why).await?;
+                let note = format!(
+                    "stored objects are not deleted: {why}; or remove the finalizer {FINALIZER} to keep the objects"
+                );
+                tell(context, backup, ("Deleted", "DeletionFailed"), "Delete", note).await?;
                 return Ok(Action::requeue(WAITING));
             }
         }
@@ -412,7 +438,7 @@ async fn delete_stored(
             Ok(()) => Ok(Deletion::Running),
             Err(error) if error.is_namespace_ending() => Ok(Deletion::Done),
             // A quota is raised, a policy is changed: until then the objects are not forgotten.
-            Err(error) if error.is_forbidden() => Ok(Deletion::HeldUp(error.to_string())),
+            Err(error) if error.is_denied() => Ok(Deletion::HeldUp(error.to_string())),
             Err(error) => Err(error),
         };
     };
@@ -428,39 +454,39 @@ async fn delete_stored(
     Ok(if ended("Complete") { Deletion::Done } else { Deletion::Running })
 }
 
-/// Once for each reason.
-async fn tell_held_up(
+/// That a condition does not hold and why, with an event: once for each reason.
+async fn tell(
     context: &Context,
     backup: &EtcdBackup,
-    why: String,
+    (kind, reason): (&'static str, &'static str),
+    action: &str,
+    note: String,
 ) -> Result<(), KubernetesError> {
-    let note = format!(
-        "stored objects are not deleted: {why}; or remove the finalizer {FINALIZER} to keep the objects"
-    );
     let mut status = backup.status.clone().unwrap_or_default();
     let (generation, now) = (backup.metadata.generation, Timestamp::now());
     let (conditions, message) = (&mut status.conditions, note.clone());
-    condition(conditions, generation, "Deleted", Some(false), "DeletionFailed", message, now);
+    condition(conditions, generation, kind, Some(false), reason, message, now);
     if backup.status.as_ref() == Some(&status) {
         return Ok(());
     }
     write(context, backup, &status).await?;
-    let event = event("DeletionFailed", EventType::Warning, "Delete", note);
+    let event = event(reason, EventType::Warning, action, note);
     context.publish(&event, &backup.object_ref(&())).await;
     Ok(())
 }
 
+/// Returns the backup with what is now its status.
 async fn write(
     context: &Context,
     backup: &EtcdBackup,
     status: &EtcdBackupStatus,
-) -> Result<(), KubernetesError> {
+) -> Result<EtcdBackup, KubernetesError> {
     let mut status = status.clone();
     status.observed_generation = backup.metadata.generation;
     if backup.status.as_ref() == Some(&status) {
-        return Ok(());
+        return Ok(backup.clone());
     }
-    context.kubernetes.apply_status(backup, &status).await.map(|_| ())
+    context.kubernetes.apply_status(backup, &status).await
 }
 
 #[cfg(test)]

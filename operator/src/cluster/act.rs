@@ -10,18 +10,19 @@ use k8s_openapi::{
     api::core::v1::{PersistentVolumeClaim, Pod},
     apimachinery::pkg::apis::meta::v1::Time,
 };
-use kube::ResourceExt;
+use kube::{Resource, ResourceExt};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use types::MemberId;
 
 use super::{
-    build::{self, MemberPod, SERVING_LABEL},
+    build::{self, MemberPod, SERVING_LABEL, member_selector, selector_text},
     invariants::{self, Refusal},
-    model::{JoinReason, Serial},
+    model::{Observed, Serial},
     mutation::{Mutation, mutations},
     observe::{Observation, observe},
     plan::{Action, Ensure},
+    report::note_replacement,
     security::{self, Authorities, SecurityError},
     validate::Validated,
 };
@@ -83,7 +84,7 @@ impl Hands<'_> {
         let namespace = &names.namespace;
         match ensure {
             Ensure::MemberObject { serial, initial_state } => {
-                let member = build::member(validated, *serial, *initial_state);
+                let member = build::member(validated, *serial, *initial_state, None);
                 self.kubernetes.create_owned(namespace, &member).await?;
             }
             Ensure::LatchMemberId { serial, id } => {
@@ -91,7 +92,10 @@ impl Hands<'_> {
                 self.latch(observation, *serial, latch).await?;
             }
             Ensure::Claim { serial } => {
-                self.kubernetes.create(namespace, &build::claim(validated, *serial)).await?;
+                let claim = build::claim(validated, *serial);
+                if !self.kubernetes.create(namespace, &claim).await? {
+                    self.check_claim(&claim).await?;
+                }
             }
             Ensure::LatchClaim { serial, uid } => {
                 let uid = uid.clone();
@@ -162,9 +166,12 @@ impl Hands<'_> {
             Mutation::Intent
             | Mutation::FreezeBootstrap { .. }
             | Mutation::LatchCluster { .. }
-            | Mutation::Allocate { .. } => self.write_decision(cluster, action, mutation).await?,
-            Mutation::CreateMemberObject { serial } => {
-                let member = build::member(self.validated, *serial, InitialState::Existing);
+            | Mutation::Allocate { .. } => {
+                self.write_decision(cluster, &fresh.observed, action, mutation).await?;
+            }
+            Mutation::CreateMemberObject { serial, reason } => {
+                let (state, reason) = (InitialState::Existing, Some(*reason));
+                let member = build::member(self.validated, *serial, state, reason);
                 self.kubernetes.create_owned(namespace, &member).await?;
             }
             Mutation::AddLearner { serial } => self.add_learner(fresh, *serial).await?,
@@ -209,6 +216,18 @@ impl Hands<'_> {
         }
     }
 
+    /// Of a claim the labels say whose it is: it has no owner.
+    async fn check_claim(&self, claim: &PersistentVolumeClaim) -> Result<(), ActError> {
+        let names = &self.validated.desired.names;
+        let labels = selector_text(&member_selector(&names.cluster));
+        let ours = self.kubernetes.list::<PersistentVolumeClaim>(&names.namespace, &labels).await?;
+        if ours.iter().any(|known| known.name_any() == claim.name_any()) {
+            return Ok(());
+        }
+        let kind = PersistentVolumeClaim::kind(&()).into_owned();
+        Err(KubernetesError::NotOurs { kind, name: claim.name_any() }.into())
+    }
+
     /// I5 and I8: by the time this is reached, no member list has the member, and the cluster that
     /// goes on has what it had.
     async fn retire_claim(&self, fresh: &Observation, serial: Serial) -> Result<(), ActError> {
@@ -245,11 +264,12 @@ impl Hands<'_> {
     async fn write_decision(
         &self,
         cluster: &mut EtcdCluster,
+        observed: &Observed,
         action: &Action,
         mutation: &Mutation,
     ) -> Result<(), ActError> {
         let mut status = cluster.status.clone().unwrap_or_default();
-        decide(&mut status, self.validated, action, mutation, self.now);
+        decide(&mut status, self.validated, observed, action, mutation, self.now);
         *cluster = self.kubernetes.apply_status(cluster, &status).await?;
         Ok(())
     }
@@ -319,11 +339,14 @@ pub(super) fn latch_id(status: &mut EtcdMemberStatus, id: MemberId, now: Timesta
 fn decide(
     status: &mut EtcdClusterStatus,
     validated: &Validated,
+    observed: &Observed,
     action: &Action,
     mutation: &Mutation,
     now: Timestamp,
 ) {
     let names = &validated.desired.names;
+    // Before the action, which may be the end of the object that says so.
+    note_replacement(status, observed);
     status.operation = Some(OperationStatus {
         kind: action.kind().to_owned(),
         member: action.serial().map(|serial| names.member(serial)),
@@ -347,12 +370,7 @@ fn decide(
             });
         }
         Mutation::LatchCluster { cluster_id } => status.cluster_id = Some(cluster_id.to_string()),
-        Mutation::Allocate { serial, reason } => {
-            status.latest_member_serial = serial.0;
-            if *reason == JoinReason::Replacement {
-                status.last_replacement_time = Some(Time(now));
-            }
-        }
+        Mutation::Allocate { serial } => status.latest_member_serial = serial.0,
         _ => {}
     }
 }
@@ -383,3 +401,6 @@ fn voter(fresh: &Observation) -> Result<&MemberAddress, ActError> {
     let address = voters.first().and_then(|member| fresh.addresses.get(&member.serial));
     address.ok_or(ActError::NoAddress(Serial(0)))
 }
+
+#[cfg(test)]
+mod tests;

@@ -107,8 +107,7 @@ pub fn is_planned(bootstrap: &Bootstrap, desired: &Desired, membership: &Members
 
 fn permit_creation(serial: Serial, desired: &Desired, observed: &Observed) -> Result<(), Refusal> {
     one_change_at_a_time(desired, observed)?;
-    let resumed = observed.allocated.is_some_and(|allocation| allocation.serial == serial);
-    if serial <= observed.latest_serial && !resumed || observed.members.contains_key(&serial) {
+    if serial <= observed.latest_serial || observed.members.contains_key(&serial) {
         return refuse("I7", format!("serial {serial} was used before"));
     }
     commits(observed)
@@ -438,7 +437,7 @@ pub fn permit_replacement(
             format!("{silent} nodes fell silent together; that is rarely their own fault"),
         );
     }
-    match observed.last_replacement {
+    match observed.replaced_at() {
         Some(last) if now.duration_since(last) < desired.replacement_interval => {
             refuse("I11", format!("the last replacement was at {last}"))
         }

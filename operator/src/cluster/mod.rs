@@ -44,7 +44,7 @@ use report::Outcome;
 use security::{CertificateEnd, Certificates, SecurityError};
 use validate::{InvalidSpec, Validated};
 
-/// Next pass when something is under way.
+/// Next pass when something is under way, and the first when something is in the way.
 const BUSY: Duration = Duration::from_secs(2);
 /// Next pass when nothing is.
 const SETTLED: Duration = Duration::from_secs(15);
@@ -72,6 +72,7 @@ pub async fn reconcile(
     let kubernetes = &context.kubernetes;
     let Some(mut cluster) = kubernetes.get::<EtcdCluster>(&namespace, &name).await? else {
         context.metrics.forget(&namespace, &name);
+        context.memory.forget(&cached.uid().unwrap_or_default());
         return Ok(controller::Action::await_change());
     };
     if !context.lease.is_held() {
@@ -99,14 +100,13 @@ pub async fn reconcile(
     let started = std::time::Instant::now();
     let result = pass(&context, &mut cluster, &validated, now).await;
     context.metrics.pass_seconds.observe(started.elapsed().as_secs_f64());
-    let settled = match result {
-        Ok(settled) => settled,
+    match result {
+        Ok(next) => Ok(controller::Action::requeue(next)),
         Err(error) => {
             report_failure(&context, &cluster, &error, now).await?;
-            return Err(error);
+            Err(error)
         }
-    };
-    Ok(controller::Action::requeue(if settled { SETTLED } else { BUSY }))
+    }
 }
 
 /// A pass over a cluster that is being deleted; what holds it up is in its status while it lasts.
@@ -119,6 +119,7 @@ async fn end(
         Ok(true) => {
             let namespace = cluster.namespace().unwrap_or_default();
             context.metrics.forget(&namespace, &cluster.name_any());
+            context.memory.forget(&cluster.uid().unwrap_or_default());
             Ok(controller::Action::await_change())
         }
         Ok(false) => Ok(controller::Action::requeue(BUSY)),
@@ -130,13 +131,13 @@ async fn end(
     }
 }
 
-/// Returns whether nothing is under way.
+/// Returns when to look again.
 async fn pass(
     context: &Context,
     cluster: &mut EtcdCluster,
     validated: &Validated,
     now: Timestamp,
-) -> Result<bool, PassError> {
+) -> Result<Duration, PassError> {
     let kubernetes = &context.kubernetes;
     let certificates = secure(context, cluster, validated, now).await?;
     let etcd = GrpcAdmin::new(certificates.as_ref().map(|certificates| certificates.tls.clone()));
@@ -163,20 +164,31 @@ async fn pass(
         }
     }
     plan.blocked.extend(failures.iter().filter_map(not_ours));
+    let mut in_the_way = failures.iter().all(is_in_the_way);
     let failures: Vec<String> = failures.iter().map(ToString::to_string).collect();
     let mut error = (!failures.is_empty()).then(|| failures.join("; "));
     if let Some(action) = &plan.action {
         let result = hands.act(cluster, action).await;
+        in_the_way = result.as_ref().is_err_and(is_in_the_way);
         error = tell(context, cluster, validated, action, &result).await.or(error);
     }
     let known = certificates.as_ref().map_or(&[][..], |certificates| &certificates.ends);
     let ends = validated.desired.names.tls.then_some(known);
     report(context, cluster, validated, &before, &observation, &plan, error.clone(), ends, now)
         .await?;
-    Ok(plan.action.is_none()
+    let (memory, uid) = (&context.memory, &validated.uid);
+    if error.is_some() && in_the_way {
+        // What is done again comes with another serial.
+        let doing = plan.action.as_ref().map(plan::Action::kind);
+        let what = format!("{doing:?} {failures:?} {:?}", plan.blocked);
+        return Ok(memory.back_off(uid, &what, BUSY));
+    }
+    memory.recover(uid);
+    let settled = plan.action.is_none()
         && plan.ensures.is_empty()
         && plan.blocked.is_empty()
-        && error.is_none())
+        && error.is_none();
+    Ok(if settled { SETTLED } else { BUSY })
 }
 
 /// The certificates of the cluster and of its members, if it has any. While it is paused they are as
@@ -254,13 +266,23 @@ async fn build_services(
 
 /// Somebody else's object is where one of the cluster's has to be.
 fn not_ours(failure: &ActError) -> Option<Blocked> {
-    let (ActError::Kubernetes(error) | ActError::Security(SecurityError::Kubernetes(error))) =
-        failure
-    else {
-        return None;
-    };
+    let error = of_kubernetes(failure).filter(|error| error.is_not_ours())?;
     let refusal = Refusal { rule: "NotOurs", detail: error.to_string() };
-    error.is_not_ours().then_some(Blocked { action: "Ensure", refusal })
+    Some(Blocked { action: "Ensure", refusal })
+}
+
+/// Trying again changes nothing as long as nobody else does something.
+fn is_in_the_way(failure: &ActError) -> bool {
+    of_kubernetes(failure).is_some_and(|error| error.is_not_ours() || error.is_denied())
+}
+
+fn of_kubernetes(failure: &ActError) -> Option<&KubernetesError> {
+    match failure {
+        ActError::Kubernetes(error) | ActError::Security(SecurityError::Kubernetes(error)) => {
+            Some(error)
+        }
+        _ => None,
+    }
 }
 
 /// Event and metric of an action; returns what went wrong with it.

@@ -9,6 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use types::{ClusterId, MemberId};
 
 use crate::crd::InitialState;
+pub use crate::crd::JoinReason;
 
 /// A learner that has not started this long after it was added is taken out again.
 pub const JOIN_DEADLINE: SignedDuration = SignedDuration::from_mins(10);
@@ -94,8 +95,7 @@ pub struct Observed {
     pub cluster_id: Option<ClusterId>,
     pub bootstrap: Option<Bootstrap>,
     pub latest_serial: Serial,
-    /// A serial that was given out for a member whose object was not seen yet.
-    pub allocated: Option<Allocation>,
+    /// As far as the status has it: see [`Observed::replaced_at`].
     pub last_replacement: Option<Timestamp>,
     /// A linearizable member list; absent when no quorum answered.
     pub membership: Option<Membership>,
@@ -109,20 +109,6 @@ pub struct Bootstrap {
     pub attempt: i32,
     pub started_at: Timestamp,
     pub serials: Vec<Serial>,
-}
-
-/// A serial given out and what for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Allocation {
-    pub serial: Serial,
-    pub reason: JoinReason,
-}
-
-/// Why a member joins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum JoinReason {
-    ScaleOut,
-    Replacement,
 }
 
 /// etcd's member list.
@@ -148,6 +134,8 @@ pub struct Entry {
 pub struct Member {
     pub serial: Serial,
     pub initial_state: InitialState,
+    /// When it was made, if that was in place of a lost one.
+    pub replacement: Option<Timestamp>,
     pub id: Option<MemberId>,
     /// Since when etcd has had it in its list, as far as that was noted with the id.
     pub listed_since: Option<Timestamp>,
@@ -370,6 +358,13 @@ impl Observed {
                 entries.iter().find(|entry| entry.peer_url == peer_url)
             }
         }
+    }
+
+    /// When a member was made in place of a lost one for the last time. A serial that was given out for
+    /// one is none yet.
+    pub fn replaced_at(&self) -> Option<Timestamp> {
+        let made = self.members.values().filter_map(|member| member.replacement).max();
+        made.max(self.last_replacement)
     }
 
     /// The member object of an entry, if there is one.

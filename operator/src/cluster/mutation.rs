@@ -2,8 +2,8 @@
 //!
 //! The list is a value, so that `act` and the simulator carry out the very same steps, and the
 //! simulator can let the operator die between any two of them. The first write of a list is the
-//! intent or the decision itself in the cluster's status; every later one finds its way back from
-//! what it left behind: a serial, a peer URL, a uid.
+//! intent or the decision itself in the cluster's status; what comes of every later one is seen in
+//! what it left behind: an object, a peer URL, a uid.
 
 use types::{ClusterId, MemberId};
 
@@ -25,13 +25,14 @@ pub enum Mutation {
     LatchCluster {
         cluster_id: ClusterId,
     },
-    /// The serial, what it is for, and the intent, in one write.
+    /// The serial and the intent, in one write. From then on it is used, whether its object is ever
+    /// made or not: a request that nobody waits for any more may still make it.
     Allocate {
         serial: Serial,
-        reason: JoinReason,
     },
     CreateMemberObject {
         serial: Serial,
+        reason: JoinReason,
     },
     AddLearner {
         serial: Serial,
@@ -70,7 +71,7 @@ pub fn mutations(action: &Action) -> Vec<Mutation> {
         }
         Action::LatchCluster { cluster_id } => vec![Mutation::LatchCluster { cluster_id }],
         Action::CreateMember { serial, reason } => {
-            vec![Mutation::Allocate { serial, reason }, Mutation::CreateMemberObject { serial }]
+            vec![Mutation::Allocate { serial }, Mutation::CreateMemberObject { serial, reason }]
         }
         Action::AddLearner { serial } => vec![Mutation::Intent, Mutation::AddLearner { serial }],
         Action::Promote { id, .. } => vec![Mutation::Intent, Mutation::Promote { id }],

@@ -23,15 +23,15 @@ use super::{
         selector_text,
     },
     model::{
-        self, Allocation, Bootstrap, Cause, Claim, JoinReason, Kubelet, Loss, Member, Membership,
-        Names, Observed, Reach, Serial, Serving, Silence,
+        self, Bootstrap, Cause, Claim, JoinReason, Kubelet, Loss, Member, Membership, Names,
+        Observed, Reach, Serial, Serving, Silence,
     },
     validate::Validated,
 };
 use crate::{
     crd::{EtcdCluster, EtcdMember, MemberRole},
     etcd::{EtcdAdmin, EtcdError, MemberAddress, MemberReport},
-    kubernetes::{Kubernetes, KubernetesError},
+    kubernetes::{Kubernetes, KubernetesError, is_owned_by},
 };
 
 /// What was read, as the planner needs it and as the later steps need it.
@@ -63,11 +63,13 @@ pub async fn observe(
     )?;
     let objects: BTreeMap<Serial, EtcdMember> = objects
         .into_iter()
-        .filter(|object| is_owned(object, &validated.uid))
+        .filter(|object| is_owned_by(object, &validated.uid))
         .map(|object| (Serial(object.spec.serial), object))
         .collect();
-    let pods: BTreeMap<Serial, Pod> =
-        pods.into_iter().filter_map(|pod| Some((member_serial(names, &pod)?, pod))).collect();
+    let pods: BTreeMap<Serial, Pod> = pods
+        .into_iter()
+        .filter_map(|pod| Some((member_serial(names, &objects, &pod)?, pod)))
+        .collect();
     let claims: BTreeMap<String, PersistentVolumeClaim> =
         claims.into_iter().map(|claim| (claim.name_any(), claim)).collect();
 
@@ -94,7 +96,6 @@ pub async fn observe(
         cluster_id,
         bootstrap: status.bootstrap.as_ref().map(bootstrap),
         latest_serial: Serial(status.latest_member_serial),
-        allocated: allocation(names, &status),
         last_replacement: status.last_replacement_time.as_ref().map(|time| time.0),
         membership,
         members,
@@ -113,7 +114,7 @@ pub async fn serials(
     let names = &validated.desired.names;
     let labels = selector_text(&member_selector(&names.cluster));
     let objects = kubernetes.list::<EtcdMember>(&names.namespace, &labels).await?;
-    let owned = objects.iter().filter(|object| is_owned(object, &validated.uid));
+    let owned = objects.iter().filter(|object| is_owned_by(*object, &validated.uid));
     Ok(owned.map(|object| Serial(object.spec.serial)).collect())
 }
 
@@ -122,14 +123,16 @@ pub fn parse_id(text: &str) -> Option<u64> {
     u64::from_str_radix(text, 16).ok()
 }
 
-fn is_owned(object: &EtcdMember, uid: &str) -> bool {
-    object.owner_references().iter().any(|owner| owner.uid == uid)
-}
-
-fn member_serial(names: &Names, pod: &Pod) -> Option<Serial> {
+/// Whose Pod it is. Name and labels may be those of somebody else's, or of an older member's.
+fn member_serial(
+    names: &Names,
+    objects: &BTreeMap<Serial, EtcdMember>,
+    pod: &Pod,
+) -> Option<Serial> {
     let name = pod.name_any();
     let serial = name.strip_prefix(&names.cluster)?.strip_prefix('-')?.parse().ok()?;
-    Some(Serial(serial))
+    let owner = objects.get(&Serial(serial))?.uid()?;
+    is_owned_by(pod, &owner).then_some(Serial(serial))
 }
 
 fn bootstrap(status: &crate::crd::BootstrapStatus) -> Bootstrap {
@@ -139,18 +142,6 @@ fn bootstrap(status: &crate::crd::BootstrapStatus) -> Bootstrap {
         started_at: status.started_at.0,
         serials: status.members.iter().map(|member| Serial(member.serial)).collect(),
     }
-}
-
-fn allocation(names: &Names, status: &crate::crd::EtcdClusterStatus) -> Option<Allocation> {
-    let operation =
-        status.operation.as_ref().filter(|operation| operation.kind == "CreateMember")?;
-    let serial = Serial(status.latest_member_serial);
-    let reason = match operation.reason.as_deref() {
-        Some("Replacement") => JoinReason::Replacement,
-        _ => JoinReason::ScaleOut,
-    };
-    (operation.member.as_deref() == Some(names.member(serial).as_str()))
-        .then_some(Allocation { serial, reason })
 }
 
 // === Members ===
@@ -218,13 +209,16 @@ impl Scene<'_> {
     ) -> Member {
         let status = object.status.clone().unwrap_or_default();
         let id = status.member_id.as_deref().and_then(parse_id).map(MemberId);
+        let created = object.metadata.creation_timestamp.as_ref().map(|time| time.0);
         // An operator that did not note the time yet counted from the object's.
-        let created = object.metadata.creation_timestamp.as_ref().filter(|_| id.is_some());
-        let listed_since = status.listed_since.as_ref().or(created).map(|time| time.0);
+        let listed_since = status.listed_since.as_ref().map(|time| time.0);
+        let listed_since = listed_since.or(created.filter(|_| id.is_some()));
+        let replaces = object.spec.join_reason == Some(JoinReason::Replacement);
         let reach = self.reach(id, pod, report);
         Member {
             serial: Serial(object.spec.serial),
             initial_state: object.spec.initial_state,
+            replacement: created.filter(|_| replaces),
             id,
             listed_since,
             voted: status.role == Some(MemberRole::Voter),
@@ -500,4 +494,4 @@ fn may_mount(volume: &PersistentVolume, node: &Node) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

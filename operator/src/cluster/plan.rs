@@ -25,8 +25,8 @@ use types::{ClusterId, MemberId};
 use super::{
     invariants::{self, Refusal},
     model::{
-        Allocation, BOOTSTRAP_DEADLINE, Cause, Claim, Desired, Entry, JOIN_DEADLINE, JoinReason,
-        Loss, Member, Membership, Observed, Serial,
+        BOOTSTRAP_DEADLINE, Cause, Claim, Desired, Entry, JOIN_DEADLINE, JoinReason, Loss, Member,
+        Membership, Observed, Serial,
     },
 };
 use crate::crd::InitialState;
@@ -165,7 +165,6 @@ pub fn plan(desired: &Desired, observed: &Observed, now: Timestamp) -> Plan {
             need_quorum,
             wait_for_latches,
             release,
-            resume_creation,
             attend_learner,
             attend_joining,
             replace_lost,
@@ -357,20 +356,6 @@ fn release(desired: &Desired, observed: &Observed, _: Timestamp) -> Step {
             && (member.id.is_some() || member.initial_state != InitialState::Existing)
     });
     gone.map_or(Step::Next, |member| Step::Act(release_of(member)))
-}
-
-/// A serial was given out and the operator died before it made the object.
-fn resume_creation(desired: &Desired, observed: &Observed, _: Timestamp) -> Step {
-    match observed.allocated {
-        Some(Allocation { serial, reason })
-            if !observed.members.contains_key(&serial)
-                && serial == observed.latest_serial
-                && is_joiner_wanted(desired, observed) =>
-        {
-            Step::Act(Action::CreateMember { serial, reason })
-        }
-        _ => Step::Next,
-    }
 }
 
 fn is_joiner_wanted(desired: &Desired, observed: &Observed) -> bool {

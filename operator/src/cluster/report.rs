@@ -89,13 +89,10 @@ pub fn cluster_status(
     status.rollout = rollout(before, desired, observed, outcome.plan, now);
     status.backup = outcome.backups.newest();
     status.blocked_by = blocked_by(outcome.plan);
-    let creating =
-        status.operation.as_ref().is_some_and(|operation| operation.kind == "CreateMember");
-    // A serial that was given out is remembered until its member exists.
-    let finished = outcome.plan.blocked.is_empty() || !creating;
-    if outcome.plan.action.is_none() && finished {
+    if outcome.plan.action.is_none() {
         status.operation = None;
     }
+    note_replacement(&mut status, observed);
     conditions(&mut status, generation, validated, observed, outcome, now);
     let (certificates, backups) = (outcome.certificates, outcome.backups);
     let facts = health::facts(&status, validated, observation, certificates, backups, now);
@@ -179,6 +176,12 @@ pub fn is_worth_writing(
     same.revision = before.revision;
     same.db_size_bytes = before.db_size_bytes;
     same != *before
+}
+
+/// I11 counts members that were made, also after their objects are gone.
+pub fn note_replacement(status: &mut EtcdClusterStatus, observed: &Observed) {
+    let noted = status.last_replacement_time.as_ref().map(|time| time.0);
+    status.last_replacement_time = noted.max(observed.replaced_at()).map(Time);
 }
 
 fn count(number: usize) -> i32 {

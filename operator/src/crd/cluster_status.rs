@@ -54,6 +54,7 @@ pub struct EtcdClusterStatus {
     pub operation: Option<OperationStatus>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rollout: Option<RolloutStatus>,
+    /// When a member was made in place of a lost one for the last time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_replacement_time: Option<Time>,
     #[serde(skip_serializing_if = "Option::is_none")]

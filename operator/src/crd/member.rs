@@ -63,6 +63,9 @@ pub struct EtcdMemberSpec {
     pub peer_url: String,
     /// Claim that holds the data.
     pub claim_name: String,
+    /// Why it joins; absent for members of the first start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub join_reason: Option<JoinReason>,
 }
 
 /// How a member's data directory comes to be.
@@ -74,6 +77,13 @@ pub enum InitialState {
     Existing,
     /// Seeded from a backup.
     Restored,
+}
+
+/// Why a member joins a cluster that runs.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JoinReason {
+    ScaleOut,
+    Replacement,
 }
 
 /// What is known about the member.

@@ -101,6 +101,7 @@ const CLUSTERS: &str = "/apis/etcd.keelson.dev/v1alpha1/namespaces/ns/etcdcluste
 const MEMBERS: &str = "/apis/etcd.keelson.dev/v1alpha1/namespaces/ns/etcdmembers";
 const BACKUPS: &str = "/apis/etcd.keelson.dev/v1alpha1/namespaces/ns/etcdbackups";
 const PODS: &str = "/api/v1/namespaces/ns/pods";
+const CLAIMS: &str = "/api/v1/namespaces/ns/persistentvolumeclaims";
 const SERVICES: &str = "/api/v1/namespaces/ns/services";
 const SECRETS: &str = "/api/v1/namespaces/ns/secrets";
 const BUDGETS: &str = "/apis/policy/v1/namespaces/ns/poddisruptionbudgets";
@@ -115,6 +116,7 @@ fn seed(server: &ApiServer, plural: &str, name: &str, mut object: Value) {
     object["metadata"] = metadata;
     if plural == "etcdmembers" {
         object["metadata"]["labels"] = json!(member_selector("live"));
+        object["metadata"]["ownerReferences"] = json!([owner("uid-of-live")]);
     }
     server.put(&format!("{ETCD}/{plural}"), name, object);
 }
@@ -149,8 +151,11 @@ fn seed_world(server: &ApiServer) {
         }),
     );
     let pod = json!({
-        "apiVersion": "v1", "kind": "Pod", "status": {"podIP": "10.0.0.1"},
-        "metadata": {"name": "live-1", "namespace": NAMESPACE, "labels": member_selector("live")},
+        "apiVersion": "v1", "kind": "Pod", "status": {"podIP": "127.0.0.1"},
+        "metadata": {
+            "name": "live-1", "namespace": NAMESPACE, "labels": member_selector("live"),
+            "ownerReferences": [owner("uid-of-live-1")],
+        },
     });
     server.put(PODS, "live-1", pod);
     let reference = json!({"name": "live"});

@@ -5,11 +5,16 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use super::{FINALIZER, member_labels, owned_by_cluster};
 use crate::{
     cluster::{model::Serial, validate::Validated},
-    crd::{EtcdMember, EtcdMemberSpec, InitialState, LocalObjectReference},
+    crd::{EtcdMember, EtcdMemberSpec, InitialState, JoinReason, LocalObjectReference},
 };
 
 /// The object of one member, held by a finalizer until etcd no longer lists the member.
-pub fn member(validated: &Validated, serial: Serial, initial_state: InitialState) -> EtcdMember {
+pub fn member(
+    validated: &Validated,
+    serial: Serial,
+    initial_state: InitialState,
+    join_reason: Option<JoinReason>,
+) -> EtcdMember {
     let names = &validated.desired.names;
     EtcdMember {
         metadata: ObjectMeta {
@@ -26,6 +31,7 @@ pub fn member(validated: &Validated, serial: Serial, initial_state: InitialState
             initial_state,
             peer_url: names.peer_url(serial),
             claim_name: names.claim(serial),
+            join_reason,
         },
         status: None,
     }

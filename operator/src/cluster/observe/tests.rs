@@ -2,6 +2,14 @@ use serde_json::json;
 
 use super::*;
 
+/// A member of which nothing but its object is there.
+pub(in crate::cluster) fn member(validated: &Validated, object: &EtcdMember) -> Member {
+    let now = Timestamp::UNIX_EPOCH;
+    let scene = Scene { validated, cluster_id: None, latest_index: 0, now };
+    let machines = Machines { nodes: None, volumes: Vec::new() };
+    scene.member(object, None, None, None, &machines)
+}
+
 fn pod(value: serde_json::Value) -> Pod {
     serde_json::from_value(json!({"metadata": {"name": "main-1"}, "status": value})).unwrap()
 }

@@ -39,9 +39,8 @@ fn member_ensures(desired: &Desired, observed: &Observed, member: &Member) -> Op
     }
     let belongs = match (observed.cluster_id, &observed.membership) {
         (None, _) => observed.bootstrap.as_ref()?.serials.contains(&serial),
-        // While nobody can answer, members that once belonged are kept running; those of the first
-        // start belong even if the operator died before it latched their ids.
-        (Some(_), None) => member.id.is_some() || member.initial_state != InitialState::Existing,
+        // While nobody can answer, members that once belonged are kept running.
+        (Some(_), None) => once_belonged(member),
         (Some(_), Some(_)) => entry.is_some(),
     };
     if !belongs {
@@ -69,6 +68,11 @@ fn member_ensures(desired: &Desired, observed: &Observed, member: &Member) -> Op
     }
 }
 
+/// Those of the first start do even if the operator died before it latched their ids.
+fn once_belonged(member: &Member) -> bool {
+    member.id.is_some() || member.initial_state != InitialState::Existing
+}
+
 /// `--initial-cluster`: the frozen plan before the cluster is formed, the member list afterwards.
 /// A server with data ignores it, except that its own name must occur in it.
 pub fn initial_cluster(desired: &Desired, observed: &Observed, member: &Member) -> String {
@@ -82,7 +86,8 @@ pub fn initial_cluster(desired: &Desired, observed: &Observed, member: &Member) 
                 .filter_map(|entry| names.serial_of(&entry.peer_url))
                 .collect(),
             None => {
-                observed.members.values().filter(|m| m.id.is_some()).map(|m| m.serial).collect()
+                let belonged = observed.members.values().filter(|member| once_belonged(member));
+                belonged.map(|member| member.serial).collect()
             }
         },
     };

@@ -4,7 +4,7 @@
 use jiff::SignedDuration;
 
 use super::*;
-use crate::cluster::model::{Allocation, Bootstrap, Kubelet, Names, Pod, Reach, Serving, Silence};
+use crate::cluster::model::{Bootstrap, Kubelet, Names, Pod, Reach, Serving, Silence};
 
 const SINCE: i64 = 1_800_000_000;
 
@@ -20,6 +20,7 @@ fn member(serial: i64) -> Member {
     Member {
         serial: Serial(serial),
         initial_state: InitialState::New,
+        replacement: None,
         id: Some(id(serial)),
         listed_since: Some(Timestamp::from_second(SINCE).unwrap()),
         voted: true,
@@ -82,7 +83,6 @@ fn situation(voters: i64) -> Situation {
         cluster_id: Some(ClusterId(1)),
         bootstrap: None,
         latest_serial: Serial(voters),
-        allocated: None,
         last_replacement: None,
         membership: Some(Membership {
             cluster_id: ClusterId(1),
@@ -563,14 +563,98 @@ fn a_first_start_that_lost_a_volume_is_tried_again_under_a_new_token_and_new_nam
     assert_eq!(again, Some(Action::FreezeBootstrap { serials, attempt: 2 }));
 }
 
+/// Serial 4 was given out and the operator died, before its object was made or after. Whatever came of
+/// it, the serial is not given out again, and only an object is a replacement.
 #[test]
-fn a_serial_that_was_given_out_is_used_by_the_next_operator() {
-    let resumed = |s: &mut Situation| {
+fn a_serial_is_given_out_once_and_counts_as_a_replacement_when_its_member_is_made() {
+    let minutes_ago = |minutes| Some(now() - SignedDuration::from_mins(minutes));
+    let unused = |s: &mut Situation| s.observed.latest_serial = Serial(4);
+    let growing = |s: &mut Situation| {
+        unused(s);
         s.desired.replicas = 5;
-        s.observed.latest_serial = Serial(4);
-        s.observed.allocated = Some(Allocation { serial: Serial(4), reason: JoinReason::ScaleOut });
     };
-    assert_eq!(says(3, resumed), "CreateMember 4");
+    assert_eq!(says(3, growing), "CreateMember 5");
+    let lose = |s: &mut Situation, serial| {
+        s.silence(serial, Some(Cause::NotReady));
+        s.member(serial).loss = Some(Loss::NodeGone);
+    };
+    let replacing = |s: &mut Situation| {
+        unused(s);
+        lose(s, 2);
+    };
+    assert_eq!(says(3, replacing), "CreateMember 5");
+    // Another action came in between, and the lost one came back: nothing is due any more.
+    assert_eq!(says(3, unused), "nothing");
+    // The object was made, at once or late.
+    let made = |s: &mut Situation, serial: i64, minutes| {
+        let joining = Member {
+            id: None,
+            initial_state: InitialState::Existing,
+            replacement: minutes_ago(minutes),
+            pod: None,
+            claim: Claim::Unborn,
+            reach: Reach::Silent(Silence::NoAddress),
+            ..member(serial)
+        };
+        s.observed.members.insert(Serial(serial), joining);
+    };
+    let joining = |s: &mut Situation| {
+        replacing(s);
+        made(s, 4, 0);
+    };
+    assert_eq!(says(3, joining), "AddLearner 4");
+    // It was made so late that the next one was there already, which then is not needed.
+    let twice = |s: &mut Situation| {
+        joining(s);
+        s.observed.latest_serial = Serial(5);
+        made(s, 5, 1);
+    };
+    assert_eq!(says(3, twice), "AddLearner 4");
+    let done = |s: &mut Situation, minutes| {
+        twice(s);
+        s.join(4, false);
+        s.observed.latest_serial = Serial(5);
+        s.member(4).replacement = minutes_ago(minutes);
+        s.observed.membership.as_mut().unwrap().entries.remove(1);
+        s.observed.members.remove(&Serial(2));
+    };
+    assert_eq!(says(3, |s| done(s, 0)), "Release 5");
+    // It votes, and another is lost, before and after the interval.
+    let next = |s: &mut Situation, minutes| {
+        done(s, minutes);
+        s.observed.members.remove(&Serial(5));
+        lose(s, 3);
+    };
+    assert_eq!(says(3, |s| next(s, 29)), "CreateMember waits for I11");
+    assert_eq!(says(3, |s| next(s, 30)), "CreateMember 6");
+    // Its object has left again: that is in the status.
+    let left = |s: &mut Situation| {
+        replacing(s);
+        s.observed.last_replacement = minutes_ago(29);
+    };
+    assert_eq!(says(3, left), "CreateMember waits for I11");
+}
+
+/// Found by the simulator: the quorum was lost before the ids were latched, and a Pod that was made anew
+/// named its own member only. With that a member that had not started yet never did.
+#[test]
+fn while_nobody_answers_the_members_of_the_first_start_know_each_other() {
+    let mut situation = situation(3);
+    situation.observed.membership = None;
+    for member in situation.observed.members.values_mut() {
+        member.id = None;
+        member.reach = Reach::Silent(Silence::NoLeader);
+    }
+    situation.member(3).pod = None;
+    let ensures = plan(&situation.desired, &situation.observed, now()).ensures;
+    let Some(Ensure::Pod { serial: Serial(3), initial_cluster, new_cluster: false }) =
+        ensures.first()
+    else {
+        panic!("{ensures:?}")
+    };
+    let names: Vec<_> =
+        initial_cluster.split(',').filter_map(|pair| pair.split('=').next()).collect();
+    assert_eq!(names, ["main-1", "main-2", "main-3"]);
 }
 
 #[test]

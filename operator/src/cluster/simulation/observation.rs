@@ -83,6 +83,7 @@ impl World {
         Member {
             serial,
             initial_state: object.initial_state,
+            replacement: object.replacement,
             id: object.id,
             listed_since: object.listed_since,
             voted: object.voted,

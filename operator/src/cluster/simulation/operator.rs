@@ -4,10 +4,14 @@ use super::{
     super::{
         invariants,
         mutation::{Mutation, mutations},
-        plan::{Action, Ensure, RemoveReason, plan},
+        plan::{Action, Ensure, Plan, RemoveReason, plan},
     },
     *,
 };
+
+fn replaces(action: &Action) -> bool {
+    matches!(action, Action::CreateMember { reason: JoinReason::Replacement, .. })
+}
 
 impl World {
     /// One pass; `seen` is an older observation that a slow operator still decides on.
@@ -31,10 +35,17 @@ impl World {
             }
         }
         if !stale {
+            self.space_replacements(&plan, &observed);
             self.die(crash_percent)?;
             self.remember(&observed);
         }
-        let Some(action) = plan.action else { return Ok(()) };
+        let Some(action) = plan.action else {
+            if !stale {
+                self.die(crash_percent)?;
+                self.status.last_replacement = observed.replaced_at();
+            }
+            return Ok(());
+        };
         self.keep_the_successor(&action, stale);
         self.give_it_time(&action);
         let permitted = invariants::permit(&action, &self.desired, &self.observe(), self.now);
@@ -45,7 +56,10 @@ impl World {
         self.log.push(format!("{} {action:?}", self.now));
         *self.actions.entry(action.kind()).or_default() += 1;
         for mutation in mutations(&action) {
-            self.die(crash_percent)?;
+            if self.die(crash_percent).is_err() {
+                self.leave_behind(&mutation);
+                return Err(Died);
+            }
             // Before the id is latched there is no client to whom a quorum could be lost (I8).
             let quorum_before = self.status.cluster_id.is_some() && self.available();
             let single = self.voters().len() == 1;
@@ -61,6 +75,49 @@ impl World {
             self.check();
         }
         Ok(())
+    }
+
+    /// I11: two replacements are apart, and none waits but for one that was.
+    fn space_replacements(&self, plan: &Plan, observed: &Observed) {
+        let recent = |at| self.now.duration_since(at) < self.desired.replacement_interval;
+        let recent = self.replaced.is_some_and(recent);
+        let waits = plan.blocked.iter().any(|b| b.refusal.detail.starts_with("the last replace"));
+        assert!(recent || !waits, "I11: it waits for no reason: {:?}", plan.blocked);
+        let asked_for = observed.members.values().any(|member| member.deletion_requested);
+        let due = asked_for || observed.voters().len() < self.desired.replicas;
+        let replaced = plan.action.as_ref().is_some_and(replaces);
+        assert!(due || !recent || !replaced, "I11: {:?} {:?}", self.replaced, plan.action);
+    }
+
+    /// The operator died, and its last request may be on its way.
+    fn leave_behind(&mut self, mutation: &Mutation) {
+        let Mutation::CreateMemberObject { serial, reason } = *mutation else { return };
+        if self.chance.percent(50) {
+            *self.actions.entry(UNUSED).or_default() += 1;
+            return;
+        }
+        let late = TICK * (1 + self.chance.below(6) as i32);
+        self.under_way.push((self.now + late, serial, reason));
+    }
+
+    /// What was on its way is done, though nobody waits for it any more.
+    pub(super) fn arrive(&mut self) {
+        let now = self.now;
+        let due: Vec<_> = self.under_way.extract_if(.., |(at, ..)| *at <= now).collect();
+        for (_, serial, reason) in due {
+            self.log.push(format!("{now} the object of {serial} is made late"));
+            *self.actions.entry(LATE).or_default() += 1;
+            self.make_member(serial, reason);
+        }
+    }
+
+    fn make_member(&mut self, serial: Serial, reason: JoinReason) {
+        let initial_state = InitialState::Existing;
+        self.ensure(&Ensure::MemberObject { serial, initial_state });
+        if reason == JoinReason::Replacement {
+            self.objects.get_mut(&serial).unwrap().replacement = Some(self.now);
+            self.replaced = Some(self.now);
+        }
     }
 
     /// What of an observation is written into the members' objects.
@@ -115,6 +172,7 @@ impl World {
             Ensure::MemberObject { serial, initial_state } => {
                 self.objects.entry(serial).or_insert(Object {
                     initial_state,
+                    replacement: None,
                     id: None,
                     listed_since: None,
                     voted: false,
@@ -168,8 +226,7 @@ impl World {
     /// Returns whether the list goes on.
     pub(super) fn mutate(&mut self, mutation: &Mutation, action: &Action) -> bool {
         match mutation.clone() {
-            // There is one operation at a time: writing the next one forgets the one before.
-            Mutation::Intent => self.status.allocated = None,
+            Mutation::Intent => self.status.last_replacement = self.observe().replaced_at(),
             Mutation::FreezeBootstrap { serials, attempt } => {
                 self.status.latest_serial = *serials.last().unwrap();
                 for serial in &serials {
@@ -184,18 +241,15 @@ impl World {
                 assert_eq!(*formed, self.status.bootstrap.as_ref().unwrap().token, "I7");
                 self.status.cluster_id = Some(cluster_id);
             }
-            Mutation::Allocate { serial, reason } => {
+            Mutation::Allocate { serial } => {
+                assert!(self.serials_used.insert(serial), "I7: serial {serial} comes twice");
                 self.status.latest_serial = serial;
-                self.status.allocated = Some(Allocation { serial, reason });
-                if reason == JoinReason::Replacement {
+                self.status.last_replacement = self.observe().replaced_at();
+                if self.counts_serials && replaces(action) {
                     self.status.last_replacement = Some(self.now);
                 }
             }
-            Mutation::CreateMemberObject { serial } => {
-                assert!(self.serials_used.insert(serial), "I7: serial {serial} comes twice");
-                let initial_state = InitialState::Existing;
-                self.ensure(&Ensure::MemberObject { serial, initial_state });
-            }
+            Mutation::CreateMemberObject { serial, reason } => self.make_member(serial, reason),
             Mutation::DeletePod { serial, uid } => {
                 let server = self.servers.get_mut(&serial).unwrap();
                 assert_eq!(server.pod.uid, uid, "the wrong Pod is deleted: {action:?}");

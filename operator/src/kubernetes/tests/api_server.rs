@@ -1,7 +1,7 @@
 //! An API server in memory, as far as the operator's controllers need one: objects by path, applied
 //! and merged patches, labels, uids and resource versions that a write depends on, and a list of the
-//! writes that arrived. Fields have no owners: an apply is a merge. It also notes which right each
-//! request takes.
+//! writes that arrived. Fields have no owners: an apply is a merge. A watch hears of removals only. It
+//! also notes which right each request takes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,6 +13,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request, Response, StatusCode, body::Bytes};
 use kube::{Client, client::Body};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use crate::leader_election::Lease;
 
@@ -35,6 +36,8 @@ struct State {
     conflicts: bool,
     /// Nothing is created in this collection, for this reason.
     refused: Option<(String, Value)>,
+    /// The last object that was removed behind the operator's back.
+    removed: watch::Sender<Option<(Key, Value)>>,
     versions: u64,
 }
 
@@ -61,9 +64,12 @@ impl ApiServer {
         self.state(|state| state.objects.get(&(collection.to_owned(), name.to_owned())).cloned())
     }
 
-    /// As if it had never been.
+    /// As if it had never been; who watches is told.
     pub(super) fn remove(&self, collection: &str, name: &str) {
-        self.state(|state| state.objects.remove(&(collection.to_owned(), name.to_owned())));
+        self.state(|state| {
+            let removed = state.objects.remove_entry(&(collection.to_owned(), name.to_owned()));
+            state.removed.send_replace(removed);
+        });
     }
 
     /// As if a user had deleted it: the finalizers hold it.
@@ -101,12 +107,30 @@ impl ApiServer {
         self.state(|state| state.refused = Some((collection.to_owned(), answer)));
     }
 
+    /// The reason is gone.
+    pub(super) fn allow_creation(&self) {
+        self.state(|state| state.refused = None);
+    }
+
     pub(super) fn take_lease_at(&self, writes: usize, lease: Lease) {
         self.state(|state| state.lost_at = Some((writes, lease)));
     }
 
     pub(super) fn hang(&self, lease: Lease) {
         self.state(|state| state.hangs = Some(lease));
+    }
+
+    /// The event of the next removal from the collection.
+    async fn removal(&self, collection: &str) -> Value {
+        let mut removed = self.state(|state| state.removed.subscribe());
+        loop {
+            removed.changed().await.expect("the sender is in the state");
+            if let Some(((place, _), object)) = &*removed.borrow_and_update()
+                && place == collection
+            {
+                return json!({"type": "DELETED", "object": object});
+            }
+        }
     }
 
     fn state<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
@@ -125,9 +149,12 @@ impl ApiServer {
         let watches = query.contains("watch=true");
         self.state(|state| state.note_rights(&parts.method, &path, watches, &body));
         let labels = selector(query);
-        let (code, answer) = self.state(|state| state.serve(&parts.method, &path, &labels, body));
+        let (code, answer) = match watches {
+            true => (200, self.removal(&path).await),
+            false => self.state(|state| state.serve(&parts.method, &path, &labels, body)),
+        };
         let code = StatusCode::from_u16(code).expect("a code of HTTP");
-        let mut response = Response::new(Full::new(Bytes::from(answer.to_string())));
+        let mut response = Response::new(Full::new(Bytes::from(format!("{answer}\n"))));
         *response.status_mut() = code;
         response
     }

@@ -1,5 +1,7 @@
 //! Backups beside the Jobs and the backups of others, and in namespaces that take no more Jobs.
 
+use kube::runtime::controller;
+
 use super::*;
 
 /// A backup that was taken and is being deleted, whose objects lie in a bucket.
@@ -163,4 +165,61 @@ async fn a_backup_that_is_being_deleted_pushes_no_other_out() {
     assert!(!going("older"), "it is the only one that stays");
     let schedule = server.object(&format!("{ETCD}/etcdbackupschedules"), "strict").unwrap();
     assert_eq!(schedule["status"]["lastSuccessfulTime"], "2026-11-22T00:00:00Z");
+}
+
+#[tokio::test]
+async fn only_the_pod_of_a_member_of_the_cluster_is_asked_for_a_snapshot() {
+    let lease = Lease::without_election();
+    for of_another in [None, Some(MEMBERS), Some(PODS)] {
+        let server = ApiServer::default();
+        let context = context(&server, &lease);
+        seed_world(&server);
+        if let Some(place) = of_another {
+            let mut object = server.object(place, "live-1").unwrap();
+            object["metadata"]["ownerReferences"] = json!([owner("other")]);
+            server.put(place, "live-1", object);
+        }
+        for _ in 0..3 {
+            reconcile_backup(&server, &context).await;
+        }
+        let complete = condition_of(&server, "Complete");
+        let started = server.object(JOBS, "now").is_some();
+        assert_eq!(started, of_another.is_none(), "{of_another:?}: {complete}");
+        let waits = complete["message"] == "no voting member answers";
+        assert_eq!(waits, of_another.is_some(), "{of_another:?}: {complete}");
+    }
+}
+
+/// As with a quota that is used up: the backup says so once, and is taken when there is room.
+#[tokio::test(start_paused = true)]
+async fn a_backup_whose_job_is_refused_says_so_and_tries_again_at_longer_and_longer_intervals() {
+    let server = ApiServer::default();
+    let lease = Lease::without_election();
+    let context = context(&server, &lease);
+    seed_world(&server);
+    server.forbid_creation(JOBS, "exceeded quota: jobs", &json!([]));
+    reconcile_backup(&server, &context).await; // The finalizer.
+    for seconds in [15, 15, 30, 60, 60] {
+        let backup = serde_json::from_value(server.object(BACKUPS, "now").unwrap()).unwrap();
+        let next = backup::reconcile(Arc::new(backup), context.clone()).await.unwrap();
+        let expected = Duration::from_secs(seconds);
+        assert_eq!(next, controller::Action::requeue(expected));
+        let refused = condition_of(&server, "Complete");
+        assert_eq!(
+            (&refused["status"], &refused["reason"]),
+            (&json!("False"), &json!("JobRefused"))
+        );
+        assert!(refused["message"].to_string().contains("exceeded quota: jobs"), "{refused}");
+        tokio::time::advance(expected).await;
+    }
+    let told = |part: &str| server.writes().iter().filter(|write| write.contains(part)).count();
+    assert_eq!(told("/events"), 1);
+    assert_eq!(told("/jobs"), 5);
+    assert_eq!(told("/etcdbackups/now/status"), 2, "the path, and then why nothing is there");
+
+    server.allow_creation();
+    reconcile_backup(&server, &context).await;
+    assert!(server.object(JOBS, "now").is_some());
+    let running = condition_of(&server, "Complete");
+    assert_eq!((&running["status"], &running["reason"]), (&json!("False"), &json!("Running")));
 }

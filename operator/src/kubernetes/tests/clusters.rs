@@ -1,7 +1,12 @@
 //! What the operator does not do to a cluster: anything while it is paused, and a CA anew once it is
 //! formed.
 
+use std::time::Duration;
+
+use futures_util::future;
+
 use super::*;
+use crate::run::controllers;
 
 fn condition_of(server: &ApiServer, kind: &str) -> Value {
     let object = server.object(CLUSTERS, "main").expect("the cluster is there");
@@ -104,5 +109,37 @@ async fn the_ca_of_a_formed_cluster_is_not_made_anew() {
         let context = self::context(&server, &lease);
         reconcile_cluster(&server, &context).await;
         assert_eq!(condition_of(&server, "CertificatesValid")["status"], "True");
+    }
+}
+
+/// It has no finalizer, so no pass sees the end of it.
+#[tokio::test(start_paused = true)]
+async fn the_gauges_of_a_cluster_that_was_always_paused_go_with_it() {
+    let server = ApiServer::default();
+    let lease = Lease::without_election();
+    let context = context(&server, &lease);
+    let spec = json!({"paused": true});
+    seed(&server, "etcdclusters", "main", json!({"kind": "EtcdCluster", "spec": spec}));
+    let running = controllers(&server.client(), Some(NAMESPACE), &context, 4);
+    let shown = |wanted: bool| {
+        let metrics = &context.metrics;
+        async move {
+            let label = "cluster=\"main\"";
+            while String::from_utf8(metrics.text()).unwrap().contains(label) != wanted {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    };
+    let life = async {
+        shown(true).await;
+        server.remove(CLUSTERS, "main");
+        shown(false).await;
+        // Nor does a pass that was under way bring them back.
+        tokio::time::sleep(Duration::from_mins(2)).await;
+        shown(false).await;
+    };
+    tokio::select! {
+        lived = tokio::time::timeout(Duration::from_mins(30), life) => lived.expect("it is forgotten"),
+        (ended, ..) = future::select_all(running) => panic!("a controller ended: {ended:?}"),
     }
 }

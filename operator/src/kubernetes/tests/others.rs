@@ -1,9 +1,11 @@
 //! What belongs to others stays as it is, whatever it is called, and the status says what is in the
 //! way. The finalizers of others stay on what belongs to the operator.
 
+use kube::runtime::controller;
+
 use super::*;
 
-/// Objects under the names that a cluster `main` of three members wants: of nobody, of another
+/// Objects under the names that a cluster `main` of five members wants: of nobody, of another
 /// controller, of an older cluster.
 fn objects_of_others() -> Vec<(&'static str, &'static str, Value)> {
     let object = |kind: &str, name: &str, owners: Value| {
@@ -30,7 +32,10 @@ fn objects_of_others() -> Vec<(&'static str, &'static str, Value)> {
     budget["spec"] = json!({"minAvailable": 1, "selector": {"matchLabels": {"app": "other"}}});
     let mut pod = object("Pod", "main-1", json!([owner("set")]));
     pod["spec"] = json!({"containers": [{"name": "c", "image": "i"}]});
+    // Named after the cluster's uid.
+    let claim = object("PersistentVolumeClaim", "main-4-uid", json!([]));
     vec![
+        (CLAIMS, "main-4-uid", claim),
         (SERVICES, "main-client", object("Service", "main-client", json!([]))),
         (SERVICES, "main-peers", object("Service", "main-peers", json!([owner("other")]))),
         (BUDGETS, "main", budget),
@@ -55,7 +60,7 @@ async fn a_cluster_leaves_the_objects_of_others_alone_and_says_which_are_in_its_
             server.put(place, name, object.clone());
         }
         let spec = json!({
-            "disruption": {"podDisruptionBudget": budget}, "deletionPolicy": "Delete",
+            "replicas": 5, "disruption": {"podDisruptionBudget": budget}, "deletionPolicy": "Delete",
         });
         seed(&server, "etcdclusters", "main", json!({"kind": "EtcdCluster", "spec": spec}));
         let lease = Lease::without_election();
@@ -81,10 +86,10 @@ async fn a_cluster_leaves_the_objects_of_others_alone_and_says_which_are_in_its_
             "Pod main-1",
             "Secret main-2-tls",
             "EtcdMember main-3",
+            "PersistentVolumeClaim main-4-uid",
         ] {
             // One that is not wanted is in nobody's way.
-            let expected =
-                !named.starts_with("Pod") || named == "Pod main-1" || budget == "Enabled";
+            let expected = !named.starts_with("PodDisruptionBudget") || budget == "Enabled";
             let said = format!("{named} exists and is not ours");
             let is_blocked = blocked.iter().any(|one| one["detail"].to_string().contains(&said));
             assert_eq!(is_blocked, expected, "{named}: {blocked:#?}");
@@ -184,4 +189,98 @@ async fn a_list_of_finalizers_is_written_only_over_the_one_that_was_read() {
     assert!(error.is_conflict(), "{error}");
     let finalizers = server.object(BACKUPS, "now").unwrap()["metadata"]["finalizers"].clone();
     assert_eq!(finalizers, json!(["example.com/a", "example.com/b"]));
+}
+
+/// The Pod of an older member of that name, which the garbage collector has not reached yet, or one that
+/// somebody made with our labels. It is not asked, its words are not the member's, and it is not deleted.
+#[tokio::test]
+async fn a_pod_with_a_members_name_and_labels_is_not_the_member() {
+    let server = ApiServer::default();
+    let lease = Lease::without_election();
+    let context = context(&server, &lease);
+    seed(&server, "etcdclusters", "main", json!({"kind": "EtcdCluster", "spec": {}}));
+    let mut other = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {
+            "name": "main-1", "namespace": NAMESPACE, "uid": "other", "resourceVersion": "1",
+            "labels": member_selector("main"),
+            "ownerReferences": [{
+                "apiVersion": "etcd.keelson.dev/v1alpha1", "kind": "EtcdMember", "name": "main-1",
+                "uid": "older", "controller": true,
+            }],
+        },
+        "spec": {"nodeName": "n1", "containers": [{"name": "etcd", "image": "i"}]},
+        "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+    });
+    server.put(PODS, "main-1", other.clone());
+    for _ in 0..8 {
+        reconcile_cluster(&server, &context).await;
+    }
+    let member = server.object(MEMBERS, "main-1").expect("the member is made");
+    let seen =
+        |member: &Value| (member["status"]["podUID"].clone(), member["status"]["node"].clone());
+    assert_eq!(seen(&member), (Value::Null, Value::Null), "{member}");
+    let blocked = server.object(CLUSTERS, "main").unwrap()["status"]["blockedBy"].to_string();
+    assert!(blocked.contains("Pod main-1 exists and is not ours"), "{blocked}");
+
+    // The member is given up with its first start: its Pod would go, and this is not its Pod.
+    server.mark_deleted(MEMBERS, "main-1");
+    for _ in 0..8 {
+        reconcile_cluster(&server, &context).await;
+    }
+    assert_eq!(server.object(MEMBERS, "main-1"), None);
+    assert_eq!(server.object(PODS, "main-1"), Some(other.clone()));
+
+    // Under the name of a member of the next start it is in the way until it is gone.
+    let member = server.object(MEMBERS, "main-4").expect("there is a second start");
+    server.remove(PODS, "main-4");
+    other["metadata"]["name"] = json!("main-4");
+    server.put(PODS, "main-4", other);
+    reconcile_cluster(&server, &context).await;
+    server.remove(PODS, "main-4");
+    for _ in 0..2 {
+        reconcile_cluster(&server, &context).await;
+    }
+    let pod = server.object(PODS, "main-4").expect("the member has a Pod of its own");
+    assert_eq!(pod["metadata"]["ownerReferences"][0]["uid"], member["metadata"]["uid"]);
+    let member = server.object(MEMBERS, "main-4").unwrap();
+    assert_eq!(seen(&member).0, pod["metadata"]["uid"]);
+}
+
+/// Nobody tells the operator when the object goes, so it looks; but not as often as while it works.
+#[tokio::test(start_paused = true)]
+async fn what_stays_in_the_way_is_looked_at_at_longer_and_longer_intervals() {
+    let server = ApiServer::default();
+    let lease = Lease::without_election();
+    let context = context(&server, &lease);
+    seed(&server, "etcdclusters", "main", json!({"kind": "EtcdCluster", "spec": {}}));
+    let is_service = |(_, name, _): &(_, &str, _)| *name == "main-client";
+    let (place, name, object) = objects_of_others().into_iter().find(is_service).unwrap();
+    server.put(place, name, object.clone());
+    for _ in 0..8 {
+        reconcile_cluster(&server, &context).await;
+    }
+    let intervals = async |expected: &[u64]| {
+        for seconds in expected {
+            let expected = Duration::from_secs(*seconds);
+            let cluster = serde_json::from_value(server.object(CLUSTERS, "main").unwrap()).unwrap();
+            let next = cluster::reconcile(Arc::new(cluster), context.clone()).await.unwrap();
+            assert_eq!(next, controller::Action::requeue(expected));
+            let blocked =
+                server.object(CLUSTERS, "main").unwrap()["status"]["blockedBy"].to_string();
+            assert_eq!(
+                blocked.contains("NotOurs"),
+                server.object(place, name).as_ref() == Some(&object)
+            );
+            tokio::time::advance(expected).await;
+        }
+    };
+    intervals(&[2, 2, 4, 8, 16, 32, 60, 60]).await;
+    // It is gone, and what the cluster waits for now is under way.
+    server.remove(place, name);
+    intervals(&[2, 2, 2]).await;
+    // What was made is trusted for a while. Something in the way of it later is something new.
+    server.put(place, name, object.clone());
+    tokio::time::advance(Duration::from_mins(5)).await;
+    intervals(&[2, 2, 4]).await;
 }

@@ -36,6 +36,7 @@ fn member(serial: i64) -> Member {
     Member {
         serial: Serial(serial),
         initial_state: InitialState::New,
+        replacement: None,
         id: Some(MemberId(serial.unsigned_abs())),
         listed_since: Some(now()),
         voted: true,
