@@ -101,18 +101,39 @@ impl Handle {
     /// See [`Unavailable`] for which reasons mean that nothing happened. Not cancellation-safe in
     /// the sense that dropping the future does not take the proposal back.
     pub async fn propose(&self, proposal: Proposal) -> Result<Outcome, Unavailable> {
+        self.propose_for(None, proposal).await
+    }
+
+    /// The same for what the leader of `term` decides by a clock of its own: it enters the log in that
+    /// term, or never.
+    ///
+    /// # Errors
+    /// The same, and [`Unavailable::NotLeader`] when there is a leader of a later term.
+    pub async fn propose_in(&self, term: Term, proposal: Proposal) -> Result<Outcome, Unavailable> {
+        self.propose_for(Some(term), proposal).await
+    }
+
+    async fn propose_for(
+        &self,
+        term: Option<Term>,
+        proposal: Proposal,
+    ) -> Result<Outcome, Unavailable> {
         self.shared.check_lag([proposal.kind])?;
-        let answer = self.propose_and_wait(proposal).await;
+        let answer = self.propose_and_wait(term, proposal).await;
         if answer.is_err() {
             self.shared.events.observe(Observation::ProposalFailed);
         }
         answer
     }
 
-    async fn propose_and_wait(&self, proposal: Proposal) -> Result<Outcome, Unavailable> {
+    async fn propose_and_wait(
+        &self,
+        term: Option<Term>,
+        proposal: Proposal,
+    ) -> Result<Outcome, Unavailable> {
         let deadline = Instant::now() + self.shared.rules.request_timeout;
         loop {
-            let mut waiter = self.writes.register();
+            let mut waiter = self.writes.register_for(term);
             let ticket = Ticket { origin: self.shared.me, seq: waiter.seq() };
             self.shared.queue.push(ticket, proposal.clone())?;
             match timeout_at(deadline, &mut waiter).await {
