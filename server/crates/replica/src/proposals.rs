@@ -12,6 +12,9 @@
 //! have entered: openraft or the leader said so, or this member has applied an entry of a later
 //! term without having met it (no entry of an older term can follow, Raft §5.3). What a leader decides by
 //! a clock of its own is of its term: it is handed over in that term or refused.
+//!
+//! A leader that hears nothing of a quorum takes nothing, and whoever hears nothing of its leader hands it
+//! nothing: proposals wait in the queue then, where they count, and not on their way in circles.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -106,11 +109,12 @@ impl ProposalQueue {
     }
 
     /// Returns a batch that did not get into the log, a moment later so that a leader that cannot
-    /// write yet is not asked in a busy loop. Until then it counts as what it was.
+    /// write yet is not asked in a busy loop. Until then it counts as if it were under way.
     fn put_back(self: Arc<Self>, batch: Vec<(Ticket, Proposal)>, was: Option<Forwarding>) {
+        let resting = was.unwrap_or_else(|| self.forwarding(&batch));
         crate::runtime::spawn(async move {
             tokio::time::sleep(PUT_BACK_PAUSE).await;
-            drop(was);
+            drop(resting);
             let mut waiting = self.lock();
             for (ticket, proposal) in batch.into_iter().rev() {
                 waiting.bytes += proposal.body.len();
@@ -197,9 +201,10 @@ pub(crate) enum Forwarded {
 
 /// What the driver needs of the rest of the room.
 pub(crate) trait Appender: Send + Sync + 'static {
-    fn leader(&self) -> Leader;
-    /// Returns when there is a leader, or after a short while.
-    fn leader_moved(&self) -> impl Future<Output = ()> + Send;
+    /// Who takes proposals now: the leader, unless nothing is heard of it, or of its quorum here.
+    fn taker(&self) -> Leader;
+    /// Returns when somebody takes proposals, or after a short while.
+    fn taker_found(&self) -> impl Future<Output = ()> + Send;
     /// Appends to the log of the local leader of `term`, and of no later one. `not_appended` runs if
     /// the batch never entered the log.
     fn append(
@@ -225,20 +230,20 @@ pub(crate) async fn drive<A: Appender>(
     mailboxes: Arc<Mailboxes<Outcome>>,
 ) {
     while let Some(mut batch) = queue.next_batch().await {
-        let mut leader = appender.leader();
-        while leader == Leader::Unknown && !queue.is_closed() {
-            appender.leader_moved().await;
+        let mut taker = appender.taker();
+        while taker == Leader::Unknown && !queue.is_closed() {
+            appender.taker_found().await;
             queue.forget_the_ended(&mailboxes);
-            leader = appender.leader();
+            taker = appender.taker();
         }
-        if let Leader::Here { term } | Leader::There { term, .. } = leader {
+        if let Leader::Here { term } | Leader::There { term, .. } = taker {
             refuse_those_of_other_terms(&mut batch, term, &mailboxes);
         }
         if batch.is_empty() {
             continue;
         }
         let seqs: Vec<u64> = batch.iter().map(|(ticket, _)| ticket.seq).collect();
-        match leader {
+        match taker {
             Leader::Unknown => fail(&mailboxes, &seqs, Unavailable::NoLeader),
             Leader::Here { term } => {
                 let payload = BatchCodec::encode(&batch);
@@ -310,11 +315,11 @@ mod tests {
     }
 
     impl Appender for SilentLeader {
-        fn leader(&self) -> Leader {
+        fn taker(&self) -> Leader {
             Leader::There { member: MemberId(2), term: Term(3) }
         }
 
-        async fn leader_moved(&self) {
+        async fn taker_found(&self) {
             std::future::pending().await
         }
 
@@ -381,11 +386,11 @@ mod tests {
     }
 
     impl Appender for LeaderAgain {
-        fn leader(&self) -> Leader {
+        fn taker(&self) -> Leader {
             Leader::Here { term: *self.term.lock().unwrap() }
         }
 
-        async fn leader_moved(&self) {}
+        async fn taker_found(&self) {}
 
         async fn append(
             &self,
@@ -431,11 +436,11 @@ mod tests {
     struct Orphan;
 
     impl Appender for Orphan {
-        fn leader(&self) -> Leader {
+        fn taker(&self) -> Leader {
             Leader::Unknown
         }
 
-        async fn leader_moved(&self) {
+        async fn taker_found(&self) {
             tokio::time::sleep(std::time::Duration::from_millis(100)).await;
         }
 
