@@ -27,6 +27,8 @@ mod refusals;
 mod shown;
 #[path = "differential_calls/talk.rs"]
 mod talk;
+#[path = "differential_calls/troubled.rs"]
+mod troubled;
 #[path = "differential_calls/users.rs"]
 mod users;
 #[path = "differential_calls/watches.rs"]

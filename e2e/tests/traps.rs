@@ -15,13 +15,16 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use calls::{put, read_all, status, until};
+use calls::{call, members, put, read_all, status, until};
 use e2e::bench::swarm::call_once;
 use e2e::processes::{Cluster, Member, ServerOptions, signal};
 use prost::Message;
 use proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use proto::etcdserverpb::request_op::Request;
-use proto::etcdserverpb::{Compare, RangeRequest, RequestOp, TxnRequest, TxnResponse};
+use proto::etcdserverpb::{
+    Compare, MemberAddRequest, MemberAddResponse, RangeRequest, RangeResponse, RequestOp,
+    TxnRequest, TxnResponse,
+};
 
 /// Larger than what any member sends another.
 const TOO_LARGE: usize = (64 << 20) + 1;
@@ -31,6 +34,9 @@ const CHANGES: usize = 400;
 
 /// How long a request may take that nothing is to hold up.
 const PROMPT: Duration = Duration::from_secs(5);
+
+/// A member that is down counts as active for an election timeout of a second.
+const COUNTED: Duration = Duration::from_secs(2);
 
 /// How long a round of pausing may take.
 const ROUND_MAX: Duration = Duration::from_secs(100);
@@ -157,5 +163,62 @@ fn t36_transactions_that_only_read_survive_a_pause_of_their_member() {
         });
         assert!(!paused.log().contains("panic"), "{}", paused.log());
         put(paused, "key", b"value").unwrap();
+    }
+}
+
+/// Adds a member and starts it; answers its place among the members.
+fn join(cluster: &mut Cluster, is_learner: bool) -> usize {
+    let program = e2e::peers::our_binary("etcd").unwrap();
+    let of: Vec<usize> = (0..cluster.members().len()).collect();
+    let joining = cluster.prepare_to_join(&ServerOptions::one(&program), &of).unwrap();
+    let peer_ur_ls = vec![cluster.members()[joining].peer_url.clone()];
+    let add = MemberAddRequest { peer_ur_ls, is_learner };
+    let path = "/etcdserverpb.Cluster/MemberAdd";
+    let _: MemberAddResponse = call(&cluster.members()[0], path, &add).unwrap();
+    cluster.member_mut(joining).launch().unwrap();
+    joining
+}
+
+/// T31 (etcd PR#21669): one of three is down. Writes go on, a learner and a voter join, and with the voter
+/// the cluster bears that another goes.
+#[test]
+fn t31_with_one_of_three_down_a_learner_and_a_voter_join() {
+    let mut cluster = cluster(3, &[]);
+    put(&cluster.members()[0], "before", b"value").unwrap();
+    cluster.member_mut(2).kill().unwrap();
+    let down = Instant::now();
+    until("there is a leader", || put(&cluster.members()[0], "without", b"value").is_ok());
+    while down.elapsed() < COUNTED {
+        put(&cluster.members()[0], "without", b"value").unwrap();
+    }
+
+    let learner = join(&mut cluster, true);
+    put(&cluster.members()[0], "learner-added", b"value").unwrap();
+    let voter = join(&mut cluster, false);
+    put(&cluster.members()[0], "voter-added", b"value").unwrap();
+    cluster.member_mut(voter).wait_until_healthy().unwrap();
+    let name = cluster.members()[learner].name.clone();
+    until("the learner has started", || {
+        let listed = members(&cluster.members()[0]).unwrap().members;
+        listed.iter().any(|member| member.name == name && member.is_learner)
+    });
+    put(&cluster.members()[voter], "after", b"value").unwrap();
+    let request = RangeRequest { key: "after".into(), serializable: true, ..Default::default() };
+    until("the learner has it all", || {
+        let path = "/etcdserverpb.KV/Range";
+        call::<RangeResponse>(&cluster.members()[learner], path, &request)
+            .is_ok_and(|found| !found.kvs.is_empty())
+    });
+
+    cluster.member_mut(2).launch().unwrap();
+    cluster.member_mut(2).wait_until_healthy().unwrap();
+    cluster.member_mut(1).kill().unwrap();
+    let everything = ["after", "before", "learner-added", "voter-added", "without"];
+    for at in [0, 2, voter] {
+        let member = &cluster.members()[at];
+        until("three of four voters go on", || put(member, "without", b"value").is_ok());
+        let found: Vec<String> =
+            read_all(member).unwrap().into_iter().map(|(key, _)| key).collect();
+        assert_eq!(found, everything, "{}", member.name);
     }
 }

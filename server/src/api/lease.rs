@@ -122,15 +122,8 @@ impl Lease for LeaseService {
             let attached = handle.views().lease_keys(id).unwrap_or_default();
             may_read(&self.context, &caller, &attached)?;
         }
-        let state = if handle.leads() {
-            self.context.linearize().await?;
-            let states = self.context.leases.states(handle, &[id], request.keys);
-            states.map_err(ApiError::from)?.pop()
-        } else {
-            let asked = handle.leases_at_leader(&[id], request.keys).await;
-            asked.map_err(ApiError::from)?.pop()
-        };
-        let state = state.ok_or(ApiError::Timeout)?;
+        let asked = self.context.leases.time_to_live(handle, &[id], request.keys).await;
+        let state = asked.map_err(ApiError::from)?.pop().ok_or(ApiError::Timeout)?;
         if request.keys {
             // The leader may know of keys that this member did not know of yet (CVE-2023-32082).
             may_read(&self.context, &caller, &state.keys)?;

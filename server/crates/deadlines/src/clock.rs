@@ -10,7 +10,7 @@ use machine::{CommandKind, LeaseChange, LeaseExpire, Outcome, Proposal};
 use prometheus::Counter;
 use proto::etcdserverpb::{LeaseCheckpoint, LeaseCheckpointRequest};
 use proto::peerpb;
-use replica::{Handle, Status, Unavailable};
+use replica::{Status, Unavailable};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 use types::{LeaseId, Planted, Term};
@@ -23,8 +23,8 @@ const CHECKPOINTS_PER_TURN_MAX: usize = 1000;
 /// How long a new leader waits before it looks again whether its first entry is applied.
 const TERM_PAUSE: Duration = Duration::from_millis(10);
 
-/// How long a renewal waits before it is tried again, at the new leader (as etcd does).
-const RENEWAL_PAUSE: Duration = Duration::from_millis(50);
+/// How long a question for the leader waits before it is asked again, of the new one (as etcd's renewals).
+const LEADER_PAUSE: Duration = Duration::from_millis(50);
 
 /// How long the loop sleeps at most.
 const IDLE: Duration = Duration::from_secs(3600);
@@ -39,7 +39,7 @@ pub struct ClockOptions {
     pub checkpoint_interval: Option<Duration>,
     /// What every lease gets on top when a leader begins, for the time without one.
     pub extend: Duration,
-    /// How long a renewal may take.
+    /// How long a renewal, or a question for what is left, may take.
     pub patience: Duration,
     /// Leases revoked by one entry; more wait for the next turn.
     pub expired_per_turn_max: usize,
@@ -161,18 +161,48 @@ impl LeaseClock {
         member: &impl Member,
         ids: &[LeaseId],
     ) -> Result<Vec<i64>, Unavailable> {
+        let (here, there) = (|| self.renew_here(member, ids), || member.renew_at_leader(ids));
+        self.at_leader(member, here, there).await
+    }
+
+    /// What the leader knows of leases, wherever it is; a new one is asked again.
+    ///
+    /// # Errors
+    /// When no leader answered in time.
+    pub async fn time_to_live(
+        &self,
+        member: &impl Member,
+        ids: &[LeaseId],
+        keys: bool,
+    ) -> Result<Vec<peerpb::LeaseState>, Unavailable> {
+        let here = || self.states_here(member, ids, keys);
+        self.at_leader(member, here, || member.leases_at_leader(ids, keys)).await
+    }
+
+    /// Asks the leader, which is this member or another, and asks again where there is none or it changes:
+    /// only for what may be asked twice.
+    async fn at_leader<T, H, A>(
+        &self,
+        member: &impl Member,
+        here: impl Fn() -> H,
+        there: impl Fn() -> A,
+    ) -> Result<T, Unavailable>
+    where
+        H: Future<Output = Result<T, Unavailable>>,
+        A: Future<Output = Result<T, Unavailable>>,
+    {
         use Unavailable::{LeaderChanged, NoLeader, NotLeader, TimeoutConnectionLost};
         let status = member.watch_status();
         let attempts = async {
             loop {
                 let leads = status.borrow().is_leader();
                 let answer = match leads {
-                    true => self.renew_here(member, ids).await,
-                    false => member.renew_at_leader(ids).await,
+                    true => here().await,
+                    false => there().await,
                 };
                 match answer {
                     Err(LeaderChanged | NoLeader | NotLeader | TimeoutConnectionLost) => {
-                        sleep(RENEWAL_PAUSE).await;
+                        sleep(LEADER_PAUSE).await;
                     }
                     answer => return answer,
                 }
@@ -180,7 +210,7 @@ impl LeaseClock {
         };
         match timeout(self.options.patience, attempts).await {
             Ok(answer) => answer,
-            Err(_) if status.borrow().leader.is_none() => Err(NoLeader),
+            Err(_) if status.borrow().answered_leader().is_none() => Err(NoLeader),
             Err(_) => Err(Unavailable::Timeout),
         }
     }
@@ -220,7 +250,10 @@ impl LeaseClock {
                 Renewal::NotFound => return Ok(0),
                 Renewal::NotPrimary => return Err(Unavailable::NotLeader),
                 // The remaining time that was recorded for the next leader is no longer true.
-                Renewal::CheckpointFirst => propose_checkpoints(member, &[(id, 0)]).await?,
+                Renewal::CheckpointFirst => {
+                    let office = office.ok_or(Unavailable::NotLeader)?;
+                    propose_checkpoints(member, office, &[(id, 0)]).await?;
+                }
                 Renewal::Expired => tokio::select! {
                     biased;
                     () = ended => {}
@@ -230,20 +263,21 @@ impl LeaseClock {
         }
     }
 
-    /// What the leader knows of leases, for the peer protocol.
+    /// What this leader knows of leases.
     ///
     /// # Errors
-    /// When this member does not keep the deadlines, so that it cannot know.
-    pub fn states(
+    /// When this member does not keep the deadlines, so that it cannot know, or could not make sure that
+    /// it knows of every lease.
+    pub async fn states_here(
         &self,
-        handle: &Handle,
+        member: &impl Member,
         ids: &[LeaseId],
         with_keys: bool,
     ) -> Result<Vec<peerpb::LeaseState>, Unavailable> {
-        let views = handle.views();
-        let found = ids.iter().map(|id| views.lease(*id)).collect::<Vec<_>>();
+        member.confirm().await?;
+        let found = member.look_up(ids);
         // Only now, so that whoever was deposed during the look-up does not answer (as etcd does).
-        let left = self.seconds_left(handle, ids)?;
+        let left = self.seconds_left(member, ids)?;
         let state =
             |((id, lease), left): ((&LeaseId, _), Option<i64>)| match Option::zip(lease, left) {
                 None => peerpb::LeaseState {
@@ -314,7 +348,8 @@ impl LeaseClock {
 
     /// Proposes what a turn asks for. What does not come through is named again.
     async fn carry_out(&self, member: &impl Member, turn: &Turn) {
-        if let (Some(office), false) = (turn.office, turn.due.is_empty()) {
+        let Some(office) = turn.office else { return };
+        if !turn.due.is_empty() {
             let term = match Planted::ExpiryOfOldTerm.is_made() {
                 true => member.watch_status().borrow().term,
                 false => office,
@@ -332,7 +367,7 @@ impl LeaseClock {
             }
         }
         if !turn.checkpoints.is_empty()
-            && let Err(error) = propose_checkpoints(member, &turn.checkpoints).await
+            && let Err(error) = propose_checkpoints(member, office, &turn.checkpoints).await
         {
             tracing::warn!(%error, "lease checkpoints were not recorded");
         }
@@ -351,8 +386,11 @@ async fn left_office(
     status.wait_for(left).await.map(|_| ()).map_err(|_| Unavailable::Stopped)
 }
 
+/// They are of the term whose deadlines they tell: applied later, one would shorten what the next leader
+/// has promised since.
 async fn propose_checkpoints(
     member: &impl Member,
+    office: Term,
     checkpoints: &[(LeaseId, i64)],
 ) -> Result<(), Unavailable> {
     let request = LeaseCheckpointRequest {
@@ -361,7 +399,8 @@ async fn propose_checkpoints(
             .map(|(id, remaining)| LeaseCheckpoint { id: id.0, remaining_ttl: *remaining })
             .collect(),
     };
-    member.propose(Proposal::new(CommandKind::LeaseCheckpoint, &request)).await.map(|_| ())
+    let proposal = Proposal::new(CommandKind::LeaseCheckpoint, &request);
+    member.propose_in(office, proposal).await.map(|_| ())
 }
 
 #[cfg(test)]

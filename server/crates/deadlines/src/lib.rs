@@ -5,7 +5,9 @@
 //! clock with what apply changed, starts it anew when leadership comes here, renews leases for clients
 //! and for other members, and proposes the revocation of what is due: one entry for all leases of a
 //! turn, carrying the term whose deadlines have passed, so that a leader that was deposed meanwhile
-//! revokes nothing, even if it was elected again.
+//! revokes nothing, even if it was elected again. Checkpoints of what is left enter the log in the term of
+//! their deadlines, or never (`replica::Handle::propose_in`): the form of their entries, which has no term,
+//! is the same for all releases.
 //!
 //! # Invariants
 //! - Nobody looks at a deadline before the clock has followed the leadership: the loop that revokes may

@@ -44,11 +44,7 @@ impl LeasePeer {
         use peerpb::lease_time_to_live_response::Result as Wire;
         self.inbound.check(request.envelope.as_ref())?;
         let ids: Vec<LeaseId> = request.ids.into_iter().map(LeaseId).collect();
-        let states = match self.handle.read_index().await {
-            Ok(()) => self.clock.states(&self.handle, &ids, request.keys),
-            Err(reason) => Err(reason),
-        };
-        let result = match states {
+        let result = match self.clock.states_here(&self.handle, &ids, request.keys).await {
             Ok(leases) => Wire::Leases(peerpb::LeaseStates { leases }),
             Err(_) => Wire::NotLeader(self.inbound.not_leader()),
         };

@@ -38,7 +38,20 @@ pub(crate) struct Mailbox<T> {
 }
 
 struct Slot<T> {
+    /// The only term in which the request may be handed to a leader, if it is of one.
+    of_term: Option<Term>,
     state: Mutex<SlotState<T>>,
+}
+
+/// Whether a request may be handed to the leader of some term.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// Somebody waits for its answer, and none is on its way.
+    Waiting,
+    /// The same, but it may only be handed to the leader of another term.
+    OfAnotherTerm,
+    /// Nobody waits for it any more, or it has ended.
+    Over,
 }
 
 struct SlotState<T> {
@@ -136,13 +149,25 @@ impl<T: Send + 'static> Mailboxes<T> {
         }
     }
 
-    /// Whether somebody still waits for this answer and none is on its way: only then may the request be
-    /// handed to a leader again. One that has ended may have been proposed anew under another number, and
-    /// would get into the log twice.
-    pub(crate) fn is_waiting(&self, seq: u64) -> bool {
+    /// Whether a request may be handed to the leader of `term`. One that has ended may have been proposed
+    /// anew under another number, and would get into the log twice.
+    pub(crate) fn standing(&self, seq: u64, term: Term) -> Standing {
         let boxes = lock(&self.boxes);
-        let Some(mailbox) = boxes.get((seq >> COUNTER_BITS) as usize) else { return false };
-        lock(&mailbox.waiting).get(&seq).is_some_and(|slot| !lock(&slot.state).is_ended)
+        let Some(mailbox) = boxes.get((seq >> COUNTER_BITS) as usize) else {
+            return Standing::Over;
+        };
+        match lock(&mailbox.waiting).get(&seq) {
+            Some(slot) if !lock(&slot.state).is_ended => match slot.of_term {
+                Some(only) if only != term => Standing::OfAnotherTerm,
+                _ => Standing::Waiting,
+            },
+            _ => Standing::Over,
+        }
+    }
+
+    /// Whether somebody still waits for this answer and none is on its way.
+    pub(crate) fn is_waiting(&self, seq: u64) -> bool {
+        self.standing(seq, Term(0)) != Standing::Over
     }
 
     /// Answers every request that was proposed in a term before `term`, of which an entry has now
@@ -184,9 +209,15 @@ impl<T: Send + 'static> Mailboxes<T> {
 impl<T: Send + 'static> Mailbox<T> {
     /// Registers a request and gives it its sequence number.
     pub(crate) fn register(self: &Arc<Self>) -> Waiter<T> {
+        self.register_for(None)
+    }
+
+    /// The same for a request that may only be handed to the leader of one term.
+    pub(crate) fn register_for(self: &Arc<Self>, of_term: Option<Term>) -> Waiter<T> {
         let count = self.next.fetch_add(1, Ordering::Relaxed) & ((1 << COUNTER_BITS) - 1);
         let seq = (self.number << COUNTER_BITS) | count;
         let slot = Arc::new(Slot {
+            of_term,
             state: Mutex::new(SlotState {
                 answer: None,
                 waker: None,

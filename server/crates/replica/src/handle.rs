@@ -101,18 +101,39 @@ impl Handle {
     /// See [`Unavailable`] for which reasons mean that nothing happened. Not cancellation-safe in
     /// the sense that dropping the future does not take the proposal back.
     pub async fn propose(&self, proposal: Proposal) -> Result<Outcome, Unavailable> {
+        self.propose_for(None, proposal).await
+    }
+
+    /// The same for what the leader of `term` decides by a clock of its own: it enters the log in that
+    /// term, or never.
+    ///
+    /// # Errors
+    /// The same, and [`Unavailable::NotLeader`] when there is a leader of a later term.
+    pub async fn propose_in(&self, term: Term, proposal: Proposal) -> Result<Outcome, Unavailable> {
+        self.propose_for(Some(term), proposal).await
+    }
+
+    async fn propose_for(
+        &self,
+        term: Option<Term>,
+        proposal: Proposal,
+    ) -> Result<Outcome, Unavailable> {
         self.shared.check_lag([proposal.kind])?;
-        let answer = self.propose_and_wait(proposal).await;
+        let answer = self.propose_and_wait(term, proposal).await;
         if answer.is_err() {
             self.shared.events.observe(Observation::ProposalFailed);
         }
         answer
     }
 
-    async fn propose_and_wait(&self, proposal: Proposal) -> Result<Outcome, Unavailable> {
+    async fn propose_and_wait(
+        &self,
+        term: Option<Term>,
+        proposal: Proposal,
+    ) -> Result<Outcome, Unavailable> {
         let deadline = Instant::now() + self.shared.rules.request_timeout;
         loop {
-            let mut waiter = self.writes.register();
+            let mut waiter = self.writes.register_for(term);
             let ticket = Ticket { origin: self.shared.me, seq: waiter.seq() };
             self.shared.queue.push(ticket, proposal.clone())?;
             match timeout_at(deadline, &mut waiter).await {
@@ -322,15 +343,27 @@ impl Shared {
         Ok((self.sender.envelope(leader), peer))
     }
 
+    /// Waits for a leader's answer for as long as this member follows it.
     pub(crate) async fn ask<T>(
         &self,
+        leader: MemberId,
         call: BoxFuture<'static, Result<T, PeerError>>,
     ) -> Result<T, Unavailable> {
-        match timeout(self.rules.request_timeout, call).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(_)) => Err(Unavailable::TimeoutConnectionLost),
-            Err(_) => Err(self.timeout_reason()),
+        tokio::select! {
+            biased;
+            answer = timeout(self.rules.request_timeout, call) => match answer {
+                Ok(Ok(answer)) => Ok(answer),
+                Ok(Err(_)) => Err(Unavailable::TimeoutConnectionLost),
+                Err(_) => Err(self.timeout_reason()),
+            },
+            () = self.deposed(leader) => Err(Unavailable::LeaderChanged),
         }
+    }
+
+    /// Returns once this member does not follow that leader any more.
+    async fn deposed(&self, leader: MemberId) {
+        // An error says that Raft has ended, and the caller finds that out as well.
+        let _ = self.status.clone().wait_for(|status| status.leader != Some(leader)).await;
     }
 
     /// Appends a batch that another member sent, if this one leads in the term it is meant for.
@@ -379,18 +412,13 @@ impl Shared {
         let peer = self.peer(leader).ok_or(Unavailable::NoLeader)?;
         let request = peerpb::ReadIndexRequest { envelope: self.sender.envelope(leader) };
         let call = self.sender.peers.read_index(peer, request);
-        let mut status = self.status.clone();
-        let deposed = async {
-            // An error says that Raft has ended, and the caller finds that out as well.
-            let _ = status.wait_for(|status| status.leader != Some(leader)).await;
-        };
         tokio::select! {
             biased;
             answer = timeout(self.sender.patience * READ_INDEX_ROUND_TRIPS, call) => match answer {
                 Ok(Ok(response)) => read_index_answer(response),
                 Ok(Err(_)) | Err(_) => Err(Unavailable::Timeout),
             },
-            () = deposed => Err(Unavailable::LeaderChanged),
+            () = self.deposed(leader) => Err(Unavailable::LeaderChanged),
         }
     }
 

@@ -10,7 +10,11 @@
 //! A write that may have happened is not retried. A batch is handed over for one term only, so it
 //! can enter the log in that term or never. It is handed over again only when it is known not to
 //! have entered: openraft or the leader said so, or this member has applied an entry of a later
-//! term without having met it (no entry of an older term can follow, Raft §5.3).
+//! term without having met it (no entry of an older term can follow, Raft §5.3). What a leader decides by
+//! a clock of its own is of its term: it is handed over in that term or refused.
+//!
+//! A leader that hears nothing of a quorum takes nothing, and whoever hears nothing of its leader hands it
+//! nothing: proposals wait in the queue then, where they count, and not on their way in circles.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +25,7 @@ use machine::{Batch as BatchCodec, Outcome, Proposal, Ticket};
 use tokio::sync::Notify;
 use types::{MemberId, Term};
 
-use crate::completion::Mailboxes;
+use crate::completion::{Mailboxes, Standing};
 use crate::limits::{
     BATCH_BYTES_MAX, BATCH_REQUESTS_MAX, PUT_BACK_PAUSE, QUEUE_BYTES_MAX, QUEUE_REQUESTS_MAX,
 };
@@ -105,11 +109,12 @@ impl ProposalQueue {
     }
 
     /// Returns a batch that did not get into the log, a moment later so that a leader that cannot
-    /// write yet is not asked in a busy loop. Until then it counts as what it was.
+    /// write yet is not asked in a busy loop. Until then it counts as if it were under way.
     fn put_back(self: Arc<Self>, batch: Vec<(Ticket, Proposal)>, was: Option<Forwarding>) {
+        let resting = was.unwrap_or_else(|| self.forwarding(&batch));
         crate::runtime::spawn(async move {
             tokio::time::sleep(PUT_BACK_PAUSE).await;
-            drop(was);
+            drop(resting);
             let mut waiting = self.lock();
             for (ticket, proposal) in batch.into_iter().rev() {
                 waiting.bytes += proposal.body.len();
@@ -143,6 +148,17 @@ impl ProposalQueue {
         }
     }
 
+    /// Drops what nobody waits for any more, which is nobody's load.
+    fn forget_the_ended<T: Send + 'static>(&self, mailboxes: &Mailboxes<T>) {
+        let mut waiting = self.lock();
+        let Waiting { proposals, bytes, .. } = &mut *waiting;
+        proposals.retain(|(ticket, proposal)| {
+            let waits = mailboxes.is_waiting(ticket.seq);
+            *bytes -= if waits { 0 } else { proposal.body.len() };
+            waits
+        });
+    }
+
     fn drain(&self) -> Vec<(Ticket, Proposal)> {
         let mut waiting = self.lock();
         let mut bytes = 0;
@@ -165,6 +181,7 @@ impl ProposalQueue {
 }
 
 /// Who may append: this member, or the one it forwards to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Leader {
     Here { term: Term },
     There { member: MemberId, term: Term },
@@ -184,9 +201,10 @@ pub(crate) enum Forwarded {
 
 /// What the driver needs of the rest of the room.
 pub(crate) trait Appender: Send + Sync + 'static {
-    fn leader(&self) -> Leader;
-    /// Returns when there is a leader, or after a short while.
-    fn leader_moved(&self) -> impl Future<Output = ()> + Send;
+    /// Who takes proposals now: the leader, unless nothing is heard of it, or of its quorum here.
+    fn taker(&self) -> Leader;
+    /// Returns when somebody takes proposals, or after a short while.
+    fn taker_found(&self) -> impl Future<Output = ()> + Send;
     /// Appends to the log of the local leader of `term`, and of no later one. `not_appended` runs if
     /// the batch never entered the log.
     fn append(
@@ -212,15 +230,20 @@ pub(crate) async fn drive<A: Appender>(
     mailboxes: Arc<Mailboxes<Outcome>>,
 ) {
     while let Some(mut batch) = queue.next_batch().await {
-        while matches!(appender.leader(), Leader::Unknown) && !queue.is_closed() {
-            appender.leader_moved().await;
+        let mut taker = appender.taker();
+        while taker == Leader::Unknown && !queue.is_closed() {
+            appender.taker_found().await;
+            queue.forget_the_ended(&mailboxes);
+            taker = appender.taker();
         }
-        batch.retain(|(ticket, _)| mailboxes.is_waiting(ticket.seq));
+        if let Leader::Here { term } | Leader::There { term, .. } = taker {
+            refuse_those_of_other_terms(&mut batch, term, &mailboxes);
+        }
         if batch.is_empty() {
             continue;
         }
         let seqs: Vec<u64> = batch.iter().map(|(ticket, _)| ticket.seq).collect();
-        match appender.leader() {
+        match taker {
             Leader::Unknown => fail(&mailboxes, &seqs, Unavailable::NoLeader),
             Leader::Here { term } => {
                 let payload = BatchCodec::encode(&batch);
@@ -255,6 +278,23 @@ pub(crate) async fn drive<A: Appender>(
     }
 }
 
+/// Leaves in a batch what may be handed to the leader of `term`.
+fn refuse_those_of_other_terms(
+    batch: &mut Vec<(Ticket, Proposal)>,
+    term: Term,
+    mailboxes: &Mailboxes<Outcome>,
+) {
+    let mut of_others = Vec::new();
+    batch.retain(|(ticket, _)| {
+        let standing = mailboxes.standing(ticket.seq, term);
+        if standing == Standing::OfAnotherTerm {
+            of_others.push(ticket.seq);
+        }
+        standing == Standing::Waiting
+    });
+    fail(mailboxes, &of_others, Unavailable::NotLeader);
+}
+
 fn fail(mailboxes: &Mailboxes<Outcome>, seqs: &[u64], reason: Unavailable) {
     mailboxes.post(seqs.iter().map(|seq| (*seq, Err(reason))));
 }
@@ -263,6 +303,7 @@ fn fail(mailboxes: &Mailboxes<Outcome>, seqs: &[u64], reason: Unavailable) {
 mod tests {
     use std::pin::pin;
 
+    use futures_util::FutureExt;
     use machine::CommandKind;
     use tokio::sync::watch;
 
@@ -274,11 +315,11 @@ mod tests {
     }
 
     impl Appender for SilentLeader {
-        fn leader(&self) -> Leader {
+        fn taker(&self) -> Leader {
             Leader::There { member: MemberId(2), term: Term(3) }
         }
 
-        async fn leader_moved(&self) {
+        async fn taker_found(&self) {
             std::future::pending().await
         }
 
@@ -336,5 +377,109 @@ mod tests {
             }
             drop(waiters);
         }
+    }
+
+    /// One that leads in term 3, is deposed before it appends anything, and leads again in term 4.
+    struct LeaderAgain {
+        term: Mutex<Term>,
+        appended: Mutex<Vec<(Term, Bytes)>>,
+    }
+
+    impl Appender for LeaderAgain {
+        fn taker(&self) -> Leader {
+            Leader::Here { term: *self.term.lock().unwrap() }
+        }
+
+        async fn taker_found(&self) {}
+
+        async fn append(
+            &self,
+            term: Term,
+            batch: Bytes,
+            not_appended: Box<dyn FnOnce() + Send>,
+        ) -> Result<(), Unavailable> {
+            if term == Term(3) {
+                *self.term.lock().unwrap() = Term(4);
+                not_appended();
+            } else {
+                self.appended.lock().unwrap().push((term, batch));
+            }
+            Ok(())
+        }
+
+        async fn forward(&self, _: MemberId, _: Term, _: Bytes) -> Forwarded {
+            Forwarded::NotAppended
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_of_a_term_enters_the_log_in_that_term_or_never() {
+        let (queue, mailboxes) = (Arc::new(ProposalQueue::new()), Arc::new(Mailboxes::new()));
+        let mailbox = mailboxes.open(0);
+        let term = Mutex::new(Term(3));
+        let leader = Arc::new(LeaderAgain { term, appended: Mutex::default() });
+        let mut driver = pin!(drive(queue.clone(), leader.clone(), mailboxes.clone()));
+        let (mut of_term, any) = (mailbox.register_for(Some(Term(3))), mailbox.register());
+        let ticket = |seq| Ticket { origin: MemberId(1), seq };
+        queue.push(ticket(of_term.seq()), proposal(b"checkpoint")).unwrap();
+        queue.push(ticket(any.seq()), proposal(b"put")).unwrap();
+        let turns = tokio::time::sleep(PUT_BACK_PAUSE * 4);
+        tokio::select! { () = &mut driver => unreachable!(), () = turns => {} }
+        let refused = (&mut of_term).now_or_never().map(|answer| answer.map(drop));
+        assert_eq!(refused, Some(Err(Unavailable::NotLeader)));
+        let appended = leader.appended.lock().unwrap().clone();
+        let put = BatchCodec::encode(&[(ticket(any.seq()), proposal(b"put"))]);
+        assert_eq!(appended, [(Term(4), put)]);
+    }
+
+    /// A follower of nobody.
+    struct Orphan;
+
+    impl Appender for Orphan {
+        fn taker(&self) -> Leader {
+            Leader::Unknown
+        }
+
+        async fn taker_found(&self) {
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+
+        async fn append(
+            &self,
+            _: Term,
+            _: Bytes,
+            _: Box<dyn FnOnce() + Send>,
+        ) -> Result<(), Unavailable> {
+            Err(Unavailable::NotLeader)
+        }
+
+        async fn forward(&self, _: MemberId, _: Term, _: Bytes) -> Forwarded {
+            Forwarded::NotAppended
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_that_nobody_waits_for_leave_the_queue_before_there_is_a_leader() {
+        let (queue, mailboxes) = (Arc::new(ProposalQueue::new()), Arc::new(Mailboxes::new()));
+        let mailbox = mailboxes.open(0);
+        let mut driver = pin!(drive(queue.clone(), Arc::new(Orphan), mailboxes.clone()));
+        let push = || {
+            let waiter = mailbox.register();
+            queue.push(Ticket { origin: MemberId(1), seq: waiter.seq() }, proposal(b"put"))?;
+            Ok::<_, Unavailable>(waiter)
+        };
+        let mut waiters: Vec<_> = (0..QUEUE_REQUESTS_MAX).map(|_| push().unwrap()).collect();
+        let mut turns = async || {
+            let turns = tokio::time::sleep(std::time::Duration::from_millis(250));
+            tokio::select! { () = &mut driver => unreachable!(), () = turns => {} }
+        };
+        turns().await;
+        // The driver holds the first batch.
+        waiters.extend((0..BATCH_REQUESTS_MAX).map(|_| push().unwrap()));
+        assert_eq!(push().err(), Some(Unavailable::TooManyRequests));
+        waiters.truncate(BATCH_REQUESTS_MAX + 1);
+        turns().await;
+        let queued = queue.lock().proposals.len();
+        assert_eq!((queued, queue.lock().bytes), (1, b"put".len()));
     }
 }

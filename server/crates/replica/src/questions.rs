@@ -26,14 +26,15 @@ impl Handle {
     /// Has the leader renew leases; one TTL per id, 0 for a lease that is gone.
     ///
     /// # Errors
-    /// When no leader answered in time.
+    /// When no leader answered in time, or it was deposed meanwhile.
     pub async fn renew_at_leader(&self, ids: &[LeaseId]) -> Result<Vec<i64>, Unavailable> {
         use peerpb::lease_keep_alive_response::Result as Wire;
         let (envelope, peer) = self.shared.leader_peer()?;
         let request =
             peerpb::LeaseKeepAliveRequest { envelope, ids: ids.iter().map(|id| id.0).collect() };
+        let leader = peer.id;
         let call = self.shared.sender.peers.lease_keep_alive(peer, request);
-        match self.shared.ask(call).await?.result {
+        match self.shared.ask(leader, call).await?.result {
             Some(Wire::Renewals(renewals)) => Ok(renewals.ttls),
             Some(Wire::NotLeader(_)) => Err(Unavailable::LeaderChanged),
             None => Err(Unavailable::Timeout),
@@ -92,7 +93,7 @@ impl Handle {
     /// Asks the leader how long leases have to live.
     ///
     /// # Errors
-    /// When no leader answered in time.
+    /// When no leader answered in time, or it was deposed meanwhile.
     pub async fn leases_at_leader(
         &self,
         ids: &[LeaseId],
@@ -102,8 +103,9 @@ impl Handle {
         let (envelope, peer) = self.shared.leader_peer()?;
         let ids = ids.iter().map(|id| id.0).collect();
         let request = peerpb::LeaseTimeToLiveRequest { envelope, ids, keys };
+        let leader = peer.id;
         let call = self.shared.sender.peers.lease_time_to_live(peer, request);
-        match self.shared.ask(call).await?.result {
+        match self.shared.ask(leader, call).await?.result {
             Some(Wire::Leases(states)) => Ok(states.leases),
             Some(Wire::NotLeader(_)) => Err(Unavailable::LeaderChanged),
             None => Err(Unavailable::Timeout),

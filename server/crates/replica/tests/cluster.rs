@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failure here is the test's verdict")]
 
+mod deserted;
 mod growing;
 mod receiving;
 mod wires;
@@ -25,8 +26,8 @@ use replica::{
 use types::{LeaseId, LogIndex, MemberId};
 
 use wires::{
-    CLUSTER, Wires, all_follow_a_leader, get, leader, node, parts, put, start, start_and_elect,
-    start_parts, start_with,
+    CLUSTER, Wires, all_follow_a_leader, first_leader, get, leader, node, parts, put, start,
+    start_and_elect, start_parts, start_with,
 };
 
 #[tokio::test(start_paused = true)]

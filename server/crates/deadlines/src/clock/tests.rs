@@ -19,6 +19,8 @@ struct Stage {
     applied: Mutex<Term>,
     /// What it proposed; nothing of it is ever committed.
     proposed: Mutex<Vec<Proposal>>,
+    /// The terms of what it proposed for one term only.
+    terms: Mutex<Vec<Term>>,
     /// Whether a checkpoint that is proposed is committed at once, after which another leads.
     deposed_by_checkpoint: bool,
 }
@@ -43,8 +45,8 @@ impl Actor {
             voters: vec![US, OTHER],
             fatal: None,
         });
-        let (applied, proposed) = (Mutex::new(Term(0)), Mutex::default());
-        Self(Arc::new(Stage { status, applied, proposed, deposed_by_checkpoint }))
+        let (applied, proposed, terms) = (Mutex::new(Term(0)), Mutex::default(), Mutex::default());
+        Self(Arc::new(Stage { status, applied, proposed, terms, deposed_by_checkpoint }))
     }
 
     /// A member is elected, and its first entry is applied.
@@ -76,6 +78,10 @@ impl Member for Actor {
         vec![(A, TTL, if self.0.deposed_by_checkpoint { 5 } else { 0 })]
     }
 
+    fn look_up(&self, ids: &[LeaseId]) -> Vec<Option<Arc<lease::Lease>>> {
+        vec![None; ids.len()]
+    }
+
     async fn confirm(&self) -> Result<(), Unavailable> {
         Ok(())
     }
@@ -89,18 +95,48 @@ impl Member for Actor {
         pending().await
     }
 
+    async fn propose_in(&self, term: Term, proposal: Proposal) -> Result<Outcome, Unavailable> {
+        self.0.terms.lock().unwrap().push(term);
+        self.propose(proposal).await
+    }
+
     async fn renew_at_leader(&self, ids: &[LeaseId]) -> Result<Vec<i64>, Unavailable> {
         match self.0.status.borrow().leader {
             Some(OTHER) => Ok(vec![TTL; ids.len()]),
             _ => Err(Unavailable::NoLeader),
         }
     }
+
+    async fn leases_at_leader(
+        &self,
+        ids: &[LeaseId],
+        _: bool,
+    ) -> Result<Vec<peerpb::LeaseState>, Unavailable> {
+        let (leader, term) = {
+            let status = self.0.status.borrow();
+            (status.leader, status.term)
+        };
+        match (leader, term) {
+            // It has been deposed already.
+            (Some(OTHER), Term(2)) => Err(Unavailable::LeaderChanged),
+            (Some(OTHER), _) => {
+                let state = |id: &LeaseId| peerpb::LeaseState { id: id.0, ..Default::default() };
+                Ok(ids.iter().map(state).collect())
+            }
+            (Some(_), _) => Err(Unavailable::TimeoutConnectionLost),
+            (None, _) => Err(Unavailable::NoLeader),
+        }
+    }
 }
 
 fn clock() -> LeaseClock {
+    clock_with(None)
+}
+
+fn clock_with(checkpoint_interval: Option<Duration>) -> LeaseClock {
     let counter = |name: &str| Counter::new(name, "a test").unwrap();
     let options = ClockOptions {
-        checkpoint_interval: None,
+        checkpoint_interval,
         extend: EXTEND,
         patience: Duration::from_secs(7),
         expired_per_turn_max: 10,
@@ -178,6 +214,45 @@ async fn a_renewal_that_waited_for_its_checkpoint_looks_again_who_leads() {
     assert_eq!(clock.renew_here(&member, &[A]).await, Err(Unavailable::NotLeader));
     let kinds = member.proposed().into_iter().map(|proposal| proposal.kind);
     assert_eq!(kinds.collect::<Vec<_>>(), [CommandKind::LeaseCheckpoint]);
+    assert_eq!(*member.0.terms.lock().unwrap(), [Term(1)]);
+}
+
+/// Another leader may have renewed the lease before the checkpoint is in the log.
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_is_of_the_term_whose_deadlines_it_tells() {
+    let (clock, member) = (clock_with(Some(Duration::from_secs(3))), Actor::new(false));
+    member.elect(US, 4);
+    tokio::spawn(clock.run(member.clone()));
+    sleep(Duration::from_secs(4)).await;
+    let kinds = member.proposed().into_iter().map(|proposal| proposal.kind);
+    assert_eq!(kinds.collect::<Vec<_>>(), [CommandKind::LeaseCheckpoint]);
+    assert_eq!(*member.0.terms.lock().unwrap(), [Term(4)]);
+}
+
+/// etcd's follower asks for as long as a request may take (`leaseTimeToLive`); ours once said at once that
+/// there was no leader, that it had changed, or that the connection to it was lost.
+#[tokio::test(start_paused = true)]
+async fn what_is_left_of_a_lease_is_asked_until_a_leader_answers() {
+    let (clock, member) = (clock(), Actor::new(false));
+    let mut asked = Box::pin(clock.time_to_live(&member, &[A], false));
+    for (leader, term) in [(None, 1), (Some(MemberId(3)), 1), (Some(OTHER), 2)] {
+        member.0.status.send_modify(|status| {
+            status.leader = leader;
+            status.term = Term(term);
+        });
+        assert_eq!((&mut asked).now_or_never(), None, "{leader:?}");
+        sleep(Duration::from_secs(1)).await;
+    }
+    member.elect(OTHER, 3);
+    assert_eq!(asked.await.unwrap()[0].id, A.0);
+
+    member.0.status.send_modify(|status| status.leader = None);
+    let began = Instant::now();
+    let refused = clock.time_to_live(&member, &[A], false).await;
+    assert_eq!((refused, began.elapsed()), (Err(Unavailable::NoLeader), clock.options.patience));
+    member.elect(US, 4);
+    let unknown = clock.time_to_live(&member, &[LeaseId(8)], false).await.unwrap();
+    assert_eq!(unknown[0].ttl, NOT_FOUND_TTL);
 }
 
 #[tokio::test(start_paused = true)]

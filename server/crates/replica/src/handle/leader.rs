@@ -14,26 +14,39 @@ use crate::peers::PeerError;
 use crate::proposals::{Appender, Forwarded, Leader};
 use crate::raft_types::{Batch, OnComplete, TypeConfig, committed_leader};
 use crate::reads::ReadIndexSource;
+use crate::status::Status;
 use crate::unavailable::Unavailable;
 
 /// etcd asks the leader again after this time, and counts the read as slow.
 const READ_INDEX_SLOW: Duration = Duration::from_millis(500);
 
-impl Appender for Shared {
-    fn leader(&self) -> Leader {
+impl Shared {
+    /// The leader that this member follows, or itself.
+    pub(super) fn leader(&self) -> Leader {
         let status = self.status.borrow();
-        match status.leader {
-            Some(leader) if leader == self.me => Leader::Here { term: status.term },
-            Some(member) => Leader::There { member, term: status.term },
-            None => Leader::Unknown,
-        }
+        leader_at(&status, status.leader)
+    }
+}
+
+fn leader_at(status: &Status, leader: Option<MemberId>) -> Leader {
+    match leader {
+        Some(leader) if leader == status.member_id => Leader::Here { term: status.term },
+        Some(member) => Leader::There { member, term: status.term },
+        None => Leader::Unknown,
+    }
+}
+
+impl Appender for Shared {
+    fn taker(&self) -> Leader {
+        let status = self.status.borrow();
+        leader_at(&status, status.answered_leader())
     }
 
-    async fn leader_moved(&self) {
+    async fn taker_found(&self) {
         let mut status = self.status.clone();
         // The receiver here never marks a status as seen, so `changed` would answer at once, for
         // ever. Either way the caller looks again.
-        let leader = status.wait_for(|status| status.leader.is_some());
+        let leader = status.wait_for(|status| status.answered_leader().is_some());
         let pause = self.sender.patience / 10;
         let ended = matches!(timeout(pause, leader).await, Ok(Err(_)));
         if ended {

@@ -292,14 +292,19 @@ pub(crate) async fn leader(replicas: &[&Replica]) -> MemberId {
     status.leader.unwrap()
 }
 
-/// Waits until one member leads and all know it. What a member remembers of the time before it was
-/// stopped is not enough: the leader that it names may not lead any more.
-pub(crate) async fn all_follow_a_leader(replicas: &[Replica]) {
+/// Waits until one of them leads.
+pub(crate) async fn first_leader(replicas: &[Replica]) -> MemberId {
     let mut statuses: Vec<_> = replicas.iter().map(|r| r.handle().watch_status()).collect();
     let leads = statuses.iter_mut().map(|status| {
         Box::pin(async { status.wait_for(|status| status.is_leader()).await.unwrap().member_id })
     });
-    let (leader, _, _) = futures_util::future::select_all(leads).await;
+    futures_util::future::select_all(leads).await.0
+}
+
+/// Waits until one member leads and all know it. What a member remembers of the time before it was
+/// stopped is not enough: the leader that it names may not lead any more.
+pub(crate) async fn all_follow_a_leader(replicas: &[Replica]) {
+    let leader = first_leader(replicas).await;
     for replica in replicas {
         let mut status = replica.handle().watch_status();
         status.wait_for(|status| status.leader == Some(leader)).await.unwrap();
