@@ -68,6 +68,8 @@ pub enum Fault {
 #[derive(Clone)]
 pub struct SimDisk {
     state: Arc<Mutex<State>>,
+    /// The generation whose process has this value, if only one has.
+    process: Option<u64>,
 }
 
 struct State {
@@ -126,7 +128,16 @@ impl SimDisk {
                 generation: 0,
                 hash: RollingHash::new(),
             })),
+            process: None,
         }
+    }
+
+    /// The disk as the present process has it. After [`SimDisk::restart`] or [`SimDisk::kill`] every
+    /// operation fails: a simulated process that has died is dropped some time later, and what it tidies
+    /// up then must not hit its successor.
+    pub fn of_this_process(&self) -> SimDisk {
+        let generation = self.state().generation;
+        SimDisk { state: self.state.clone(), process: Some(generation) }
     }
 
     /// Plans a fault.
@@ -216,7 +227,7 @@ impl SimDisk {
         };
         copy.begin_generation();
         copy.crashed = state.crashed;
-        SimDisk { state: Arc::new(Mutex::new(copy)) }
+        SimDisk { state: Arc::new(Mutex::new(copy)), process: None }
     }
 
     /// Flips one bit of a file, on the platter and in every cache.
@@ -237,7 +248,8 @@ impl SimDisk {
 
     fn powered(&self) -> io::Result<MutexGuard<'_, State>> {
         let state = self.state();
-        if state.crashed { Err(power_is_off()) } else { Ok(state) }
+        let dead = self.process.is_some_and(|generation| generation != state.generation);
+        if state.crashed || dead { Err(power_is_off()) } else { Ok(state) }
     }
 }
 

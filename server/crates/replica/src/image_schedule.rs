@@ -75,6 +75,7 @@ mod tests {
         assert!(schedule.is_due(Progress { compacted: true, ..at(13, 1950, 12) }));
     }
 
+    /// openraft #1829: an order that came while an image was being written was lost.
     #[test]
     fn an_image_that_was_asked_for_while_another_was_written_is_asked_for_again() {
         let mut schedule = ImageSchedule::new(POLICY);

@@ -5,6 +5,7 @@
 
 mod deserted;
 mod growing;
+mod openraft_traps;
 mod receiving;
 mod wires;
 
@@ -30,8 +31,10 @@ use wires::{
     start_and_elect, start_parts, start_with,
 };
 
+/// openraft #1246: a leader that was alone and started again did not apply what its image lacks. Here the
+/// newest image is of one of the first entries or of one in the middle.
 #[tokio::test(start_paused = true)]
-async fn one_member_answers_and_remembers() {
+async fn openraft_1246_one_member_answers_and_remembers() {
     let disk = Arc::new(SimDisk::new(1));
     let wires = Wires::default();
     let replica = start(1, &disk, &wires, Bootstrap::New([node(1)].into())).await;

@@ -229,7 +229,12 @@ impl Cluster {
         let first: BTreeMap<_, _> =
             (1..=plan.members).map(|id| (MemberId(id), node(MemberId(id)))).collect();
         let cluster = Arc::new(Self {
-            network: Network::new(plan.seed, plan.network.clone(), trace.clone()),
+            network: Network::new(
+                plan.seed,
+                plan.network.clone(),
+                plan.transfers.clone(),
+                trace.clone(),
+            ),
             history: History::new(trace.clone()),
             journal: Journal::new(trace.clone()),
             agreement: Agreement::default(),
@@ -317,7 +322,7 @@ impl Cluster {
 
     fn parts(&self, life: &Life, sink: Arc<Sink>) -> Option<Parts> {
         let bootstrap = self.members().get(&life.member)?.bootstrap.clone();
-        let disk: Arc<dyn Disk> = Arc::new(life.disk.clone());
+        let disk: Arc<dyn Disk> = Arc::new(life.disk.of_this_process());
         let engine_disk = disk.clone();
         let plan = &self.plan;
         let mut chance = Chance::new(plan.seed.wrapping_add(life.number), "flush");

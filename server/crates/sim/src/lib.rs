@@ -12,7 +12,8 @@
 //! Everything but the device, the wire, the clock and chance: log, recovery, openraft, apply with its
 //! judgement of permissions, tokens, images, snapshots, compaction, membership, the clock of leases, the
 //! recipes of lock and election, the hub of watches. Of the edge, [`edge`] repeats the order of the
-//! server's steps; each step is the server's own. One thread runs everything on tokio's
+//! server's steps; each step is the server's own. Snapshots travel in pieces, and either end or the way may
+//! break between two of them. One thread runs everything on tokio's
 //! paused clock, so a run takes no longer than its work, and is the same every time.
 //!
 //! # Exactness

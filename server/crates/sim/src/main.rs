@@ -71,7 +71,7 @@ fn print(report: &Report, took: Duration) {
     println!(
         "seed {} {verdict} hash {:016x} simulated {:.1}s took {:.1}s operations {} acknowledged {} \
          revisions {} watches {} unauthorized {} logins {} fenced {} expired {} kept {} \
-         renewals {}",
+         renewals {} snapshots {} partial {} silent {}",
         report.seed,
         report.hash,
         report.simulated.as_secs_f64(),
@@ -86,6 +86,9 @@ fn print(report: &Report, took: Duration) {
         report.leases_expired,
         report.leases_kept,
         report.renewals,
+        report.snapshots.whole,
+        report.snapshots.partial,
+        report.snapshots.silent,
     );
     if let Some(violation) = &report.violation {
         let tail = report.last.len().saturating_sub(40);

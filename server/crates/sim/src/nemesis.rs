@@ -10,9 +10,13 @@ use types::MemberId;
 
 use crate::chance::Chance;
 use crate::cluster::{Cluster, End, LOOK, peer_url};
+use crate::network::Transfer;
 
 /// How often states are compared.
 const COMPARE: Duration = Duration::from_millis(300);
+
+/// How long the sender of a snapshot is stopped, in milliseconds: longer than a receiver waits for it.
+const SENDER_STOPS: (u64, u64) = (10_500, 14_000);
 
 /// Breaks a cluster by its plan.
 pub struct Nemesis {
@@ -24,6 +28,16 @@ pub struct Nemesis {
     heal_at: Option<Instant>,
     next_id: u64,
     compare_at: Instant,
+    transfers: TransferStrikes,
+}
+
+/// Which snapshots under way are struck, and when.
+struct TransferStrikes {
+    chance: Chance,
+    /// The newest one that was looked at.
+    newest: u64,
+    /// After how many pieces each is struck.
+    after: BTreeMap<u64, u64>,
 }
 
 impl Nemesis {
@@ -36,6 +50,11 @@ impl Nemesis {
             heal_at: None,
             next_id: cluster.plan.members + 1,
             compare_at: Instant::now(),
+            transfers: TransferStrikes {
+                chance: Chance::new(cluster.plan.seed, "transfer strikes"),
+                newest: 0,
+                after: BTreeMap::new(),
+            },
             cluster,
         }
     }
@@ -53,6 +72,7 @@ impl Nemesis {
         while Instant::now() < until && self.cluster.trace.first_violation().is_none() {
             sleep(LOOK).await;
             self.tend().await;
+            self.strike_transfers();
             if Instant::now() >= strike_at {
                 self.strike().await;
                 strike_at = Instant::now() + self.pause();
@@ -210,6 +230,52 @@ impl Nemesis {
             .find(|id| self.cluster.service(*id).is_some_and(|service| service.handle.leads()));
         let any = self.chance.pick(&running).copied();
         if self.chance.hits(400) { leader.or(any) } else { any }
+    }
+
+    /// Looks after the snapshots under way and strikes those whose time has come.
+    fn strike_transfers(&mut self) {
+        let plan = self.cluster.plan.transfers.clone();
+        for transfer in self.cluster.network.transfers() {
+            let strikes = &mut self.transfers;
+            if transfer.number > strikes.newest {
+                strikes.newest = transfer.number;
+                if strikes.chance.hits(plan.strike_per_mille) {
+                    // The header is the first piece and the trailer the last.
+                    let after = strikes.chance.between(1, plan.pieces + 1);
+                    strikes.after.insert(transfer.number, after);
+                }
+            }
+            let after = strikes.after.get(&transfer.number);
+            if after.is_some_and(|after| *after <= transfer.arrived) {
+                strikes.after.remove(&transfer.number);
+                self.strike_transfer(&transfer);
+            }
+        }
+    }
+
+    fn strike_transfer(&mut self, transfer: &Transfer) {
+        let kind = self.transfers.chance.below(6);
+        let Transfer { number, from, to, .. } = *transfer;
+        if kind < 5 && !self.may_take_one() {
+            return;
+        }
+        self.cluster.trace.note(format_args!("strike {kind} at snapshot {number}"));
+        match kind {
+            0 => self.take(to, End::PowerLoss),
+            1 => self.take(to, End::Kill),
+            2 => self.take(from, End::PowerLoss),
+            3 => self.take(from, End::Kill),
+            4 => {
+                self.cluster.freeze(from);
+                let millis = self.transfers.chance.between(SENDER_STOPS.0, SENDER_STOPS.1);
+                self.thaws.insert(from, Instant::now() + Duration::from_millis(millis));
+            }
+            _ => {
+                self.cluster.network.cut(from, to);
+                self.cluster.network.cut(to, from);
+                self.heal_later();
+            }
+        }
     }
 
     fn take(&mut self, victim: MemberId, end: End) {

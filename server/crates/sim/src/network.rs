@@ -8,6 +8,8 @@
 //! Nothing leaves a member after its simulated power has failed, even if the member's tasks have not
 //! been stopped yet.
 
+mod transfers;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -24,8 +26,11 @@ use tokio::time::{Instant, sleep, sleep_until};
 use types::MemberId;
 
 use crate::chance::Chance;
-use crate::swarm::NetworkPlan;
+use crate::swarm::{NetworkPlan, TransferPlan};
 use crate::trace::Trace;
+
+use transfers::Transfers;
+pub use transfers::{Tally, Transfer};
 
 /// Messages of one stream that may be under way.
 const STREAM_WINDOW: usize = 64;
@@ -108,6 +113,7 @@ struct State {
     members: BTreeMap<MemberId, Endpoint>,
     /// From whom to whom nothing arrives.
     cut: BTreeSet<(MemberId, MemberId)>,
+    transfers: Transfers,
     trace: Trace,
 }
 
@@ -119,12 +125,13 @@ enum Fate {
 
 impl Network {
     /// A network without members.
-    pub fn new(seed: u64, plan: NetworkPlan, trace: Trace) -> Self {
+    pub fn new(seed: u64, plan: NetworkPlan, transfers: TransferPlan, trace: Trace) -> Self {
         Self(Arc::new(Mutex::new(State {
             chance: Chance::new(seed, "network"),
             plan,
             members: BTreeMap::new(),
             cut: BTreeSet::new(),
+            transfers: Transfers::new(seed, transfers),
             trace,
         })))
     }
@@ -155,6 +162,7 @@ impl Network {
         state.cut.clear();
         state.plan.loss_per_mille = 0;
         state.plan.straggler_per_mille = 0;
+        state.transfers.become_perfect();
     }
 
     fn endpoint(&self, member: MemberId) -> Option<Endpoint> {
@@ -436,24 +444,7 @@ impl Peers for NodePeers {
         to: Peer,
         chunks: BoxStream<'static, peerpb::SnapshotChunk>,
     ) -> BoxFuture<'static, PeerResult<peerpb::SnapshotResponse>> {
-        let (network, life) = (self.network.clone(), self.life.clone());
-        let peers = NodePeers { network: network.clone(), life: life.clone() };
-        Box::pin(async move {
-            let mut all: Vec<peerpb::SnapshotChunk> = chunks.collect().await;
-            // Now and then a stream ends early.
-            let short = {
-                let mut state = network.state();
-                let loss = state.plan.loss_per_mille;
-                state.chance.hits(loss * 4)
-            };
-            if short {
-                all.pop();
-            }
-            let call = peers.call("snapshot", &to, all, |member, chunks| {
-                Box::pin(async move { member.inbound.snapshot(stream::iter(chunks)).await })
-            });
-            call.await
-        })
+        transfers::send(self, to.id, chunks)
     }
 
     fn transfer_leader(

@@ -17,6 +17,7 @@ use crate::cluster::{Cluster, LOOK, Service};
 use crate::keeper::Keeper;
 use crate::locker::{Locker, TTL_MAX};
 use crate::nemesis::Nemesis;
+use crate::network::Tally;
 use crate::session::Session;
 use crate::swarm::Plan;
 use crate::trace::Trace;
@@ -54,6 +55,8 @@ pub struct Report {
     /// Leases that were kept alive, and how often that was acknowledged.
     pub leases_kept: usize,
     pub renewals: usize,
+    /// How snapshots ended for their receivers.
+    pub snapshots: Tally,
     /// Simulated time.
     pub simulated: Duration,
     /// The last notes before a violation.
@@ -137,6 +140,7 @@ pub fn run_plan(plan: Plan, verbose: bool) -> Report {
             leases_expired: 0,
             leases_kept: 0,
             renewals: 0,
+            snapshots: Tally::default(),
             simulated: Duration::ZERO,
             last: Vec::new(),
         },
@@ -190,6 +194,7 @@ fn run_here(plan: Plan, verbose: bool) -> Report {
             leases_expired: cluster.journal.expiries(),
             leases_kept: leases.len(),
             renewals: renewals.filter(|renewal| renewal.told == Told::Renewed).count(),
+            snapshots: cluster.network.tally(),
             simulated: begin.elapsed(),
             last: trace.last(),
         }

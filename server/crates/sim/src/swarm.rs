@@ -30,6 +30,7 @@ pub struct Plan {
     /// How long faults go on.
     pub safety: Duration,
     pub network: NetworkPlan,
+    pub transfers: TransferPlan,
     pub faults: FaultPlan,
     pub workload: WorkloadPlan,
     pub auth: AuthPlan,
@@ -47,6 +48,17 @@ pub struct NetworkPlan {
     pub loss_per_mille: u64,
     /// One message in so many thousand takes up to a second.
     pub straggler_per_mille: u64,
+}
+
+/// How snapshots travel, and what befalls them on their way.
+#[derive(Clone, Debug)]
+pub struct TransferPlan {
+    /// Into how many pieces each chunk is cut.
+    pub pieces: u64,
+    /// The longest that a sender takes between two pieces.
+    pub pace_max_millis: u64,
+    /// Of so many in a thousand, the sender, the receiver or the way between them breaks in the middle.
+    pub strike_per_mille: u64,
 }
 
 /// The weight of each kind of fault, 0 for never, and the pause between two.
@@ -139,6 +151,7 @@ impl Plan {
                 loss_per_mille: [0, 0, 5, 50][c.below(4) as usize],
                 straggler_per_mille: [0, 0, 20][c.below(3) as usize],
             },
+            transfers: TransferPlan::of(&mut Chance::new(seed, "transfer plan")),
             faults: FaultPlan::of(c, members_fault),
             workload: WorkloadPlan::of(c),
             auth: AuthPlan::of(&mut Chance::new(seed, "auth plan")),
@@ -152,6 +165,16 @@ impl Plan {
 /// A weight that is 0 in half of all seeds.
 fn weight(c: &mut Chance) -> u64 {
     if c.hits(500) { 0 } else { c.between(1, 10) }
+}
+
+impl TransferPlan {
+    fn of(c: &mut Chance) -> Self {
+        TransferPlan {
+            pieces: [1, 4, 16][c.below(3) as usize],
+            pace_max_millis: [0, 20, 300][c.below(3) as usize],
+            strike_per_mille: [0, 200, 600][c.below(3) as usize],
+        }
+    }
 }
 
 impl FaultPlan {

@@ -57,3 +57,8 @@ fn deadlines_of_a_term_that_is_over_are_found() {
 fn a_deletion_lost_by_compaction_is_found() {
     find(Planted::LostDeleteEvent, 300);
 }
+
+#[test]
+fn a_part_of_a_snapshot_that_is_taken_for_the_whole_is_found() {
+    find(Planted::PartialSnapshot, 300);
+}

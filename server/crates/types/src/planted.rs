@@ -25,6 +25,8 @@ pub enum Planted {
     UnconfirmedLock,
     /// What a holder does is done also when it holds no longer.
     UnfencedWrite,
+    /// A snapshot whose stream has ended early is taken for a whole one.
+    PartialSnapshot,
 }
 
 #[cfg(feature = "planted")]

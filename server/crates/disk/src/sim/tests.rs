@@ -249,3 +249,18 @@ fn a_removed_name_that_comes_back_after_a_process_death_and_a_power_loss_has_its
     }
     assert!(came_back > 10, "{came_back}");
 }
+
+#[test]
+fn what_a_dead_process_tidies_up_does_not_hit_the_next_one() {
+    for end in [SimDisk::kill, SimDisk::restart] {
+        let disk = SimDisk::new(1);
+        let before = disk.of_this_process();
+        before.open(Path::new("a"), OpenMode::Create).unwrap();
+        end(&disk);
+        let now = disk.of_this_process();
+        now.open(Path::new("a"), OpenMode::CreateOrOpen).unwrap();
+        assert!(is_simulated_crash(&before.remove_file(Path::new("a")).unwrap_err()));
+        assert!(before.open(Path::new("b"), OpenMode::Create).is_err());
+        assert!(now.exists(Path::new("a")).unwrap() && !now.exists(Path::new("b")).unwrap());
+    }
+}

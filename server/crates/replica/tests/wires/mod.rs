@@ -34,6 +34,8 @@ pub(crate) struct Wires {
     pub(crate) swallowed: Arc<AtomicUsize>,
     /// Who gets no entries.
     pub(crate) cut_off: Arc<Mutex<Option<MemberId>>>,
+    /// Who neither hears of the others nor is heard, also over streams that are open.
+    pub(crate) apart: Arc<Mutex<Option<MemberId>>>,
     /// How many streams of entries or heartbeats were opened.
     pub(crate) opened: Arc<AtomicUsize>,
     /// Whether snapshots are on their way for ever.
@@ -65,12 +67,19 @@ impl Wires {
         members.get(&to.id).cloned().ok_or_else(|| PeerError::Unreachable("down".into()))
     }
 
+    /// Whether a message arrives.
+    fn lets_through(&self, envelope: Option<&peerpb::Envelope>) -> bool {
+        let apart = *self.apart.lock().unwrap();
+        let ends = envelope.map(|envelope| [envelope.from, envelope.to]).unwrap_or_default();
+        apart.is_none_or(|apart| !ends.contains(&apart.0))
+    }
+
     fn way(&self) -> Duration {
         *self.way.lock().unwrap()
     }
 }
 
-macro_rules! call {
+macro_rules! delivered {
     ($self:ident, $to:ident, $method:ident, $request:ident) => {{
         let (inbound, way) = ($self.find(&$to), $self.way());
         Box::pin(async move {
@@ -79,6 +88,15 @@ macro_rules! call {
             sleep(way).await;
             answer
         })
+    }};
+}
+
+macro_rules! call {
+    ($self:ident, $to:ident, $method:ident, $request:ident) => {{
+        match $self.lets_through($request.envelope.as_ref()) {
+            true => delivered!($self, $to, $method, $request),
+            false => Box::pin(async { Err(PeerError::Unreachable("apart".into())) }),
+        }
     }};
 }
 
@@ -105,7 +123,10 @@ impl Peers for Wires {
             true => Err(PeerError::Unreachable("cut off".into())),
             false => self.find(&to),
         };
-        let way = self.way();
+        let (way, wires) = (self.way(), self.clone());
+        let requests = requests.take_while(move |request| {
+            std::future::ready(wires.lets_through(request.envelope.as_ref()))
+        });
         Box::pin(async move { Ok(carried(inbound?.append(carried(requests, way)), way)) })
     }
     fn vote(
@@ -129,7 +150,7 @@ impl Peers for Wires {
             let receiving = tokio::spawn(async move { inbound?.snapshot(begun.boxed()).await });
             return Box::pin(async move { receiving.await.unwrap() });
         }
-        call!(self, to, snapshot, chunks)
+        delivered!(self, to, snapshot, chunks)
     }
     fn transfer_leader(
         &self,
