@@ -458,6 +458,8 @@ fn every_variable_of_the_environment_is_answered_alike() {
             let variable = format!("ETCD_{}", name.replace('-', "_").to_uppercase());
             ["bogus!", ""].map(|value| Given::environment(&variable, value))
         })
+        // What etcd has removed.
+        .chain(["ETCD_ENABLE_V2", "ETCD_DEBUG"].map(|name| Given::environment(name, "true")))
         .collect();
     compare_all(&given);
 }
@@ -500,6 +502,7 @@ fn configuration_files_are_answered_alike() {
         "discovery-fallback: proxy\n",
         "max-learners: 0\n",
         "snapshot-count: 0\n",
+        "enable-v2: true\n",
     ];
     let given: Vec<Given> =
         lines.iter().map(|lines| Given::file(&format!("{USUAL_FILE}{lines}"))).collect();

@@ -3,9 +3,10 @@
 //! Their expected output was written by Go etcdctl against Go etcd. To write it again after a script
 //! was changed, run this test with `UPDATE_SCENARIOS=1`.
 
-use std::os::unix::fs::symlink;
+#[path = "scenarios/completion.rs"]
+mod completion;
+
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::{env, fs};
 
 use e2e::peers;
@@ -46,55 +47,6 @@ fn the_readme_says_how_many_commands_are_compared() {
     let row = format!("| `scenarios`, for each pairing | {shown} | {shown} | 0 |");
     let readme = include_str!("../../server/README.md");
     assert!(readme.lines().any(|line| line == row), "server/README.md has no row {row}");
-}
-
-/// Command lines, of which bash is asked for the last word.
-const TYPED: [&[&str]; 10] = [
-    &[""],
-    &["m"],
-    &["user", ""],
-    &["user", "gr"],
-    &["-w", "json", "lease", ""],
-    &["--hex", "endpoint", "h"],
-    &["get", "--prin"],
-    &["get", "a", "--order", ""],
-    &["snapshot", "s"],
-    &["get", "--nonsense"],
-];
-
-/// Bash itself runs our script, which offers what Go etcdctl offers to its own.
-#[test]
-fn bash_completes_what_go_etcdctl_offers() {
-    let go = peers::etcd_binaries().expect("build Go etcd");
-    let ours = peers::our_binary("etcdctl").expect("build our etcdctl");
-    let directory = tempfile::tempdir().expect("make a directory");
-    symlink(&ours, directory.path().join("etcdctl")).expect("link our etcdctl");
-    let paths = env::var_os("PATH").unwrap_or_default();
-    let paths = [directory.path().to_owned()].into_iter().chain(env::split_paths(&paths));
-    let paths = env::join_paths(paths).expect("make a search path");
-    let complete = "source <(etcdctl completion bash); complete -p etcdctl >&2; \
-                    COMP_WORDS=(etcdctl \"$@\"); COMP_CWORD=$#; _etcdctl; \
-                    printf '%s\\n' \"${COMPREPLY[@]}\"";
-    for words in TYPED {
-        let offered = Command::new(&go.etcdctl).arg("__complete").args(words).output();
-        let offered = offered.expect("ask Go etcdctl").stdout;
-        let offered = String::from_utf8_lossy(&offered).into_owned();
-        // The last line tells the shell what to make of it.
-        let lines = offered.lines().filter(|line| !line.starts_with(':'));
-        let mut expected: Vec<&str> =
-            lines.map(|line| line.split('\t').next().unwrap_or_default()).collect();
-        let mut bash = Command::new("bash");
-        bash.args(["-c", complete, "bash"]).args(words).env("PATH", &paths);
-        let answer = bash.output().expect("run bash");
-        let registered = String::from_utf8_lossy(&answer.stderr);
-        assert!(registered.contains("-F _etcdctl etcdctl"), "{words:?}: {registered}");
-        let found = String::from_utf8_lossy(&answer.stdout);
-        let mut found: Vec<&str> = found.lines().filter(|line| !line.is_empty()).collect();
-        expected.sort_unstable();
-        found.sort_unstable();
-        assert_eq!(found, expected, "{words:?}");
-        assert_eq!(found.is_empty(), words.contains(&"--nonsense"), "{words:?}");
-    }
 }
 
 fn all_scenarios() -> Vec<PathBuf> {

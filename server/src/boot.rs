@@ -451,6 +451,7 @@ fn start_chores(
             stop.clone(),
         )),
         tokio::spawn(chores::leadership::follow(handle.clone(), metrics.clone(), stop.clone())),
+        tokio::spawn(chores::reachability::watch(context.handle.clone(), stop.clone())),
     ];
     let directories = [
         Some(context.server.scratch_directory.clone()),

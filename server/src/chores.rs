@@ -6,4 +6,5 @@ pub mod cluster_version;
 pub mod compactor;
 pub mod corruption;
 pub mod leadership;
+pub mod reachability;
 pub(crate) mod space;

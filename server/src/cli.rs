@@ -172,13 +172,18 @@ impl RawConfig {
     /// Refuses what the server does not do, and says what has no effect.
     pub fn check_supported(&self) -> Result<Vec<String>, CliError> {
         let mut warnings = self.warnings.clone();
-        for (name, (value, _)) in &self.values {
-            let Some(flag) = flags::find(name) else { continue };
+        for (name, (value, source)) in &self.values {
+            let Some(flag) = flags::find(name).filter(|flag| !is_default(flag, value)) else {
+                continue;
+            };
             match flag.status {
-                Status::RefusedUnlessDefault(why) if !is_default(flag, value) => {
+                Status::Removed(why) if *source != Source::CommandLine => {
+                    warnings.push(format!("--{name} has no effect: {why}"));
+                }
+                Status::RefusedUnlessDefault(why) | Status::Removed(why) => {
                     return Err(CliError::Verify(format!("--{name}={value}: {why}")));
                 }
-                Status::NoEffect(why) if !is_default(flag, value) => {
+                Status::NoEffect(why) => {
                     warnings.push(format!("--{name} has no effect: {why}"));
                 }
                 _ => {}

@@ -52,6 +52,9 @@ pub(crate) enum Status {
     Implemented,
     /// Any value but the default stops the start, with this explanation.
     RefusedUnlessDefault(&'static str),
+    /// etcd has removed it: on the command line it stops the start, with this explanation, as a flag that
+    /// etcd does not know does; from a variable or a file it is logged as a warning and changes nothing.
+    Removed(&'static str),
     /// It is accepted and changes nothing; setting it logs this explanation as a warning.
     NoEffect(&'static str),
     /// A flag that etcd itself accepts and forgets (`server/etcdmain/config.go`, `ignored`).
@@ -86,6 +89,11 @@ impl Flag {
 
     const fn refused(mut self, why: &'static str) -> Self {
         self.status = Status::RefusedUnlessDefault(why);
+        self
+    }
+
+    const fn removed(mut self, why: &'static str) -> Self {
+        self.status = Status::Removed(why);
         self
     }
 

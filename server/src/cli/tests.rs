@@ -109,6 +109,14 @@ fn a_configuration_file_leaves_nothing_of_flags_and_environment() {
 fn what_is_not_supported_is_refused_or_said_and_never_ignored() {
     let refused = raw(&["--discovery=http://a/b"], &[]).check_supported().unwrap_err();
     assert!(refused.to_string().contains("--discovery-endpoints"), "{refused}");
+    let refused = raw(&["--enable-v2"], &[]).check_supported().unwrap_err().to_string();
+    assert_eq!(refused, "--enable-v2=true: the v2 API was removed in etcd 3.6; use the v3 API");
+    let told = raw(&[], &[("ETCD_ENABLE_V2", "true")]).check_supported().unwrap();
+    assert_eq!(
+        told,
+        ["--enable-v2 has no effect: the v2 API was removed in etcd 3.6; use the v3 API"]
+    );
+    assert!(raw(&[], &[("ETCD_PROXY", "on")]).check_supported().is_err(), "it would be a member");
     assert_eq!(raw(&["--auto-tls=false", "--bcrypt-cost=10"], &[]).check_supported(), Ok(vec![]));
     let warnings = raw(&["--unsafe-no-fsync"], &[]).check_supported().unwrap();
     assert!(warnings[0].starts_with("--unsafe-no-fsync has no effect"), "{warnings:?}");

@@ -185,7 +185,6 @@ macro_rules! call {
             if let Some(meter) = &meter {
                 meter.sent($request.encoded_len());
             }
-            let began = Instant::now();
             let result = match client {
                 Ok(mut client) => client
                     .$method(Request::new($request))
@@ -195,9 +194,6 @@ macro_rules! call {
                 Err(error) => Err(error),
             };
             count(meter.as_deref(), &result);
-            if let (Some(meter), Ok(_)) = (&meter, &result) {
-                meter.round_trip(began.elapsed());
-            }
             result
         })
     }};
@@ -263,7 +259,10 @@ impl Peers for Outbound {
             let sent = client.snapshot(Request::new(Outgoing(chunks.boxed()))).await;
             let result = sent.map(tonic::Response::into_inner).map_err(peer_error);
             count(meter.as_deref(), &result);
-            if let Some(meter) = &meter {
+            // To a member that is not there none is on its way: its calls fail, which are counted.
+            if let Some(meter) = &meter
+                && !matches!(result, Err(PeerError::Unreachable(_)))
+            {
                 meter.snapshot(Direction::Sent, result.is_ok(), began);
             }
             if result.is_ok() {
@@ -319,7 +318,17 @@ impl Peers for Outbound {
         to: Peer,
         request: peerpb::VersionRequest,
     ) -> BoxFuture<'static, PeerResult<peerpb::VersionResponse>> {
-        call!(self, member, to, version, request)
+        let meter = self.meter(&to);
+        let call: BoxFuture<'static, PeerResult<_>> = call!(self, member, to, version, request);
+        Box::pin(async move {
+            let began = Instant::now();
+            let result = call.await;
+            // The one question whose answer waits for nothing: no disk, no quorum, no hash.
+            if let (Some(meter), Ok(_)) = (&meter, &result) {
+                meter.round_trip(began.elapsed());
+            }
+            result
+        })
     }
 
     fn hash_kv(

@@ -6,7 +6,7 @@
 use std::pin::Pin;
 
 use crate::exit::Outcome;
-use crate::flags::{Flag, HELP, Kind, Matches};
+use crate::flags::{Flag, HELP_FLAG, Kind, Matches};
 use crate::words::Word;
 
 /// What a command does.
@@ -42,8 +42,8 @@ pub(crate) struct Command {
     pub(crate) run: Option<Run>,
     /// Refuses arguments in cobra's words; the usage follows.
     pub(crate) check: Option<Check>,
-    /// Not listed, and only found by its whole name.
-    pub(crate) hidden: bool,
+    /// What the first argument can be, if it has to be one of a few words.
+    pub(crate) first_arguments: &'static [&'static str],
 }
 
 /// A command with everything that was given to it.
@@ -86,10 +86,8 @@ impl Command {
 
     fn child(&self, name: &[u8]) -> Option<&Command> {
         let exact = self.children.iter().find(|child| child.name.as_bytes() == name);
-        let mut begins = self
-            .children
-            .iter()
-            .filter(|child| !child.hidden && child.name.as_bytes().starts_with(name));
+        let mut begins =
+            self.children.iter().filter(|child| child.name.as_bytes().starts_with(name));
         exact.or_else(|| match (begins.next(), begins.next()) {
             (Some(only), None) => Some(only),
             _ => None,
@@ -100,8 +98,7 @@ impl Command {
     pub(crate) fn suggestions(&self, typed: &str) -> Vec<&'static str> {
         let typed = typed.to_lowercase();
         let alike = |name: &str| edit_distance(&typed, name) <= 2 || name.starts_with(&typed);
-        let shown = self.children.iter().filter(|child| !child.hidden);
-        shown.map(|child| child.name).filter(|name| alike(name)).collect()
+        self.children.iter().map(|child| child.name).filter(|name| alike(name)).collect()
     }
 }
 
@@ -141,7 +138,7 @@ impl Found<'_> {
 
 /// All flags that count for the last command of a path.
 fn known_flags(path: &[&Command]) -> Vec<Flag> {
-    let mut flags = vec![Flag::new(HELP, Kind::Bool, "false", "").short('h')];
+    let mut flags = vec![HELP_FLAG];
     flags.extend(path.iter().flat_map(|command| command.persistent.iter().copied()));
     flags.extend(path[path.len() - 1].flags.iter().copied());
     flags

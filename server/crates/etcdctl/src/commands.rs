@@ -4,13 +4,12 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use crate::command_line::{Command, Found, Group, Invocation};
-use crate::completion::COMPLETE;
 use crate::exit::{self, Exit, Outcome};
 use crate::flags::{Flag, HELP};
 use crate::words::{self, Word};
 use crate::{
-    alarm, auth, check, compaction, completion, defrag, del, downgrade, elect, endpoint, get,
-    global, go, help, lease, lock, log, make_mirror, member, move_leader, output, put, role,
+    alarm, auth, check, compaction, complete, completion, defrag, del, downgrade, elect, endpoint,
+    get, global, go, help, lease, lock, log, make_mirror, member, move_leader, output, put, role,
     snapshot, txn, user, version, watch,
 };
 
@@ -30,6 +29,9 @@ pub(crate) fn run(command_line: Vec<Word>) -> ExitCode {
 fn dispatch(command_line: Vec<Word>) -> Outcome {
     let root = root();
     let words = command_line.get(1..).unwrap_or_default();
+    if let Some(answered) = complete::run(&root, words) {
+        return answered;
+    }
     let found = root.find(words);
     if found.path.len() == 1
         && let Some(unknown) = found.first_argument()
@@ -41,11 +43,6 @@ fn dispatch(command_line: Vec<Word>) -> Outcome {
         Err(reason) => return Err(with_usage(&found, &reason)),
     };
     let command = found.command();
-    if command.name == COMPLETE {
-        let lines = completion::complete(&root, &matches.arguments);
-        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
-        return output::write(text.as_bytes());
-    }
     if !matches.is_true(HELP)
         && let Some(Err(reason)) = command.check.map(|check| check(&matches.arguments))
     {
@@ -145,7 +142,6 @@ pub(crate) fn root() -> Command {
             check::command(),
             completion::command(),
             downgrade::command(),
-            Command { name: COMPLETE, hidden: true, ..Command::default() },
             options(),
             Command {
                 name: "help",

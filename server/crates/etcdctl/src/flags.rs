@@ -75,6 +75,9 @@ impl Flag {
 /// The flag that every command has.
 pub(crate) const HELP: &str = "help";
 
+/// The same with its letter; what it tells depends on the command.
+pub(crate) const HELP_FLAG: Flag = Flag::new(HELP, Kind::Bool, "false", "").short('h');
+
 /// What was given for a flag.
 #[derive(Clone, Debug)]
 struct Value {

@@ -1,7 +1,7 @@
 //! Help and usage texts in the shape that cobra gives them.
 
 use crate::command_line::{Command, Found, Group};
-use crate::flags::{Flag, HELP, Kind};
+use crate::flags::{Flag, HELP, HELP_FLAG, Kind};
 
 /// Headings in the order of the root's help.
 const GROUPS: [(Group, &str); 5] = [
@@ -70,8 +70,7 @@ pub(crate) fn usage(found: &Found<'_>) -> String {
 }
 
 fn children(command: &Command) -> String {
-    let mut children: Vec<&Command> =
-        command.children.iter().filter(|child| !child.hidden).collect();
+    let mut children: Vec<&Command> = command.children.iter().collect();
     children.sort_by_key(|child| child.name);
     let line = |child: &Command| format!("\n  {:NAME_WIDTH$} {}", child.name, child.short);
     if children.iter().all(|child| child.group.is_none()) {
@@ -96,7 +95,7 @@ fn children(command: &Command) -> String {
 pub(crate) fn flag_list(flags: &[Flag], help: Option<&str>) -> String {
     let mut flags = flags.to_vec();
     if help.is_some() {
-        flags.push(Flag::new(HELP, Kind::Bool, "false", "").short('h'));
+        flags.push(HELP_FLAG);
     }
     flags.sort_by_key(|flag| flag.name);
     let left = |flag: &Flag| {

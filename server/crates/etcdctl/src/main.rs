@@ -17,6 +17,7 @@ mod check;
 mod command_line;
 mod commands;
 mod compaction;
+mod complete;
 mod completion;
 mod concurrency;
 mod defrag;

@@ -232,6 +232,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let installed = self.blocking.run(move || store.install(file.path(), &wanted)).await;
         self.audience.events.observe(Observation::InstallEnded);
         self.machine = installed?;
+        // In etcd's words, as the lines around it: its data is in place, and what is open now.
+        tracing::info!("applySnapshot: opened snapshot backend");
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
         self.machine.answer(Answers::Only(self.audience.me));

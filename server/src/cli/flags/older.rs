@@ -2,7 +2,7 @@
 
 use super::{Flag, Group::Hidden, Kind, Status};
 
-const NO_V2: &str = "the v2 API is not supported yet";
+const NO_V2: &str = "the v2 API was removed in etcd 3.6; use the v3 API";
 const NO_PROXY: &str = "the v2 proxy was removed in etcd 3.6";
 
 const fn alias(name: &'static str, kind: Kind, target: &'static str) -> Flag {
@@ -87,7 +87,7 @@ pub(super) const FLAGS: &[Flag] = &[
     gate("experimental-stop-grpc-service-on-defrag", "StopGRPCServiceOnDefrag"),
     gate("experimental-set-member-localaddr", "SetMemberLocalAddr"),
     Flag::new(Hidden, "enable-v2", Kind::Bool, "false", "Accept etcd V2 client requests.")
-        .refused(NO_V2),
+        .removed(NO_V2),
     Flag::new(
         Hidden,
         "experimental-enable-v2v3",
@@ -95,7 +95,7 @@ pub(super) const FLAGS: &[Flag] = &[
         "",
         "Serve the v2 API on top of v3 data.",
     )
-    .refused(NO_V2),
+    .removed(NO_V2),
     Flag::new(Hidden, "proxy", Kind::OneOf(&["off", "readonly", "on"]), "off", "Proxy mode.")
         .refused(NO_PROXY),
     Flag::new(Hidden, "proxy-failure-wait", Kind::Uint64, "5000", "Proxy mode.").refused(NO_PROXY),
@@ -105,9 +105,9 @@ pub(super) const FLAGS: &[Flag] = &[
     Flag::new(Hidden, "proxy-write-timeout", Kind::Uint64, "5000", "Proxy mode.").refused(NO_PROXY),
     Flag::new(Hidden, "proxy-read-timeout", Kind::Uint64, "0", "Proxy mode.").refused(NO_PROXY),
     Flag::new(Hidden, "debug", Kind::Bool, "false", "Debug logs, before --log-level existed.")
-        .refused("use --log-level=debug"),
+        .removed("use --log-level=debug"),
     Flag::new(Hidden, "log-package-levels", Kind::Text, "", "Log levels per package.")
-        .refused("log levels per package do not exist any more; use --log-level"),
+        .removed("log levels per package do not exist any more; use --log-level"),
     Flag::new(Hidden, "ca-file", Kind::Text, "", "Deprecated CA file.")
         .refused("use --trusted-ca-file and --client-cert-auth"),
     Flag::new(Hidden, "peer-ca-file", Kind::Text, "", "Deprecated CA file.")
