@@ -1,5 +1,6 @@
 use super::*;
 use crate::cli::{Invocation, parse};
+use crate::urls::Hosts;
 
 fn config(arguments: &[&str]) -> Result<Config, ConfigError> {
     match parse(arguments.iter().map(|text| (*text).to_owned()), []) {
@@ -44,7 +45,7 @@ fn a_name_alone_names_the_initial_cluster() {
     config
         .cluster
         .initial
-        .check_founding(&config.name, &config.cluster.advertise_peer_urls)
+        .check_founding(&config.name, &config.cluster.advertise_peer_urls, &Hosts::patient())
         .unwrap();
 }
 
@@ -101,18 +102,20 @@ fn the_initial_cluster_must_name_this_member_as_it_advertises_itself() {
     let check = |initial: &str| {
         let initial = InitialCluster::parse(initial).unwrap();
         let own = parse_urls("http://10.0.0.1:2380").unwrap();
-        initial.check_founding("a", &own).map_err(|error| error.0)
+        initial.check_founding("a", &own, &Hosts::patient()).map_err(|error| error.0)
     };
     assert_eq!(check("a=http://10.0.0.1:2380,b=http://10.0.0.2:2380"), Ok(()));
     assert_eq!(
         check("b=http://10.0.0.2:2380").unwrap_err(),
         "couldn't find local name \"a\" in the initial cluster configuration"
     );
-    assert!(
-        check("a=http://10.0.0.9:2380")
-            .unwrap_err()
-            .starts_with("--initial-cluster has a=http://10.0.0.9:2380 but missing from")
+    assert_eq!(
+        check("a=http://10.0.0.9:2380").unwrap_err(),
+        "--initial-cluster has a=http://10.0.0.9:2380 but missing from \
+         --initial-advertise-peer-urls=http://10.0.0.1:2380 (resolved urls: \
+         \"http://10.0.0.1:2380\" != \"http://10.0.0.9:2380\")"
     );
+    assert_eq!(check("a=http://[::ffff:10.0.0.1]:2380"), Ok(()), "another way to write it");
     assert!(
         check("a=http://10.0.0.1:2380,b=http://10.0.0.1:2380")
             .unwrap_err()
