@@ -97,6 +97,27 @@ fn contradictions_are_refused_in_the_words_of_etcd() {
     }
 }
 
+/// etcd would believe every authority that the system knows.
+#[test]
+fn certificates_are_not_asked_for_without_an_authority_to_believe() {
+    for (kind, url) in [("", "client"), ("peer-", "peer")] {
+        let arguments = [
+            format!("--{kind}cert-file=/c"),
+            format!("--{kind}key-file=/k"),
+            format!("--{kind}client-cert-auth"),
+            format!("--listen-{url}-urls=https://127.0.0.1:1"),
+            "--advertise-client-urls=https://127.0.0.1:1".to_owned(),
+        ];
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        assert_eq!(
+            config(&arguments).unwrap_err().0,
+            format!(
+                "--{kind}client-cert-auth needs --{kind}trusted-ca-file to check the certificates with"
+            )
+        );
+    }
+}
+
 #[test]
 fn the_initial_cluster_must_name_this_member_as_it_advertises_itself() {
     let check = |initial: &str| {
