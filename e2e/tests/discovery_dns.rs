@@ -1,10 +1,14 @@
 //! Servers that DNS names (`--discovery-srv`), for members among themselves, `etcdctl`, `etcd gateway` and
-//! `etcd grpc-proxy`: ours and those of Go etcd ask the same name server and give the same answers.
+//! `etcd grpc-proxy`: ours and those of Go etcd ask the same name server and give the same answers. And
+//! members that are named here and have their addresses there ([`hosts`]).
 //!
 //! Both read `/etc/resolv.conf` and ask port 53. So that the tests have both for themselves, each runs in
 //! namespaces of its own (`e2e::namespace`).
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails, also in its helpers")]
+
+#[path = "discovery_dns/hosts.rs"]
+mod hosts;
 
 use std::collections::BTreeMap;
 use std::net::UdpSocket;
@@ -18,6 +22,8 @@ use e2e::serving::Serving;
 
 /// Ours, then Go's.
 const PROGRAMS: [&str; 4] = ["OUR_ETCD", "OUR_ETCDCTL", "GO_ETCD", "GO_ETCDCTL"];
+/// The same.
+const OFFLINE_PROGRAMS: [&str; 2] = ["OUR_ETCDUTL", "GO_ETCDUTL"];
 
 const CODE_NO_SUCH_NAME: u16 = 3;
 const HEADER_BYTES: usize = 12;
@@ -38,10 +44,19 @@ fn members_that_dns_names_form_a_cluster_as_those_of_go_etcd() {
     }
 }
 
+#[test]
+fn members_are_where_their_names_lead_as_for_go_etcd() {
+    match namespace::is_inside() {
+        true => hosts::members_are_where_their_names_lead(),
+        false => with_a_name_server("members_are_where_their_names_lead_as_for_go_etcd"),
+    }
+}
+
 /// Runs a test where names are asked for on the loopback.
 fn with_a_name_server(test: &str) {
     let go = e2e::peers::etcd_binaries().unwrap();
     let ours = ["etcd", "etcdctl"].map(|name| e2e::peers::our_binary(name).unwrap());
+    let offline = [e2e::peers::our_binary("etcdutl").unwrap(), go.etcdutl];
     let directory = tempfile::tempdir().unwrap();
     let resolver = directory.path().join("resolv.conf");
     std::fs::write(&resolver, "nameserver 127.0.0.1\n").unwrap();
@@ -50,7 +65,11 @@ fn with_a_name_server(test: &str) {
         kinds: &["--net", "--mount"],
         prepare: "mount --bind \"$1\" /etc/resolv.conf".to_owned(),
         arguments: vec![resolver],
-        programs: PROGRAMS.into_iter().zip(ours.into_iter().chain([go.etcd, go.etcdctl])).collect(),
+        programs: PROGRAMS
+            .into_iter()
+            .chain(OFFLINE_PROGRAMS)
+            .zip(ours.into_iter().chain([go.etcd, go.etcdctl]).chain(offline))
+            .collect(),
     };
     rerun.run().unwrap();
 }

@@ -1,5 +1,5 @@
 //! A real disk that fills up: the server refuses what needs space, goes on serving everything else,
-//! and comes back when deletions and a compaction have made room.
+//! and comes back when deletions and a compaction have made room. And a quota that one member alone has.
 //!
 //! The disk is a small file system in memory that only the server's own mount namespace has.
 
@@ -111,4 +111,64 @@ fn a_full_disk_refuses_puts_and_nothing_else_until_there_is_room_again() {
         "the reserve was used up: {}",
         member.log()
     );
+}
+
+const QUOTA_BYTES: u32 = 4 << 20;
+
+#[test]
+fn the_quota_of_one_member_counts_for_writes_through_the_others_as_with_go_etcd() {
+    let ours = e2e::peers::our_binary("etcd").unwrap();
+    let theirs = e2e::peers::etcd_binaries().unwrap().etcd;
+    for program in [ours, theirs] {
+        writes_through_others_reach_the_quota(&program);
+    }
+}
+
+fn writes_through_others_reach_the_quota(program: &Path) {
+    let options = ServerOptions { members: 3, ..ServerOptions::one(program) };
+    let mut cluster = Cluster::start(&options).unwrap();
+    cluster.member_mut(0).set_flag(&format!("--quota-backend-bytes={QUOTA_BYTES}"));
+    cluster.member_mut(0).restart().unwrap();
+    let [small, through, third] = cluster.members() else { panic!("three members") };
+    let raised = |member| alarm(member, AlarmAction::Get, 0).alarms;
+    let id = status(small).unwrap().header.unwrap().member_id;
+
+    let value = vec![b'x'; 1 << 20];
+    put(through, "small", b"value").unwrap();
+    assert!(raised(through).is_empty(), "{}", program.display());
+    // They are taken until the alarm is there: the quota of the member that proposes them is far away.
+    let mut written = 0;
+    until("the small member raises the alarm", || {
+        written += u64::from(put(through, &format!("big-{written:04}"), &value).is_ok());
+        !raised(through).is_empty()
+    });
+    assert!(written > 1, "{}: {written}", program.display());
+    for member in [small, through, third] {
+        let refusal = format!("{:#}", put(member, "another", b"value").unwrap_err());
+        assert!(refusal.contains("database space exceeded"), "{}: {refusal}", program.display());
+        assert_eq!(read_all(member).unwrap().len() as u64, 1 + written, "reads go on");
+        let alarms: Vec<_> =
+            raised(member).iter().map(|alarm| (alarm.member_id, alarm.alarm())).collect();
+        assert_eq!(alarms, [(id, AlarmType::Nospace)], "{}", program.display());
+    }
+
+    // etcd's way back.
+    let request = DeleteRangeRequest {
+        key: "big-".into(),
+        range_end: "big.".into(),
+        ..DeleteRangeRequest::default()
+    };
+    let gone: DeleteRangeResponse =
+        call(through, "/etcdserverpb.KV/DeleteRange", &request).unwrap();
+    assert_eq!(gone.deleted as u64, written);
+    compact(through, gone.header.unwrap().revision).unwrap();
+    for member in [small, through, third] {
+        let path = "/etcdserverpb.Maintenance/Defragment";
+        let _: DefragmentResponse = call(member, path, &DefragmentRequest {}).unwrap();
+    }
+    alarm(through, AlarmAction::Deactivate, id);
+    for member in [small, through, third] {
+        put(member, "after", b"value").unwrap();
+    }
+    assert!(raised(small).is_empty(), "{}", program.display());
 }

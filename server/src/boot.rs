@@ -80,6 +80,8 @@ pub(crate) struct ServerFacts {
     pub(crate) reads: ReadBudget,
     /// Whether the disk is too full for writes that need space.
     pub(crate) low_space: AtomicBool,
+    /// Whether something that takes space was applied since this was last asked.
+    pub(crate) has_grown: Arc<AtomicBool>,
 }
 
 /// Everything that registers metrics.
@@ -151,6 +153,7 @@ async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
     let leases = leases::clock(&config, &instruments.metrics);
     let tokens = Arc::new(simple_tokens(&config));
     let hub = HubCell::default();
+    let has_grown = Arc::new(AtomicBool::new(false));
     let events = Arc::new(Events {
         hub: hub.clone(),
         options: hub_options(&config),
@@ -158,6 +161,7 @@ async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
         tokens: Arc::clone(&tokens),
         metrics: instruments.metrics.clone(),
         slow_apply: config.warning_apply,
+        has_grown: Arc::clone(&has_grown),
     });
     let parts = parts(&config, disk, &identity, outbound, events, &instruments);
     let replica = tokio::select! {
@@ -171,8 +175,8 @@ async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
         leases: leases.clone(),
         cluster_id: identity.cluster,
         member_id: identity.member,
-        limits: limits(&config),
-        server: Arc::new(facts(&config, &identity, &instruments.metrics)),
+        limits: Limits::of(&config),
+        server: Arc::new(facts(&config, &identity, &instruments.metrics, has_grown)),
         authentication: authentication(&config, tokens),
     };
     let ended = serve_all(
@@ -220,7 +224,12 @@ fn hub_options(config: &Config) -> HubOptions {
     }
 }
 
-fn facts(config: &Config, identity: &Identity, metrics: &Metrics) -> ServerFacts {
+fn facts(
+    config: &Config,
+    identity: &Identity,
+    metrics: &Metrics,
+    has_grown: Arc<AtomicBool>,
+) -> ServerFacts {
     ServerFacts {
         scratch_directory: identity.directory.clone(),
         election_timeout: config.raft.election_timeout,
@@ -229,6 +238,7 @@ fn facts(config: &Config, identity: &Identity, metrics: &Metrics) -> ServerFacts
         client_cert_auth: config.listen.client_tls.client_cert_auth,
         reads: ReadBudget::of_server(config.limits.read_memory_bytes, request_timeout(config)),
         low_space: AtomicBool::new(false),
+        has_grown,
     }
 }
 
@@ -461,6 +471,7 @@ fn start_chores(
         handle.clone(),
         Arc::new(OsDisk),
         directories.into_iter().flatten().collect(),
+        config.limits.quota_bytes,
         context.server.clone(),
         stop.clone(),
     )));
@@ -491,17 +502,6 @@ async fn publish(
         config.cluster.advertise_client_urls.iter().map(ToString::to_string).collect();
     // A learner cannot be sure that a leader hears it; it serves what learners serve meanwhile.
     Ok(chores::attributes::publish(handle, identity.member, &config.name, &urls, stop).await?)
-}
-
-fn limits(config: &Config) -> Limits {
-    let election = config.raft.election_timeout.as_secs_f64();
-    Limits {
-        request_bytes_max: config.limits.request_bytes_max,
-        txn_ops_max: config.limits.txn_ops_max,
-        quota_bytes: config.limits.quota_bytes,
-        // etcd's minimum: one and a half election timeouts, in whole seconds.
-        lease_ttl_min: (1.5 * election).ceil() as i64,
-    }
 }
 
 /// Binds every socket before anything on disk is touched, so that a second server on the same ports

@@ -9,7 +9,7 @@
 mod dns;
 mod registry;
 
-use crate::config::{ClusterState, Config, ConfigError, Discovery, InitialCluster};
+use crate::config::{ClusterState, Config, Discovery, InitialCluster};
 
 /// Why the first members are not known, in etcd's words.
 #[derive(Debug, thiserror::Error)]
@@ -18,8 +18,6 @@ pub(crate) enum DiscoveryError {
     Dns(String),
     #[error("error setting up initial cluster: cannot find local etcd member {0:?} in SRV records")]
     NotInDns(String),
-    #[error(transparent)]
-    OtherUrls(#[from] ConfigError),
     #[error("discovery URL should not be set when joining existing initial cluster")]
     Existing,
     #[error("failed to join discovery cluster ({0})")]
@@ -65,9 +63,8 @@ pub(crate) async fn first_members(
                 name: config.name.clone(),
                 advertised: advertised.clone(),
             };
-            let founds = config.cluster.state == ClusterState::New;
             // Asking the name servers waits, and nothing else goes on yet.
-            let answer = tokio::task::spawn_blocking(move || question.ask(founds));
+            let answer = tokio::task::spawn_blocking(move || question.ask());
             answer.await?.map(Some)
         }
         Some(Discovery::Registry(_)) if config.cluster.state == ClusterState::Existing => {

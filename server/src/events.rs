@@ -2,11 +2,12 @@
 //!
 //! Everything here is called by the thread that applies and returns at once.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use deadlines::LeaseClock;
-use machine::{AuthChange, LeaseChange, Views};
+use machine::{AuthChange, CommandKind, LeaseChange, Views};
 use mvcc::RevisionEvents;
 use replica::{EventSink, Observation};
 use watch::{Hub, HubOptions, HubTask};
@@ -53,6 +54,8 @@ pub(crate) struct Events {
     pub(crate) tokens: Arc<SimpleTokens>,
     pub(crate) metrics: Metrics,
     pub(crate) slow_apply: Duration,
+    /// Set by every entry that put a key or granted a lease.
+    pub(crate) has_grown: Arc<AtomicBool>,
 }
 
 impl EventSink for Events {
@@ -66,6 +69,11 @@ impl EventSink for Events {
     }
 
     fn observe(&self, observation: Observation<'_>) {
+        if let Observation::Applied { commands, operations, .. } = &observation
+            && (operations.puts > 0 || commands.contains(&(CommandKind::LeaseGrant, true)))
+        {
+            self.has_grown.store(true, Ordering::Relaxed);
+        }
         self.metrics.observe(observation, self.slow_apply);
     }
 

@@ -12,6 +12,8 @@
 //! its identity was stored; so whoever finds no identity, but its own URLs published, has lost its data.
 //! etcd refuses that in a new cluster (`isMemberBootstrapped`); here it is refused for `existing` as well.
 
+mod joining;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,10 +26,11 @@ use replica::ProtocolVersions;
 use serde::{Deserialize, Serialize};
 use types::{ClusterId, MemberId};
 
-use crate::config::{ClusterState, Config, InitialCluster};
+use crate::config::{ClusterState, Config, Discovery, InitialCluster};
 use crate::discovery;
 use crate::ids::Founding;
 use crate::peer::outbound::Outbound;
+use crate::urls::Hosts;
 
 const FILE: &str = "identity.json";
 
@@ -85,7 +88,8 @@ pub(crate) enum IdentityError {
     NotInInitialCluster(String),
     #[error(
         "could not learn from any peer in --initial-cluster which member this is: {0}; add this \
-         member to the cluster first (etcdctl member add) with exactly the peer URLs it advertises"
+         member to the cluster first (etcdctl member add), with peer URLs that lead to it, and list all \
+         members in --initial-cluster"
     )]
     Unknown(String),
     #[error(
@@ -96,6 +100,8 @@ pub(crate) enum IdentityError {
     Bootstrapped(MemberId),
     #[error(transparent)]
     Incompatible(#[from] crate::version::Incompatible),
+    #[error("looking up the members' hosts was interrupted: {0}")]
+    Interrupted(#[from] tokio::task::JoinError),
 }
 
 impl Identity {
@@ -129,9 +135,8 @@ impl Identity {
         let founders = discovered.unwrap_or_else(|| config.cluster.initial.clone());
         let (member, cluster) = match config.cluster.state {
             ClusterState::New => {
-                if !is_discovered {
-                    let advertised = &config.cluster.advertise_peer_urls;
-                    founders.check_founding(&config.name, advertised)?;
+                if !matches!(config.cluster.discovery, Some(Discovery::Registry(_))) {
+                    check_founding(config, &founders).await?;
                 }
                 let (member, cluster) = founding(config, &founders)?;
                 let others = others(&founders, &config.name);
@@ -213,6 +218,15 @@ fn founding(
     Ok((own.id, founding.cluster_id))
 }
 
+/// A registry's members have told it what they advertise; whoever else founds must find it in the list.
+async fn check_founding(config: &Config, founders: &InitialCluster) -> Result<(), IdentityError> {
+    let (founders, name) = (founders.clone(), config.name.clone());
+    let advertised = config.cluster.advertise_peer_urls.clone();
+    // Looking names up waits.
+    let check = move || founders.check_founding(&name, &advertised, &Hosts::patient());
+    Ok(tokio::task::spawn_blocking(check).await??)
+}
+
 /// The names and peer URLs of the other members.
 fn others<'m>(members: &'m InitialCluster, own: &str) -> Vec<(&'m str, Vec<String>)> {
     let others = members.members().filter(|(name, _)| *name != own);
@@ -246,38 +260,44 @@ fn has_served(member: &MemberDescription) -> bool {
 /// A member that was added to a running cluster is known there by its peer URLs.
 async fn ask_peers(
     config: &Config,
-    known_members: &InitialCluster,
+    listed: &InitialCluster,
     outbound: &Arc<Outbound>,
 ) -> Result<(MemberId, ClusterId), IdentityError> {
-    let own: Vec<String> = known_members
-        .peer_urls(&config.name)
-        .ok_or_else(|| IdentityError::NotInInitialCluster(config.name.clone()))?
-        .iter()
-        .map(ToString::to_string)
-        .collect();
-    let others = others(known_members, &config.name);
+    let others = others(listed, &config.name);
     let mut reason = "no other member is in --initial-cluster".to_owned();
     for attempt in 0..JOIN_ATTEMPTS {
         if attempt > 0 {
             tokio::time::sleep(JOIN_PAUSE).await;
         }
+        let mut reasons = Vec::new();
         for (name, urls) in &others {
-            match outbound.members_at(urls).await {
-                Ok(answer) => {
-                    let known = answer.members.iter().find(|member| same(&member.peer_urls, &own));
-                    match known {
-                        Some(member) if has_served(member) => {
-                            return Err(IdentityError::Bootstrapped(MemberId(member.id)));
-                        }
-                        Some(member) => {
-                            check_versions(&answer)?;
-                            return Ok((MemberId(member.id), ClusterId(answer.cluster_id)));
-                        }
-                        None => reason = format!("{name} knows no member with peer URLs {own:?}"),
-                    }
+            let answer = match outbound.members_at(urls).await {
+                Ok(answer) => answer,
+                Err(error) => {
+                    reasons.push(format!("{name}: {error}"));
+                    continue;
                 }
-                Err(error) => reason = format!("{name}: {error}"),
+            };
+            let (own, listed) = (config.name.clone(), listed.clone());
+            // Looking names up waits; one that leads nowhere is asked for again with the next answer.
+            let search = tokio::task::spawn_blocking(move || {
+                joining::find(&own, &listed, &answer, &Hosts::impatient())
+                    .cloned()
+                    .map(|own| (own, answer))
+            });
+            match search.await? {
+                Ok((own, _)) if has_served(&own) => {
+                    return Err(IdentityError::Bootstrapped(MemberId(own.id)));
+                }
+                Ok((own, answer)) => {
+                    check_versions(&answer)?;
+                    return Ok((MemberId(own.id), ClusterId(answer.cluster_id)));
+                }
+                Err(refusal) => reasons.push(format!("{name}: {refusal}")),
             }
+        }
+        if !reasons.is_empty() {
+            reason = reasons.join("; ");
         }
         tracing::warn!(reason, "could not join the cluster yet; asking again");
     }
@@ -289,13 +309,4 @@ async fn ask_peers(
 fn check_versions(answer: &proto::peerpb::MembersResponse) -> Result<(), IdentityError> {
     let members = ProtocolVersions { oldest: answer.protocol_min, newest: answer.protocol_max };
     Ok(crate::version::release().check_join(answer.cluster_version.parse().ok(), members)?)
-}
-
-fn same(a: &[String], b: &[String]) -> bool {
-    let sorted = |urls: &[String]| {
-        let mut urls = urls.to_vec();
-        urls.sort();
-        urls
-    };
-    sorted(a) == sorted(b)
 }

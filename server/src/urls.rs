@@ -3,9 +3,13 @@
 //!
 //! The printed form is part of the member ids, so it must be what Go prints.
 
+mod same;
+
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
+
+pub use same::Hosts;
 
 /// How to reach or where to listen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

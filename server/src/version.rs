@@ -18,8 +18,12 @@ const ETCD: &str = if cfg!(feature = "next-version") { "3.7.4" } else { "3.7.3" 
 /// Our own version.
 pub const KEELSON: &str = env!("CARGO_PKG_VERSION");
 
-/// The oldest cluster that etcd's members join.
-const CLUSTER_MIN: ClusterVersion = ClusterVersion { major: 3, minor: 0, patch: 0 };
+/// The oldest cluster that etcd's members join, and what a new one begins with as long as not every
+/// member has told its version.
+pub const CLUSTER_MIN: ClusterVersion = ClusterVersion { major: 3, minor: 0, patch: 0 };
+
+/// The newest storage version whose files do not name it.
+const STORAGE_UNNAMED: &str = "3.5.0";
 
 /// Why a server ends whose cluster has a newer version; etcd's text and what to do.
 pub const OUTGROWN: &str = "invalid downgrade; server version is lower than determined cluster version: \
@@ -116,10 +120,20 @@ impl Release {
 }
 
 /// The etcd version whose storage format a snapshot file has: that of the cluster's version, as etcd
-/// keeps the two together, and never one that this build does not know.
+/// keeps the two together, and never one that this build does not know. That of a cluster which only
+/// begins says nothing yet.
 pub fn storage(cluster: Option<ClusterVersion>) -> String {
     let own = release().cluster();
-    cluster.map_or(own, |cluster| cluster.min(own)).to_string()
+    let decided = cluster.filter(|cluster| *cluster != CLUSTER_MIN);
+    decided.map_or(own, |cluster| cluster.min(own)).to_string()
+}
+
+/// What a member tells of that. Before etcd has decided its file names no version, as those of 3.5.
+pub fn told_storage(cluster: Option<ClusterVersion>) -> String {
+    match cluster {
+        Some(CLUSTER_MIN) => STORAGE_UNNAMED.to_owned(),
+        _ => storage(cluster),
+    }
 }
 
 /// What `--version` prints: the four lines of etcd in its order, then our own.
@@ -169,5 +183,8 @@ mod tests {
         assert_eq!(storage(None), own.cluster().to_string());
         assert_eq!(storage("4.0.0".parse().ok()), own.cluster().to_string());
         assert_eq!(storage("3.6.0".parse().ok()), "3.6.0");
+        assert_eq!(told_storage("3.6.0".parse().ok()), "3.6.0");
+        assert_eq!(storage(Some(CLUSTER_MIN)), own.cluster().to_string());
+        assert_eq!(told_storage(Some(CLUSTER_MIN)), "3.5.0");
     }
 }

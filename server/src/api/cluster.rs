@@ -56,12 +56,12 @@ fn member(record: &MemberRecord) -> Member {
     }
 }
 
-/// Peer URLs as they are stored and compared.
+/// Peer URLs as they are stored and compared, in the order given.
 fn normalize(urls: &[String]) -> Result<Vec<String>, ApiError> {
     if urls.is_empty() {
         return Err(ApiError::MemberBadUrls);
     }
-    let parsed = urls.iter().map(|url| url.parse::<Url>().map(|url| url.to_string()));
+    let parsed = urls.iter().map(|url| url.trim().parse::<Url>().map(|url| url.to_string()));
     parsed.collect::<Result<_, _>>().map_err(|_| ApiError::MemberBadUrls)
 }
 
@@ -73,7 +73,9 @@ impl Cluster for ClusterService {
     ) -> Result<Response<MemberAddResponse>, Status> {
         let credentials = self.context.credentials(&request);
         let request = admitted(&self.context, request, false)?;
-        let peer_urls = normalize(&request.peer_ur_ls)?;
+        let mut peer_urls = normalize(&request.peer_ur_ls)?;
+        // As etcd does here, and not when they are updated.
+        peer_urls.sort();
         self.context.caller(&credentials, Access::Admin).await?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let id = ids::added_member_id(&peer_urls, now);

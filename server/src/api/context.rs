@@ -15,6 +15,8 @@ use types::{ClusterId, MemberId, Revision};
 use super::status::ApiError;
 use crate::auth::Authentication;
 use crate::boot::ServerFacts;
+use crate::chores::space;
+use crate::config::Config;
 use crate::events::HubCell;
 use crate::ops::observed::operation;
 use crate::ops::spans::Span;
@@ -36,6 +38,18 @@ pub(crate) struct Limits {
 const GRPC_OVERHEAD_BYTES: usize = 512 << 10;
 
 impl Limits {
+    /// What a configuration allows.
+    pub(crate) fn of(config: &Config) -> Self {
+        let election = config.raft.election_timeout.as_secs_f64();
+        Self {
+            request_bytes_max: config.limits.request_bytes_max,
+            txn_ops_max: config.limits.txn_ops_max,
+            quota_bytes: config.limits.quota_bytes,
+            // etcd's minimum: one and a half election timeouts, in whole seconds.
+            lease_ttl_min: (1.5 * election).ceil() as i64,
+        }
+    }
+
     /// What gRPC accepts as one message.
     pub(crate) fn message_bytes_max(&self) -> usize {
         self.request_bytes_max + GRPC_OVERHEAD_BYTES
@@ -154,11 +168,7 @@ impl ApiContext {
             }
         }
         let Some(quota) = self.limits.quota_bytes else { return Ok(()) };
-        // The first is cheap and may be too high, the second is exact and waits for the applier.
-        let fits = |bytes: u64| bytes + cost < quota;
-        if self.handle.with_views(|views| fits(views.mvcc.store_bytes()))
-            || fits(self.handle.views().mvcc.store_size().total)
-        {
+        if space::fits(&self.handle, cost, quota) {
             return Ok(());
         }
         // The refusal stands whether or not the alarm could be raised; the next write tries again.

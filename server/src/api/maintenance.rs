@@ -99,7 +99,7 @@ impl Maintenance for MaintenanceService {
             errors,
             db_size_in_use: to_i64(size.in_use),
             is_learner: status.is_learner,
-            storage_version: version::storage(views.tables().cluster_version),
+            storage_version: version::told_storage(views.tables().cluster_version),
             db_size_quota: to_i64(self.context.limits.quota_bytes.unwrap_or(0)),
             downgrade_info: Some(DowngradeInfo {
                 enabled: downgrade.target_version.is_some(),

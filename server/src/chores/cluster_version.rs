@@ -1,12 +1,13 @@
 //! Deciding which version the cluster speaks (etcd: `monitorVersions`): the leader takes the lowest
 //! version of all members and raises the cluster to it, never beyond what a member that does not
-//! answer is known to understand. During a downgrade it lowers the cluster to the target instead.
+//! answer is known to understand. A new cluster that misses a member begins with the lowest version there
+//! is, and rises once that has come. During a downgrade the leader lowers the cluster to the target instead.
 
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use machine::{ClusterVersion, CommandKind, Proposal};
 use proto::membershippb::{ClusterVersionSetRequest, DowngradeInfoSetRequest};
@@ -14,11 +15,17 @@ use replica::Handle;
 use tokio_util::sync::CancellationToken;
 use types::MemberId;
 
+use crate::version::CLUSTER_MIN;
+
 /// etcd's `monitorVersionInterval`.
 const INTERVAL: Duration = Duration::from_secs(4);
 
-/// How soon to look again while there is no version yet: clients ask for it right after the start.
+/// How soon a leader asks again while there is no version yet: clients want it right after the start.
 const INTERVAL_UNDECIDED: Duration = Duration::from_millis(100);
+
+/// How long it does so before the cluster gets [`CLUSTER_MIN`]: members that start together are not there all
+/// at once. etcd asks once.
+const UNDECIDED_MAX: Duration = Duration::from_secs(1);
 
 /// The etcd version that each other member says it is compatible with; a member that did not answer
 /// is left out.
@@ -33,19 +40,27 @@ pub fn is_valid_downgrade(from: ClusterVersion, to: ClusterVersion) -> bool {
     from.major == to.major && from.minor.checked_sub(1) == Some(to.minor)
 }
 
-/// What the cluster's version is to become, if it is to change. A cluster that has none yet gets one
-/// as soon as every member has answered; one that has one goes up to what all members speak, or down
-/// to the target of a downgrade, which must be one version below what they speak.
-pub fn next(
-    current: Option<ClusterVersion>,
+/// The lowest version of all members, if every one of them has answered.
+pub fn lowest(
     members: &[MemberId],
     versions: &BTreeMap<MemberId, ClusterVersion>,
-    downgrade: Option<ClusterVersion>,
 ) -> Option<ClusterVersion> {
     let known: Option<Vec<ClusterVersion>> =
         members.iter().map(|member| versions.get(member).copied()).collect();
-    let lowest = known?.into_iter().min()?;
-    let lowest = ClusterVersion { patch: 0, ..lowest };
+    known?.into_iter().min().map(|lowest| ClusterVersion { patch: 0, ..lowest })
+}
+
+/// What the cluster's version is to become, if it is to change. A cluster goes up to what all members
+/// speak, or down to the target of a downgrade, which must be one version below what they speak; as long
+/// as that is not known, one that has no version begins with [`CLUSTER_MIN`].
+pub fn next(
+    current: Option<ClusterVersion>,
+    lowest: Option<ClusterVersion>,
+    downgrade: Option<ClusterVersion>,
+) -> Option<ClusterVersion> {
+    let Some(lowest) = lowest else {
+        return current.is_none().then_some(CLUSTER_MIN);
+    };
     let (Some(current), Some(target)) = (current, downgrade) else {
         return current.is_none_or(|current| current < lowest).then_some(lowest);
     };
@@ -123,18 +138,26 @@ pub async fn run(
     stop: CancellationToken,
 ) {
     let mut status = handle.watch_status();
+    let mut asks_since = None;
     loop {
         let now = handle.status();
-        let undecided = handle.views().cluster_version().is_none();
         if now.is_leader() {
+            let asks_since = *asks_since.get_or_insert_with(Instant::now);
             let mut versions = others().await;
             versions.insert(now.member_id, own);
+            let lowest = lowest(&members(&handle), &versions);
             let current = handle.views().cluster_version();
             let target = downgrade_target(&handle);
-            if let Some(version) = next(current, &members(&handle), &versions, target) {
+            let others_may_come = current.is_none() && asks_since.elapsed() < UNDECIDED_MAX;
+            if lowest.is_none() && others_may_come {
+                tracing::debug!("not every member has told its version yet");
+            } else if let Some(version) = next(current, lowest, target) {
                 set(&handle, version).await;
             }
+        } else {
+            asks_since = None;
         }
+        let undecided = handle.views().cluster_version().is_none();
         tokio::select! {
             biased;
             () = stop.cancelled() => return,
@@ -162,13 +185,19 @@ mod tests {
         let members = [MemberId(1), MemberId(2)];
         let both =
             BTreeMap::from([(MemberId(1), version("3.7.3")), (MemberId(2), version("3.6.1"))]);
-        assert_eq!(next(None, &members, &both, None), Some(version("3.6.0")));
-        assert_eq!(next(Some(version("3.6.0")), &members, &both, None), None);
-        assert_eq!(next(Some(version("3.7.0")), &members, &both, None), None, "it never goes down");
-        assert_eq!(next(Some(version("3.5.0")), &members, &both, None), Some(version("3.6.0")));
+        let both = lowest(&members, &both);
+        assert_eq!(both, Some(version("3.6.0")));
+        assert_eq!(next(None, both, None), Some(version("3.6.0")));
+        assert_eq!(next(Some(version("3.6.0")), both, None), None);
+        assert_eq!(next(Some(version("3.7.0")), both, None), None, "it never goes down");
+        assert_eq!(next(Some(version("3.5.0")), both, None), Some(version("3.6.0")));
+        assert_eq!(next(Some(CLUSTER_MIN), both, None), Some(version("3.6.0")));
         let one = BTreeMap::from([(MemberId(1), version("3.7.3"))]);
-        assert_eq!(next(None, &members, &one, None), None);
-        assert_eq!(next(None, &[], &one, None), None);
+        assert_eq!(lowest(&members, &one), None);
+        assert_eq!(lowest(&[], &one), None);
+        assert_eq!(next(None, None, None), Some(CLUSTER_MIN));
+        assert_eq!(next(Some(CLUSTER_MIN), None, None), None);
+        assert_eq!(next(Some(version("3.7.0")), None, Some(version("3.6.0"))), None);
     }
 
     #[test]
@@ -181,7 +210,7 @@ mod tests {
         };
         let newer = of("3.7.3", "3.7.1");
         let next = |current: &str, versions| {
-            next(Some(version(current)), &members, versions, Some(target))
+            next(Some(version(current)), lowest(&members, versions), Some(target))
         };
         assert_eq!(next("3.7.0", &newer), Some(target));
         assert_eq!(next("3.6.0", &newer), None, "it is there already, and stays");

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::cli::value::ValueError;
-use crate::urls::{Url, UrlError, joined};
+use crate::urls::{Hosts, Url, UrlError, joined, texts};
 
 use super::{ConfigError, refuse};
 
@@ -44,45 +44,76 @@ impl InitialCluster {
         self.members.get(name).map(Vec::as_slice)
     }
 
-    /// etcd's `VerifyBootstrap`: this member must be in the list with the URLs it advertises.
-    pub fn check_founding(&self, name: &str, advertised: &[Url]) -> Result<(), ConfigError> {
-        self.check_joining(name)?;
-        let listed: BTreeSet<&Url> = self.members[name].iter().collect();
-        let own: BTreeSet<&Url> = advertised.iter().collect();
-        let missing: Vec<String> =
-            listed.difference(&own).map(|url| format!("{name}={url}")).collect();
-        if !missing.is_empty() {
-            return refuse(format!(
-                "--initial-cluster has {} but missing from --initial-advertise-peer-urls={}",
-                missing.join(","),
-                joined(advertised)
-            ));
+    /// etcd's `VerifyBootstrap`: this member must be in the list with the URLs it advertises, or with
+    /// others that lead to the same places, and no URL twice. It blocks while names are looked up.
+    pub fn check_founding(
+        &self,
+        name: &str,
+        advertised: &[Url],
+        hosts: &Hosts,
+    ) -> Result<(), ConfigError> {
+        let listed = self.of_member(name)?;
+        if let Err(error) = hosts.check_same(advertised, listed) {
+            return refuse(not_advertised(name, listed, advertised, &error));
         }
-        let missing: Vec<String> = own.difference(&listed).map(ToString::to_string).collect();
-        if !missing.is_empty() {
-            let pairs: Vec<String> = advertised.iter().map(|url| format!("{name}={url}")).collect();
-            return refuse(format!(
-                "--initial-advertise-peer-urls has {} but missing from --initial-cluster={}",
-                missing.join(","),
-                pairs.join(",")
-            ));
-        }
-        Ok(())
+        self.check_duplicates()
     }
 
     /// etcd's `VerifyJoinExisting`: this member must be in the list, and no URL twice.
     pub fn check_joining(&self, name: &str) -> Result<(), ConfigError> {
-        if !self.members.contains_key(name) {
-            return refuse(format!(
+        self.of_member(name)?;
+        self.check_duplicates()
+    }
+
+    fn of_member(&self, name: &str) -> Result<&[Url], ConfigError> {
+        self.peer_urls(name).ok_or_else(|| {
+            ConfigError(format!(
                 "couldn't find local name {name:?} in the initial cluster configuration"
-            ));
-        }
+            ))
+        })
+    }
+
+    fn check_duplicates(&self) -> Result<(), ConfigError> {
         let mut seen = BTreeSet::new();
         if self.members.values().flatten().any(|url| !seen.insert(url)) {
             return refuse(format!("initial cluster {self} has duplicate url"));
         }
         Ok(())
     }
+}
+
+/// How the URLs of a member that are listed and those that it advertises differ; `error` is how they do
+/// once their names are looked up.
+fn not_advertised(name: &str, listed: &[Url], advertised: &[Url], error: &str) -> String {
+    let missing = |of: &[Url], from: &[Url]| -> Vec<String> {
+        let missing: BTreeSet<&Url> = of.iter().filter(|url| !from.contains(url)).collect();
+        missing.into_iter().map(ToString::to_string).collect()
+    };
+    let pairs = |urls: Vec<String>| -> String {
+        let pairs: Vec<String> = urls.iter().map(|url| format!("{name}={url}")).collect();
+        pairs.join(",")
+    };
+    let not_advertised = missing(listed, advertised);
+    if !not_advertised.is_empty() {
+        return format!(
+            "--initial-cluster has {} but missing from --initial-advertise-peer-urls={} ({error})",
+            pairs(not_advertised),
+            joined(advertised)
+        );
+    }
+    let not_listed = missing(advertised, listed);
+    if !not_listed.is_empty() {
+        return format!(
+            "--initial-advertise-peer-urls has {} but missing from --initial-cluster={}",
+            not_listed.join(","),
+            pairs(texts(advertised))
+        );
+    }
+    format!(
+        "failed to resolve {} to match --initial-cluster={} ({error})",
+        joined(advertised),
+        pairs(texts(advertised))
+    )
 }
 
 impl std::fmt::Display for InitialCluster {

@@ -1,5 +1,6 @@
 use super::*;
 use crate::cli::{Invocation, parse};
+use crate::urls::Hosts;
 
 fn config(arguments: &[&str]) -> Result<Config, ConfigError> {
     match parse(arguments.iter().map(|text| (*text).to_owned()), []) {
@@ -44,7 +45,7 @@ fn a_name_alone_names_the_initial_cluster() {
     config
         .cluster
         .initial
-        .check_founding(&config.name, &config.cluster.advertise_peer_urls)
+        .check_founding(&config.name, &config.cluster.advertise_peer_urls, &Hosts::patient())
         .unwrap();
 }
 
@@ -96,23 +97,46 @@ fn contradictions_are_refused_in_the_words_of_etcd() {
     }
 }
 
+/// etcd would believe every authority that the system knows.
+#[test]
+fn certificates_are_not_asked_for_without_an_authority_to_believe() {
+    for (kind, url) in [("", "client"), ("peer-", "peer")] {
+        let arguments = [
+            format!("--{kind}cert-file=/c"),
+            format!("--{kind}key-file=/k"),
+            format!("--{kind}client-cert-auth"),
+            format!("--listen-{url}-urls=https://127.0.0.1:1"),
+            "--advertise-client-urls=https://127.0.0.1:1".to_owned(),
+        ];
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        assert_eq!(
+            config(&arguments).unwrap_err().0,
+            format!(
+                "--{kind}client-cert-auth needs --{kind}trusted-ca-file to check the certificates with"
+            )
+        );
+    }
+}
+
 #[test]
 fn the_initial_cluster_must_name_this_member_as_it_advertises_itself() {
     let check = |initial: &str| {
         let initial = InitialCluster::parse(initial).unwrap();
         let own = parse_urls("http://10.0.0.1:2380").unwrap();
-        initial.check_founding("a", &own).map_err(|error| error.0)
+        initial.check_founding("a", &own, &Hosts::patient()).map_err(|error| error.0)
     };
     assert_eq!(check("a=http://10.0.0.1:2380,b=http://10.0.0.2:2380"), Ok(()));
     assert_eq!(
         check("b=http://10.0.0.2:2380").unwrap_err(),
         "couldn't find local name \"a\" in the initial cluster configuration"
     );
-    assert!(
-        check("a=http://10.0.0.9:2380")
-            .unwrap_err()
-            .starts_with("--initial-cluster has a=http://10.0.0.9:2380 but missing from")
+    assert_eq!(
+        check("a=http://10.0.0.9:2380").unwrap_err(),
+        "--initial-cluster has a=http://10.0.0.9:2380 but missing from \
+         --initial-advertise-peer-urls=http://10.0.0.1:2380 (resolved urls: \
+         \"http://10.0.0.1:2380\" != \"http://10.0.0.9:2380\")"
     );
+    assert_eq!(check("a=http://[::ffff:10.0.0.1]:2380"), Ok(()), "another way to write it");
     assert!(
         check("a=http://10.0.0.1:2380,b=http://10.0.0.1:2380")
             .unwrap_err()

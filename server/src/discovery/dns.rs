@@ -4,7 +4,7 @@
 //! Records have no names of members. This one recognises itself by the address of its advertised peer
 //! URL; the others are numbered, which does no harm because a member's id follows from its URLs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, ToSocketAddrs};
 
 use client::SrvTarget;
@@ -33,22 +33,18 @@ struct Resolver<'a> {
 }
 
 impl Question {
-    /// The first members, among them this one. Who founds the cluster must advertise what is listed.
-    pub(super) fn ask(&self, founds: bool) -> Result<InitialCluster, DiscoveryError> {
+    /// The first members, among them this one.
+    pub(super) fn ask(&self) -> Result<InitialCluster, DiscoveryError> {
         let resolver = Resolver {
             look_up_srv: &|service, domain| {
                 client::look_up_srv(service, domain).map_err(|error| error.to_string())
             },
             address: &address,
         };
-        self.ask_with(&resolver, founds)
+        self.ask_with(&resolver)
     }
 
-    fn ask_with(
-        &self,
-        resolver: &Resolver<'_>,
-        founds: bool,
-    ) -> Result<InitialCluster, DiscoveryError> {
+    fn ask_with(&self, resolver: &Resolver<'_>) -> Result<InitialCluster, DiscoveryError> {
         let suffix = match self.service_name.as_str() {
             "" => String::new(),
             name => format!("-{name}"),
@@ -82,14 +78,8 @@ impl Question {
         }
         let members = InitialCluster::parse(&members.join(","))
             .map_err(|error| DiscoveryError::Dns(error.to_string()))?;
-        let Some(listed) = members.peer_urls(&self.name) else {
+        if members.peer_urls(&self.name).is_none() {
             return Err(DiscoveryError::NotInDns(self.name.clone()));
-        };
-        if founds
-            && let Err(error) = members.check_founding(&self.name, &self.advertised)
-            && !same_addresses(resolver, listed, &self.advertised)
-        {
-            return Err(error.into());
         }
         Ok(members)
     }
@@ -143,15 +133,6 @@ impl Question {
     }
 }
 
-/// Whether two lists of URLs lead to the same places.
-fn same_addresses(resolver: &Resolver<'_>, left: &[Url], right: &[Url]) -> bool {
-    let all = |urls: &[Url]| -> Result<BTreeSet<(bool, SocketAddr)>, String> {
-        let each = urls.iter();
-        each.map(|url| Ok((url.scheme().is_secure(), resolved(resolver, url)?))).collect()
-    };
-    matches!((all(left), all(right)), (Ok(left), Ok(right)) if left == right)
-}
-
 fn resolved(resolver: &Resolver<'_>, url: &Url) -> Result<SocketAddr, String> {
     (resolver.address)(url.host(), url.port().parse().unwrap_or(0))
 }
@@ -202,7 +183,7 @@ mod tests {
             advertised: advertised.split(',').map(|url| url.parse().unwrap()).collect(),
         };
         let resolver = Resolver { look_up_srv: &look_up_srv, address: &address };
-        let answer = question.ask_with(&resolver, true);
+        let answer = question.ask_with(&resolver);
         answer.map(|members| members.to_string()).map_err(|error| error.to_string())
     }
 
@@ -239,8 +220,5 @@ mod tests {
             ),
             "{mismatch}"
         );
-        let other =
-            ask(&[("etcd-server", &[1])], "", "http://m1.d:2380,http://m1.d:9").unwrap_err();
-        assert!(other.starts_with("--initial-advertise-peer-urls has "), "{other}");
     }
 }

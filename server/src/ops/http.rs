@@ -174,7 +174,8 @@ fn is_health(path: &str) -> bool {
 
 fn version(parts: &HttpParts) -> String {
     let cluster = parts.member.cluster_version();
-    let storage = crate::version::storage(cluster.as_deref().and_then(|text| text.parse().ok()));
+    let storage =
+        crate::version::told_storage(cluster.as_deref().and_then(|text| text.parse().ok()));
     let cluster = cluster.as_deref().unwrap_or("not_decided");
     // The order of the fields is etcd's.
     format!(

@@ -44,7 +44,7 @@ use revlog::{Record, RevLog, RevLogOptions, RevStore, RevStoreError};
 use serde::Deserialize;
 use server::config::{ConfigError, InitialCluster};
 use server::ids::{Founding, FoundingMember};
-use server::urls::{Url, UrlError};
+use server::urls::{Hosts, Url, UrlError};
 use types::{LogIndex, MemberId, RecordRevision, Revision, Term};
 
 use crate::import::{GoDataDir, ImportError as GoImportError};
@@ -246,7 +246,7 @@ fn founding(order: &Restore) -> Result<Founding, RestoreError> {
     let mut advertised = advertised?;
     advertised.sort();
     let initial = InitialCluster::parse(&order.initial_cluster)?;
-    initial.check_founding(&order.name, &advertised)?;
+    initial.check_founding(&order.name, &advertised, &Hosts::patient())?;
     Ok(Founding::compute(&initial, &order.initial_cluster_token))
 }
 

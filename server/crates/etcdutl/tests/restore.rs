@@ -181,10 +181,11 @@ fn mistakes_get_gos_words_and_leave_nothing_behind() {
             "couldn't find local name \"x\" in the initial cluster configuration".into(),
         ),
         (
-            &[&fixture, "--data-dir", &fresh, "--initial-advertise-peer-urls", "http://a:1"],
+            &[&fixture, "--data-dir", &fresh, "--initial-advertise-peer-urls", "http://10.0.0.1:1"],
             1,
             "--initial-cluster has default=http://localhost:2380 but missing from \
-             --initial-advertise-peer-urls=http://a:1"
+             --initial-advertise-peer-urls=http://10.0.0.1:1 (resolved urls: \
+             \"http://10.0.0.1:1\" != \"http://localhost:2380\")"
                 .into(),
         ),
         (
