@@ -245,3 +245,44 @@ async fn votes_and_writes_are_answered_while_a_snapshot_is_being_written() {
     member.serves("after").await;
     member.replica.shutdown().await;
 }
+
+/// Nothing is installed but what came whole and unharmed.
+#[tokio::test(start_paused = true)]
+async fn a_malformed_snapshot_is_refused_and_leaves_nothing() {
+    let damaged = "the snapshot does not match its digest";
+    let unexpected = "an unexpected part in the snapshot stream";
+    let unended = "the snapshot stream ended before its trailer";
+    let overlong = "the snapshot stream goes on after its trailer";
+    let undigested = || Part::Trailer(peerpb::SnapshotTrailer::default());
+    for blocking in [Blocking::Inline, Blocking::Threads] {
+        let disk = Arc::new(SimDisk::new(1));
+        let member = Receiving::start_on(disk.clone(), disk, blocking).await;
+        let header = || header(member.term);
+        let malformed = [
+            (vec![Some(header()), Some(data(0)), Some(trailer(2))], damaged),
+            (vec![Some(header()), Some(data(1)), Some(data(0)), Some(trailer(2))], damaged),
+            (vec![Some(header()), Some(data(0)), Some(undigested())], damaged),
+            (vec![Some(header()), Some(trailer(1))], damaged),
+            (vec![Some(header()), Some(data(0)), Some(header()), Some(trailer(1))], unexpected),
+            (vec![Some(header()), Some(data(0)), None, Some(trailer(1))], unexpected),
+            (vec![Some(header())], unended),
+            (vec![Some(header()), Some(data(0))], unended),
+            (vec![Some(header()), Some(data(0)), Some(trailer(1)), Some(data(1))], overlong),
+            (vec![Some(header()), Some(data(0)), Some(trailer(1)), Some(trailer(1))], overlong),
+            (vec![Some(header()), Some(data(0)), Some(trailer(1)), None], overlong),
+        ];
+        for (number, (parts, expected)) in malformed.into_iter().enumerate() {
+            let shape = format!("{number}, {blocking:?}");
+            let answer = member.offer(stream::iter(parts)).await.unwrap();
+            assert_eq!(reason(answer), expected, "{shape}");
+            assert_eq!(incoming(&member.disk), 0, "{shape}");
+            member.serves(&shape).await;
+        }
+        for parts in [vec![], vec![None], vec![Some(data(0)), Some(trailer(1))]] {
+            let answer = member.offer(stream::iter(parts)).await.unwrap().unwrap_err();
+            assert!(matches!(&answer, PeerError::Refused(_)), "{answer:?}");
+        }
+        member.serves("after").await;
+        member.replica.shutdown().await;
+    }
+}
