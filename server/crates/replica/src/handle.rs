@@ -35,6 +35,7 @@ use crate::raft_types::{LogId, Node, TypeConfig, optional_index};
 use crate::reads::ReadQueue;
 use crate::reception::Receptions;
 use crate::runtime;
+use crate::snapshot::Blocking;
 use crate::state_machine::{Current, EventSink, StateMachine};
 use crate::status::Status;
 use crate::store::Store;
@@ -61,6 +62,7 @@ pub(crate) struct Shared {
     pub(crate) sender: Sender,
     pub(crate) store: Arc<Store>,
     pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) blocking: Blocking,
     pub(crate) receptions: Receptions,
     /// Changes of the member list are made one at a time.
     pub(crate) changing: Mutex<()>,

@@ -28,7 +28,7 @@ use crate::peers::{PeerError, PeerResult};
 use crate::protocol::ProtocolVersions;
 use crate::raft_types::{TypeConfig, Vote, index_of};
 use crate::reception::{self, Reception};
-use crate::snapshot;
+use crate::snapshot::{self, Received};
 use crate::store::IncomingFile;
 use crate::unavailable::Unavailable;
 
@@ -220,11 +220,10 @@ impl Inbound {
         let turn = reception.turn().await;
         let file = self.shared.store.incoming_file();
         let began = tokio::time::Instant::now();
-        let disk = &self.shared.disk;
-        let received = snapshot::receive(disk, file.path(), chunks, silence_max);
-        let bytes = received.await.map_err(stopped)?;
+        let received = snapshot::receive(file, self.shared.blocking, chunks, silence_max);
+        let Received { file, bytes } = received.await.map_err(stopped)?;
         // Installing it cannot be taken back half way, so the space must be there before.
-        let free = disk.available_space(file.path()).map_err(stopped)?;
+        let free = self.shared.disk.available_space(file.path()).map_err(stopped)?;
         if free < bytes {
             let wanted = bytes - free;
             return Err(stopped(format!("{wanted} more bytes of disk are needed to install it")));

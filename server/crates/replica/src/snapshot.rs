@@ -5,12 +5,11 @@
 //! hands it to openraft, which has it installed.
 
 use std::io::{self, Write};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use disk::Disk;
+use disk::File;
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, stream};
 use proto::peerpb;
@@ -31,6 +30,10 @@ const CHUNK_BYTES: usize = 256 << 10;
 
 /// Chunks that may wait between the thread that reads the state and the network.
 const CHUNKS_WAITING_MAX: usize = 8;
+
+/// How many received bytes may wait to be made durable: what the last flush, whose end the sender waits
+/// for in silence, has left to do.
+const UNSYNCED_BYTES_MAX: u64 = 64 << 20;
 
 pub(crate) type Snapshot = openraft::storage::Snapshot<CommittedLeaderId, u64, Node, SnapshotData>;
 
@@ -156,50 +159,72 @@ fn report(written: io::Result<()>) {
     }
 }
 
-/// Receives the chunks after the header into a file and checks their digest.
+/// A snapshot as far as it has come. Whoever drops it removes the file.
+struct Incoming {
+    file: Arc<dyn File>,
+    at: IncomingFile,
+    digest: Sha256,
+    bytes: u64,
+    /// How many of them are durable.
+    synced: u64,
+}
+
+impl Incoming {
+    fn create(at: IncomingFile) -> io::Result<Self> {
+        let file = at.create()?;
+        Ok(Self { file, at, digest: Sha256::new(), bytes: 0, synced: 0 })
+    }
+
+    fn write(mut self, bytes: &[u8]) -> io::Result<Self> {
+        self.digest.update(bytes);
+        self.file.write_all_at(bytes, self.bytes)?;
+        self.bytes += bytes.len() as u64;
+        if self.bytes - self.synced >= UNSYNCED_BYTES_MAX {
+            self.file.sync_data()?;
+            self.synced = self.bytes;
+        }
+        Ok(self)
+    }
+
+    fn finish(self, digest: &[u8]) -> io::Result<Received> {
+        if digest != self.digest.finalize().as_slice() {
+            return Err(io::Error::other("the snapshot does not match its digest"));
+        }
+        self.file.sync_data()?;
+        Ok(Received { file: self.at, bytes: self.bytes })
+    }
+}
+
+/// A snapshot that came whole.
+pub(crate) struct Received {
+    pub(crate) file: IncomingFile,
+    pub(crate) bytes: u64,
+}
+
+/// Receives the chunks after the header into a file and checks their digest. The file travels to where
+/// work may block and back with every chunk, so that a slow disk never stops Raft, and a call that is
+/// given up meanwhile leaves its removal there too.
 ///
 /// # Errors
 /// When the stream ends early, goes silent, is malformed or does not match its digest; the file is
 /// removed then.
-/// The answer is the file's length.
 pub(crate) async fn receive(
-    disk: &Arc<dyn Disk>,
-    path: &Path,
+    at: IncomingFile,
+    blocking: Blocking,
     chunks: &mut (impl futures_util::Stream<Item = peerpb::SnapshotChunk> + Unpin),
     silence_max: Duration,
-) -> io::Result<u64> {
-    let result = receive_into(disk, path, chunks, silence_max).await;
-    if result.is_err() && disk.exists(path)? {
-        disk.remove_file(path)?;
-    }
-    result
-}
-
-async fn receive_into(
-    disk: &Arc<dyn Disk>,
-    path: &Path,
-    chunks: &mut (impl futures_util::Stream<Item = peerpb::SnapshotChunk> + Unpin),
-    silence_max: Duration,
-) -> io::Result<u64> {
-    if disk.exists(path)? {
-        disk.remove_file(path)?;
-    }
-    let file = disk.open(path, disk::OpenMode::Create)?;
-    let mut digest = Sha256::new();
-    let mut offset = 0;
+) -> io::Result<Received> {
+    let mut incoming = blocking.run(move || Incoming::create(at)).await?;
     while let Some(chunk) = next_chunk(chunks, silence_max).await? {
         match chunk.part {
             Some(Part::Data(bytes)) => {
-                digest.update(&bytes);
-                file.write_all_at(&bytes, offset)?;
-                offset += bytes.len() as u64;
+                incoming = blocking.run(move || incoming.write(&bytes)).await?;
             }
             Some(Part::Trailer(trailer)) => {
-                if trailer.digest.as_ref() != digest.finalize().as_slice() {
-                    return Err(io::Error::other("the snapshot does not match its digest"));
+                if next_chunk(chunks, silence_max).await?.is_some() {
+                    return Err(io::Error::other("the snapshot stream goes on after its trailer"));
                 }
-                file.sync_data()?;
-                return Ok(offset);
+                return blocking.run(move || incoming.finish(&trailer.digest)).await;
             }
             Some(Part::Header(_)) | None => {
                 return Err(io::Error::other("an unexpected part in the snapshot stream"));

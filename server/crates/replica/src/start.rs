@@ -228,6 +228,7 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
         sender,
         store,
         disk: parts.disk.clone(),
+        blocking: parts.blocking,
         receptions: Receptions::default(),
         changing: tokio::sync::Mutex::default(),
         rules: parts.rules,

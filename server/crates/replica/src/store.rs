@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use disk::Disk;
+use disk::{Disk, File, OpenMode};
 use machine::{ImageJob, Machine};
 use revlog::RevStore;
 use types::{ClusterId, LogIndex, Revision};
@@ -79,6 +79,11 @@ pub(crate) struct IncomingFile {
 impl IncomingFile {
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Makes the file, which is not there yet.
+    pub(crate) fn create(&self) -> io::Result<Arc<dyn File>> {
+        self.disk.open(&self.path, OpenMode::Create)
     }
 }
 
@@ -283,7 +288,7 @@ fn position(header: ImageHeader) -> Result<(Option<LogId>, StoredMembership), St
 
 #[cfg(test)]
 mod tests {
-    use disk::{Fault, OpenMode, SimDisk};
+    use disk::{Fault, SimDisk};
     use machine::{
         AppliedEntry, AppliedPayload, Batch, CommandKind, LogPosition, Proposal, Ticket,
     };
@@ -332,11 +337,11 @@ mod tests {
     }
 
     /// Receives a snapshot of `leader` into a file that is synced.
-    fn receive(disk: &SimDisk, store: &Store, leader: &Machine) -> io::Result<IncomingFile> {
+    fn receive(store: &Store, leader: &Machine) -> io::Result<IncomingFile> {
         let mut snapshot = Vec::new();
         leader.snapshot().write(&mut snapshot).unwrap();
         let incoming = store.incoming_file();
-        let file = disk.open(incoming.path(), OpenMode::Create)?;
+        let file = incoming.create()?;
         file.write_all_at(&snapshot, 0)?;
         file.sync_data()?;
         Ok(incoming)
@@ -360,7 +365,7 @@ mod tests {
             (1..=3).for_each(|index| put(&mut follower, index, "old"));
             store.save(store.epoch(), &meta(3), &follower.image()).unwrap();
             disk.inject(Fault::CrashAt(disk.mutations() + at));
-            let installed = receive(&disk, &store, &leader)
+            let installed = receive(&store, &leader)
                 .and_then(|incoming| store.install(incoming.path(), &meta(9)).map(drop));
             let crashed = disk.is_crashed();
             assert!(crashed || installed.is_ok(), "operation {at}: {installed:?}");
@@ -391,8 +396,8 @@ mod tests {
     fn t15_two_snapshots_one_behind_the_other_are_both_installed() {
         let disk = Arc::new(SimDisk::new(2));
         let Loaded { store, .. } = load(&disk);
-        let first = receive(&disk, &store, &leader(5)).unwrap();
-        let second = receive(&disk, &store, &leader(9)).unwrap();
+        let first = receive(&store, &leader(5)).unwrap();
+        let second = receive(&store, &leader(9)).unwrap();
         let after_first = store.install(first.path(), &meta(5)).unwrap();
         let after_second = store.install(second.path(), &meta(9)).unwrap();
         drop((first, second));
@@ -416,7 +421,7 @@ mod tests {
         put(&mut follower, 1, "old");
         let (epoch, image) = (store.epoch(), follower.image());
 
-        let incoming = receive(&disk, &store, &leader).unwrap();
+        let incoming = receive(&store, &leader).unwrap();
         let installed = store.install(incoming.path(), &meta(9)).unwrap();
         store.save(epoch, &meta(1), &image).unwrap();
 

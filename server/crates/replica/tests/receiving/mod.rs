@@ -2,14 +2,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a failure here is the test's verdict")]
 
+mod slow_disk;
+
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
 use disk::{Disk, SimDisk};
-use futures_util::stream;
+use futures_util::{Stream, stream};
 use proto::peerpb;
 use proto::peerpb::snapshot_chunk::Part;
-use replica::{PeerError, PeerResult, Replica};
+use replica::{Blocking, PeerError, PeerResult, Replica};
+use sha2::{Digest, Sha256};
+use slow_disk::SlowDisk;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
@@ -77,44 +82,96 @@ struct Receiving {
 impl Receiving {
     async fn start() -> Self {
         let disk = Arc::new(SimDisk::new(1));
-        let members = Bootstrap::New([node(1)].into());
-        let replica = start(1, &disk, &Wires::default(), members).await;
+        Self::start_on(disk.clone(), disk, Blocking::Inline).await
+    }
+
+    /// A member alone whose `disk` keeps everything in `kept`.
+    async fn start_on(disk: Arc<dyn Disk>, kept: Arc<SimDisk>, blocking: Blocking) -> Self {
+        let wires = Wires::default();
+        let log_writer = LogWriterPlacement::Task(Box::new(|| Duration::from_micros(30)));
+        let parts = parts(log_writer, 1, &kept, &wires, Bootstrap::New([node(1)].into()));
+        let replica = start_parts(Parts { disk, blocking, ..parts }, &wires).await;
         leader(&[&replica]).await;
         let term = replica.handle().status().term.0;
-        Self { replica, disk, term }
+        Self { replica, disk: kept, term }
     }
 
     /// A snapshot of a leader of this term that stops after its first piece.
     fn begin(&self, term: u64) -> JoinHandle<PeerResult<peerpb::SnapshotResponse>> {
-        let envelope = Some(peerpb::Envelope {
-            cluster_id: CLUSTER.0,
-            from: 2,
-            to: 1,
-            protocol_version: replica::ProtocolVersions::OWN.newest,
-            protocol_oldest: replica::ProtocolVersions::OWN.oldest,
-        });
-        let last_log_id = Some(peerpb::LogId { term, node_id: 0, index: 99 });
-        let header = peerpb::SnapshotHeader {
-            envelope,
-            vote: Some(peerpb::Vote { term, node_id: 2, committed: true }),
-            last_log_id,
-            membership: Some(peerpb::StoredMembership {
-                log_id: last_log_id,
-                membership: Some(peerpb::Membership::default()),
-            }),
-            format: 1,
-            total_bytes: 0,
-        };
-        let parts = [Part::Header(header), Part::Data(vec![0; 1_000].into())];
-        let chunks = parts.map(|part| peerpb::SnapshotChunk { part: Some(part) });
-        let chunks = stream::iter(chunks).chain(stream::pending());
+        let begun = [Some(header(term)), Some(data(0))];
+        self.offer(stream::iter(begun).chain(stream::pending()))
+    }
+
+    /// A snapshot in these parts, of which none is one that this member does not know.
+    fn offer(
+        &self,
+        parts: impl Stream<Item = Option<Part>> + Unpin + Send + 'static,
+    ) -> JoinHandle<PeerResult<peerpb::SnapshotResponse>> {
         let inbound = self.replica.inbound();
+        let chunks = parts.map(|part| peerpb::SnapshotChunk { part });
         tokio::spawn(async move { inbound.snapshot(chunks).await })
     }
 
     async fn begun(&self) {
         until("it is being received", || incoming(&self.disk) == 1).await;
     }
+
+    /// Asserts that this member votes, writes and reads, and has installed nothing.
+    async fn serves(&self, value: &str) {
+        let request = peerpb::VoteRequest {
+            envelope: envelope(),
+            vote: Some(peerpb::Vote { term: self.term, node_id: 2, committed: false }),
+            pre_vote: true,
+            ..peerpb::VoteRequest::default()
+        };
+        let answer = self.replica.inbound().vote(request).await.unwrap();
+        assert!(!answer.granted, "it leads itself");
+        self.replica.handle().propose(put("k", value)).await.unwrap();
+        self.replica.handle().read_index().await.unwrap();
+        assert_eq!(get(&self.replica, "k").unwrap(), value.as_bytes());
+        let status = self.replica.handle().status();
+        assert!(status.fatal.is_none() && status.applied < SNAPSHOT_AT, "{status:?}");
+    }
+}
+
+/// Which entry is the last in a snapshot.
+const SNAPSHOT_AT: LogIndex = LogIndex(1_000);
+
+fn envelope() -> Option<peerpb::Envelope> {
+    Some(peerpb::Envelope {
+        cluster_id: CLUSTER.0,
+        from: 2,
+        to: 1,
+        protocol_version: replica::ProtocolVersions::OWN.newest,
+        protocol_oldest: replica::ProtocolVersions::OWN.oldest,
+    })
+}
+
+fn header(term: u64) -> Part {
+    let last_log_id = Some(peerpb::LogId { term, node_id: 0, index: SNAPSHOT_AT.0 });
+    Part::Header(peerpb::SnapshotHeader {
+        envelope: envelope(),
+        vote: Some(peerpb::Vote { term, node_id: 2, committed: true }),
+        last_log_id,
+        membership: Some(peerpb::StoredMembership {
+            log_id: last_log_id,
+            membership: Some(peerpb::Membership::default()),
+        }),
+        format: 1,
+        total_bytes: 0,
+    })
+}
+
+/// One of several pieces, each of other bytes.
+fn data(number: u8) -> Part {
+    Part::Data(vec![number; 1_000].into())
+}
+
+/// The trailer of a snapshot of so many pieces.
+fn trailer(pieces: u8) -> Part {
+    let mut digest = Sha256::new();
+    (0..pieces).for_each(|number| digest.update([number; 1_000]));
+    Part::Trailer(peerpb::SnapshotTrailer { digest: digest.finalize().to_vec().into() })
 }
 
 fn reason(result: PeerResult<peerpb::SnapshotResponse>) -> String {
@@ -161,4 +218,71 @@ async fn a_later_snapshot_ends_the_one_under_way_and_an_earlier_one_does_not() {
     assert!(third.await.unwrap_err().is_cancelled());
     assert_eq!(incoming(&member.disk), 0, "a call that ends leaves nothing");
     member.replica.shutdown().await;
+}
+
+/// One thread does everything that must not wait, and a flush may take as long as the device likes.
+#[tokio::test]
+async fn votes_and_writes_are_answered_while_a_snapshot_is_being_written() {
+    let (begun, mut operations) = tokio::sync::mpsc::unbounded_channel();
+    let (end, ends) = mpsc::channel();
+    let kept = Arc::new(SimDisk::new(1));
+    let slow = Arc::new(SlowDisk::new((*kept).clone(), begun, ends));
+    let member = Receiving::start_on(slow, kept, Blocking::Threads).await;
+    let parts = [header(member.term), data(0), data(1), trailer(2)];
+    let receiving = member.offer(stream::iter(parts.map(Some)));
+    for (number, expected) in ["write", "write", "flush"].into_iter().enumerate() {
+        assert_eq!(operations.recv().await.unwrap(), expected);
+        member.serves(&number.to_string()).await;
+        assert!(!receiving.is_finished() && incoming(&member.disk) == 1);
+        let outcome = match expected {
+            "flush" => Err(io::Error::other("the device is gone")),
+            _ => Ok(()),
+        };
+        end.send(outcome).unwrap();
+    }
+    assert_eq!(reason(receiving.await.unwrap()), "the device is gone");
+    assert_eq!(incoming(&member.disk), 0);
+    member.serves("after").await;
+    member.replica.shutdown().await;
+}
+
+/// Nothing is installed but what came whole and unharmed.
+#[tokio::test(start_paused = true)]
+async fn a_malformed_snapshot_is_refused_and_leaves_nothing() {
+    let damaged = "the snapshot does not match its digest";
+    let unexpected = "an unexpected part in the snapshot stream";
+    let unended = "the snapshot stream ended before its trailer";
+    let overlong = "the snapshot stream goes on after its trailer";
+    let undigested = || Part::Trailer(peerpb::SnapshotTrailer::default());
+    for blocking in [Blocking::Inline, Blocking::Threads] {
+        let disk = Arc::new(SimDisk::new(1));
+        let member = Receiving::start_on(disk.clone(), disk, blocking).await;
+        let header = || header(member.term);
+        let malformed = [
+            (vec![Some(header()), Some(data(0)), Some(trailer(2))], damaged),
+            (vec![Some(header()), Some(data(1)), Some(data(0)), Some(trailer(2))], damaged),
+            (vec![Some(header()), Some(data(0)), Some(undigested())], damaged),
+            (vec![Some(header()), Some(trailer(1))], damaged),
+            (vec![Some(header()), Some(data(0)), Some(header()), Some(trailer(1))], unexpected),
+            (vec![Some(header()), Some(data(0)), None, Some(trailer(1))], unexpected),
+            (vec![Some(header())], unended),
+            (vec![Some(header()), Some(data(0))], unended),
+            (vec![Some(header()), Some(data(0)), Some(trailer(1)), Some(data(1))], overlong),
+            (vec![Some(header()), Some(data(0)), Some(trailer(1)), Some(trailer(1))], overlong),
+            (vec![Some(header()), Some(data(0)), Some(trailer(1)), None], overlong),
+        ];
+        for (number, (parts, expected)) in malformed.into_iter().enumerate() {
+            let shape = format!("{number}, {blocking:?}");
+            let answer = member.offer(stream::iter(parts)).await.unwrap();
+            assert_eq!(reason(answer), expected, "{shape}");
+            assert_eq!(incoming(&member.disk), 0, "{shape}");
+            member.serves(&shape).await;
+        }
+        for parts in [vec![], vec![None], vec![Some(data(0)), Some(trailer(1))]] {
+            let answer = member.offer(stream::iter(parts)).await.unwrap().unwrap_err();
+            assert!(matches!(&answer, PeerError::Refused(_)), "{answer:?}");
+        }
+        member.serves("after").await;
+        member.replica.shutdown().await;
+    }
 }
