@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use e2e::kubernetes::{Cluster, Namespace, wait};
 use serde_json::{Value, json};
 
@@ -39,13 +39,17 @@ fn one_to_three_to_five_to_three_to_one_loses_no_write_even_when_the_operator_is
     println!("  the leader was {leader} and is {}", etcd.leader()?);
     etcd.hash()?;
 
-    // To one again: two leave, whoever of them leads hands over first, and no write goes with them.
-    let stays = etcd.member_names()?.into_iter().next().unwrap_or_default();
+    // To one again: two leave, the one that leads hands over first, and no write goes with them.
+    let members = etcd.member_names()?;
+    let [stays, .., leads] = members.as_slice() else { bail!("the members are {members:?}") };
+    let (stays, leads) = (stays.clone(), leads.clone());
+    lead_by(&etcd, &leads)?;
     namespace.kubectl("scale etcdcluster main --replicas=1")?;
     etcd.wait_until_settled(1)?;
     writer.wait_for_more()?;
     let status = etcd.status()?;
     ensure!(status["leader"]["member"] == stays.as_str(), "{stays} does not lead: {status}");
+    etcd.told_around_move(&leads)?;
 
     writer.finish(&etcd)?;
     // Who left has left nothing: no object, no Pod, no volume.
@@ -56,6 +60,21 @@ fn one_to_three_to_five_to_three_to_one_loses_no_write_even_when_the_operator_is
         let count = claims["items"].as_array().map_or(0, Vec::len);
         if count == 1 { Ok(()) } else { Err(anyhow!("there are {count}")) }
     })
+}
+
+/// Lets this member lead.
+fn lead_by(etcd: &Etcd<'_>, member: &str) -> Result<()> {
+    wait::until(&format!("{member} leads"), STEP, || {
+        let status = etcd.caller_of(member)?.status()?;
+        let id = status.header.context("a header")?.member_id;
+        if status.leader == id {
+            return Ok(());
+        }
+        etcd.caller_of(&etcd.leader()?)?.move_leader(id)?;
+        Err(anyhow!("it was told to"))
+    })?;
+    etcd.wait_for("the operator knows it", STEP, |status| status["leader"]["member"] == member)
+        .map(drop)
 }
 
 /// Kills every operator at once, as a crash does: without a word to it, and so with the lease in its
