@@ -121,7 +121,9 @@ fn go() -> Result<Suite> {
         .env("CGO_ENABLED", "0")
         .limit(PREPARATION_LIMIT)
         .run()
-        .context("build e2e/peers/clients with Go 1.26 or newer")?;
+        .with_context(|| {
+            format!("build e2e/peers/clients; if Go is too old: {}", crate::peers::GO)
+        })?;
     let command = vec![program, "cases".into(), "-endpoints".into()];
     Ok(Suite::Ready { name: "clientv3", command, members: Members::All })
 }

@@ -52,6 +52,7 @@ use launch::Started;
 pub use layout::{Layout, NodeNumber};
 pub use namespace::Namespace;
 use program::Program;
+use rustix::process::{Pid, Signal, kill_process};
 pub use sweep::sweep;
 pub use traces::Traces;
 
@@ -213,6 +214,28 @@ impl Cluster {
             bail!("{node} is on");
         }
         self.boot(node)
+    }
+
+    /// Kills the processes of a Pod that run this program, which learn nothing of it, waits until they
+    /// are gone and answers how many there were. The kubelet starts their containers again.
+    pub fn crash(&self, pod_uid: &str, program: &str) -> Result<usize> {
+        let group = format!("/pod{pod_uid}/");
+        let is_meant = |pid: &u32| {
+            let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+            let file = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+            groups.contains(&group) && file.ends_with(program)
+        };
+        let of_nodes =
+            self.nodes.iter().flat_map(|node| self.cgroups.processes(&cgroup::node_group(*node)));
+        let meant: Vec<u32> = of_nodes.filter(is_meant).collect();
+        for pid in &meant {
+            let pid = Pid::from_raw(i32::try_from(*pid)?).context("a process has an id")?;
+            kill_process(pid, Signal::KILL).with_context(|| format!("kill {program}"))?;
+        }
+        wait::until(&format!("{program} is gone"), Duration::from_secs(20), || {
+            let left = meant.iter().filter(|pid| cgroup::is_live(**pid)).count();
+            if left == 0 { Ok(meant.len()) } else { Err(anyhow!("{left} are left")) }
+        })
     }
 
     /// Waits until a node's Ready condition has this status: True, False or Unknown.

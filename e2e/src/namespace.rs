@@ -5,9 +5,11 @@
 //! starts the same test program for that one test. Deliberately absent: builds inside, where there is no
 //! network.
 //!
-//! Where the system lets nobody make namespaces, the test says so and is passed over. Root can make them
-//! everywhere that tests are meant to run, and a test that CI has passed over proves nothing, so both fail.
+//! Where the system lets nobody make namespaces, the test says so and is skipped ([`can_be_made`], also
+//! for tests that only start a program in namespaces). Root can make them everywhere that tests are meant
+//! to run, and a test that CI has skipped proves nothing, so both fail.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -53,18 +55,13 @@ impl Rerun<'_> {
     /// # Errors
     /// When it fails there, or when it cannot be run and should be.
     pub fn run(self) -> Result<()> {
-        let probe = self.unshare().args(["sh", "-ec", LOOPBACK]).output();
-        if !probe.as_ref().is_ok_and(|probe| probe.status.success()) {
-            if is_root() || std::env::var_os("CI").is_some() {
-                bail!("no namespaces can be made here, with `unshare` and `ip`: {probe:?}");
-            }
-            eprintln!("passed over: no namespaces can be made here: {probe:?}");
+        if !can_be_made(self.test, self.kinds, LOOPBACK)? {
             return Ok(());
         }
         let shift = format!("shift {}", self.arguments.len());
         let script = format!("{LOOPBACK}\n{}\n{shift}\nexec \"$@\"", self.prepare);
-        let status = self
-            .unshare()
+        let status = Command::new("unshare")
+            .args(flags(self.kinds))
             .args(["sh", "-ec", &script, "sh"])
             .args(&self.arguments)
             .arg(std::env::current_exe().context("find the running program")?)
@@ -78,15 +75,30 @@ impl Rerun<'_> {
         }
         Ok(())
     }
+}
 
-    fn unshare(&self) -> Command {
-        let mut command = Command::new("unshare");
-        if !is_root() {
-            command.arg("--map-root-user");
-        }
-        command.args(self.kinds);
-        command
+/// The flags of `unshare` that make namespaces of these kinds in which this user is root.
+pub fn flags<'a>(kinds: &[&'a str]) -> Vec<&'a str> {
+    let user = (!is_root()).then_some("--map-root-user");
+    user.into_iter().chain(kinds.iter().copied()).collect()
+}
+
+/// Whether namespaces of these kinds can be made here, and this shell command be run in them; the test
+/// is to be skipped if not, which is said past the harness: it would keep what a test that passes says.
+///
+/// # Errors
+/// When they cannot be made, although the test has to be run.
+pub fn can_be_made(test: &str, kinds: &[&str], command: &str) -> Result<bool> {
+    let probe = Command::new("unshare").args(flags(kinds)).args(["sh", "-ec", command]).output();
+    if probe.as_ref().is_ok_and(|probe| probe.status.success()) {
+        return Ok(true);
     }
+    if is_root() || std::env::var_os("CI").is_some() {
+        bail!("`{command}` does not run in namespaces of its own, made by `unshare`: {probe:?}");
+    }
+    let line = format!("SKIPPED {test}: no namespaces can be made here\n");
+    std::io::stderr().write_all(line.as_bytes()).context("say that the test is skipped")?;
+    Ok(false)
 }
 
 fn is_root() -> bool {

@@ -25,6 +25,10 @@ pub struct EtcdBinaries {
     pub descriptors: PathBuf,
 }
 
+/// How to get the Go that the modules in `e2e/peers` ask for.
+pub const GO: &str = "install Go 1.26 or newer from https://go.dev/dl/ and have `go` in PATH; an older \
+    one, from 1.21 on, fetches it by itself where there is a network and GOTOOLCHAIN=auto is set";
+
 /// Builds the programs of Go etcd if they are missing or out of date and tells where they are.
 pub fn etcd_binaries() -> Result<EtcdBinaries> {
     // Several tests of one process ask at once; one build serves them all.
@@ -51,9 +55,10 @@ fn build_etcd() -> Result<EtcdBinaries> {
             .arg(&path)
             .arg(package)
             .status()
-            .context("run `go build`: install Go 1.26 or newer")?;
+            .with_context(|| format!("run `go build`: {GO}"))?;
         if !status.success() {
-            bail!("`go build {package}` in {} failed: {status}", module.display());
+            let module = module.display();
+            bail!("`go build {package}` in {module} failed: {status}; if Go is too old: {GO}");
         }
         Ok(path)
     };

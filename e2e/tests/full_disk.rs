@@ -12,6 +12,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use calls::{call, compact, put, read_all, status, until};
+use e2e::namespace;
 use e2e::processes::{Cluster, Member, ServerOptions};
 use proto::etcdserverpb::alarm_request::AlarmAction;
 use proto::etcdserverpb::{
@@ -21,12 +22,11 @@ use proto::etcdserverpb::{
 
 const DISK_MEGABYTES: u32 = 160;
 
+/// What a server on a disk of its own needs for itself.
+const NAMESPACES: [&str; 3] = ["--mount", "--propagation", "private"];
+
 /// A program that runs the server with its data directory on a disk of its own.
 fn on_small_disk(server: &Path, directory: &Path) -> PathBuf {
-    let user = match rustix::process::geteuid().is_root() {
-        true => "",
-        false => "--user --map-root-user",
-    };
     let script = format!(
         r#"#!/bin/sh
 for argument in "$@"; do
@@ -34,10 +34,11 @@ for argument in "$@"; do
 done
 mkdir -p "$DIRECTORY"
 export DIRECTORY
-exec unshare {user} --mount --propagation private sh -c '
+exec unshare {flags} sh -c '
     mount -t tmpfs -o size={DISK_MEGABYTES}m tmpfs "$DIRECTORY" && exec "$0" "$@"
 ' {server} "$@"
 "#,
+        flags = namespace::flags(&NAMESPACES).join(" "),
         server = server.display()
     );
     let program = directory.join("etcd-on-a-small-disk");
@@ -54,6 +55,10 @@ fn alarm(member: &Member, action: AlarmAction, id: u64) -> AlarmResponse {
 
 #[test]
 fn a_full_disk_refuses_puts_and_nothing_else_until_there_is_room_again() {
+    let name = "a_full_disk_refuses_puts_and_nothing_else_until_there_is_room_again";
+    if !namespace::can_be_made(name, &NAMESPACES, "mount -t tmpfs tmpfs /tmp").unwrap() {
+        return;
+    }
     let directory = tempfile::tempdir().unwrap();
     let server = e2e::peers::our_binary("etcd").unwrap();
     let flags = ["--snapshot-count=10", "--snapshot-catchup-entries=10"];

@@ -4,17 +4,27 @@
 
 mod calls;
 
-use std::time::Duration;
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use calls::{put, status, until};
-use e2e::processes::{Cluster, ServerOptions, signal};
+use e2e::processes::{Cluster, Member, ServerOptions, signal};
 
 /// A leader tries for three election timeouts to hand its leadership over, then calls are drained.
 const END_MAX: Duration = Duration::from_secs(60);
 
 fn three() -> Cluster {
+    three_with(&[])
+}
+
+fn three_with(flags: &[String]) -> Cluster {
     let program = e2e::peers::our_binary("etcd").unwrap();
-    Cluster::start(&ServerOptions { members: 3, ..ServerOptions::one(&program) }).unwrap()
+    let options =
+        ServerOptions { members: 3, flags: flags.to_vec(), ..ServerOptions::one(&program) };
+    Cluster::start(&options).unwrap()
 }
 
 fn leader(cluster: &Cluster) -> usize {
@@ -36,6 +46,79 @@ fn a_leader_ends_although_its_followers_do_not_answer() {
     let ended = cluster.member_mut(leading).wait_until_ended(END_MAX);
     others.iter().for_each(|pid| signal(*pid, "CONT").unwrap());
     assert!(ended.unwrap().success());
+}
+
+/// A leader that only ends is missed after an election timeout, which is long enough here to be seen.
+#[test]
+fn a_leader_that_ends_hands_over_first_and_writes_go_on() {
+    const ELECTION: Duration = Duration::from_secs(5);
+    let mut cluster = three_with(&[format!("--election-timeout={}", ELECTION.as_millis())]);
+    put(&cluster.members()[0], "k", b"v").unwrap();
+    let leading = leader(&cluster);
+    let follower = &cluster.members()[(leading + 1) % 3];
+    let leader_id = status(follower).unwrap().leader;
+    // The process cannot end before this call does, so there is time to look at who leads.
+    let open = UnfinishedCall::begin(&cluster.members()[leading]);
+    let written = AtomicU64::new(0);
+    let wait_for_writes = || {
+        let before = written.load(Ordering::Acquire);
+        until("writes go on", || written.load(Ordering::Acquire) > before + 10);
+    };
+    let longest = thread::scope(|scope| {
+        let writer = scope.spawn(|| longest_write(follower, &written));
+        wait_for_writes();
+        signal(cluster.members()[leading].pid().unwrap(), "TERM").unwrap();
+        until("another member leads", || {
+            status(follower).is_ok_and(|status| ![0, leader_id].contains(&status.leader))
+        });
+        assert!(open.is_in_progress(), "the old leader has ended before another one led");
+        wait_for_writes();
+        written.store(ENOUGH, Ordering::Release);
+        writer.join().unwrap()
+    });
+    drop(open);
+    let old = cluster.member_mut(leading);
+    assert!(old.wait_until_ended(END_MAX).unwrap().success());
+    assert!(!old.log().contains("leadership was not handed over"), "{}", old.log());
+    assert!(longest < ELECTION / 2, "a write took {longest:?}");
+}
+
+/// From this count on nothing more is written.
+const ENOUGH: u64 = u64::MAX / 2;
+
+/// Writes through a member, counting, and answers how long the slowest took, with its repetitions.
+fn longest_write(member: &Member, written: &AtomicU64) -> Duration {
+    let mut longest = Duration::ZERO;
+    let end = Instant::now() + END_MAX; // Whoever should stop it may have failed.
+    while written.fetch_add(1, Ordering::AcqRel) < ENOUGH && Instant::now() < end {
+        let began = Instant::now();
+        while put(member, "written", b"all the while").is_err() && Instant::now() < end {}
+        longest = longest.max(began.elapsed());
+    }
+    longest
+}
+
+/// A call whose server waits for the rest of the request.
+struct UnfinishedCall(TcpStream);
+
+impl UnfinishedCall {
+    fn begin(member: &Member) -> UnfinishedCall {
+        let mut stream = TcpStream::connect(&member.endpoint).unwrap();
+        let head = "POST /v3/kv/put HTTP/1.1\r\nHost: etcd\r\nContent-Length: 2\r\n\
+                    Expect: 100-continue\r\n\r\n";
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.set_read_timeout(Some(END_MAX)).unwrap();
+        let mut asked_for_more = [0; 25];
+        stream.read_exact(&mut asked_for_more).unwrap();
+        assert_eq!(&asked_for_more, b"HTTP/1.1 100 Continue\r\n\r\n");
+        stream.set_nonblocking(true).unwrap();
+        UnfinishedCall(stream)
+    }
+
+    /// Neither answered nor cut off.
+    fn is_in_progress(&self) -> bool {
+        self.0.peek(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+    }
 }
 
 #[test]

@@ -2,15 +2,15 @@
 //! descriptors that Go etcd 3.7.3 is built with, field by field.
 //!
 //! Both sides are flattened into one line per fact (a field, an enum value, a method and so on), so
-//! that a failure names exactly the facts that only one side has. Options are left out: they do not
-//! change the wire, and we leave the gateway's annotations away on purpose.
+//! that a failure names exactly the facts that only one side has. Of the options only `packed` changes
+//! the wire and is compared; the others are left out, the gateway's annotations on purpose.
 
 use std::collections::BTreeSet;
 use std::process::Command;
 
 use prost::Message;
 use prost_types::{
-    DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorProto,
+    DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FieldOptions, FileDescriptorProto,
     FileDescriptorSet,
 };
 
@@ -49,6 +49,16 @@ fn the_peer_protocol_is_in_the_descriptors() {
     let services: Vec<_> =
         peer.expect("the package exists").service.iter().map(|service| service.name()).collect();
     assert_eq!(services, ["Raft", "Member"]);
+}
+
+#[test]
+fn a_field_that_is_packed_is_another_one() {
+    let fields = [None, Some(false), Some(true)].map(|packed| {
+        let options = FieldOptions { packed, ..FieldOptions::default() };
+        field_fact(&FieldDescriptorProto { options: Some(options), ..Default::default() })
+    });
+    assert_eq!(BTreeSet::from(fields.clone()).len(), 3, "{fields:?}");
+    assert_eq!(field_fact(&FieldDescriptorProto::default()), fields[0], "options that say nothing");
 }
 
 fn facts(descriptors: &[u8]) -> BTreeSet<String> {
@@ -117,8 +127,10 @@ fn message_facts(
 }
 
 fn field_fact(field: &FieldDescriptorProto) -> String {
+    // Said or not said; what it is where nothing is said follows from the syntax, which is compared.
+    let packed = field.options.as_ref().and_then(|options| options.packed);
     format!(
-        "{} = {} {:?} {:?} {} json {}",
+        "{} = {} {:?} {:?} {} json {} packed {packed:?}",
         field.name(),
         field.number(),
         field.label(),

@@ -3,9 +3,10 @@
 
 use std::path::PathBuf;
 use std::time::Duration;
+use std::{env, iter};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use e2e::kubernetes::{Access, wait};
+use e2e::kubernetes::{Access, program::Program, wait};
 use serde_json::{Value, json};
 
 use crate::progress::Progress;
@@ -63,15 +64,39 @@ impl Operator<'_> {
         self.progress.working("wait for the first backup", || self.first_backup())
     }
 
-    /// All of `up` and `down` on a Kubernetes that has nothing of ours, and has nothing of it afterwards.
+    /// All of `up` and `down` on a Kubernetes that has nothing of ours, and has nothing of it afterwards:
+    /// as who has this one calls them, by the name of its context.
     pub(crate) fn come_and_go(&self, image: &str) -> Result<()> {
-        self.install(image)?;
+        let context = self.access.kubectl(["config", "current-context"]).run()?;
+        let context = context.trim();
+        let line = ["up", "--context", context];
+        let Err(refused) = self.command(&line)?.run() else { bail!("{line:?} needs no image") };
+        ensure!(format!("{refused:#}").contains("--image REPOSITORY:TAG"), "{refused:#}");
+        self.progress.working(&format!("up --context {context}"), || {
+            self.command(&["up", "--context", context, "--image", image])?.run()
+        })?;
         self.stay_for_others()?;
-        self.remove()?;
+        self.progress.working(&format!("down --context {context}"), || {
+            self.command(&["down", "--context", context])?.run()
+        })?;
         if self.knows_our_kinds()? {
             bail!("the kinds are left");
         }
         Ok(())
+    }
+
+    /// A command of this very program, which finds the Kubernetes and its tools as they are found on the
+    /// machine of somebody who has them.
+    fn command(&self, line: &[&str]) -> Result<Program> {
+        let own = self.access.kubeconfig.as_ref().context("the Kubernetes is ours")?;
+        let path = env::var_os("PATH").unwrap_or_default();
+        let path = iter::once(self.workspace.peers()).chain(env::split_paths(&path));
+        Ok(Program::new("/proc/self/exe")
+            .args(line)
+            .env("KUBECONFIG", own)
+            .env("PATH", env::join_paths(path)?)
+            .env("KEELSON_STATE", self.workspace.state())
+            .limit(Duration::from_secs(1200)))
     }
 
     /// Removes the example, then the operator, then its kinds: in this order, because only a running

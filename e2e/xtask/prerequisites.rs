@@ -6,9 +6,11 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use e2e::kubernetes::program::Program;
+use e2e::peers;
 
 use crate::progress::Progress;
 use crate::workspace::Workspace;
@@ -48,6 +50,9 @@ const KUBERNETES: [Package; 9] = [
 const IMAGE_TEST: [Package; 1] =
     [package("buildah", &["buildah"], "builds the Dockerfile in the tests")];
 
+/// Longest time for Go to fetch another Go.
+const GO_FETCH_LIMIT: Duration = Duration::from_secs(600);
+
 /// Kernel parts that may be modules.
 const KERNEL_MODULES: [&str; 8] =
     ["overlay", "br_netfilter", "bridge", "veth", "loop", "xfs", "nf_tables", "nft_chain_nat"];
@@ -69,19 +74,20 @@ pub(crate) fn for_image_test(workspace: &Workspace, progress: &Progress) -> Resu
 
 pub(crate) fn require_go() -> Result<()> {
     if find("go").is_none() {
-        bail!(
-            "Go is missing: install Go 1.21 or newer from https://go.dev/dl/ (it fetches the exact \
-             version that is pinned by itself) and have `go` in PATH"
-        );
+        bail!("Go is missing: {}", peers::GO);
     }
-    let version = Program::new("go").words("env GOVERSION").run()?;
-    let minor = version.trim().strip_prefix("go1.").and_then(|rest| {
-        rest.split(|c: char| !c.is_ascii_digit()).next().and_then(|minor| minor.parse::<u32>().ok())
-    });
-    if minor.is_none_or(|minor| minor < 21) {
-        bail!("{} is too old: install Go 1.21 or newer from https://go.dev/dl/", version.trim());
-    }
-    Ok(())
+    taken(asked_of(&Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/etcd")))
+}
+
+/// Go, asked to read this module's file: a Go that is too old for it fetches another one, or fails if
+/// it is told to fetch none or has no network. `go env` would not notice.
+fn asked_of(module: &Path) -> Program {
+    let go = Program::new("go").args(["-C".as_ref(), module.as_os_str()]);
+    go.words("list -m").limit(GO_FETCH_LIMIT)
+}
+
+fn taken(go: Program) -> Result<()> {
+    go.run().map(drop).with_context(|| format!("this Go will not do: {}", peers::GO))
 }
 
 fn require_root() -> Result<()> {
@@ -166,4 +172,18 @@ fn require_kernel() -> Result<()> {
         bail!("/dev/loop-control is missing: the kernel needs loop devices for volumes");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_go_that_will_not_do_is_told_with_both_ways_out() {
+        let module = tempfile::tempdir().unwrap();
+        fs::write(module.path().join("go.mod"), "module example\n\ngo 1.999.0\n").unwrap();
+        let told = taken(asked_of(module.path()).env("GOTOOLCHAIN", "local")).unwrap_err();
+        let told = format!("{told:#}");
+        assert!(["https://go.dev/dl/", "GOTOOLCHAIN=auto"].iter().all(|way| told.contains(way)));
+    }
 }

@@ -7,6 +7,7 @@
 //! [`Lease::is_held`] at the moment it is sent, and losing the lease ends the process (I9).
 
 use std::{
+    hash::{BuildHasher, RandomState},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -66,6 +67,12 @@ impl Lease {
         let until = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
         self.held_until.store(until, Ordering::Release);
     }
+}
+
+/// A name for this process that no other one has, also not the one before it in its container: there
+/// each of them has the process id 1, and what one has sent when it is killed may still arrive.
+pub fn identity_of_process(name: &str) -> String {
+    format!("{name}_{:016x}", RandomState::new().hash_one(std::process::id()))
 }
 
 /// The election that this process takes part in.
@@ -270,6 +277,15 @@ mod tests {
             version("2"),
             start + Duration::from_secs(32)
         ));
+    }
+
+    #[tokio::test]
+    async fn a_process_waits_also_for_the_lease_of_the_one_before_it_in_its_pod() {
+        let (dead, mine) = (identity_of_process("pod"), identity_of_process("pod"));
+        assert!(dead.starts_with("pod_"), "{dead}");
+        let mut election = Election { identity: mine.clone(), ..election() };
+        assert!(!election.may_take(&held_by(&dead), Some("1".to_owned()), Instant::now()));
+        assert!(election.may_take(&held_by(&mine), Some("1".to_owned()), Instant::now()));
     }
 
     #[tokio::test]

@@ -30,7 +30,7 @@ use crate::{
     context::{Context, Memory},
     crd::{EtcdBackup, EtcdBackupSchedule, EtcdCluster, EtcdMember},
     kubernetes::Kubernetes,
-    leader_election::{Election, Lease},
+    leader_election::{self, Election, Lease},
     metrics::{self, Metrics},
 };
 
@@ -53,7 +53,7 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
     let lease = if arguments.no_leader_election {
         Lease::without_election()
     } else {
-        let identity = format!("{}_{}", arguments.identity, std::process::id());
+        let identity = leader_election::identity_of_process(&arguments.identity);
         let (namespace, name) = (&arguments.namespace, &arguments.lease_name);
         let mut election = Election::new(client.clone(), namespace, name, identity);
         place = Some(election.place());

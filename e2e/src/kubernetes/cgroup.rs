@@ -309,7 +309,7 @@ fn tree(top: &Path) -> Vec<PathBuf> {
 }
 
 /// A zombie has ended; only its parent has not noticed.
-fn is_live(pid: u32) -> bool {
+pub(super) fn is_live(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
     !matches!(state, None | Some('Z' | 'X'))

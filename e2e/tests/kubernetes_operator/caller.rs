@@ -8,7 +8,8 @@ use bytes::Bytes;
 use client::{Client, Config, Error, TlsOptions, prefix_range_end};
 use e2e::kubernetes::wait;
 use proto::etcdserverpb::{
-    HashKvRequest, PutRequest, RangeRequest, RangeResponse, StatusRequest, StatusResponse,
+    HashKvRequest, MoveLeaderRequest, PutRequest, RangeRequest, RangeResponse, StatusRequest,
+    StatusResponse,
 };
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::Instant;
@@ -112,6 +113,12 @@ impl Caller {
 
     pub(crate) fn status_within(&self, limit: Duration) -> Result<StatusResponse> {
         Ok(self.call(limit, async move |client| client.status(StatusRequest {}).await)?)
+    }
+
+    pub(crate) fn move_leader(&self, target_id: u64) -> Result<()> {
+        let request = MoveLeaderRequest { target_id };
+        self.call(CALL, async move |client| client.move_leader(request).await)?;
+        Ok(())
     }
 
     pub(crate) fn hash_kv(&self, revision: i64) -> Result<u32> {

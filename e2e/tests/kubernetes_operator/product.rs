@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use e2e::kubernetes::{Cluster, Namespace, wait};
@@ -200,6 +200,38 @@ impl<'a> Etcd<'a> {
         Ok(text(&status["leader"]["member"]))
     }
 
+    /// What the operator has told of the cluster, oldest first.
+    pub(crate) fn told(&self) -> Result<Vec<Told>> {
+        let about = format!("involvedObject.kind=EtcdCluster,involvedObject.name={}", self.name);
+        let list = self.namespace.get(&format!("events --field-selector {about}"))?;
+        let mut told: Vec<Told> =
+            list["items"].as_array().into_iter().flatten().map(Told::of).collect();
+        told.sort_by(|one, other| one.at.cmp(&other.at));
+        Ok(told)
+    }
+
+    /// The operator moved the leader off this member, at the first attempt; answers what it told, up to
+    /// then and since.
+    pub(crate) fn told_around_move(&self, from: &str) -> Result<(Vec<Told>, Vec<Told>)> {
+        let mut told = self.told()?;
+        let beginning = format!("from {from} to ");
+        let moved = told
+            .iter()
+            .position(|told| told.reason == "LeaderMoved" && told.note.starts_with(&beginning));
+        let failed = told.iter().any(|told| {
+            told.action == "MoveLeader"
+                && told.reason != "LeaderMoved"
+                && told.note.starts_with(&beginning)
+        });
+        match (moved, failed) {
+            (Some(moved), false) => {
+                let since = told.split_off(moved);
+                Ok((told, since))
+            }
+            _ => bail!("the leader was not moved off {from}: {told:#?}"),
+        }
+    }
+
     /// A client of the Service, by its cluster address and under its DNS name.
     pub(crate) fn caller(&self) -> Result<Caller> {
         let service = self.namespace.get(&format!("service {}-client", self.name))?;
@@ -253,6 +285,24 @@ impl<'a> Etcd<'a> {
         let first = *hashes.first().context("there are no members")?;
         ensure!(hashes.iter().all(|hash| *hash == first), "{members:?} have {hashes:?}");
         Ok(Hash { revision, hash: first })
+    }
+}
+
+/// An event.
+#[derive(Debug)]
+pub(crate) struct Told {
+    /// In a form that sorts by time.
+    at: String,
+    action: String,
+    pub(crate) reason: String,
+    pub(crate) note: String,
+}
+
+impl Told {
+    fn of(event: &Value) -> Told {
+        let [at, action, reason, note] =
+            ["eventTime", "action", "reason", "message"].map(|field| text(&event[field]));
+        Told { at, action, reason, note }
     }
 }
 

@@ -1,12 +1,13 @@
 //! A new version reaches every member, one after another, under a client that writes.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use e2e::kubernetes::{Namespace, wait};
 use serde_json::{Value, json};
 
-use crate::product::{Etcd, NEXT_VERSION, STEP, VERSION, condition, kubernetes, text};
+use crate::product::{Etcd, NEXT_VERSION, STEP, Told, VERSION, condition, kubernetes, text};
 use crate::writer::{PLANNED, Writer};
 
 #[test]
@@ -35,14 +36,8 @@ fn a_new_version_rolls_through_without_a_lost_write_and_a_bad_image_stops() -> R
         let id = old.map(|old| old["status"]["memberID"].clone());
         ensure!(id.as_ref() == Some(&member["status"]["memberID"]), "{name} is another member");
     }
-    // The leader was moved before it was restarted, and went last.
     ensure!(etcd.leader()? != leader, "{leader} still leads");
-    let started = |name: &str| -> Result<String> {
-        Ok(text(&namespace.get(&format!("pod {name}"))?["status"]["startTime"]))
-    };
-    for member in etcd.member_names()?.iter().filter(|member| **member != leader) {
-        ensure!(started(member)? <= started(&leader)?, "{leader} was restarted before {member}");
-    }
+    restarted_last(&etcd, &leader)?;
 
     flags_and_resources_reach_every_member(&etcd)?;
     writer.wait_for_more()?;
@@ -82,6 +77,20 @@ fn a_new_version_rolls_through_without_a_lost_write_and_a_bad_image_stops() -> R
     etcd.wait_until_settled(3)?;
     writer.finish(&etcd)?;
     etcd.hash().map(drop)
+}
+
+/// The leader was moved off this member before it was restarted, and all others had been by then.
+fn restarted_last(etcd: &Etcd<'_>, leader: &str) -> Result<()> {
+    let (before, since) = etcd.told_around_move(leader)?;
+    let restarted = |told: &[Told]| -> BTreeSet<String> {
+        let told = told.iter().filter(|told| told.reason == "MemberRestarted");
+        told.map(|told| told.note.split(':').next().unwrap_or_default().to_owned()).collect()
+    };
+    let others = etcd.member_names()?.into_iter().filter(|member| member != leader).collect();
+    let (before, since) = (restarted(&before), restarted(&since));
+    ensure!(before == others, "{before:?} were restarted before {leader} was moved");
+    ensure!(since == BTreeSet::from([leader.to_owned()]), "{since:?} were restarted after that");
+    Ok(())
 }
 
 /// Not only another image: a flag and other resources go the same way, one member at a time.

@@ -1,10 +1,12 @@
 //! Size changes under a client that writes all the while.
 
-use anyhow::{Result, anyhow, ensure};
-use e2e::kubernetes::{Namespace, wait};
-use serde_json::json;
+use std::time::{Duration, Instant};
 
-use crate::product::{Etcd, OPERATOR_NAMESPACE, STEP, kubernetes, text};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use e2e::kubernetes::{Cluster, Namespace, wait};
+use serde_json::{Value, json};
+
+use crate::product::{Etcd, OPERATOR_NAMESPACE, RELEASE, STEP, kubernetes, text};
 use crate::writer::{PLANNED, Writer};
 
 #[test]
@@ -22,7 +24,7 @@ fn one_to_three_to_five_to_three_to_one_loses_no_write_even_when_the_operator_is
 
     namespace.kubectl("scale etcdcluster main --replicas=5")?;
     etcd.wait_for("a learner joins", STEP, |status| status["learners"] == 1)?;
-    kill_operators(&cluster)?;
+    crash_operators(&cluster)?;
     etcd.wait_until_settled(5)?;
     writer.wait_for_more()?;
     let status = etcd.status()?;
@@ -31,19 +33,23 @@ fn one_to_three_to_five_to_three_to_one_loses_no_write_even_when_the_operator_is
     let leader = etcd.leader()?;
     namespace.kubectl("scale etcdcluster main --replicas=3")?;
     etcd.wait_for("the first has left", STEP, |status| status["voters"] == 4)?;
-    kill_operators(&cluster)?;
+    crash_operators(&cluster)?;
     etcd.wait_until_settled(3)?;
     writer.wait_for_more()?;
     println!("  the leader was {leader} and is {}", etcd.leader()?);
     etcd.hash()?;
 
-    // To one again: two leave, whoever of them leads hands over first, and no write goes with them.
-    let stays = etcd.member_names()?.into_iter().next().unwrap_or_default();
+    // To one again: two leave, the one that leads hands over first, and no write goes with them.
+    let members = etcd.member_names()?;
+    let [stays, .., leads] = members.as_slice() else { bail!("the members are {members:?}") };
+    let (stays, leads) = (stays.clone(), leads.clone());
+    lead_by(&etcd, &leads)?;
     namespace.kubectl("scale etcdcluster main --replicas=1")?;
     etcd.wait_until_settled(1)?;
     writer.wait_for_more()?;
     let status = etcd.status()?;
     ensure!(status["leader"]["member"] == stays.as_str(), "{stays} does not lead: {status}");
+    etcd.told_around_move(&leads)?;
 
     writer.finish(&etcd)?;
     // Who left has left nothing: no object, no Pod, no volume.
@@ -56,26 +62,47 @@ fn one_to_three_to_five_to_three_to_one_loses_no_write_even_when_the_operator_is
     })
 }
 
-/// Kills every operator at once, without a chance to end in an orderly way.
-fn kill_operators(cluster: &e2e::kubernetes::Cluster) -> Result<()> {
-    let access = cluster.access();
-    let pods = || -> Result<Vec<String>> {
-        let line = ["-n", OPERATOR_NAMESPACE, "get", "pods", "-o", "json"];
-        let list: serde_json::Value = serde_json::from_str(&access.kubectl(line).run()?)?;
-        let items = list["items"].as_array().cloned().unwrap_or_default();
-        Ok(items.iter().map(|pod| text(&pod["metadata"]["name"])).collect())
-    };
-    let before = pods()?;
-    ensure!(!before.is_empty(), "there is no operator");
-    access
-        .kubectl(["-n", OPERATOR_NAMESPACE, "delete", "pods", "--all"])
-        .words("--grace-period=0 --force")
-        .run()?;
-    wait::until("the killed operators are gone", STEP, || {
-        let now = pods()?;
-        if before.iter().any(|pod| now.contains(pod)) {
-            return Err(anyhow!("there are {now:?}"));
+/// Lets this member lead.
+fn lead_by(etcd: &Etcd<'_>, member: &str) -> Result<()> {
+    wait::until(&format!("{member} leads"), STEP, || {
+        let status = etcd.caller_of(member)?.status()?;
+        let id = status.header.context("a header")?.member_id;
+        if status.leader == id {
+            return Ok(());
         }
+        etcd.caller_of(&etcd.leader()?)?.move_leader(id)?;
+        Err(anyhow!("it was told to"))
+    })?;
+    etcd.wait_for("the operator knows it", STEP, |status| status["leader"]["member"] == member)
+        .map(drop)
+}
+
+/// Kills every operator at once, as a crash does: without a word to it, and so with the lease in its
+/// hands, which is free for the next one only after it has stood still for its whole time.
+fn crash_operators(cluster: &Cluster) -> Result<()> {
+    const LEASE: Duration = Duration::from_secs(15);
+    let line = |what: &str| -> Result<Value> {
+        let line = ["-n", OPERATOR_NAMESPACE, "get", "-o", "json"];
+        let found = cluster.access().kubectl(line).words(what).run()?;
+        serde_json::from_str(&found).with_context(|| format!("read {what}"))
+    };
+    let holder = || -> Result<String> {
+        Ok(text(&line(&format!("lease {RELEASE}"))?["spec"]["holderIdentity"]))
+    };
+    let (pods, dead) = (line("pods")?, holder()?);
+    let began = Instant::now();
+    let mut crashed = 0;
+    for pod in pods["items"].as_array().into_iter().flatten() {
+        crashed += cluster.crash(&text(&pod["metadata"]["uid"]), "etcd-operator")?;
+    }
+    ensure!(crashed > 0, "no operator runs in {pods}");
+    wait::until("another operator has taken the lease of a dead one", STEP, || {
+        let holds = holder()?;
+        ensure!(!holds.is_empty() && holds != dead, "it is held by {holds:?}, and was by {dead:?}");
         Ok(())
-    })
+    })?;
+    let took = began.elapsed();
+    ensure!(took >= LEASE, "the lease of {dead} was taken after {took:?}");
+    println!("  {crashed} operators were killed; the next one acts after {took:?}");
+    Ok(())
 }

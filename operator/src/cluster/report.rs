@@ -509,7 +509,8 @@ fn rounded(lag: u64) -> u64 {
 
 /// The event that tells of an action.
 pub fn event(action: &Action, desired: &Desired, error: Option<&str>) -> Event {
-    let name = action.serial().map(|serial| desired.names.member(serial)).unwrap_or_default();
+    let unknown = || "an unknown member".to_owned();
+    let name = action.serial().map_or_else(unknown, |serial| desired.names.member(serial));
     let (reason, note) = match action {
         Action::FreezeBootstrap { serials, attempt } => {
             ("BootstrapStarted", format!("attempt {attempt} with {} members", serials.len()))
@@ -593,7 +594,11 @@ mod tests {
 
     use super::*;
     use crate::{
-        cluster::{model::Membership, validate::validate},
+        cluster::{
+            model::{JoinReason, Membership, Serial},
+            plan::RestartReason,
+            validate::validate,
+        },
         crd::EtcdCluster,
     };
 
@@ -638,6 +643,67 @@ mod tests {
             // Saying it again changes nothing, so it is written and told once.
             let again = invalid(&after, cluster.metadata.generation, &error, now());
             assert_eq!(again, after);
+        }
+    }
+
+    #[test]
+    fn every_action_is_told_with_its_member_and_a_failure_as_a_warning() {
+        let desired = validate(&cluster(json!({}))).unwrap().desired;
+        let (serial, id) = (Serial(2), types::MemberId(0xab));
+        let removed = |serial, reason| Action::Remove { serial, id, reason };
+        let restarted = |reason| Action::RestartPod { serial, uid: "u".to_owned(), reason };
+        let created = |reason| Action::CreateMember { serial, reason };
+        let released = |keep_claim| Action::Release { serial, keep_claim };
+        let kept = format!(
+            "main-2 goes; its claim {} is kept: a client may have written to it before the first start \
+             was given up",
+            desired.names.claim(serial)
+        );
+        let frozen = Action::FreezeBootstrap { serials: vec![Serial(1), serial], attempt: 3 };
+        let latched = Action::LatchCluster { cluster_id: types::ClusterId(0xcd) };
+        let moved = Action::MoveLeader { from: serial, to: id, successor: Serial(1) };
+        for (action, kind, reason, note) in [
+            (frozen, "FreezeBootstrap", "BootstrapStarted", "attempt 3 with 2 members"),
+            (latched, "LatchCluster", "ClusterFormed", "cluster id cd"),
+            (created(JoinReason::ScaleOut), "CreateMember", "MemberCreated", "main-2: ScaleOut"),
+            (
+                created(JoinReason::Replacement),
+                "CreateMember",
+                "MemberCreated",
+                "main-2: Replacement",
+            ),
+            (
+                Action::AddLearner { serial },
+                "AddLearner",
+                "MemberAdded",
+                "main-2 joins as a learner",
+            ),
+            (Action::Promote { serial, id }, "Promote", "LearnerPromoted", "main-2 (ab) votes now"),
+            (
+                removed(Some(serial), RemoveReason::ScaleIn),
+                "Remove",
+                "MemberRemoved",
+                "main-2 (ab): scale in",
+            ),
+            (
+                removed(None, RemoveReason::Replaced),
+                "Remove",
+                "MemberRemoved",
+                "an unknown member (ab): replaced or not needed",
+            ),
+            (moved, "MoveLeader", "LeaderMoved", "from main-2 to main-1"),
+            (restarted(RestartReason::Rollout), "RestartPod", "MemberRestarted", "main-2: Rollout"),
+            (released(false), "Release", "MemberReleased", "main-2 left; its Pod and object go"),
+            (released(true), "Release", "MemberReleased", &kept),
+        ] {
+            let told = event(&action, &desired, None);
+            assert_eq!(told.type_, EventType::Normal, "{action:?}");
+            let (action_told, note_told) = (told.action.as_str(), told.note.as_deref());
+            assert_eq!((action_told, told.reason.as_str(), note_told), (kind, reason, Some(note)));
+            let failed = event(&action, &desired, Some("no answer"));
+            assert_eq!(failed.type_, EventType::Warning, "{action:?}");
+            assert_eq!((failed.action.as_str(), failed.reason.as_str()), (kind, "ActionFailed"));
+            assert_eq!(failed.note.unwrap(), format!("{note}; failed: no answer"));
         }
     }
 
