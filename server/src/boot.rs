@@ -325,6 +325,10 @@ async fn serve_all(
         reason = context.hub.failed() => Err(reason.into()),
     };
     stop.cancel();
+    if has_died(&handle) {
+        // Nobody can be answered any more; who waits had better ask another member at once.
+        return ended;
+    }
     context.hub.get().stop(); // Watches would otherwise take the whole grace period.
     for chore in chores {
         // A chore that panicked has said so; the server stops anyway.
@@ -380,6 +384,12 @@ fn simple_tokens(config: &Config) -> SimpleTokens {
 /// One RPC thread per core: each serves its connections alone.
 fn thread_count() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Whether the replica has come to an end by itself, with its last words or without.
+fn has_died(handle: &Handle) -> bool {
+    let status = handle.watch_status();
+    status.has_changed().is_err() || status.borrow().fatal.is_some()
 }
 
 /// Why the replica will not serve any more, once that is so.
