@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer,
-    DistinguishedName, DnType, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
-    SerialNumber, date_time_ymd,
+    BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams,
+    CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    RevokedCertParams, SerialNumber, date_time_ymd,
 };
 use tempfile::TempDir;
 
@@ -103,18 +103,25 @@ impl Authority {
         self.renew(self, subject)
     }
 
+    /// Makes a certificate that is its own authority, as `openssl req -x509` does, and that nobody trusts who
+    /// is not told to.
+    pub fn issue_itself(&self, subject: &Subject<'_>) -> Result<Pair> {
+        let mut params = parameters(subject)?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().context("make a key")?;
+        let certificate = params.self_signed(&key).context("sign a certificate")?;
+        self.write(subject.name, &certificate, &key)
+    }
+
     /// Writes a pair that another authority has signed over the files of this one.
     pub fn renew(&self, by: &Authority, subject: &Subject<'_>) -> Result<Pair> {
-        let hosts: Vec<String> = subject.hosts.iter().map(|&host| host.to_owned()).collect();
-        let mut params = CertificateParams::new(hosts).context("parameters of a certificate")?;
-        params.serial_number = Some(SerialNumber::from(subject.serial));
-        params.distinguished_name = DistinguishedName::new();
-        if !subject.common_name.is_empty() {
-            params.distinguished_name.push(DnType::CommonName, subject.common_name);
-        }
         let key = KeyPair::generate().context("make a key")?;
-        let certificate = params.signed_by(&key, &by.issuer).context("sign a certificate")?;
-        let pair = self.pair(subject.name);
+        let certificate = parameters(subject)?.signed_by(&key, &by.issuer);
+        self.write(subject.name, &certificate.context("sign a certificate")?, &key)
+    }
+
+    fn write(&self, name: &str, certificate: &Certificate, key: &KeyPair) -> Result<Pair> {
+        let pair = self.pair(name);
         replace(&pair.key, key.serialize_pem().as_bytes())?;
         replace(&pair.cert, certificate.pem().as_bytes())?;
         Ok(pair)
@@ -151,6 +158,17 @@ impl Authority {
         let pair = self.pair(name);
         vec![flag("cacert", &self.ca()), flag("cert", &pair.cert), flag("key", &pair.key)]
     }
+}
+
+fn parameters(subject: &Subject<'_>) -> Result<CertificateParams> {
+    let hosts: Vec<String> = subject.hosts.iter().map(|&host| host.to_owned()).collect();
+    let mut params = CertificateParams::new(hosts).context("parameters of a certificate")?;
+    params.serial_number = Some(SerialNumber::from(subject.serial));
+    params.distinguished_name = DistinguishedName::new();
+    if !subject.common_name.is_empty() {
+        params.distinguished_name.push(DnType::CommonName, subject.common_name);
+    }
+    Ok(params)
 }
 
 /// A flag that names a file.

@@ -415,6 +415,55 @@ async fn renewed_at_once(endpoint: &str, id: i64) -> Vec<(i64, i64)> {
     seen
 }
 
+/// A stream of renewals that is open and has had one answered.
+async fn renewing(endpoint: &str, id: i64, wants_leader: bool) -> Renewing {
+    let mut leases = LeaseClient::connect(format!("http://{endpoint}")).await.unwrap();
+    let (asks, asked) = tokio::sync::mpsc::channel(1);
+    asks.send(LeaseKeepAliveRequest { id }).await.unwrap();
+    let mut request = tonic::Request::new(tokio_stream::wrappers::ReceiverStream::new(asked));
+    if wants_leader {
+        request.metadata_mut().insert("hasleader", "true".parse().unwrap());
+    }
+    let mut answers = leases.lease_keep_alive(request).await.unwrap().into_inner();
+    let first = tokio::time::timeout(LIMIT, answers.message()).await.unwrap().unwrap().unwrap();
+    assert_eq!((first.id, first.ttl), (id, 60));
+    Renewing { answers, _asks: asks }
+}
+
+struct Renewing {
+    answers: tonic::Streaming<LeaseKeepAliveResponse>,
+    /// The side of the client stays open.
+    _asks: tokio::sync::mpsc::Sender<LeaseKeepAliveRequest>,
+}
+
+/// They share a stream to the members, and none of them waits for an answer.
+#[tokio::test]
+async fn renewals_that_require_a_leader_end_when_it_is_lost() {
+    let [ours, _] = both();
+    let options = ServerOptions { members: 2, ..ServerOptions::one(&ours) };
+    let mut cluster = Cluster::start(&options).unwrap();
+    let proxy = Proxy::start(&ours, &cluster, &[]);
+    let granting = connect(&proxy.address).await;
+    let id = granting.lease_grant(LeaseGrantRequest { ttl: 60, id: 0 }).await.unwrap().id;
+    let mut requiring = Vec::new();
+    for _ in 0..2 {
+        requiring.push(renewing(&proxy.address, id, true).await);
+    }
+    let mut other = renewing(&proxy.address, id, false).await;
+    cluster.member_mut(1).kill().unwrap();
+    for stream in &mut requiring {
+        let end = tokio::time::timeout(LIMIT, stream.answers.message()).await.unwrap();
+        let status = end.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::Unavailable, "{status}");
+        assert_eq!(status.message(), "etcdserver: no leader");
+    }
+    let open = tokio::time::timeout(Duration::ZERO, other.answers.message()).await;
+    assert!(open.is_err(), "{open:?}");
+    // Whoever wants a leader is served again when there is one.
+    cluster.member_mut(1).restart().unwrap();
+    renewing(&proxy.address, id, true).await;
+}
+
 #[tokio::test]
 async fn proxies_that_register_know_each_other_and_those_of_go_etcd() {
     let [ours, theirs] = both();

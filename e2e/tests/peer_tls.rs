@@ -14,7 +14,7 @@ use anyhow::ensure;
 use e2e::authority::{Authority, Pair, Subject, flag};
 use e2e::kubernetes::wait;
 use e2e::peers;
-use e2e::processes::{Cluster, Member, PeerTls, ServerOptions, free_ports};
+use e2e::processes::{Cluster, Member, PeerTls, ServerOptions, Tls, free_ports};
 use e2e::serving::Serving;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -292,6 +292,41 @@ fn members_do_not_call_those_whose_names_are_not_allowed() {
         let complains =
             |member: &Member| member.log().contains("client certificate authentication failed");
         until(|| cluster.members().iter().any(complains));
+    });
+}
+
+/// One pair for everything, which is also what everybody trusts: `openssl req -x509` makes it so.
+#[test]
+fn a_certificate_that_is_its_own_authority_serves_where_it_is_trusted() {
+    let authority = Authority::new().unwrap();
+    let own = authority.issue_itself(&Subject { name: "own", ..MEMBER }).unwrap();
+    let other = authority.issue_itself(&Subject { name: "other", serial: 2, ..MEMBER }).unwrap();
+    with_both_programs(|program| {
+        let options = ServerOptions {
+            members: 2,
+            tls: Tls::Given { cert: own.cert.clone(), key: own.key.clone() },
+            peer_tls: PeerTls::Given(own.clone()),
+            flags: vec![
+                "--client-cert-auth".to_owned(),
+                flag("trusted-ca-file", &own.cert),
+                "--peer-client-cert-auth".to_owned(),
+                flag("peer-trusted-ca-file", &own.cert),
+            ],
+            ..ServerOptions::one(program)
+        };
+        let cluster = Cluster::start(&options).unwrap();
+        let [first, second] = cluster.members() else { panic!("two members") };
+        let showing = |pair: &Pair| {
+            [flag("cacert", &own.cert), flag("cert", &pair.cert), flag("key", &pair.key)]
+        };
+        let [cacert, cert, key] = &showing(&own);
+        etcdctl(first, &[cacert, cert, key, "put", "a", "1"]);
+        assert_eq!(etcdctl(second, &[cacert, cert, key, "get", "a"]), "a\n1\n");
+        assert!(hears(first, &own.cert, Some(&own), HERE), "{}", first.log());
+        assert!(!hears(first, &own.cert, Some(&other), HERE), "{}", program.display());
+        let [cacert, cert, key] = &showing(&other);
+        let refused = run_etcdctl(first, &["--command-timeout=3s", cacert, cert, key, "get", "a"]);
+        assert!(!refused.status.success(), "{refused:?}");
     });
 }
 

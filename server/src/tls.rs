@@ -7,8 +7,9 @@
 //! exchanged, leaves the last good one in use and is logged once.
 //!
 //! Invariants: a listener never starts with files that cannot be used; a trusted CA means that
-//! clients must show a certificate, also without `--client-cert-auth` (as in etcd); the cipher
-//! suites and versions are those that were asked for and rustls has.
+//! clients must show a certificate, also without `--client-cert-auth` (as in etcd); a certificate that is
+//! itself among the trusted ones needs nobody to vouch for it, also one that is an authority (as in Go); the
+//! cipher suites and versions are those that were asked for and rustls has.
 
 mod client;
 mod identity;

@@ -124,6 +124,13 @@ func (r release) write(programs programs, directory string, out target) error {
 		return err
 	}
 	fmt.Println(full)
+	if r.writesV2() {
+		behind := filepath.Join(out.snapshots, "behind-"+r.version)
+		if err := r.behind(programs.server, filepath.Join(directory, "behind"), behind); err != nil {
+			return err
+		}
+		fmt.Println(behind)
+	}
 	if !r.bumps() {
 		return nil
 	}
@@ -153,6 +160,39 @@ func keepLog(data, to string) error {
 // bumps tells whether the tool of this release is one of those whose bumped files are kept.
 func (r release) bumps() bool {
 	return r.module == "3.6" || r.module == "../etcd"
+}
+
+// writesV2 tells whether members of this release publish themselves as requests of version 2.
+func (r release) writesV2() bool {
+	return r.module == "3.4" || r.module == "3.5"
+}
+
+// behind keeps what a data directory would be if nothing had reached the backend since the member was started
+// for the second time: the backend of the first time, and the log of both.
+func (r release) behind(server, directory, to string) error {
+	put := func(key string) func(*member) error {
+		return func(member *member) error {
+			_, err := member.client.Put(member.ctx, key, "x")
+			return err
+		}
+	}
+	if err := serve(server, directory, nil, put("before")); err != nil {
+		return err
+	}
+	backend, err := os.ReadFile(filepath.Join(directory, "member/snap/db"))
+	if err != nil {
+		return err
+	}
+	if err := serve(server, directory, nil, put("behind")); err != nil {
+		return err
+	}
+	// The file grows in large steps; pages that were never used are left out.
+	written, page := len(bytes.TrimRight(backend, "\x00")), os.Getpagesize()
+	backend = backend[:(written+page-1)/page*page]
+	if err := os.WriteFile(to+".db", backend, 0o644); err != nil {
+		return err
+	}
+	return keepLog(directory, to+".wal")
 }
 
 // full writes the history with the server as it comes, runs out of space, and begins a compaction that

@@ -3,16 +3,21 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use e2e::processes::{http_get, signal};
+use e2e::processes::signal;
 use proto::authpb;
 use proto::etcdserverpb::alarm_request::AlarmAction;
 use proto::etcdserverpb::request_op::Request as Op;
 use proto::etcdserverpb::watch_request::RequestUnion;
 use proto::etcdserverpb::{self as pb, AlarmType};
 use proto::rpc::Rpc;
+use proto::v3electionpb::{CampaignRequest, LeaderRequest};
+use tokio_stream::StreamExt;
+use tonic::transport::Channel;
 
 use super::random::lead;
 use super::talk::{Call, Came, Talk, compare};
+
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// A leader that stays one on a busy machine, and passwords that cost it little.
 const STEADY: [&str; 3] =
@@ -243,6 +248,9 @@ fn every_method_of_a_learner_answers_alike() {
         talk.ask(Rpc::ClusterMemberList, &pb::MemberListRequest { linearizable: false });
         ask_everything(talk, "a learner");
         refused(&talk.call(sample(Rpc::KVPut)), "rpc not supported for learner");
+        for method in ["Check", "List", "Watch"] {
+            refused(&talk.call(health(method, "").take(1)), "rpc not supported for learner");
+        }
         talk.member = 0;
         let own = own_id(talk);
         talk.ask(Rpc::ClusterMemberPromote, &pb::MemberPromoteRequest { id: own });
@@ -281,29 +289,67 @@ fn a_member_without_a_quorum_refuses_alike() {
     });
 }
 
-/// etcd#14641: whoever waits at a leader that has lost its followers has to be told.
+/// A call to the health service, whose messages are small enough to be compared as they are.
+fn health(method: &str, service: &str) -> Call {
+    let request = proto::health::HealthCheckRequest { service: service.to_owned() };
+    Call {
+        path: format!("/grpc.health.v1.Health/{method}"),
+        rpc: None,
+        ..Call::new(Rpc::KVRange, &request)
+    }
+}
+
+/// Opens streams, kills a process once all have answered, and says how those ended that require a leader.
+/// Of the others, that they are still open.
+async fn without_a_leader(channel: Channel, calls: Vec<Call>, killed: u32) -> Vec<String> {
+    let mut streams = Vec::new();
+    for call in &calls {
+        let (mut answers, sending) = call.open(channel.clone()).await.expect("a stream");
+        let first = tokio::time::timeout(LIMIT, answers.next()).await.expect("an answer in time");
+        first.expect("it stays open").expect("an answer");
+        streams.push((call, answers, sending));
+    }
+    signal(killed, "KILL").expect("kill the other member");
+    // Those that end come first.
+    streams.sort_by_key(|(call, ..)| call.metadata.is_empty());
+    let mut ends = Vec::new();
+    for (call, answers, _sending) in &mut streams {
+        let patience = if call.metadata.is_empty() { Duration::ZERO } else { LIMIT };
+        let end = match tokio::time::timeout(patience, answers.next()).await {
+            Err(_) if call.metadata.is_empty() => "is open".to_owned(),
+            Ok(Some(Err(status))) => format!("{:?}: {}", status.code(), status.message()),
+            other => format!("{other:?}"),
+        };
+        ends.push(format!("{} {end}", call.path));
+    }
+    ends
+}
+
+/// etcd#14641: whoever waits at a leader that has lost its followers has to be told, on every stream.
 #[test]
-fn t38_a_watch_that_requires_a_leader_ends_alike_when_there_is_none() {
+fn t38_streams_that_require_a_leader_end_alike_when_there_is_none() {
     compare(2, &[], |talk| {
         lead(talk, 0);
         talk.member = 0;
-        let requiring =
-            Call::many(Rpc::WatchWatch, &[watch("k")]).take(2).with("hasleader", b"true");
-        let member = &talk.cluster.members()[1];
-        let pid = member.pid().expect("it runs");
-        // The other member ends while the watch is open.
-        let watched = talk.cluster.members()[0].endpoint.clone();
-        let killer = std::thread::spawn(move || {
-            let deadline = Instant::now() + Duration::from_secs(20);
-            let opened = "\netcd_debugging_mvcc_watcher_total 1\n";
-            while !http_get(&watched, "/metrics")?.contains(opened) {
-                anyhow::ensure!(Instant::now() < deadline, "the watch is not opened");
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            signal(pid, "KILL")
-        });
-        talk.call(requiring);
-        killer.join().expect("the thread ends").expect("kill the other member");
+        talk.quietly(sample(Rpc::LeaseLeaseGrant));
+        let (name, value) = (Bytes::from("e"), Bytes::from("v"));
+        let candidate = CampaignRequest { name: name.clone(), lease: 7, value };
+        talk.quietly(Call::new(Rpc::ElectionCampaign, &candidate));
+        let renewal = pb::LeaseKeepAliveRequest { id: 7 };
+        let renewing = Call::many(Rpc::LeaseLeaseKeepAlive, &[renewal]).take(1);
+        let observing = Call::new(Rpc::ElectionObserve, &LeaderRequest { name });
+        let streams = [sample(Rpc::WatchWatch), renewing, observing, health("Watch", "")];
+        let requiring = streams.clone().map(|call| call.with("hasleader", b"true"));
+        let calls = streams.into_iter().chain(requiring).collect();
+        let killed = talk.cluster.members()[1].pid().expect("it runs");
+        for end in talk.run(|channel| without_a_leader(channel, calls, killed)) {
+            talk.note("a stream without a leader", &end);
+        }
+        let refused = [("Check", "true"), ("Watch", "true"), ("Check", "false")];
+        for (method, wanted) in refused {
+            let call = health(method, "").take(1);
+            talk.call(call.with("hasleader", wanted.as_bytes()));
+        }
     });
 }
 
@@ -472,16 +518,8 @@ fn what_is_too_big_or_unknown_is_refused_alike() {
 fn health_is_told_alike() {
     compare(1, &[], |talk| {
         for service in ["", "etcdserverpb.KV", "nothing"] {
-            let request = proto::health::HealthCheckRequest { service: service.to_owned() };
-            for (path, answers) in
-                [("/grpc.health.v1.Health/Check", None), ("/grpc.health.v1.Health/Watch", Some(1))]
-            {
-                let mut call = Call::new(Rpc::KVRange, &request);
-                call.path = path.to_owned();
-                call.rpc = None;
-                call.answers = answers;
-                talk.call(call);
-            }
+            talk.call(health("Check", service));
+            talk.call(health("Watch", service).take(1));
         }
     });
 }

@@ -9,13 +9,14 @@ use e2e::peers;
 use e2e::processes::{Cluster, ServerOptions};
 use prost::Message;
 use proto::rpc::Rpc;
+use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 use tonic::transport::Channel;
-use tonic::{Request, Status};
+use tonic::{Request, Status, Streaming};
 
 use super::codec::BytesCodec;
 use super::shown::{masked, shown};
@@ -93,10 +94,13 @@ impl Call {
         came
     }
 
-    async fn collect(&self, channel: Channel, messages: &mut Vec<Bytes>) -> Result<(), Status> {
+    /// Makes the call; what comes beside its answers keeps the side of the requests open, if that stays so.
+    pub(crate) async fn open(
+        &self,
+        channel: Channel,
+    ) -> Result<(Streaming<Bytes>, mpsc::Sender<Bytes>), Status> {
         let mut grpc = Grpc::new(channel).max_decoding_message_size(usize::MAX);
         grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
-        let open = self.answers.is_some();
         let sent = tokio_stream::iter(self.requests.clone());
         let mut metadata = MetadataMap::new();
         for (name, value) in &self.metadata {
@@ -104,9 +108,8 @@ impl Call {
             metadata.append(*name, value);
         }
         let path: PathAndQuery = self.path.parse().expect("a path");
-        // The sending side ends with this call: a stream of which only the answers are dropped stays open.
-        let (_sending, nothing_more) = tokio::sync::mpsc::channel(1);
-        let mut answers = if open {
+        let (sending, nothing_more) = mpsc::channel(1);
+        let answers = if self.answers.is_some() {
             let mut request = Request::new(sent.chain(ReceiverStream::new(nothing_more)));
             *request.metadata_mut() = metadata;
             grpc.streaming(request, path, BytesCodec::default()).await?.into_inner()
@@ -115,6 +118,12 @@ impl Call {
             *request.metadata_mut() = metadata;
             grpc.streaming(request, path, BytesCodec::default()).await?.into_inner()
         };
+        Ok((answers, sending))
+    }
+
+    async fn collect(&self, channel: Channel, messages: &mut Vec<Bytes>) -> Result<(), Status> {
+        // The sending side ends with this call: a stream of which only the answers are dropped stays open.
+        let (mut answers, _sending) = self.open(channel).await?;
         while self.answers.is_none_or(|wanted| messages.len() < wanted) {
             match answers.next().await {
                 Some(message) => messages.push(message?),

@@ -20,7 +20,8 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 use types::LeaseId;
 
-use super::context::{ApiContext, admitted};
+use super::context::{ApiContext, admitted, wants_leader};
+use super::leader::leader_lost;
 use super::local::{DELETE, LocalCalls, OnAbandon, why_canceled};
 
 /// Leaders that wait for an observer who reads slowly.
@@ -127,8 +128,9 @@ impl Election for ElectionService {
         request: Request<LeaderRequest>,
     ) -> Result<Response<Self::ObserveStream>, Status> {
         let calls = LocalCalls::of(&self.routes, &request);
-        let request = admitted(&self.context, request, false)?;
-        let name = request.name;
+        let wants_leader = wants_leader(request.metadata());
+        let name = admitted(&self.context, request, false)?.name;
+        let context = self.context.clone();
         let (leaders, waiting) = mpsc::channel(LEADERS_WAITING_MAX);
         tokio::spawn(async move {
             tokio::select! {
@@ -137,6 +139,9 @@ impl Election for ElectionService {
                 ended = observe(&calls, &name, &leaders) => if let Err(status) = ended {
                     let _ = leaders.send(Err(status)).await;
                 },
+                status = leader_lost(&context, wants_leader) => {
+                    let _ = leaders.send(Err(status)).await;
+                }
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(waiting))))

@@ -19,8 +19,9 @@ use types::KeyRange;
 
 use super::access::{Access, Reading};
 use super::answers::{self, Around, Within, deleted_bytes, range_answer, settled, written_bytes};
-use super::context::{ApiContext, admitted, refusal_status};
+use super::context::{ApiContext, admitted, refusal_status, wants_leader};
 use super::encoded::{self, Encoded, HttpAnswer, Raw};
+use super::leader::while_led;
 use super::status::{ApiError, internal, range_error};
 use super::steps;
 use crate::auth::Credentials;
@@ -172,6 +173,7 @@ async fn range_stream(
 ) -> Result<Response<impl futures_util::Stream<Item = Result<Encoded, Status>> + Send>, Status> {
     // A learner serves ranges of what it has, but etcd's does not stream them.
     context.admit(request.metadata(), false)?;
+    let wants_leader = wants_leader(request.metadata());
     check_streamable(&request.get_ref().message)?;
     let credentials = context.credentials(&request);
     let request = request.into_inner().message;
@@ -179,7 +181,7 @@ async fn range_stream(
     let step = begin(|| steps::range_streaming(&request));
     let reading = prepare_read(&context, &request, &credentials).await?;
     let cursor = reading.views.mvcc.range_stream(range_query(&request)).map_err(range_error)?;
-    let range = ChunkedRange { context, reading, cursor, keys: FIRST_CHUNK_KEYS };
+    let range = ChunkedRange { context: context.clone(), reading, cursor, keys: FIRST_CHUNK_KEYS };
     let chunks = stream::try_unfold(Some(range), move |range| {
         let _ends_with_the_stream = &step;
         async {
@@ -189,7 +191,7 @@ async fn range_stream(
             }
         }
     });
-    Ok(Response::new(chunks))
+    Ok(Response::new(while_led(ApiContext::clone(&context), wants_leader, chunks)))
 }
 
 impl ChunkedRange {

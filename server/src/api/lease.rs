@@ -16,8 +16,9 @@ use tonic::{Request, Response, Status, Streaming};
 use types::LeaseId;
 
 use super::access::{Access, auth_status};
-use super::context::{ApiContext, admitted, refusal_status};
+use super::context::{ApiContext, admitted, refusal_status, wants_leader};
 use super::kv::unexpected;
+use super::leader::while_led;
 use super::status::ApiError;
 use super::steps;
 use crate::auth::Credentials;
@@ -90,6 +91,7 @@ impl Lease for LeaseService {
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         let credentials = self.context.credentials(&request);
+        let wants_leader = wants_leader(request.metadata());
         let requests = admitted(&self.context, request, false)?;
         let state = (requests, self.context.clone(), credentials);
         let answers = stream::unfold(state, |(mut requests, context, credentials)| async move {
@@ -99,6 +101,7 @@ impl Lease for LeaseService {
             };
             Some((answer, (requests, context, credentials)))
         });
+        let answers = while_led(self.context.clone(), wants_leader, answers);
         // After an error the stream ends, as a gRPC stream does.
         let mut failed = false;
         let answers = answers.take_while(move |answer| {

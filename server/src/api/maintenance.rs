@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt, TryStreamExt};
 use machine::{Alarm, AlarmKind, CommandKind, Outcome};
 use prost::Message;
 use proto::etcdserverpb::maintenance_server::{Maintenance, MaintenanceServer};
@@ -21,9 +21,10 @@ use tonic::{Request, Response, Status};
 use types::MemberId;
 
 use super::access::Access;
-use super::context::{ApiContext, admitted};
+use super::context::{ApiContext, admitted, wants_leader};
 use super::downgrade;
 use super::kv::unexpected;
+use super::leader::while_led;
 use super::status::{ApiError, internal, range_error};
 use crate::snapshot_file;
 use crate::version;
@@ -227,11 +228,14 @@ fn to_i64(bytes: u64) -> i64 {
 }
 
 /// The health service that gRPC probes ask; the server as a whole has the empty name.
-pub(crate) fn health() -> HealthServer<HealthService> {
-    HealthServer::new(HealthService)
+/// As in etcd it is asked like every other: a learner refuses it.
+pub(crate) fn health(context: ApiContext) -> HealthServer<HealthService> {
+    HealthServer::new(HealthService { context })
 }
 
-pub(crate) struct HealthService;
+pub(crate) struct HealthService {
+    context: ApiContext,
+}
 
 const SERVING: HealthCheckResponse = HealthCheckResponse { status: ServingStatus::Serving as i32 };
 
@@ -241,7 +245,7 @@ impl Health for HealthService {
         &self,
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<HealthCheckResponse>, Status> {
-        match request.get_ref().service.as_str() {
+        match admitted(&self.context, request, false)?.service.as_str() {
             "" => Ok(Response::new(SERVING)),
             _ => Err(Status::not_found("unknown service")),
         }
@@ -249,8 +253,9 @@ impl Health for HealthService {
 
     async fn list(
         &self,
-        _: Request<HealthListRequest>,
+        request: Request<HealthListRequest>,
     ) -> Result<Response<HealthListResponse>, Status> {
+        admitted(&self.context, request, false)?;
         let statuses = [(String::new(), SERVING)].into_iter().collect();
         Ok(Response::new(HealthListResponse { statuses }))
     }
@@ -261,12 +266,16 @@ impl Health for HealthService {
         &self,
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        use futures_util::StreamExt;
-        let status = match request.get_ref().service.as_str() {
+        let wants_leader = wants_leader(request.metadata());
+        let status = match admitted(&self.context, request, false)?.service.as_str() {
             "" => SERVING,
             _ => HealthCheckResponse { status: ServingStatus::ServiceUnknown as i32 },
         };
         let first = futures_util::stream::once(async move { Ok(status) });
-        Ok(Response::new(first.chain(futures_util::stream::pending()).boxed()))
+        let statuses = first.chain(futures_util::stream::pending());
+        let statuses = while_led(self.context.clone(), wants_leader, statuses);
+        // The words of Go's health service for whatever ends its stream.
+        let ended = |_| Status::cancelled("Stream has ended.");
+        Ok(Response::new(statuses.map_err(ended).boxed()))
     }
 }

@@ -13,6 +13,7 @@ mod downgrade;
 mod election;
 mod encoded;
 mod kv;
+mod leader;
 mod lease;
 mod local;
 mod lock;
@@ -41,7 +42,7 @@ pub(crate) fn routes(context: &ApiContext) -> Routes {
         .add_service(cluster::service(context.clone()))
         .add_service(maintenance::service(context.clone()))
         .add_service(auth::service(context.clone()))
-        .add_service(maintenance::health());
+        .add_service(maintenance::health(context.clone()));
     let recipes_use = services.clone();
     services
         .add_service(lock::service(context.clone(), recipes_use.clone()))

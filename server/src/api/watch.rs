@@ -1,6 +1,6 @@
 //! `etcdserverpb.Watch`: between the stream of requests and the hub's stream of messages.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
@@ -18,6 +18,7 @@ use watch::{CreateWatch, StreamHandle, StreamOutput, WatchMessage};
 
 use super::context::ApiContext;
 use super::encoded::{self, Encoded, HttpAnswer, Raw};
+use super::leader::leader_lost;
 use super::status::ApiError;
 use super::steps::WatchSteps;
 use crate::auth::Credentials;
@@ -27,9 +28,6 @@ const MESSAGES_WAITING_MAX: usize = 16;
 /// A message longer than this waits until it is alone: the memory of a client that does not read is
 /// bounded by bytes, not by messages.
 const MESSAGE_BYTES_SMALL: usize = 64 * 1024;
-
-/// A stream that wants a leader ends after this many election timeouts without one.
-const LEADERLESS_TIMEOUTS: u32 = 3;
 
 /// The service of one RPC thread.
 #[derive(Clone)]
@@ -211,26 +209,6 @@ async fn send_messages(
             }
             WatchMessage::Progress { .. } => metrics.watch_send_progress.observe(took),
             _ => metrics.watch_send_control.observe(took),
-        }
-    }
-}
-
-/// Resolves when the client asked for a leader and there has been none for too long.
-async fn leader_lost(context: &ApiContext, wanted: bool) -> Status {
-    if !wanted {
-        return std::future::pending().await;
-    }
-    let patience: Duration = context.server.election_timeout * LEADERLESS_TIMEOUTS;
-    let mut status = context.handle.watch_status();
-    loop {
-        if status.wait_for(|status| status.answered_leader().is_none()).await.is_err() {
-            return ApiError::Stopped.into();
-        }
-        let back = status.wait_for(|status| status.answered_leader().is_some());
-        match tokio::time::timeout(patience, back).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(_)) => return ApiError::Stopped.into(),
-            Err(_) => return ApiError::NoLeader.into(),
         }
     }
 }

@@ -6,9 +6,10 @@
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use client::{AcceptAny, Judged, LastWord, Verdict};
+use client::{AcceptAny, Judged, LastWord, Verdict, chain_or_trusted};
 use rustls::client::WebPkiServerVerifier;
 use rustls::{CertificateError, ClientConfig, OtherError};
+use rustls_pki_types::CertificateDer;
 
 use crate::config::TlsConfig;
 
@@ -102,9 +103,8 @@ impl ClientTls {
             client.dangerous().set_certificate_verifier(any);
         }
         let config = &self.config;
-        let is_anyone_trusted = !config.is_self_signed && !config.trusted_ca_file.is_empty();
-        let has_rules = !config.allowed_cns.is_empty() || !config.allowed_hostnames.is_empty();
-        if is_anyone_trusted && has_rules {
+        if !config.is_self_signed && !config.trusted_ca_file.is_empty() {
+            let trusted = certificates(&config.trusted_ca_file, &files.authority)?;
             let provider = provider(&config.cipher_suites)?;
             let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider).build();
             let verifier = verifier.map_err(|error| TlsError::Authority {
@@ -112,8 +112,9 @@ impl ClientTls {
                 reason: error.to_string(),
             })?;
             let config = config.clone();
-            let verifier =
-                LastWord::new(verifier, move |judged| with_allowed_names(&config, judged));
+            let verifier = LastWord::new(verifier, move |judged| {
+                with_allowed_names(&config, &trusted, judged)
+            });
             client.dangerous().set_certificate_verifier(Arc::new(verifier));
         }
         client.alpn_protocols = vec![b"h2".to_vec()];
@@ -126,10 +127,19 @@ impl ClientTls {
 #[error("{0}")]
 struct NameNotAllowed(String);
 
-/// Believes those whose certificate is signed by the CA, valid for their host, and has an allowed name.
-fn with_allowed_names(config: &TlsConfig, judged: Judged<'_>) -> Verdict {
-    let verified = judged.chain?;
-    let identity = PeerIdentity::shown(Some(std::slice::from_ref(judged.certificate)));
+/// Believes those whose certificate is signed by the CA or is one, valid for their host, and has an allowed
+/// name, where some are listed.
+fn with_allowed_names(
+    config: &TlsConfig,
+    trusted: &[CertificateDer<'_>],
+    judged: Judged<'_>,
+) -> Verdict {
+    let certificate = judged.certificate;
+    let verified = chain_or_trusted(trusted, judged)?;
+    if config.allowed_cns.is_empty() && config.allowed_hostnames.is_empty() {
+        return Ok(verified);
+    }
+    let identity = PeerIdentity::shown(Some(std::slice::from_ref(certificate)));
     let identity = identity.ok().flatten().ok_or(CertificateError::BadEncoding)?;
     identity
         .check_names(config)

@@ -2,8 +2,12 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustls::ServerConfig;
-use rustls::server::{NoClientAuth, WebPkiClientVerifier, danger::ClientCertVerifier};
+use client::client_chain_or_trusted;
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{NoClientAuth, WebPkiClientVerifier};
+use rustls::{DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
+use rustls_pki_types::{CertificateDer, UnixTime};
 
 use crate::config::TlsConfig;
 
@@ -93,12 +97,13 @@ fn make(config: &TlsConfig, files: &Files) -> Result<(Arc<ServerConfig>, Arc<Rev
         Arc::new(NoClientAuth)
     } else {
         let roots = roots(&config.trusted_ca_file, &files.authority)?;
-        WebPkiClientVerifier::builder_with_provider(roots, provider.clone()).build().map_err(
-            |error| TlsError::Authority {
-                path: config.trusted_ca_file.clone(),
-                reason: error.to_string(),
-            },
-        )?
+        let chains = WebPkiClientVerifier::builder_with_provider(roots, provider.clone()).build();
+        let chains = chains.map_err(|error| TlsError::Authority {
+            path: config.trusted_ca_file.clone(),
+            reason: error.to_string(),
+        })?;
+        let trusted = certificates(&config.trusted_ca_file, &files.authority)?;
+        Arc::new(ChainOrTrusted { chains, trusted })
     };
     let pair_error = |source| TlsError::Pair {
         cert: config.cert_file.clone(),
@@ -116,4 +121,57 @@ fn make(config: &TlsConfig, files: &Files) -> Result<(Arc<ServerConfig>, Arc<Rev
         .map_err(pair_error)?;
     server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok((Arc::new(server), Arc::new(revoked)))
+}
+
+/// Has the chains of clients' certificates checked, and believes those too that are trusted themselves.
+#[derive(Debug)]
+struct ChainOrTrusted {
+    chains: Arc<dyn ClientCertVerifier>,
+    trusted: Vec<CertificateDer<'static>>,
+}
+
+impl ClientCertVerifier for ChainOrTrusted {
+    fn offer_client_auth(&self) -> bool {
+        self.chains.offer_client_auth()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.chains.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.chains.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let chain = self.chains.verify_client_cert(certificate, intermediates, now);
+        client_chain_or_trusted(&self.trusted, chain, certificate, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.chains.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.chains.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chains.supported_verify_schemes()
+    }
 }

@@ -2,8 +2,8 @@ use std::path::Path;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer,
-    CustomExtension, DistinguishedName, DnType, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose,
-    RevokedCertParams, SerialNumber, date_time_ymd,
+    CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyIdMethod,
+    KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -277,6 +277,70 @@ async fn members_with_certificates_of_their_own_making_trust_each_other() {
     assert_eq!(handshake(&server, &ClientTls::new(two.clone())).await, Ok(None));
     let stranger = ClientTls::new(TlsConfig { is_self_signed: false, ..two });
     assert!(handshake(&server, &stranger).await.is_err());
+}
+
+/// Writes a pair that is its own authority and is trusted by nobody else.
+fn issue_itself(directory: &Path, file: &str, change: impl FnOnce(&mut CertificateParams)) {
+    let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.distinguished_name.push(DnType::CommonName, file);
+    change(&mut params);
+    let key = KeyPair::generate().unwrap();
+    let certificate = params.self_signed(&key).unwrap();
+    std::fs::write(directory.join(format!("{file}.crt")), certificate.pem()).unwrap();
+    std::fs::write(directory.join(format!("{file}.key")), key.serialize_pem()).unwrap();
+}
+
+/// As Go's crypto/x509, which refuses it for its time, its purposes and its names only.
+#[tokio::test]
+async fn a_certificate_that_is_its_own_authority_is_believed_where_it_is_trusted() {
+    use ExtendedKeyUsagePurpose::{Any, ClientAuth, ServerAuth};
+    type Change = fn(&mut CertificateParams);
+    let prepared = prepared();
+    let directory = prepared.directory.path();
+    let trusting = |file: &str, trusted: &str| TlsConfig {
+        trusted_ca_file: directory.join(trusted).to_string_lossy().into_owned(),
+        ..config(directory, file)
+    };
+    let server = |file: &str, trusted: &str| ServerTls::new(trusting(file, trusted)).unwrap();
+    let client = |file: &str, trusted: &str| ClientTls::new(trusting(file, trusted));
+    let rows: [(&str, Change, bool, bool); 8] = [
+        ("plain", |_| {}, true, true),
+        ("both", |p| p.extended_key_usages = vec![ServerAuth, ClientAuth], true, true),
+        ("any", |p| p.extended_key_usages = vec![Any], true, true),
+        ("server", |p| p.extended_key_usages = vec![ServerAuth], true, false),
+        ("client", |p| p.extended_key_usages = vec![ClientAuth], false, true),
+        ("expired", |p| p.not_after = date_time_ymd(2020, 1, 1), false, false),
+        ("early", |p| p.not_before = date_time_ymd(2120, 1, 1), false, false),
+        ("nameless", |p| p.subject_alt_names.clear(), false, true),
+    ];
+    for (name, change, as_server, as_client) in rows {
+        let file = format!("own-{name}");
+        issue_itself(directory, &file, change);
+        // Who is at the other end has a certificate of the CA.
+        let own = std::fs::read_to_string(directory.join(format!("{file}.crt"))).unwrap();
+        let bundle = own.clone() + &prepared.issuer.pem();
+        std::fs::write(directory.join("bundle.crt"), bundle).unwrap();
+        let called = handshake(&server(&file, "ca.crt"), &client("client", "bundle.crt")).await;
+        assert_eq!(called.is_ok(), as_server, "{name}: {called:?}");
+        let calls = handshake(&server("server", "bundle.crt"), &client(&file, "ca.crt")).await;
+        assert_eq!(calls.is_ok(), as_client, "{name}: {calls:?}");
+        if let Ok(identity) = calls {
+            assert_eq!(identity.unwrap().common_name, file);
+        }
+        let stranger = client("client", "ca.crt");
+        assert!(handshake(&server(&file, "ca.crt"), &stranger).await.is_err(), "{name}");
+        let stranger = client(&file, "ca.crt");
+        assert!(handshake(&server("server", "ca.crt"), &stranger).await.is_err(), "{name}");
+    }
+    // Trusted or not, it is held to the names that are allowed.
+    let rules = |names: &[&str]| TlsConfig {
+        allowed_cns: names.iter().map(|&name| name.to_owned()).collect(),
+        ..trusting("own-plain", "own-plain.crt")
+    };
+    let both = server("own-plain", "own-plain.crt");
+    assert!(handshake(&both, &ClientTls::new(rules(&["own-plain"]))).await.is_ok());
+    assert!(handshake(&both, &ClientTls::new(rules(&["another"]))).await.is_err());
 }
 
 /// ring cannot check what P-521 keys sign. `p521_ca` has signed for both of the others.

@@ -1,17 +1,74 @@
-//! As much of X.509's encoding as is needed to read how long a certificate is valid.
+//! As much of X.509's encoding as is needed to read how long a certificate is valid, and what for.
 //!
 //! ```text
 //! Certificate ::= SEQUENCE { tbsCertificate SEQUENCE {
-//!     version [0], serialNumber, signature, issuer, validity SEQUENCE { notBefore, notAfter }, ..
+//!     version [0], serialNumber, signature, issuer, validity SEQUENCE { notBefore, notAfter },
+//!     subject, subjectPublicKeyInfo, issuerUniqueID [1], subjectUniqueID [2],
+//!     extensions [3] SEQUENCE OF SEQUENCE { extnID, critical BOOLEAN, extnValue OCTET STRING } }, ..
 //! ```
 
 const SEQUENCE: u8 = 0x30;
+const OBJECT_IDENTIFIER: u8 = 0x06;
+const BOOLEAN: u8 = 0x01;
+const OCTET_STRING: u8 = 0x04;
 const VERSION: u8 = 0xa0;
+const EXTENSIONS: u8 = 0xa3;
+/// 2.5.29.37
+const EXTENDED_KEY_USAGE: &[u8] = &[0x55, 0x1d, 0x25];
+/// 2.5.29.37.0: every purpose.
+const ANY_PURPOSE: &[u8] = &[0x55, 0x1d, 0x25, 0x00];
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
 
 /// The first and last second at which a certificate is valid, since 1970.
 pub(crate) fn validity(certificate: &[u8]) -> Option<(u64, u64)> {
+    let (SEQUENCE, times, _) = value(from_validity(certificate)?)? else { return None };
+    let (kind, not_before, times) = value(times)?;
+    let (kind_after, not_after, _) = value(times)?;
+    Some((time(kind, not_before)?, time(kind_after, not_after)?))
+}
+
+/// Whether a certificate may be used for a purpose: those that are listed, or all where there is no list.
+pub(crate) fn serves(certificate: &[u8], purpose: &[u8]) -> Option<bool> {
+    let mut rest = from_validity(certificate)?;
+    while let Some(&tag) = rest.first() {
+        let (_, content, following) = value(rest)?;
+        rest = following;
+        if tag == EXTENSIONS {
+            let (SEQUENCE, extensions, []) = value(content)? else { return None };
+            return extensions_allow(extensions, purpose);
+        }
+    }
+    Some(true)
+}
+
+fn extensions_allow(mut extensions: &[u8], purpose: &[u8]) -> Option<bool> {
+    while !extensions.is_empty() {
+        let (SEQUENCE, extension, following) = value(extensions)? else { return None };
+        extensions = following;
+        let (OBJECT_IDENTIFIER, id, mut rest) = value(extension)? else { return None };
+        if id != EXTENDED_KEY_USAGE {
+            continue;
+        }
+        if rest.first() == Some(&BOOLEAN) {
+            rest = value(rest)?.2;
+        }
+        let (OCTET_STRING, listed, []) = value(rest)? else { return None };
+        let (SEQUENCE, mut listed, []) = value(listed)? else { return None };
+        while !listed.is_empty() {
+            let (OBJECT_IDENTIFIER, found, following) = value(listed)? else { return None };
+            if found == purpose || found == ANY_PURPOSE {
+                return Some(true);
+            }
+            listed = following;
+        }
+        return Some(false);
+    }
+    Some(true)
+}
+
+/// The fields of a certificate from its validity on.
+fn from_validity(certificate: &[u8]) -> Option<&[u8]> {
     let (_, certificate, _) = value(certificate)?;
     let (SEQUENCE, mut rest, _) = value(certificate)? else { return None };
     if rest.first() == Some(&VERSION) {
@@ -20,10 +77,7 @@ pub(crate) fn validity(certificate: &[u8]) -> Option<(u64, u64)> {
     for _serial_signature_issuer in 0..3 {
         rest = value(rest)?.2;
     }
-    let (SEQUENCE, times, _) = value(rest)? else { return None };
-    let (kind, not_before, times) = value(times)?;
-    let (kind_after, not_after, _) = value(times)?;
-    Some((time(kind, not_before)?, time(kind_after, not_after)?))
+    Some(rest)
 }
 
 /// Tag and content of the first value, and what follows it.
@@ -95,6 +149,7 @@ mod tests {
     fn bad_encodings_have_no_validity() {
         for bytes in [&b""[..], b"\x30", b"\x30\x03\x30\x01", &[0x30, 0x88, 255, 255, 255, 255]] {
             assert_eq!(validity(bytes), None);
+            assert_eq!(serves(bytes, ANY_PURPOSE), None);
         }
     }
 }

@@ -38,5 +38,8 @@ pub use discovery::{
 pub use error::{Error, io_reason};
 pub use keep_alive::KeepAlive;
 pub use range_end::prefix_range_end;
-pub use tls::{AcceptAny, Judged, LastWord, Verdict, signature_algorithms};
+pub use tls::{
+    AcceptAny, Judged, LastWord, Verdict, chain_or_trusted, client_chain_or_trusted,
+    signature_algorithms,
+};
 pub use watch::{ProgressRequester, WatchStream};

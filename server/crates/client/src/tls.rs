@@ -16,6 +16,7 @@ use rustls::crypto::{
     CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature,
 };
 use rustls::server::ParsedCertificate;
+use rustls::server::danger::ClientCertVerified;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
 };
@@ -61,7 +62,7 @@ pub(crate) fn client_config(options: &TlsOptions) -> Result<Arc<ClientConfig>, E
         let chains = WebPkiServerVerifier::builder_with_provider(roots, provider)
             .build()
             .map_err(|error| Error::Tls(error.to_string()))?;
-        Arc::new(LastWord::new(chains, move |judged| chain_or_self_signed(&trusted, judged)))
+        Arc::new(LastWord::new(chains, move |judged| chain_or_trusted(&trusted, judged)))
     };
     let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
     let mut config = match identity {
@@ -136,22 +137,67 @@ fn tls_error(error: rustls::Error) -> Error {
     Error::Tls(error.to_string())
 }
 
-/// Judges a certificate after webpki has judged its chain. What webpki refuses and Go accepts: a server whose
-/// certificate is its own authority, as `etcd --auto-tls` makes it and many small clusters use it.
-fn chain_or_self_signed(trusted: &[CertificateDer<'_>], judged: Judged<'_>) -> Verdict {
+/// Judges a server's certificate after webpki has judged its chain. What webpki refuses and Go accepts: one
+/// that is its own authority, as `etcd --auto-tls` makes it and many small clusters use it.
+///
+/// # Errors
+/// The certificate is not believed.
+pub fn chain_or_trusted(trusted: &[CertificateDer<'_>], judged: Judged<'_>) -> Verdict {
     let Judged { chain, certificate, name, now } = judged;
-    let trusted = trusted.iter().any(|trusted| trusted.as_ref() == certificate.as_ref());
-    if chain.is_ok() || !trusted {
+    if chain.is_ok() || !is_among(trusted, certificate) {
         return chain;
     }
-    verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
-    match der::validity(certificate) {
+    let parsed = is_good_for(certificate, SERVER_AUTHENTICATION, now)?;
+    verify_server_name(&parsed, name)?;
+    Ok(ServerCertVerified::assertion())
+}
+
+/// The same for a client's certificate, which is for no name.
+///
+/// # Errors
+/// The certificate is not believed.
+pub fn client_chain_or_trusted(
+    trusted: &[CertificateDer<'_>],
+    chain: Result<ClientCertVerified, rustls::Error>,
+    certificate: &CertificateDer<'_>,
+    now: UnixTime,
+) -> Result<ClientCertVerified, rustls::Error> {
+    if chain.is_ok() || !is_among(trusted, certificate) {
+        return chain;
+    }
+    is_good_for(certificate, CLIENT_AUTHENTICATION, now)?;
+    Ok(ClientCertVerified::assertion())
+}
+
+/// 1.3.6.1.5.5.7.3.1
+const SERVER_AUTHENTICATION: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 1];
+/// 1.3.6.1.5.5.7.3.2
+const CLIENT_AUTHENTICATION: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 2];
+
+fn is_among(trusted: &[CertificateDer<'_>], certificate: &CertificateDer<'_>) -> bool {
+    trusted.iter().any(|trusted| trusted.as_ref() == certificate.as_ref())
+}
+
+/// What is asked of a certificate that nobody has to vouch for. webpki reads it, which refuses what is
+/// critical and unknown.
+fn is_good_for<'a>(
+    certificate: &'a CertificateDer<'a>,
+    purpose: &[u8],
+    now: UnixTime,
+) -> Result<ParsedCertificate<'a>, rustls::Error> {
+    let parsed = ParsedCertificate::try_from(certificate)?;
+    let (not_before, not_after) =
+        der::validity(certificate).ok_or(CertificateError::BadEncoding)?;
+    if now.as_secs() < not_before {
+        return Err(CertificateError::NotValidYet.into());
+    }
+    if now.as_secs() > not_after {
+        return Err(CertificateError::Expired.into());
+    }
+    match der::serves(certificate, purpose) {
+        Some(true) => Ok(parsed),
+        Some(false) => Err(CertificateError::InvalidPurpose.into()),
         None => Err(CertificateError::BadEncoding.into()),
-        Some((not_before, _)) if now.as_secs() < not_before => {
-            Err(CertificateError::NotValidYet.into())
-        }
-        Some((_, not_after)) if now.as_secs() > not_after => Err(CertificateError::Expired.into()),
-        Some(_) => Ok(ServerCertVerified::assertion()),
     }
 }
 

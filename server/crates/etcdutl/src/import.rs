@@ -32,6 +32,7 @@ use proto::etcdserverpb::InternalRaftRequest;
 use rustix::fs::FlockOperation;
 
 use crate::go_wal::{self, Entry, WalError};
+use crate::request_v2;
 
 /// The least TTL that Go etcd grants with its default election timeout.
 const MIN_LEASE_TTL: i64 = 2;
@@ -130,10 +131,13 @@ impl GoDataDir {
         if entry.kind != 0 || entry.data.is_empty() {
             return Ok(None);
         }
-        let request = InternalRaftRequest::decode(entry.data).map_err(|source| {
-            ImportError::Entry { path: self.path.clone(), index: entry.index, source }
-        })?;
-        Ok(Some(request))
+        // In etcd's order.
+        match InternalRaftRequest::decode(entry.data.clone()) {
+            Ok(request) => Ok(Some(request)),
+            Err(source) => request_v2::as_v3(entry.data).map(Some).ok_or_else(|| {
+                ImportError::Entry { path: self.path.clone(), index: entry.index, source }
+            }),
+        }
     }
 }
 
@@ -235,13 +239,18 @@ mod tests {
 
     use super::*;
     use crate::go_wal::tests::Writer;
+    use crate::request_v2::RequestV2;
+
+    fn read(log: &[InternalRaftRequest]) -> Result<Vec<Proposal>, ImportError> {
+        read_entries(log.iter().map(Message::encode_to_vec))
+    }
 
     /// The requests of a log that begins at index 1, above the index 0.
-    fn read(log: &[InternalRaftRequest]) -> Result<Vec<Proposal>, ImportError> {
+    fn read_entries(log: impl IntoIterator<Item = Vec<u8>>) -> Result<Vec<Proposal>, ImportError> {
         let wal = PathBuf::from("/old/member/wal");
         let mut writer = Writer::default();
-        for (index, request) in (1..).zip(log) {
-            writer.request(1, index, request.encode_to_vec());
+        for (index, entry) in (1..).zip(log) {
+            writer.request(1, index, entry);
         }
         let disk = writer.disk(&wal);
         let _locked = File::open("/dev/null").unwrap();
@@ -290,6 +299,46 @@ mod tests {
                 (CommandKind::AuthDisable, String::new(), 0),
             ]
         );
+    }
+
+    /// As etcd 3.5 writes it: what is empty or false is there.
+    fn of_version_2(method: &str, path: &str, value: &str) -> Vec<u8> {
+        let mut entry = vec![0x08, 7];
+        for (tag, text) in [(0x12, method), (0x1a, path), (0x22, value)] {
+            entry.extend([tag, u8::try_from(text.len()).unwrap()]);
+            entry.extend(text.as_bytes());
+        }
+        entry.extend([0x28, 0, 0x32, 0, 0x38, 0]);
+        entry
+    }
+
+    #[test]
+    fn requests_of_version_2_are_known_or_refused() {
+        let put = InternalRaftRequest { put: Some(<_>::default()), ..<_>::default() };
+        let found = read_entries([
+            of_version_2("PUT", "/0/members/8e9e05c52164694d/attributes", "{}"),
+            of_version_2("PUT", "/0/version", "3.5.0"),
+            of_version_2("SYNC", "", ""),
+            of_version_2("QGET", "/1/key", ""),
+            put.encode_to_vec(),
+        ]);
+        let found: Vec<_> = found.unwrap();
+        let version = proto::membershippb::ClusterVersionSetRequest { ver: "3.5.0".into() };
+        assert_eq!(found[0].body, version.encode_to_vec());
+        let kinds: Vec<_> = found.iter().map(|proposal| proposal.kind).collect();
+        assert_eq!(kinds, [CommandKind::ClusterVersionSet, CommandKind::Put]);
+        let cut = RequestV2 { method: "SYNC".into(), ..<_>::default() };
+        for entry in [
+            of_version_2("PUT", "/1/key", "v"),
+            of_version_2("DELETE", "/0/version", ""),
+            of_version_2("PUT", "/0/members/1", "{}"),
+            b"no message".to_vec(),
+            // Neither.
+            [cut.encode_to_vec(), vec![0x22, 1, 0xff]].concat(),
+        ] {
+            let error = read_entries([put.encode_to_vec(), entry]).unwrap_err();
+            assert!(matches!(error, ImportError::Entry { index: 2, .. }), "{error}");
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod go_wal;
 pub mod hash_kv;
 pub mod import;
 pub mod print;
+mod request_v2;
 pub mod restore;
 pub mod schema;
 pub mod snapshot_file;

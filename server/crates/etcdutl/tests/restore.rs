@@ -12,9 +12,12 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 
 use disk::{Disk, OsDisk};
-use etcdutl::restore::{Restore, RestoreError, restore};
+use etcdutl::import::GoDataDir;
+use etcdutl::restore::{Restore, RestoreError, import, restore};
 use machine::{CommandKind, Outcome, Proposal};
+use prost::Message as _;
 use proto::etcdserverpb::PutRequest;
+use proto::mvccpb::KeyValue;
 use types::{LeaseId, Revision};
 
 /// What Go `etcdutl hashkv` printed for the file at its newest revision and at revision 30.
@@ -116,6 +119,35 @@ async fn a_bumped_store_begins_above_and_has_forgotten_its_history() {
     assert!(view.get(b"k2", 0).unwrap().is_some() || view.get(b"t1", 0).unwrap().is_some());
     assert_eq!(put_revision(&replica, "after").await, 1_000_000_049);
     replica.shutdown().await;
+}
+
+/// Members of etcd 3.4 and 3.5 put their names into the log as requests of version 2.
+#[tokio::test]
+async fn the_log_of_an_old_version_is_imported() {
+    for version in ["3.4.13", "3.5.35"] {
+        let root = tempfile::tempdir().unwrap();
+        let old = root.path().join("old");
+        for (part, place) in
+            [("db", "member/snap/db"), ("wal", "member/wal/0000000000000000-0000000000000000.wal")]
+        {
+            let to = old.join(place);
+            fs::create_dir_all(to.parent().unwrap()).unwrap();
+            fs::copy(fixture().with_file_name(format!("behind-{version}.{part}")), to).unwrap();
+        }
+        let data_dir = root.path().join("data");
+        let from = GoDataDir::open(&old, None).unwrap();
+        let restored = import(&disk(), &order(&data_dir), &from).unwrap();
+        assert_eq!(restored.revision, Revision(3), "{version}");
+        let replica = alone::start(&data_dir, &restored).await;
+        let views = replica.handle().views();
+        for (key, revision) in [("before", 2), ("behind", 3)] {
+            let found = views.mvcc.get(key.as_bytes(), 0).unwrap().unwrap();
+            let found = KeyValue::decode(found).unwrap();
+            assert_eq!(found.mod_revision, revision, "{version}");
+        }
+        assert_eq!(put_revision(&replica, "after").await, 4);
+        replica.shutdown().await;
+    }
 }
 
 /// All restored members stand at the same place and know each other.

@@ -5,7 +5,7 @@
 //! lease ends when its clients stop.
 //!
 //! When the stream is lost, what was not answered is asked again on the next one: renewing twice does no
-//! harm. A refusal ends the streams of those who wait.
+//! harm. A refusal ends the streams of those who wait, and a lost leader those of all who want one.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::forward::Caller;
 use super::namespace::Namespace;
-use super::watches::passes;
+use super::watches::{NO_LEADER, passes};
 
 /// How many renewals of one client may be under way.
 const RENEWALS_MAX: usize = 64;
@@ -53,7 +53,8 @@ impl Leases {
     fn stream(&self, caller: &Caller) -> Renewals {
         let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
         streams.retain(|_, stream| stream.strong_count() > 0);
-        if let Some(stream) = streams.get(caller).and_then(mpsc::WeakSender::upgrade) {
+        let known = streams.get(caller).and_then(mpsc::WeakSender::upgrade);
+        if let Some(stream) = known.filter(|stream| !stream.is_closed()) {
             return stream;
         }
         let (renewals, waiting) = mpsc::channel(WAITING_MAX);
@@ -88,13 +89,13 @@ impl Lease for Leases {
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         let renewals = self.stream(&Caller::of(request.metadata()));
         let (answers, answered) = mpsc::channel(RENEWALS_MAX);
-        let mut requests = request.into_inner();
+        let requests = request.into_inner();
         tokio::spawn(async move {
-            while let Ok(Some(LeaseKeepAliveRequest { id })) = requests.message().await {
-                // Without room the client has to read first; without a reader it has gone.
-                let Ok(waiting) = answers.clone().reserve_owned().await else { return };
-                if renewals.send((id, waiting)).await.is_err() {
-                    return;
+            tokio::select! {
+                () = ask(requests, &answers, &renewals) => {}
+                // Somebody may ask, so it has not ended for want of users.
+                () = renewals.closed() => {
+                    let _ = answers.send(Err(Status::unavailable(NO_LEADER))).await;
                 }
             }
         });
@@ -116,6 +117,22 @@ impl Lease for Leases {
     }
 }
 
+/// Hands on what a client asks for until it closes its side.
+async fn ask(
+    mut requests: Streaming<LeaseKeepAliveRequest>,
+    answers: &mpsc::Sender<Answer>,
+    renewals: &Renewals,
+) {
+    while let Ok(Some(LeaseKeepAliveRequest { id })) = requests.message().await {
+        // Without room the client has to read first; without a reader it has gone.
+        let Ok(waiting) = answers.clone().reserve_owned().await else { return };
+        if renewals.send((id, waiting)).await.is_err() {
+            // Why is told by who waits for that.
+            return std::future::pending().await;
+        }
+    }
+}
+
 /// The stream of a caller to the members.
 struct Upstream {
     members: Namespace,
@@ -126,7 +143,7 @@ struct Upstream {
 }
 
 impl Upstream {
-    /// Until nobody can ask any more.
+    /// Until nobody can ask any more, or the members have lost a leader that the caller wants.
     async fn run(mut self) {
         loop {
             if self.unanswered.is_empty() {
@@ -137,11 +154,28 @@ impl Upstream {
                 Ok(()) => return,
                 Err(status) if passes(&status) => sleep(REOPEN_PAUSE).await,
                 Err(status) => {
-                    for waiting in std::mem::take(&mut self.unanswered).into_values().flatten() {
-                        waiting.send(Err(status.clone()));
+                    let is_lost = self.caller.requires_leader && status.message() == NO_LEADER;
+                    self.refuse(&status);
+                    if is_lost {
+                        return self.close(&status);
                     }
                 }
             }
+        }
+    }
+
+    /// Ends the streams of those who wait.
+    fn refuse(&mut self, status: &Status) {
+        for waiting in std::mem::take(&mut self.unanswered).into_values().flatten() {
+            waiting.send(Err(status.clone()));
+        }
+    }
+
+    /// Takes no more renewals, which ends the streams of all: see [`ask`].
+    fn close(mut self, status: &Status) {
+        self.waiting.close();
+        while let Ok((_, waiting)) = self.waiting.try_recv() {
+            waiting.send(Err(status.clone()));
         }
     }
 
