@@ -25,6 +25,8 @@ use machine::{AuthRefusal, Caller, Views};
 use replica::Handle;
 use types::LogIndex;
 
+use crate::config::AuthConfig;
+
 pub(crate) use credentials::Credentials;
 pub(crate) use jwt::parse_kind;
 pub use jwt::{Jwt, JwtError};
@@ -44,6 +46,16 @@ pub enum TokenKind {
     Jwt(Arc<Jwt>),
     /// None: only certificates are believed.
     None,
+}
+
+impl TokenKind {
+    /// What this member is to know of its tokens, which only one of the kinds needs.
+    pub(crate) fn of_this_member(&self) -> SimpleTokens {
+        SimpleTokens::new(match self {
+            Self::Simple(lifetime) => *lifetime,
+            Self::Jwt(_) | Self::None => Duration::ZERO,
+        })
+    }
 }
 
 /// Why nobody was recognised.
@@ -88,6 +100,14 @@ impl Tokens {
 }
 
 impl Authentication {
+    /// By these settings; `simple` is what apply fills.
+    pub(crate) fn new(config: &AuthConfig, simple: Arc<SimpleTokens>) -> Self {
+        Self {
+            tokens: Tokens::new(&config.tokens, simple),
+            passwords: Passwords::new(config.bcrypt_cost),
+        }
+    }
+
     /// Who shows these credentials; nobody without credentials or while auth is off.
     pub(crate) async fn recognise(
         &self,

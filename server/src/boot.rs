@@ -26,7 +26,7 @@ use tonic::service::Routes;
 use watch::HubOptions;
 
 use crate::api::{self, ApiContext, Limits};
-use crate::auth::{Authentication, Passwords, SimpleTokens, TokenKind, Tokens};
+use crate::auth::Authentication;
 use crate::chores;
 use crate::config::{ClusterState, Config};
 use crate::dial::{Dialer, local_address};
@@ -151,9 +151,8 @@ async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
     );
 
     let leases = leases::clock(&config, &instruments.metrics);
-    let tokens = Arc::new(simple_tokens(&config));
-    let hub = HubCell::default();
-    let has_grown = Arc::new(AtomicBool::new(false));
+    let tokens = Arc::new(config.auth.tokens.of_this_member());
+    let (hub, has_grown) = (HubCell::default(), Arc::new(AtomicBool::new(false)));
     let events = Arc::new(Events {
         hub: hub.clone(),
         options: hub_options(&config),
@@ -177,7 +176,7 @@ async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
         member_id: identity.member,
         limits: Limits::of(&config),
         server: Arc::new(facts(&config, &identity, &instruments.metrics, has_grown)),
-        authentication: authentication(&config, tokens),
+        authentication: Authentication::new(&config.auth, tokens),
     };
     let ended = serve_all(
         &config,
@@ -198,13 +197,6 @@ async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
         spans.shutdown().await;
     }
     ended
-}
-
-fn authentication(config: &Config, tokens: Arc<SimpleTokens>) -> Authentication {
-    Authentication {
-        tokens: Tokens::new(&config.auth.tokens, tokens),
-        passwords: Passwords::new(config.auth.bcrypt_cost),
-    }
 }
 
 /// The way to the other members. Files that it cannot use are found now.
@@ -325,7 +317,7 @@ async fn serve_all(
         reason = context.hub.failed() => Err(reason.into()),
     };
     stop.cancel();
-    if has_died(&handle) {
+    if handle.has_died() {
         // Nobody can be answered any more; who waits had better ask another member at once.
         return ended;
     }
@@ -373,23 +365,9 @@ fn announce(config: &Config) {
     }
 }
 
-/// The tokens of this member, which only one of the kinds of token needs.
-fn simple_tokens(config: &Config) -> SimpleTokens {
-    SimpleTokens::new(match config.auth.tokens {
-        TokenKind::Simple(lifetime) => lifetime,
-        TokenKind::Jwt(_) | TokenKind::None => Duration::ZERO,
-    })
-}
-
 /// One RPC thread per core: each serves its connections alone.
 fn thread_count() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
-}
-
-/// Whether the replica has come to an end by itself, with its last words or without.
-fn has_died(handle: &Handle) -> bool {
-    let status = handle.watch_status();
-    status.has_changed().is_err() || status.borrow().fatal.is_some()
 }
 
 /// Why the replica will not serve any more, once that is so.

@@ -216,6 +216,12 @@ impl Handle {
         self.shared.status.clone()
     }
 
+    /// Whether the replica has come to an end by itself, with its last words or without.
+    pub fn has_died(&self) -> bool {
+        let status = &self.shared.status;
+        status.has_changed().is_err() || status.borrow().fatal.is_some()
+    }
+
     /// Whether the disk had no room for the log's next segment: what needs space should be refused
     /// while deletions still fit.
     pub fn log_is_in_reserve(&self) -> bool {

@@ -232,7 +232,7 @@ pub(crate) async fn receive(
         }
     }
     if Planted::PartialSnapshot.is_made() {
-        return Ok(offset);
+        return Ok(Received { file: incoming.at, bytes: incoming.bytes });
     }
     Err(io::Error::other("the snapshot stream ended before its trailer"))
 }

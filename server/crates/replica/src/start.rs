@@ -190,15 +190,9 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
         applied_bytes: applied_bytes.clone(),
         log: log_shared.clone(),
     };
-    let store = Arc::new(loaded.store);
-    let machine = StateMachine::new(
-        loaded.machine,
-        loaded.applied,
-        loaded.membership,
-        store.clone(),
-        audience,
-        parts.blocking,
-    );
+    let (store, blocking) = (Arc::new(loaded.store), parts.blocking);
+    let Loaded { machine, applied: at, membership, .. } = loaded;
+    let machine = StateMachine::new(machine, at, membership, store.clone(), audience, blocking);
     let config = raft_config(parts.timing, parts.images)?;
     let addresses = Addresses::default();
     let networks =
@@ -228,7 +222,7 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
         sender,
         store,
         disk: parts.disk.clone(),
-        blocking: parts.blocking,
+        blocking,
         receptions: Receptions::default(),
         changing: tokio::sync::Mutex::default(),
         rules: parts.rules,
