@@ -93,11 +93,15 @@ fn permissions_are_refused_locks_are_held_and_leases_kept_alive() {
 }
 
 /// What a receiver makes of a part of a snapshot is checked only where some arrive in part: with an end
-/// that is told, and with a sender that says nothing more.
+/// that is told, and with a sender that says nothing more, which is rare.
 #[test]
 fn snapshots_arrive_whole_and_in_part() {
     let (mut whole, mut partial, mut silent) = (0, 0, 0);
-    for seed in (1..=32).filter(|seed| Plan::of(*seed).members > 1) {
+    let are_enough = |(whole, partial, silent)| whole >= 20 && partial >= 20 && silent >= 1;
+    for seed in (1..=200).filter(|seed| Plan::of(*seed).members > 1) {
+        if are_enough((whole, partial, silent)) {
+            break;
+        }
         let plan = Plan {
             image_entries: 10,
             entries_kept: 0,
@@ -110,7 +114,7 @@ fn snapshots_arrive_whole_and_in_part() {
         partial += report.snapshots.partial;
         silent += report.snapshots.silent;
     }
-    assert!(whole >= 20 && partial >= 20 && silent >= 1, "{whole}, {partial}, {silent}");
+    assert!(are_enough((whole, partial, silent)), "{whole}, {partial}, {silent}");
 }
 
 /// T17 (etcd #20418, openraft #1747): a leader that was stopped, as by SIGSTOP, and cut off meanwhile believes for a
