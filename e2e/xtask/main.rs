@@ -5,6 +5,7 @@
 //! things are, `prerequisites` installs what is missing. The cluster itself is `e2e::kubernetes`.
 
 mod bench;
+mod counts;
 mod image;
 mod local;
 mod operator;

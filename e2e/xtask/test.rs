@@ -18,6 +18,7 @@ use clap::{Args, ValueEnum};
 use e2e::kubernetes::program::Program;
 use e2e::kubernetes::{Lifetime, Traces, wait};
 
+use crate::counts::{Compared, Counts, ONE, count_results};
 use crate::operator::Operator;
 use crate::programs::{self, Batch, Outcome, Task, TestProgram};
 use crate::progress::Progress;
@@ -87,6 +88,7 @@ struct Summary {
     failures: Vec<String>,
     /// What tests say that they have left out.
     skipped: BTreeSet<String>,
+    compared: Compared,
 }
 
 impl Summary {
@@ -95,6 +97,7 @@ impl Summary {
         self.failed += other.failed;
         self.failures.extend(other.failures);
         self.skipped.extend(other.skipped);
+        self.compared.add(other.compared);
     }
 
     fn step(&mut self, name: &str, result: Result<Counts>) {
@@ -103,6 +106,7 @@ impl Summary {
                 self.passed += counts.passed;
                 self.failed += counts.failed;
                 self.skipped.extend(counts.skipped);
+                self.compared.add(counts.compared);
                 if counts.failed > 0 {
                     self.failures.push(format!("{name}: {} tests failed", counts.failed));
                 }
@@ -124,23 +128,6 @@ impl Summary {
         format!("{} passed, {} failed{skipped}", self.passed, self.failed)
     }
 }
-
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Counts {
-    passed: usize,
-    failed: usize,
-    skipped: BTreeSet<String>,
-}
-
-impl Counts {
-    fn add(&mut self, other: Counts) {
-        self.passed += other.passed;
-        self.failed += other.failed;
-        self.skipped.extend(other.skipped);
-    }
-}
-
-const ONE: Counts = Counts { passed: 1, failed: 0, skipped: BTreeSet::new() };
 
 pub(crate) fn run(workspace: &Workspace, progress: &Progress, options: &Options) -> Result<bool> {
     let mut summary = Summary::default();
@@ -165,6 +152,11 @@ pub(crate) fn run(workspace: &Workspace, progress: &Progress, options: &Options)
         for failure in &summary.failures {
             println!("  {failure}");
         }
+    }
+    let Compared { all, equal } = summary.compared;
+    if all > 0 {
+        let deviating = all - equal;
+        println!("\n{all} compared with Go etcd, {equal} equal, {deviating} deviating with reason");
     }
     println!("\n{}", summary.last_line());
     Ok(summary.failed == 0)
@@ -538,9 +530,13 @@ fn programs_at_once(group: Group) -> usize {
     }
 }
 
-/// What a test that passes says is not shown otherwise, also not what it has skipped.
+/// What a test that passes says is not shown otherwise: what it has skipped, how much it has compared.
 fn arguments_of(group: Group) -> &'static [&'static str] {
-    if group == Group::Clients { &["--nocapture"] } else { &[] }
+    match group {
+        Group::Clients => &["--nocapture"],
+        Group::Process | Group::Differential => &["--show-output"],
+        _ => &[],
+    }
 }
 
 fn group_of(test_file: &str) -> Group {
@@ -554,36 +550,9 @@ fn group_of(test_file: &str) -> Group {
     }
 }
 
-/// Adds up the lines in which Rust's test harness says how a test program went, and collects those in
-/// which a test says what it has skipped.
-fn count_results(output: &str) -> Counts {
-    let mut counts = Counts::default();
-    // The harness may have begun the line.
-    let skipped = output.lines().filter_map(|line| line.split_once("SKIPPED "));
-    counts.skipped = skipped.map(|(_, what)| what.trim().to_owned()).collect();
-    for line in output.lines().filter_map(|line| line.trim().strip_prefix("test result: ")) {
-        let number_before = |word: &str| {
-            let text = line.split(&format!(" {word}")).next().unwrap_or_default();
-            text.rsplit(' ').next().and_then(|number| number.parse::<usize>().ok()).unwrap_or(0)
-        };
-        counts.passed += number_before("passed");
-        counts.failed += number_before("failed");
-    }
-    counts
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn results_of_all_test_programs_are_added_up() {
-        let output = "running 2 tests\n\
-            test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; finished in 0.00s\n\
-            test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured\n";
-        let counts = count_results(output);
-        assert_eq!(counts, Counts { passed: 15, failed: 2, ..Counts::default() });
-    }
 
     #[test]
     fn what_was_skipped_stands_in_the_last_line() {
