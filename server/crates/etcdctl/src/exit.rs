@@ -14,6 +14,8 @@ pub(crate) const BAD_FEATURE: u8 = 4;
 pub(crate) const INTERRUPTED: u8 = 5;
 /// Output could not be written.
 pub(crate) const IO: u8 = 6;
+/// Nobody reads the output any more: what a shell says of a program that SIGPIPE has ended.
+pub(crate) const NOBODY_READS: u8 = 141;
 /// Bad arguments.
 pub(crate) const BAD_ARGUMENTS: u8 = 128;
 

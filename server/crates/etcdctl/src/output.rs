@@ -126,7 +126,9 @@ impl Printer {
 /// Writes to standard output at once, so that the reader of a pipe sees events as they come.
 pub(crate) fn write(bytes: &[u8]) -> Outcome {
     let mut out = std::io::stdout().lock();
-    out.write_all(bytes)
-        .and_then(|()| out.flush())
-        .map_err(|error| Exit::with(exit::IO, format!("cannot write the output: {error}")))
+    out.write_all(bytes).and_then(|()| out.flush()).map_err(|error| match error.kind() {
+        // As of a program that SIGPIPE ends, which Go's is: whoever reads no more wants no complaint.
+        std::io::ErrorKind::BrokenPipe => Exit::silent(exit::NOBODY_READS),
+        _ => Exit::with(exit::IO, format!("cannot write the output: {error}")),
+    })
 }

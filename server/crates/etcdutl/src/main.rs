@@ -3,7 +3,7 @@
 mod command_line;
 
 use std::error::Error as _;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -32,6 +32,8 @@ const API_VERSION: &str = "3.7";
 const EXIT_ERROR: u8 = 1;
 const EXIT_BAD_FEATURE: u8 = 4;
 const EXIT_BAD_ARGUMENTS: u8 = 128;
+/// What a shell says of a program that SIGPIPE has ended, as Go's is.
+const EXIT_NOBODY_READS: u8 = 141;
 
 #[derive(Debug, thiserror::Error)]
 enum CommandError {
@@ -96,6 +98,9 @@ fn main() -> ExitCode {
     match run(&command_line) {
         Ok(answer) => match std::io::stdout().write_all(answer.as_bytes()) {
             Ok(()) => ExitCode::SUCCESS,
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                ExitCode::from(EXIT_NOBODY_READS)
+            }
             Err(error) => fail(&error.into()),
         },
         Err(error) => fail(&error),
