@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use e2e::kubernetes::{Cluster, Namespace, wait};
@@ -210,26 +210,20 @@ impl<'a> Etcd<'a> {
         Ok(told)
     }
 
-    /// The operator moved the leader off this member, at the first attempt; answers what it told, up to
-    /// then and since.
-    pub(crate) fn told_around_move(&self, from: &str) -> Result<(Vec<Told>, Vec<Told>)> {
-        let mut told = self.told()?;
+    /// The operator said that it moved the leader off this member, at the first attempt.
+    pub(crate) fn was_told_of_the_move(&self, from: &str) -> Result<()> {
+        let told = self.told()?;
         let beginning = format!("from {from} to ");
-        let moved = told
+        let mut attempts = told
             .iter()
-            .position(|told| told.reason == "LeaderMoved" && told.note.starts_with(&beginning));
-        let failed = told.iter().any(|told| {
-            told.action == "MoveLeader"
-                && told.reason != "LeaderMoved"
-                && told.note.starts_with(&beginning)
-        });
-        match (moved, failed) {
-            (Some(moved), false) => {
-                let since = told.split_off(moved);
-                Ok((told, since))
-            }
-            _ => bail!("the leader was not moved off {from}: {told:#?}"),
-        }
+            .filter(|told| told.action == "MoveLeader" && told.note.starts_with(&beginning))
+            .peekable();
+        let was_tried = attempts.peek().is_some();
+        ensure!(
+            was_tried && attempts.all(|told| told.reason == "LeaderMoved"),
+            "the leader was not moved off {from}: {told:#?}"
+        );
+        Ok(())
     }
 
     /// A client of the Service, by its cluster address and under its DNS name.

@@ -49,7 +49,7 @@ fn one_to_three_to_five_to_three_to_one_loses_no_write_even_when_the_operator_is
     writer.wait_for_more()?;
     let status = etcd.status()?;
     ensure!(status["leader"]["member"] == stays.as_str(), "{stays} does not lead: {status}");
-    etcd.told_around_move(&leads)?;
+    etcd.was_told_of_the_move(&leads)?;
 
     writer.finish(&etcd)?;
     // Who left has left nothing: no object, no Pod, no volume.
