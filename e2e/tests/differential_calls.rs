@@ -17,6 +17,8 @@ mod flags;
 mod logs;
 #[path = "differential_calls/metrics.rs"]
 mod metrics;
+#[path = "differential_calls/metrics_of_three.rs"]
+mod metrics_of_three;
 #[path = "differential_calls/random.rs"]
 mod random;
 #[path = "differential_calls/ranges.rs"]

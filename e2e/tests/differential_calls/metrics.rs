@@ -338,7 +338,7 @@ fn settle(talk: &mut Talk, open: u32) {
 }
 
 /// Names of members by their ids as the metrics show them.
-fn names(talk: &mut Talk) -> BTreeMap<String, String> {
+pub(super) fn names(talk: &mut Talk) -> BTreeMap<String, String> {
     let list: pb::MemberListResponse = talk.quietly(sample(Rpc::ClusterMemberList)).read();
     list.members.into_iter().map(|member| (format!("{:x}", member.id), member.name)).collect()
 }
