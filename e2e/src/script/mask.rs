@@ -35,6 +35,8 @@ const VOLATILE_LOG: [&str; 8] =
 
 /// Ids are at least this big, so that revisions and hashes are not mistaken for one.
 const SMALLEST_ID: u64 = 1 << 48;
+/// Ids with zeros in front: those of leases are the rest of a clock behind two bytes of a member's.
+const SMALLEST_PADDED_ID: u64 = 1 << 32;
 
 #[derive(Debug, Default)]
 pub(super) struct Mask {
@@ -149,9 +151,10 @@ impl Mask {
     fn id_name(&mut self, before: &str, word: &str) -> Option<String> {
         let is_value = before.ends_with(':') || before.ends_with(": ");
         let hex = u64::from_str_radix(word, 16).ok().filter(|_| word.len() >= 12);
-        let decimal = word.parse::<u64>().ok().filter(|_| word.len() >= 15);
-        let lower = !word.chars().any(|letter| letter.is_ascii_uppercase());
         let known = |id: Option<u64>| id.is_some_and(|id| self.ids.contains_key(&id));
+        let decimal = word.parse::<u64>().ok();
+        let decimal = decimal.filter(|id| word.len() >= 15 || known(Some(*id)));
+        let lower = !word.chars().any(|letter| letter.is_ascii_uppercase());
         let (id, mark) = match (hex, decimal) {
             (_, Some(decimal)) if known(Some(decimal)) => (decimal, "#"),
             (hex, Some(decimal)) if !known(hex) && (hex.is_none() || is_value) => (decimal, "#"),
@@ -159,7 +162,9 @@ impl Mask {
             _ => return None,
         };
         if !self.ids.contains_key(&id) {
-            if id < SMALLEST_ID {
+            let smallest =
+                if word.len() == 16 && mark.is_empty() { SMALLEST_PADDED_ID } else { SMALLEST_ID };
+            if id < smallest {
                 return None;
             }
             self.next_id += 1;
@@ -386,6 +391,16 @@ mod tests {
             mask.mask(&words, lines),
             ["\"Key\" : \"e/<id1>\"", "\"Lease\" : <id1#>", "\"Other\" : <id2#>"]
         );
+    }
+
+    #[test]
+    fn an_id_with_zeros_in_front_is_one() {
+        let mut mask = Mask::default();
+        let words = ["etcdctl".to_owned()];
+        let lines =
+            "lease 000023135cabe95d granted\n\"Lease\" : 38566066121053\n\"Revision\" : 7\n";
+        let lines = mask.mask(&words, lines);
+        assert_eq!(lines, ["lease <id1> granted", "\"Lease\" : <id1#>", "\"Revision\" : 7"]);
     }
 
     #[test]
