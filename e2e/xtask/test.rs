@@ -472,7 +472,7 @@ const KUBERNETES_STEPS: [(&str, &[&str], usize, &[&str]); 3] = [
         "kubernetes-namespaces",
         &["kubernetes", "kubernetes_operator", "kubernetes_store"],
         2,
-        &["--test-threads=4", "--skip=namespaced::", "--skip=nodes::", "--skip=uninstall::"],
+        &["--test-threads=3", "--skip=namespaced::", "--skip=nodes::", "--skip=uninstall::"],
     ),
     (
         "kubernetes-operator-alone",
