@@ -29,30 +29,55 @@ pub struct EtcdBinaries {
 pub const GO: &str = "install Go 1.26 or newer from https://go.dev/dl/ and have `go` in PATH; an older \
     one, from 1.21 on, fetches it by itself where there is a network and GOTOOLCHAIN=auto is set";
 
+/// Set by who has built Go etcd's programs and ours, for all the test programs that it runs: looking again
+/// whether they are up to date takes each of them seconds of the processors.
+pub const BUILT: &str = "KEELSON_PROGRAMS_BUILT";
+
+fn are_built() -> bool {
+    env::var_os(BUILT).is_some()
+}
+
 /// Builds the programs of Go etcd if they are missing or out of date and tells where they are.
 pub fn etcd_binaries() -> Result<EtcdBinaries> {
     // Several tests of one process ask at once; one build serves them all.
-    static BUILT: OnceLock<Result<EtcdBinaries, String>> = OnceLock::new();
-    BUILT
-        .get_or_init(|| build_etcd().map_err(|error| format!("{error:#}")))
+    static FOUND: OnceLock<Result<EtcdBinaries, String>> = OnceLock::new();
+    let find = || -> Result<EtcdBinaries> {
+        let directory = state_directory()?.join("bin");
+        if !are_built() {
+            build_etcd(&directory)?;
+        }
+        let [etcd, etcdctl, etcdutl, descriptors] =
+            ETCD_BUILDS.map(|(name, _)| directory.join(name));
+        Ok(EtcdBinaries { etcd, etcdctl, etcdutl, descriptors })
+    };
+    FOUND
+        .get_or_init(|| find().map_err(|error| format!("{error:#}")))
         .clone()
         .map_err(|error| anyhow!(error))
 }
 
-fn build_etcd() -> Result<EtcdBinaries> {
-    let out = state_directory()?.join("bin");
-    fs::create_dir_all(&out).with_context(|| format!("create {}", out.display()))?;
+/// What Go etcd's programs are called, and of which packages they are.
+const ETCD_BUILDS: [(&str, &str); 4] = [
+    ("etcd", "go.etcd.io/etcd/server/v3"),
+    ("etcdctl", "go.etcd.io/etcd/etcdctl/v3"),
+    ("etcdutl", "go.etcd.io/etcd/etcdutl/v3"),
+    ("descriptors", "./descriptors"),
+];
+
+/// Builds the programs of Go etcd in a directory, where they are missing or out of date.
+pub fn build_etcd(directory: &Path) -> Result<()> {
+    fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
     // Test programs run several at a time, and a program that is being written cannot be run.
-    let lock = fs::File::create(out.join(".lock")).context("create the lock of the builds")?;
+    let lock =
+        fs::File::create(directory.join(".lock")).context("create the lock of the builds")?;
     lock.lock().context("wait for another test program's builds")?;
     let module = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/etcd");
-    let build = |name: &str, package: &str| -> Result<PathBuf> {
-        let path = out.join(name);
+    for (name, package) in ETCD_BUILDS {
         let status = Command::new("go")
             .current_dir(&module)
             .env("CGO_ENABLED", "0")
             .args(["build", "-trimpath", "-o"])
-            .arg(&path)
+            .arg(directory.join(name))
             .arg(package)
             .status()
             .with_context(|| format!("run `go build`: {GO}"))?;
@@ -60,23 +85,29 @@ fn build_etcd() -> Result<EtcdBinaries> {
             let module = module.display();
             bail!("`go build {package}` in {module} failed: {status}; if Go is too old: {GO}");
         }
-        Ok(path)
-    };
-    Ok(EtcdBinaries {
-        etcd: build("etcd", "go.etcd.io/etcd/server/v3")?,
-        etcdctl: build("etcdctl", "go.etcd.io/etcd/etcdctl/v3")?,
-        etcdutl: build("etcdutl", "go.etcd.io/etcd/etcdutl/v3")?,
-        descriptors: build("descriptors", "./descriptors")?,
-    })
+    }
+    Ok(())
 }
 
 /// The packages with the product's programs. They are always built together: what their libraries are
 /// compiled with depends on which of them are, and each set would be compiled anew.
 pub const PRODUCT: [&str; 4] = ["server", "etcdctl", "etcdutl", "operator"];
 
-/// Builds the product's programs and tells where the one with this name is.
+/// Builds the product's programs, once in a process, and tells where the one with this name is.
 pub fn our_binary(name: &str) -> Result<PathBuf> {
-    let profile = profile_directory()?;
+    static PROFILE: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let find = || -> Result<PathBuf> {
+        let profile = profile_directory()?;
+        if !are_built() {
+            build_ours(&profile)?;
+        }
+        Ok(profile)
+    };
+    let profile = PROFILE.get_or_init(|| find().map_err(|error| format!("{error:#}")));
+    profile.clone().map(|profile| profile.join(name)).map_err(|error| anyhow!(error))
+}
+
+fn build_ours(profile: &Path) -> Result<()> {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(["build", "--quiet"]);
     // What cargo tells a test of its package some build scripts look at (ring's does), and with another
@@ -99,7 +130,7 @@ pub fn our_binary(name: &str) -> Result<PathBuf> {
     if !status.success() {
         bail!("`cargo build` of our programs failed: {status}");
     }
-    Ok(profile.join(name))
+    Ok(())
 }
 
 /// Where what is built for tests is kept.

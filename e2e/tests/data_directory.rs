@@ -8,7 +8,9 @@ mod calls;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use calls::{add_member, hash_kv, members, put, read_all, remove_member, status, until};
+use calls::{
+    add_learner, add_member, hash_kv, members, put, read_all, remove_member, status, until,
+};
 use e2e::processes::{Cluster, Member, ServerOptions};
 
 fn our_etcd() -> PathBuf {
@@ -254,6 +256,34 @@ fn a_member_whose_directory_is_gone_does_not_come_back_under_its_id() {
         cluster.member_mut(2).restart().unwrap();
         assert_eq!(read_all(&cluster.members()[2]).unwrap(), written);
         assert_ne!(status(&cluster.members()[2]).unwrap().header.unwrap().member_id, id);
+    }
+}
+
+/// Neither when it joins nor when it comes back.
+#[test]
+fn a_member_does_not_start_where_there_are_more_learners_than_it_allows() {
+    const REFUSAL: &str = "membership: too many learner members in cluster";
+    for program in [e2e::peers::etcd_binaries().unwrap().etcd, our_etcd()] {
+        let options = ServerOptions::one(&program);
+        let mut cluster = Cluster::start(&options).unwrap();
+        let learner = cluster.prepare_to_join(&options, &[0]).unwrap();
+        let peer_url = cluster.members()[learner].peer_url.clone();
+        add_learner(&cluster.members()[0], &peer_url).unwrap();
+        for at in [0, learner] {
+            let member = cluster.member_mut(at);
+            member.stop().unwrap();
+            member.set_flag("--max-learners=0");
+            let (ended, log) = member.launch_until_end().unwrap();
+            assert!(!ended.success() && log.contains(REFUSAL), "{log}");
+            // It starts with a flag that allows it.
+            member.clear_flag("--max-learners");
+            member.launch().unwrap();
+            member.wait_until_healthy().unwrap();
+        }
+        until("the learner has started", || {
+            let found = members(&cluster.members()[0]).unwrap().members;
+            found.iter().any(|member| member.is_learner && !member.name.is_empty())
+        });
     }
 }
 

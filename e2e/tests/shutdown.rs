@@ -6,11 +6,12 @@ mod calls;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
+use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use calls::{put, status, until};
+use calls::{metric, metrics, put, status, until};
 use e2e::processes::{Cluster, Member, ServerOptions, signal};
 
 /// A leader tries for three election timeouts to hand its leadership over, then calls are drained.
@@ -119,6 +120,37 @@ impl UnfinishedCall {
     fn is_in_progress(&self) -> bool {
         self.0.peek(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
     }
+}
+
+/// A client that hears nothing does not know whether it was written.
+#[test]
+fn a_request_under_way_gets_its_answer_however_long_it_takes() {
+    const PUT: &str = "grpc_method=\"Put\"";
+    let mut cluster = three();
+    put(&cluster.members()[0], "k", b"v").unwrap();
+    let leading = leader(&cluster);
+    let left = (leading + 1) % 3;
+    for at in (0..3).filter(|at| *at != left) {
+        cluster.member_mut(at).kill().unwrap();
+    }
+    let member = &cluster.members()[left];
+    let etcdctl = e2e::peers::our_binary("etcdctl").unwrap();
+    let put_it = || {
+        let mut command = Command::new(&etcdctl);
+        command.arg(format!("--endpoints={}", member.client_url())).arg("--command-timeout=60s");
+        command.args(["put", "k", "w"]).output().unwrap()
+    };
+    let begun = || metric(&metrics(member), "grpc_server_started_total", PUT);
+    let before = begun();
+    let answer = thread::scope(|scope| {
+        let waiting = scope.spawn(put_it);
+        until("the request has arrived", || begun() > before);
+        signal(member.pid().unwrap(), "TERM").unwrap();
+        waiting.join().unwrap()
+    });
+    let refusal = String::from_utf8_lossy(&answer.stderr);
+    assert!(refusal.contains("etcdserver: request timed out"), "{refusal}");
+    assert!(cluster.member_mut(left).wait_until_ended(END_MAX).unwrap().success());
 }
 
 #[test]

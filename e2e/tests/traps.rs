@@ -15,15 +15,14 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use calls::{call, members, put, read_all, status, until};
+use calls::{add_learner, add_member, call, members, put, read_all, status, until};
 use e2e::bench::swarm::call_once;
 use e2e::processes::{Cluster, Member, ServerOptions, signal};
 use prost::Message;
 use proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use proto::etcdserverpb::request_op::Request;
 use proto::etcdserverpb::{
-    Compare, MemberAddRequest, MemberAddResponse, RangeRequest, RangeResponse, RequestOp,
-    TxnRequest, TxnResponse,
+    Compare, RangeRequest, RangeResponse, RequestOp, TxnRequest, TxnResponse,
 };
 
 /// Larger than what any member sends another.
@@ -171,10 +170,9 @@ fn join(cluster: &mut Cluster, is_learner: bool) -> usize {
     let program = e2e::peers::our_binary("etcd").unwrap();
     let of: Vec<usize> = (0..cluster.members().len()).collect();
     let joining = cluster.prepare_to_join(&ServerOptions::one(&program), &of).unwrap();
-    let peer_ur_ls = vec![cluster.members()[joining].peer_url.clone()];
-    let add = MemberAddRequest { peer_ur_ls, is_learner };
-    let path = "/etcdserverpb.Cluster/MemberAdd";
-    let _: MemberAddResponse = call(&cluster.members()[0], path, &add).unwrap();
+    let peer_url = cluster.members()[joining].peer_url.clone();
+    let add = if is_learner { add_learner } else { add_member };
+    add(&cluster.members()[0], &peer_url).unwrap();
     cluster.member_mut(joining).launch().unwrap();
     joining
 }

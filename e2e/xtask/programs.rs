@@ -120,7 +120,7 @@ fn programs_of(messages: &str) -> Result<Vec<TestProgram>> {
     Ok(programs)
 }
 
-/// Test programs that run together.
+/// Test programs that run together. What they run themselves is up to date.
 pub(crate) struct Batch<'a> {
     pub(crate) workspace: &'a Workspace,
     pub(crate) progress: &'a Progress,
@@ -196,6 +196,7 @@ impl Batch<'_> {
         command.args(arguments).current_dir(&program.directory);
         command.env("CARGO_MANIFEST_DIR", &program.directory);
         command.env("KEELSON_STATE", self.workspace.state());
+        command.env(e2e::peers::BUILT, "1");
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         let (began, name) = (Instant::now(), program.name);
         let status = command.status().with_context(|| format!("run {name}"))?;

@@ -339,7 +339,16 @@ impl Tests<'_> {
             bail!("no file of e2e/tests belongs to this group");
         }
         prerequisites::require_go()?;
-        self.compile(&name_of(group), &selected(&names).collect::<Vec<_>>())
+        let programs = self.compile(&name_of(group), &selected(&names).collect::<Vec<_>>())?;
+        self.build_what_they_run()?;
+        Ok(programs)
+    }
+
+    /// Our programs, compiled as the tests are, and Go etcd's.
+    fn build_what_they_run(&self) -> Result<()> {
+        let (workspace, progress) = (self.workspace, self.progress);
+        workspace.build_programs(progress, Profile::Dev)?;
+        progress.working("build Go etcd", || e2e::peers::build_etcd(&workspace.peers()))
     }
 
     /// The image is the same when it is made again.

@@ -54,9 +54,7 @@ use crate::peer::outbound::Outbound;
 use crate::read_budget::ReadBudget;
 use crate::tls::{ClientTls, ServerTls, make_certificates};
 
-/// How long calls under way may take once the server stops.
-const DRAIN_GRACE: Duration = Duration::from_secs(5);
-/// The same for peers. Their streams of entries never end by themselves, so it is always waited for;
+/// How long calls of peers that are under way may take once the server stops. Their streams of entries never end by themselves, so it is always waited for;
 /// what they wait for is answered long before, or is answered by the next leader.
 const PEER_DRAIN_GRACE: Duration = Duration::from_millis(500);
 
@@ -167,6 +165,13 @@ async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
         started = replica::start(parts) => started?,
         signal = told.next() => return given_up(signal),
     };
+    let members = replica.handle().views().members();
+    if let Err(refused) =
+        config.cluster.check_learners(members.iter().map(|member| member.is_learner))
+    {
+        replica.shutdown().await;
+        return Err(refused.into());
+    }
     let stop = CancellationToken::new();
     let context = ApiContext {
         handle: replica.handle().clone(),
@@ -289,7 +294,9 @@ async fn serve_all(
         instruments.calls,
         !config.listen.client_http_urls.is_empty(),
     );
-    let threads = RpcThreads::start(thread_count(), services, &settings, stop, DRAIN_GRACE)?;
+    // Once the server stops, calls under way may take as long as requests may (etcd: `stopServers`).
+    let grace = request_timeout(config);
+    let threads = RpcThreads::start(thread_count(), services, &settings, stop, grace)?;
     let chores = start_chores(config, &handle, &context, &metrics, stop);
 
     let published = publish(config, identity, &handle, stop);

@@ -119,6 +119,24 @@ pub struct ClusterConfig {
     pub expect_member_id: Option<MemberId>,
 }
 
+impl ClusterConfig {
+    /// A member does not start in a cluster with more learners than it allows (etcd:
+    /// `ValidateMaxLearnerConfig`).
+    pub(crate) fn check_learners(
+        &self,
+        are_learners: impl Iterator<Item = bool>,
+    ) -> Result<(), ConfigError> {
+        let (learners, max) = (are_learners.filter(|is| *is).count(), self.learners_max);
+        if learners <= max {
+            return Ok(());
+        }
+        refuse(format!(
+            "membership: too many learner members in cluster: there are {learners}, and --max-learners is \
+             {max}; start with more, or promote or remove learners first"
+        ))
+    }
+}
+
 /// Where and how connections are accepted.
 #[derive(Clone, Debug)]
 pub struct ListenConfig {

@@ -81,7 +81,7 @@ pub(crate) enum IdentityError {
     )]
     Unexpected { what: &'static str, found: String, expected: String },
     #[error(transparent)]
-    InitialCluster(#[from] crate::config::ConfigError),
+    Config(#[from] crate::config::ConfigError),
     #[error(transparent)]
     Discovery(#[from] crate::discovery::DiscoveryError),
     #[error("couldn't find local name {0:?} in the initial cluster configuration")]
@@ -279,9 +279,10 @@ async fn ask_peers(
                 }
             };
             let (own, listed) = (config.name.clone(), listed.clone());
+            let token = config.cluster.token.clone();
             // Looking names up waits; one that leads nowhere is asked for again with the next answer.
             let search = tokio::task::spawn_blocking(move || {
-                joining::find(&own, &listed, &answer, &Hosts::impatient())
+                joining::find(&own, &listed, &token, &answer, &Hosts::impatient())
                     .cloned()
                     .map(|own| (own, answer))
             });
@@ -291,6 +292,8 @@ async fn ask_peers(
                 }
                 Ok((own, answer)) => {
                     check_versions(&answer)?;
+                    let learners = answer.members.iter().map(|member| member.is_learner);
+                    config.cluster.check_learners(learners)?;
                     return Ok((MemberId(own.id), ClusterId(answer.cluster_id)));
                 }
                 Err(refusal) => reasons.push(format!("{name}: {refusal}")),

@@ -20,7 +20,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::layout::NodeNumber;
 use super::wait;
 
-const GROUP: &str = "keelson";
+pub(super) const GROUP: &str = "keelson";
 const HOLDERS: &str = "keelson/holders";
 pub const CONTROL_PLANE: &str = "keelson/control-plane";
 /// The controllers that the kubelet wants.

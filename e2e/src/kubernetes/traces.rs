@@ -10,6 +10,9 @@ use anyhow::{Context, Result};
 /// How deep below the root of the control groups is looked: those of pods go with their parents.
 const CGROUP_DEPTH: usize = 3;
 
+/// Names of control groups of ours, of the kubelet's and of containerd's.
+const CLUSTERS_GROUPS: [&str; 4] = [super::cgroup::GROUP, "kubepods", "containerd", "k8s.io"];
+
 /// All there is of these on the machine at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Traces(BTreeSet<String>);
@@ -43,11 +46,14 @@ impl Traces {
     }
 }
 
-/// A group that goes while it is looked at is not there.
+/// A group that goes while it is looked at is not there. Sessions of users and services of the machine have
+/// groups too, which come and go at any time: a cluster's is known by its name, or that of a group above.
 fn control_groups(directory: &Path, depth: usize, found: &mut BTreeSet<String>) {
     let Ok(entries) = fs::read_dir(directory) else { return };
     for path in entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()) {
-        found.insert(format!("control group {}", path.display()));
+        if CLUSTERS_GROUPS.iter().any(|name| path.to_string_lossy().contains(name)) {
+            found.insert(format!("control group {}", path.display()));
+        }
         if depth > 1 {
             control_groups(&path, depth - 1, found);
         }

@@ -117,12 +117,37 @@ pub(crate) fn members(member: &Member) -> Result<MemberListResponse> {
 }
 
 pub(crate) fn add_member(member: &Member, peer_url: &str) -> Result<MemberAddResponse> {
-    let request = MemberAddRequest { peer_ur_ls: vec![peer_url.to_owned()], is_learner: false };
-    call(member, "/etcdserverpb.Cluster/MemberAdd", &request)
+    add(member, peer_url, false)
+}
+
+pub(crate) fn add_learner(member: &Member, peer_url: &str) -> Result<MemberAddResponse> {
+    add(member, peer_url, true)
+}
+
+fn add(member: &Member, peer_url: &str, is_learner: bool) -> Result<MemberAddResponse> {
+    let request = MemberAddRequest { peer_ur_ls: vec![peer_url.to_owned()], is_learner };
+    in_health(|| call(member, "/etcdserverpb.Cluster/MemberAdd", &request))
 }
 
 pub(crate) fn remove_member(member: &Member, id: u64) -> Result<MemberRemoveResponse> {
-    call(member, "/etcdserverpb.Cluster/MemberRemove", &MemberRemoveRequest { id })
+    let request = MemberRemoveRequest { id };
+    in_health(|| call(member, "/etcdserverpb.Cluster/MemberRemove", &request))
+}
+
+/// Members that have not been connected for five seconds do not change who they are (`Unavailable`).
+fn in_health<T>(mut change: impl FnMut() -> Result<T>) -> Result<T> {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        match change() {
+            Err(refusal)
+                if format!("{refusal:#}").contains("grpc-status Some(14)")
+                    && Instant::now() < deadline =>
+            {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            result => return result,
+        }
+    }
 }
 
 pub(crate) fn compact(member: &Member, revision: i64) -> Result<CompactionResponse> {

@@ -64,7 +64,9 @@ fn said(came: &Came) -> String {
 /// the client to ask again (`requestCurrentIndex`); ours asks the new leader itself.
 #[test]
 fn a_read_whose_leader_changes_is_answered_where_etcd_has_it_repeated() {
-    let [go, ours] = with_both(3, &[], |talk| {
+    // Long enough for the read to be made before another one leads, however busy the machine is.
+    let slow = ["--election-timeout=3000", "--heartbeat-interval=300"];
+    let [go, ours] = with_both(3, &slow, |talk| {
         lead(talk, 0);
         assert!(talk.quietly(put("k")).status.is_none());
         talk.member = 1;

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use http_body::Body as HttpBody;
 use machine::{CommandKind, Outcome, Permit, ReadOnlyError, check, range_query};
-use mvcc::{RangeCursor, RangeQuery, ReadView, Selection, settle};
+use mvcc::{RangeCursor, RangeQuery, ReadView, Selection, SortTarget, settle};
 use proto::etcdserverpb::{
     CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, TxnRequest,
 };
@@ -150,6 +150,8 @@ struct ChunkedRange {
     cursor: RangeCursor,
     /// Keys of the next chunk.
     keys: usize,
+    /// What has no order and is to be sorted all the same.
+    sorted: Option<RangeQuery>,
 }
 
 /// What a stream cannot be asked for, in etcd's words.
@@ -180,8 +182,13 @@ async fn range_stream(
     // A step until the last chunk.
     let step = begin(|| steps::range_streaming(&request));
     let reading = prepare_read(&context, &request, &credentials).await?;
-    let cursor = reading.views.mvcc.range_stream(range_query(&request)).map_err(range_error)?;
-    let range = ChunkedRange { context: context.clone(), reading, cursor, keys: FIRST_CHUNK_KEYS };
+    let query = range_query(&request);
+    let sorted = query.sort_target != SortTarget::Key && !query.count_only;
+    let sorted = sorted.then(|| query.clone());
+    let cursor = reading.views.mvcc.range_stream(query).map_err(range_error)?;
+    let context_of_range = context.clone();
+    let range =
+        ChunkedRange { context: context_of_range, reading, cursor, keys: FIRST_CHUNK_KEYS, sorted };
     let chunks = stream::try_unfold(Some(range), move |range| {
         let _ends_with_the_stream = &step;
         async {
@@ -195,8 +202,28 @@ async fn range_stream(
 }
 
 impl ChunkedRange {
+    /// All of a range in one chunk. etcd sorts each chunk by itself and goes on behind the key that came
+    /// last in it, so that beyond the first ten keys some are left out and others are answered twice.
+    async fn only_chunk(self, query: &RangeQuery) -> Result<(Encoded, Option<Self>), Status> {
+        let (budget, mvcc) = (&self.context.server.reads, &self.reading.views.mvcc);
+        let around = |selection: &Selection<'_>| {
+            let header = self.context.header(selection.revision());
+            Around::new(&header, selection.more(), selection.count())
+        };
+        let chunk = budget.within(|share| -> Result<_, Status> {
+            let read = || range_answer(budget, mvcc.select(query)?, Within::Chunk, around, share);
+            settle(read).map_err(range_error)
+        });
+        let chunk = chunk.await?;
+        self.reading.confirm()?;
+        Ok((chunk, None))
+    }
+
     /// One chunk, and what is left behind it; the last carries header, count and `more`.
     async fn next_chunk(mut self) -> Result<(Encoded, Option<Self>), Status> {
+        if let Some(query) = self.sorted.take() {
+            return self.only_chunk(&query).await;
+        }
         let budget = self.context.server.reads.clone();
         let chunk = budget.within(|share| -> Result<_, Status> {
             let mut ahead = self.cursor.clone();

@@ -147,7 +147,10 @@ impl Maintenance for MaintenanceService {
         let mvcc = self.context.handle.views().mvcc;
         let timer = self.context.server.metrics.hash_rev.start_timer();
         let hashed = tokio::task::spawn_blocking(move || {
-            let answer = mvcc.hash_kv(request.revision)?;
+            let answer = match mvcc.hash_of_compaction(request.revision) {
+                Some(answer) => answer,
+                None => mvcc.hash_kv(request.revision)?,
+            };
             Ok::<_, mvcc::RangeError>((answer, mvcc.revision()))
         });
         let (answer, revision) =

@@ -6,29 +6,39 @@ use proto::peerpb::{MemberDescription, MembersResponse};
 use types::{ClusterId, MemberId};
 
 use crate::config::InitialCluster;
+use crate::ids::Founding;
 use crate::urls::{Hosts, Url};
 
 /// Finds this member, `name` in `listed`, among those of the cluster. It blocks while names are looked up.
+/// They are compared in the order of the ids that they would have founding the cluster, as etcd's
+/// are; a refusal names the last pair that differs.
 ///
 /// # Errors
 /// In etcd's words: how the lists differ.
 pub(super) fn find<'c>(
     name: &str,
     listed: &InitialCluster,
+    token: &str,
     cluster: &'c MembersResponse,
     hosts: &Hosts,
 ) -> Result<&'c MemberDescription, String> {
-    match_members(name, listed, &cluster.members, hosts)
+    let founding = Founding::compute(listed, token);
+    let in_order: Vec<(&str, &[Url])> = founding
+        .members
+        .iter()
+        .filter_map(|member| Some((&*member.name, listed.peer_urls(&member.name)?)))
+        .collect();
+    match_members(name, &in_order, &cluster.members, hosts)
         .map_err(|error| format!("error validating peerURLs {}: {error}", shown(cluster)))
 }
 
 fn match_members<'c>(
     name: &str,
-    listed: &InitialCluster,
+    listed: &[(&str, &[Url])],
     existing: &'c [MemberDescription],
     hosts: &Hosts,
 ) -> Result<&'c MemberDescription, String> {
-    if existing.len() != listed.members().count() {
+    if existing.len() != listed.len() {
         return Err("member count is unequal".to_owned());
     }
     let mut own = None;
@@ -43,7 +53,7 @@ fn match_members<'c>(
 /// The name under which a member of the cluster is listed.
 fn match_member<'l>(
     member: &MemberDescription,
-    listed: &'l InitialCluster,
+    listed: &[(&'l str, &[Url])],
     hosts: &Hosts,
 ) -> Result<&'l str, String> {
     let urls: Result<Vec<Url>, String> = member
@@ -52,7 +62,7 @@ fn match_member<'l>(
         .map(|text| text.parse().map_err(|_| format!("failed to parse string to URL: {text:?}")))
         .collect();
     let mut last_error = String::new();
-    for (name, listed) in listed.members() {
+    for (name, listed) in listed {
         match urls.clone().and_then(|urls| hosts.check_same(&urls, listed)) {
             Ok(()) => return Ok(name),
             Err(error) => last_error = error,
@@ -107,19 +117,26 @@ mod tests {
             number.map(|number| IpAddr::from([10, 0, 0, number])).map_err(|error| error.to_string())
         };
         let hosts = Hosts::new(Box::new(look_up), Duration::ZERO);
+        let cluster = MembersResponse { members: existing.into(), ..MembersResponse::default() };
         let listed = InitialCluster::parse(listed).unwrap();
-        match_members("b", &listed, &existing, &hosts).map(|member| member.id)
+        find("b", &listed, "cluster", &cluster, &hosts).map(|member| member.id)
     }
 
     #[test]
     fn a_member_finds_itself_where_both_know_the_same_members() {
         assert_eq!(find_b("a=http://h1:2380,b=http://10.0.0.2:2380"), Ok(11));
         assert_eq!(find_b("a=http://10.0.0.1:2380,b=http://h2:2380"), Ok(11));
-        assert_eq!(find_b("b=http://h2:2380").unwrap_err(), "member count is unequal");
-        assert_eq!(
-            find_b("a=http://h3:2380,b=http://h2:2380").unwrap_err(),
+        let refused = |listed: &str, why: &str| {
+            let refusal = find_b(listed).unwrap_err();
+            assert!(refusal.starts_with("error validating peerURLs {ClusterID:"), "{refusal}");
+            assert!(refusal.ends_with(why), "{refusal}");
+        };
+        refused("b=http://h2:2380", "member count is unequal");
+        // The last one is that of the greater id, which is not that of the greater name.
+        refused(
+            "a=http://h3:2380,b=http://h2:2380",
             "PeerURLs: no match found for existing member (a, [http://h1:2380]), last resolver error \
-             (resolved urls: \"http://10.0.0.1:2380\" != \"http://10.0.0.2:2380\")"
+             (resolved urls: \"http://10.0.0.1:2380\" != \"http://10.0.0.3:2380\")",
         );
     }
 }

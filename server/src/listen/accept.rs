@@ -15,7 +15,7 @@ use crate::tls::ServerTls;
 use crate::urls::Url;
 
 use super::Purpose;
-use super::threads::{Accepted, RpcThread, Transport};
+use super::threads::{Accepted, RpcThread, Security, Transport};
 
 /// Connections that a listener serves at a time; more wait in the kernel.
 const CONNECTIONS_MAX: usize = 10_000;
@@ -32,6 +32,22 @@ pub struct Endpoint {
     pub purpose: Purpose,
     /// Must be there for `https` and `unixs`.
     pub tls: Option<Arc<ServerTls>>,
+}
+
+impl Endpoint {
+    fn is_secure(&self) -> bool {
+        self.url.scheme().is_secure()
+    }
+
+    /// Whether clients reach both at one socket, whatever they speak there.
+    fn shares_socket_with(&self, other: &Endpoint) -> bool {
+        let is_tcp = |endpoint: &Endpoint| !endpoint.url.scheme().is_unix();
+        matches!(self.purpose, Purpose::Client | Purpose::ClientHttp)
+            && self.purpose == other.purpose
+            && is_tcp(self)
+            && is_tcp(other)
+            && self.url.authority() == other.url.authority()
+    }
 }
 
 /// Options of all sockets.
@@ -64,7 +80,13 @@ impl BindError {
 
 /// Sockets that are bound and not yet served.
 pub struct Listeners {
-    bound: Vec<(Endpoint, Bound)>,
+    bound: Vec<Listener>,
+}
+
+struct Listener {
+    socket: Bound,
+    purpose: Purpose,
+    security: Security,
 }
 
 enum Bound {
@@ -81,25 +103,41 @@ impl Listeners {
         endpoints: impl IntoIterator<Item = Endpoint>,
         options: ListenOptions,
     ) -> Result<Self, BindError> {
+        let endpoints: Vec<Endpoint> = endpoints.into_iter().collect();
         let mut bound = Vec::new();
-        for endpoint in endpoints {
-            if endpoint.url.scheme().is_secure() && endpoint.tls.is_none() {
-                return Err(BindError::NoTls { url: endpoint.url.to_string() });
+        for (at, endpoint) in endpoints.iter().enumerate() {
+            let shared = |others: &[Endpoint], is_secure| {
+                let same = |other: &&Endpoint| other.shares_socket_with(endpoint);
+                others.iter().filter(same).any(|other| other.is_secure() == is_secure)
+            };
+            let (before, all) = (&endpoints[..at], &endpoints);
+            if shared(before, true) || shared(before, false) {
+                continue;
             }
+            let plain = !endpoint.is_secure() || shared(all, false);
+            let secure = endpoint.is_secure() || shared(all, true);
+            let security = match (secure, endpoint.tls.clone()) {
+                (false, _) => Security::Plain,
+                (true, Some(tls)) if plain => Security::Either(tls),
+                (true, Some(tls)) => Security::Tls(tls),
+                (true, None) => {
+                    return Err(BindError::NoTls { url: endpoint.url.to_string() });
+                }
+            };
             let socket = bind(&endpoint.url, options)
                 .map_err(|source| BindError::new(&endpoint.url, source))?;
-            bound.push((endpoint, socket));
+            bound.push(Listener { socket, purpose: endpoint.purpose, security });
         }
         Ok(Self { bound })
     }
 
     /// The addresses that TCP listeners have, in the order of the endpoints; a test binds port 0.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        let address = |bound: &Bound| match bound {
-            Bound::Tcp(listener) => listener.local_addr().ok(),
+        let address = |listener: &Listener| match &listener.socket {
+            Bound::Tcp(socket) => socket.local_addr().ok(),
             Bound::Unix(_) => None,
         };
-        self.bound.iter().filter_map(|(_, bound)| address(bound)).collect()
+        self.bound.iter().filter_map(address).collect()
     }
 
     /// Accepts until `stop`, and deals the connections out to `threads`.
@@ -109,13 +147,12 @@ impl Listeners {
     pub async fn run(self, threads: Vec<RpcThread>, stop: CancellationToken) -> io::Result<()> {
         let threads = Arc::new(threads);
         let mut acceptors = JoinSet::new();
-        for (endpoint, bound) in self.bound {
-            let socket = match bound {
+        for Listener { socket, purpose, security } in self.bound {
+            let socket = match socket {
                 Bound::Tcp(listener) => Incoming::Tcp(TcpListener::from_std(listener)?),
                 Bound::Unix(listener) => Incoming::Unix(UnixListener::from_std(listener)?),
             };
-            let tls = endpoint.tls.filter(|_| endpoint.url.scheme().is_secure());
-            let acceptor = Acceptor { socket, purpose: endpoint.purpose, tls };
+            let acceptor = Acceptor { socket, purpose, security };
             acceptors.spawn(acceptor.run(threads.clone(), stop.clone()));
         }
         while acceptors.join_next().await.is_some() {}
@@ -131,7 +168,7 @@ enum Incoming {
 struct Acceptor {
     socket: Incoming,
     purpose: Purpose,
-    tls: Option<Arc<ServerTls>>,
+    security: Security,
 }
 
 impl Acceptor {
@@ -156,8 +193,8 @@ impl Acceptor {
                     }
                 },
             };
-            let accepted =
-                Accepted { transport, purpose: self.purpose, tls: self.tls.clone(), slot };
+            let (purpose, security) = (self.purpose, self.security.clone());
+            let accepted = Accepted { transport, purpose, security, slot };
             let quietest = threads.iter().min_by_key(|thread| thread.connections());
             if let Some(thread) = quietest {
                 thread.hand_over(accepted).await;

@@ -28,7 +28,7 @@ use super::ping_police::{CallUnderWay, Calls, PingPolice};
 use super::{Purpose, Services};
 
 /// How long a TLS handshake may take; etcd has the same limit (`transport/listener_tls.go`).
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long, and how much, is still read from a client whose handshake failed.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 const FAREWELL_BYTES_MAX: u64 = 64 * 1024;

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::tls::ServerTls;
 
-use super::connection::{ConnectionSettings, Remote, serve};
+use super::connection::{ConnectionSettings, HANDSHAKE_TIMEOUT, Remote, serve};
 use super::{Purpose, Services};
 
 /// Accepted connections that wait for a thread; the acceptor waits when there are more.
@@ -29,7 +29,7 @@ pub type ServiceSet = BTreeMap<Purpose, Services>;
 pub(super) struct Accepted {
     pub(super) transport: Transport,
     pub(super) purpose: Purpose,
-    pub(super) tls: Option<Arc<ServerTls>>,
+    pub(super) security: Security,
     /// Held as long as the connection.
     pub(super) slot: OwnedSemaphorePermit,
 }
@@ -37,6 +37,39 @@ pub(super) struct Accepted {
 pub(super) enum Transport {
     Tcp(std::net::TcpStream),
     Unix(std::os::unix::net::UnixStream),
+}
+
+/// What is spoken on a socket.
+#[derive(Clone)]
+pub(super) enum Security {
+    Plain,
+    Tls(Arc<ServerTls>),
+    /// Each client as it likes: `http` and `https` at one address (etcd: `embed/serve.go`, cmux).
+    Either(Arc<ServerTls>),
+}
+
+impl Security {
+    /// Whether this client speaks TLS: what it begins with is a record of a handshake then.
+    async fn of(self, stream: &TcpStream) -> io::Result<Option<Arc<ServerTls>>> {
+        const HANDSHAKE_RECORD: u8 = 22;
+        match self {
+            Self::Plain => Ok(None),
+            Self::Tls(tls) => Ok(Some(tls)),
+            Self::Either(tls) => {
+                let mut first = [0];
+                tokio::time::timeout(HANDSHAKE_TIMEOUT, stream.peek(&mut first)).await??;
+                Ok((first == [HANDSHAKE_RECORD]).then_some(tls))
+            }
+        }
+    }
+
+    /// A path names a socket of one kind.
+    fn of_unix(self) -> Option<Arc<ServerTls>> {
+        match self {
+            Self::Plain => None,
+            Self::Tls(tls) | Self::Either(tls) => Some(tls),
+        }
+    }
 }
 
 /// The way to one serving thread.
@@ -112,26 +145,24 @@ impl Serving {
         let counted = Counted { connections: self.connections.clone(), _slot: accepted.slot };
         let services = self.services.get(&accepted.purpose).cloned().unwrap_or_default();
         let settings = self.settings.clone();
-        let (stop, tls, purpose) = (stop.clone(), accepted.tls, accepted.purpose);
+        let (stop, security, purpose) = (stop.clone(), accepted.security, accepted.purpose);
+        let served = async move {
+            match accepted.transport {
+                Transport::Tcp(stream) => {
+                    let stream = TcpStream::from_std(stream)?;
+                    let (remote, tls) = (Remote::of(&stream, purpose), security.of(&stream).await?);
+                    serve(stream, remote, tls, services, &settings, handshakes, stop).await
+                }
+                Transport::Unix(stream) => {
+                    let (stream, remote) = (UnixStream::from_std(stream)?, Remote::unix(purpose));
+                    let tls = security.of_unix();
+                    serve(stream, remote, tls, services, &settings, handshakes, stop).await
+                }
+            }
+        };
         async move {
             let _counted = counted;
-            let served = match accepted.transport {
-                Transport::Tcp(stream) => match TcpStream::from_std(stream) {
-                    Ok(stream) => {
-                        let remote = Remote::of(&stream, purpose);
-                        serve(stream, remote, tls, services, &settings, handshakes, stop).await
-                    }
-                    Err(error) => Err(error),
-                },
-                Transport::Unix(stream) => match UnixStream::from_std(stream) {
-                    Ok(stream) => {
-                        let remote = Remote::unix(purpose);
-                        serve(stream, remote, tls, services, &settings, handshakes, stop).await
-                    }
-                    Err(error) => Err(error),
-                },
-            };
-            if let Err(error) = served {
+            if let Err(error) = served.await {
                 tracing::debug!(%error, "connection ended");
             }
         }

@@ -16,8 +16,8 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 use types::MemberId;
 
-use super::REFUSED;
 use super::meters::{Direction, PeerMeters};
+use super::{EXPELLED, REFUSED};
 use crate::config::GRPC_OVERHEAD_BYTES;
 use crate::version;
 
@@ -52,6 +52,7 @@ impl PeerService {
 fn status(error: PeerError) -> Status {
     match error {
         PeerError::Refused(text) => Status::new(REFUSED, text),
+        PeerError::Removed => Status::new(EXPELLED, error.to_string()),
         PeerError::Unreachable(text) | PeerError::NoAnswer(text) => Status::unavailable(text),
     }
 }
@@ -72,7 +73,7 @@ fn sender(envelope: Option<&peerpb::Envelope>) -> u64 {
 impl PeerService {
     /// Counts a message and its answer.
     fn counted<T: Message>(&self, from: u64, bytes: usize, result: &PeerResult<T>) {
-        if matches!(result, Err(PeerError::Refused(_))) {
+        if matches!(result, Err(PeerError::Refused(_) | PeerError::Removed)) {
             return self.meters.refused(from);
         }
         let meter = self.meters.of(MemberId(from));

@@ -3,8 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use prometheus::{Gauge, Histogram, IntCounter};
@@ -33,7 +32,8 @@ pub(crate) struct PeerMeter {
     round_trip: Histogram,
     active: Gauge,
     disconnected: IntCounter,
-    is_active: AtomicBool,
+    /// Since when its messages arrive, if they do. A std mutex: held to look at it.
+    active_since: Mutex<Option<Instant>>,
     /// When it was last told, or could have been. A std mutex: held to compare two times.
     told: Mutex<Instant>,
     snapshots: [SnapshotMeter; 2],
@@ -91,7 +91,7 @@ impl PeerMeters {
             round_trip: metrics.round_trip.with_label_values(&label),
             active: metrics.active_peers.with_label_values(&both),
             disconnected: metrics.disconnected_peers.with_label_values(&both),
-            is_active: AtomicBool::new(false),
+            active_since: Mutex::default(),
             told: Mutex::new(Instant::now()),
             snapshots: [
                 SnapshotMeter {
@@ -123,7 +123,9 @@ impl PeerMeter {
 
     /// The member has answered.
     pub(crate) fn answered(&self) {
-        if !self.is_active.swap(true, Ordering::Relaxed) {
+        let mut since = self.active_since();
+        if since.is_none() {
+            *since = Some(Instant::now());
             self.active.set(1.0);
             tracing::info!("peer-id" = %self.id, "peer became active");
         }
@@ -132,7 +134,7 @@ impl PeerMeter {
     /// A message did not get there, or its answer not back.
     pub(crate) fn failed(&self, error: &dyn Display) {
         self.sent_failures.inc();
-        if self.is_active.swap(false, Ordering::Relaxed) {
+        if self.active_since().take().is_some() {
             self.active.set(0.0);
             self.disconnected.inc();
             self.is_time_to_tell(Duration::ZERO);
@@ -143,6 +145,15 @@ impl PeerMeter {
         } else if self.is_time_to_tell(REMINDER) {
             tracing::warn!("remote-peer-id" = %self.id, %error, "prober detected unhealthy status");
         }
+    }
+
+    /// For how long every message has been answered.
+    pub(crate) fn active_for(&self) -> Duration {
+        self.active_since().map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    fn active_since(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.active_since.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether nothing was told for so long; something is told then.

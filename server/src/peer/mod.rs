@@ -27,6 +27,9 @@ pub(crate) fn connection_settings() -> ConnectionSettings {
     }
 }
 
-/// A refusal (wrong cluster, wrong member, removed member) travels as this code, so that the sender
+/// A refusal (wrong cluster, wrong member, incompatible protocol) travels as this code, so that the sender
 /// can tell it from a broken connection.
 const REFUSED: tonic::Code = tonic::Code::FailedPrecondition;
+/// What a removed member is told, and then ends itself (etcd: HTTP 410). An older peer takes it for no
+/// answer.
+const EXPELLED: tonic::Code = tonic::Code::PermissionDenied;

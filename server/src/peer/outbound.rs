@@ -18,12 +18,13 @@ use proto::peerpb::member_client::MemberClient;
 use proto::peerpb::raft_client::RaftClient;
 use proto::peerpb::{self};
 use replica::{AppendResponses, Peer, PeerError, PeerResult, Peers};
+use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 use types::MemberId;
 
 use super::meters::{Direction, PeerMeter, PeerMeters};
-use super::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, REFUSED};
+use super::{EXPELLED, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, REFUSED};
 use crate::dial::Dialer;
 
 /// How long making a connection may take.
@@ -46,6 +47,8 @@ pub(crate) struct Outbound {
     channels: Mutex<BTreeMap<(MemberId, Lane), Connection>>,
     /// Set once this member knows who it is.
     meters: OnceLock<PeerMeters>,
+    /// Ends when a member says that this one was removed from the cluster.
+    expulsion: CancellationToken,
 }
 
 struct Connection {
@@ -55,7 +58,12 @@ struct Connection {
 
 impl Outbound {
     pub(crate) fn new(dialer: Dialer) -> Arc<Self> {
-        Arc::new(Self { dialer, channels: Mutex::default(), meters: OnceLock::new() })
+        Arc::new(Self {
+            dialer,
+            channels: Mutex::default(),
+            meters: OnceLock::new(),
+            expulsion: CancellationToken::new(),
+        })
     }
 
     /// Has the traffic counted from now on.
@@ -64,8 +72,9 @@ impl Outbound {
         let _ = self.meters.set(meters);
     }
 
-    fn meter(&self, to: &Peer) -> Option<Arc<PeerMeter>> {
-        self.meters.get().map(|meters| meters.of(to.id))
+    fn account(&self, to: &Peer) -> Account {
+        let meter = self.meters.get().map(|meters| meters.of(to.id));
+        Account { meter, expulsion: self.expulsion.clone() }
     }
 
     fn channel(&self, to: &Peer, lane: Lane) -> PeerResult<Channel> {
@@ -146,6 +155,7 @@ fn peer_error(status: Status) -> PeerError {
     }
     match status.code() {
         REFUSED => PeerError::Refused(status.message().to_owned()),
+        EXPELLED => PeerError::Removed,
         _ => PeerError::NoAnswer(with_causes(&status)),
     }
 }
@@ -165,26 +175,47 @@ fn with_causes(status: &Status) -> String {
     told
 }
 
-/// Counts an answer, or that there is none.
-fn count<T: Message>(meter: Option<&PeerMeter>, result: &PeerResult<T>) {
-    let Some(meter) = meter else { return };
-    match result {
-        Ok(answer) => {
-            meter.received(answer.encoded_len());
-            meter.answered();
+/// What becomes of messages to one member.
+#[derive(Clone)]
+struct Account {
+    meter: Option<Arc<PeerMeter>>,
+    expulsion: CancellationToken,
+}
+
+impl Account {
+    fn sent(&self, message: &impl Message) {
+        if let Some(meter) = &self.meter {
+            meter.sent(message.encoded_len());
         }
-        Err(error) => meter.failed(error),
+    }
+
+    fn answered<T: Message>(&self, result: &PeerResult<T>) {
+        match (result, &self.meter) {
+            (Ok(answer), Some(meter)) => {
+                meter.received(answer.encoded_len());
+                meter.answered();
+            }
+            (Ok(_), None) => {}
+            (Err(error), _) => self.failed(error),
+        }
+    }
+
+    fn failed(&self, error: &PeerError) {
+        if *error == PeerError::Removed {
+            self.expulsion.cancel();
+        }
+        if let Some(meter) = &self.meter {
+            meter.failed(error);
+        }
     }
 }
 
 /// One call with one answer.
 macro_rules! call {
     ($self:ident, $client:ident, $to:ident, $method:ident, $request:ident) => {{
-        let (client, meter) = ($self.$client(&$to), $self.meter(&$to));
+        let (client, account) = ($self.$client(&$to), $self.account(&$to));
         Box::pin(async move {
-            if let Some(meter) = &meter {
-                meter.sent($request.encoded_len());
-            }
+            account.sent(&$request);
             let result = match client {
                 Ok(mut client) => client
                     .$method(Request::new($request))
@@ -193,7 +224,7 @@ macro_rules! call {
                     .map_err(peer_error),
                 Err(error) => Err(error),
             };
-            count(meter.as_deref(), &result);
+            account.answered(&result);
             result
         })
     }};
@@ -205,26 +236,20 @@ impl Peers for Outbound {
         to: Peer,
         requests: BoxStream<'static, peerpb::AppendRequest>,
     ) -> BoxFuture<'static, PeerResult<AppendResponses>> {
-        let (client, meter) = (self.raft_messages(&to), self.meter(&to));
-        let counter = meter.clone();
-        let requests = requests.inspect(move |request| {
-            if let Some(meter) = &counter {
-                meter.sent(request.encoded_len());
-            }
-        });
+        let (client, account) = (self.raft_messages(&to), self.account(&to));
+        let sender = account.clone();
+        let requests = requests.inspect(move |request| sender.sent(request));
         Box::pin(async move {
             let mut client = client?;
             let response = client.append(Request::new(Outgoing(requests.boxed()))).await;
             let response = response.map_err(|status| {
                 let error = peer_error(status);
-                if let Some(meter) = &meter {
-                    meter.failed(&error);
-                }
+                account.failed(&error);
                 error
             })?;
             let answers = response.into_inner().map(move |answer| {
                 let answer = answer.map_err(peer_error);
-                count(meter.as_deref(), &answer);
+                account.answered(&answer);
                 answer
             });
             Ok(answers.boxed())
@@ -244,23 +269,20 @@ impl Peers for Outbound {
         to: Peer,
         chunks: BoxStream<'static, peerpb::SnapshotChunk>,
     ) -> BoxFuture<'static, PeerResult<peerpb::SnapshotResponse>> {
-        let (client, meter) = (self.raft(&to, Lane::Snapshots), self.meter(&to));
+        let (client, account) = (self.raft(&to, Lane::Snapshots), self.account(&to));
         let member = to.id;
-        let counter = meter.clone();
-        let chunks = chunks.inspect(move |chunk| {
-            if let Some(meter) = &counter {
-                meter.sent(chunk.encoded_len());
-            }
-        });
+        let sender = account.clone();
+        let chunks = chunks.inspect(move |chunk| sender.sent(chunk));
         Box::pin(async move {
             let mut client = client?;
             let began = Instant::now();
-            let _under_way = meter.as_ref().map(|meter| meter.snapshot_begins(Direction::Sent));
+            let meter = account.meter.as_ref();
+            let _under_way = meter.map(|meter| meter.snapshot_begins(Direction::Sent));
             let sent = client.snapshot(Request::new(Outgoing(chunks.boxed()))).await;
             let result = sent.map(tonic::Response::into_inner).map_err(peer_error);
-            count(meter.as_deref(), &result);
+            account.answered(&result);
             // To a member that is not there none is on its way: its calls fail, which are counted.
-            if let Some(meter) = &meter
+            if let Some(meter) = meter
                 && !matches!(result, Err(PeerError::Unreachable(_)))
             {
                 meter.snapshot(Direction::Sent, result.is_ok(), began);
@@ -318,7 +340,7 @@ impl Peers for Outbound {
         to: Peer,
         request: peerpb::VersionRequest,
     ) -> BoxFuture<'static, PeerResult<peerpb::VersionResponse>> {
-        let meter = self.meter(&to);
+        let meter = self.account(&to).meter;
         let call: BoxFuture<'static, PeerResult<_>> = call!(self, member, to, version, request);
         Box::pin(async move {
             let began = Instant::now();
@@ -345,5 +367,13 @@ impl Peers for Outbound {
         request: peerpb::LeaseTimeToLiveRequest,
     ) -> BoxFuture<'static, PeerResult<peerpb::LeaseTimeToLiveResponse>> {
         call!(self, member, to, lease_time_to_live, request)
+    }
+
+    fn connected_for(&self, member: MemberId) -> Duration {
+        self.meters.get().map_or(Duration::ZERO, |meters| meters.of(member).active_for())
+    }
+
+    fn expelled(&self) -> BoxFuture<'static, ()> {
+        Box::pin(self.expulsion.clone().cancelled_owned())
     }
 }

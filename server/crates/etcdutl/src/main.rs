@@ -335,5 +335,15 @@ fn log_restored(order: &Restore, restored: &Restored) {
                        everyone";
         log("warn", message, None);
     }
+    for member in &restored.founding.members {
+        let fields = serde_json::json!({
+            "cluster-id": restored.founding.cluster_id.to_string(),
+            "local-member-id": "0",
+            "added-peer-id": member.id.to_string(),
+            "added-peer-peer-urls": member.peer_urls,
+            "added-peer-is-learner": false,
+        });
+        log("info", "added member", Some(&fields));
+    }
     log("info", "restored snapshot", Some(&fields));
 }

@@ -282,6 +282,12 @@ pub struct Compactor {
 }
 
 impl Compactor {
+    /// Takes the hashes of what compactions will drop. It reads much, and nobody may call
+    /// [`Compactor::step`] meanwhile.
+    pub fn hash(&self) {
+        self.store.hash_compactions();
+    }
+
     /// Drops dead versions of up to `keys_max` keys from the index.
     pub fn step(&self, keys_max: usize) -> SweepStep {
         let moments = self.gate.moments();

@@ -64,6 +64,7 @@ impl Sweeper {
         if target <= self.swept {
             return Sweep::Done;
         }
+        shared.compaction_hashes().forget_waiting(target);
         let Found { candidates, last } = find(shared, target, resume.as_deref(), max_keys.max(1));
         if !candidates.is_empty() {
             let dead = drop_dead(shared, target, &candidates);

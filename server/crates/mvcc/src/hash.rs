@@ -15,10 +15,9 @@
 //! - a deletion at exactly c never counts.
 //!
 //! All of it follows from the index and the watermark, not from what is still stored (etcd#18667).
-//! Go also remembers the last ten hashes that it computed while compacting, each at the revision of
-//! that compaction and relative to the compaction before, until it restarts; asked for exactly such
-//! a revision it answers with that one. Comparing members must therefore compare hashes with equal
-//! compact revisions only, as etcd's own corruption check does.
+//! What clients are answered for the revision of a compaction may be the hash that was taken when it was
+//! made, relative to the compaction before (`compaction_hash`). Comparing members must therefore compare
+//! hashes with equal compact revisions only, as etcd's own corruption check does.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -52,13 +51,7 @@ fn attempt(shared: &Shared, revision: i64) -> Result<HashAnswer, Interruption> {
     if kept.is_empty() && compacted >= 0 && pin.at >= compacted {
         kept = visible(shared, compacted, compacted, pin.epoch)?;
     }
-    let mut old = kept.records;
-    old.sort_unstable();
-    let mut hash = crc32c::crc32c(b"key");
-    for record in old {
-        let key_value = fetch(shared, &pin, record)?;
-        hash = add(hash, record, false, &key_value);
-    }
+    let mut hash = of_records(shared, &pin, kept.records)?;
     let first = RecordRevision::first_of(Revision(compacted.max(0) + 1));
     let until = RecordRevision::first_of(Revision(pin.at.saturating_add(1)));
     let mut visit = |record: Record| {
@@ -74,6 +67,21 @@ fn attempt(shared: &Shared, revision: i64) -> Result<HashAnswer, Interruption> {
         revision: Revision(pin.at),
         current_revision: Revision(pin.newest),
     })
+}
+
+/// The hash of puts that the index named, which begins every hash.
+pub(crate) fn of_records(
+    shared: &Shared,
+    pin: &Pin,
+    mut records: Vec<RecordRevision>,
+) -> Result<u32, Interruption> {
+    records.sort_unstable();
+    let mut hash = crc32c::crc32c(b"key");
+    for record in records {
+        let key_value = fetch(shared, pin, record)?;
+        hash = add(hash, record, false, &key_value);
+    }
+    Ok(hash)
 }
 
 /// Unlike a range, a hash of a negative revision is the hash of nothing.
@@ -143,7 +151,8 @@ pub(crate) fn check(shared: &Shared, compacted: i64, epoch: u64) -> Result<(), I
     }
 }
 
-fn add(hash: u32, record: RecordRevision, tombstone: bool, key_value: &[u8]) -> u32 {
+/// The same with one more record.
+pub(crate) fn add(hash: u32, record: RecordRevision, tombstone: bool, key_value: &[u8]) -> u32 {
     let mut place = [b'_'; 18];
     place[..8].copy_from_slice(&record.main.to_be_bytes());
     place[9..17].copy_from_slice(&record.sub.to_be_bytes());

@@ -93,6 +93,11 @@ impl KeyHistory {
         self.last_at(revision).filter(|version| !version.tombstone)
     }
 
+    /// Whether exactly this revision deleted the key.
+    pub(crate) fn is_deleted_by(&self, revision: i64) -> bool {
+        self.last_at(revision).is_some_and(|version| version.tombstone && version.main == revision)
+    }
+
     /// Every version, oldest first.
     pub(crate) fn versions(&self) -> impl Iterator<Item = &Version> {
         self.older().iter().chain(std::iter::once(&self.newest))

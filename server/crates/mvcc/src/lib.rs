@@ -32,6 +32,7 @@
 mod backup;
 mod changes;
 mod compaction;
+mod compaction_hash;
 mod event;
 mod hash;
 mod history;

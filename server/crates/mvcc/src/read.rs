@@ -215,6 +215,13 @@ impl ReadView {
         hash::hash_kv(&self.shared, revision)
     }
 
+    /// The hash that was taken when the history was compacted to exactly this revision, if it is kept
+    /// still.
+    pub fn hash_of_compaction(&self, revision: i64) -> Option<HashAnswer> {
+        let answer = self.shared.compaction_hashes().of(revision)?;
+        Some(HashAnswer { current_revision: self.revision(), ..answer })
+    }
+
     fn pin(&self, revision: i64) -> Result<Pin, RangeError> {
         Pin::of(&self.shared.read(), revision)
     }

@@ -8,6 +8,7 @@ use revlog::{RevStore, RevStoreError};
 use types::{LeaseId, RecordRevision, Revision};
 
 use crate::compaction::{Sweep, Sweeper};
+use crate::compaction_hash::{self, CompactionHashes};
 use crate::image::{self, ImageError, RestoreError};
 use crate::index::Index;
 use crate::read::ReadView;
@@ -32,12 +33,13 @@ pub struct Store {
 }
 
 /// What the store, its writer and its readers have in common. Locks are taken in the order sweeper,
-/// index.
+/// index, compaction hashes.
 pub(crate) struct Shared {
     index: RwLock<Index>,
     /// What the records took on disk after the last entry.
     bytes: AtomicU64,
     sweeper: Mutex<Sweeper>,
+    compaction_hashes: Mutex<CompactionHashes>,
 }
 
 impl Shared {
@@ -59,6 +61,10 @@ impl Shared {
 
     pub(crate) fn sweeper(&self) -> MutexGuard<'_, Sweeper> {
         self.sweeper.lock().expect(LOCK)
+    }
+
+    pub(crate) fn compaction_hashes(&self) -> MutexGuard<'_, CompactionHashes> {
+        self.compaction_hashes.lock().expect(LOCK)
     }
 }
 
@@ -86,7 +92,8 @@ impl Store {
     pub(crate) fn of(index: Index, sweeper: Sweeper) -> Self {
         let bytes = AtomicU64::new(index.revs.size().total);
         let (index, sweeper) = (RwLock::new(index), Mutex::new(sweeper));
-        Self { shared: Arc::new(Shared { index, bytes, sweeper }) }
+        let compaction_hashes = Mutex::default();
+        Self { shared: Arc::new(Shared { index, bytes, sweeper, compaction_hashes }) }
     }
 
     /// Replaces the whole content by that of `other`, after a snapshot of the leader: every view
@@ -98,6 +105,8 @@ impl Store {
         std::mem::swap(&mut *sweeper, &mut *other.shared.sweeper());
         std::mem::swap(&mut *index, &mut *other.shared.write());
         index.epoch = epoch;
+        // Those that were taken are of the same history, which other members have gone through, too.
+        self.shared.compaction_hashes().forget_waiting(i64::MAX);
         self.shared.note_bytes(&*index.revs);
     }
 
@@ -139,6 +148,12 @@ impl Store {
                 visit(LeaseId(version.lease), key);
             }
         }
+    }
+
+    /// Takes the hashes of compactions that have none yet, before [`Store::compact_step`] drops what they
+    /// are of; that must not be called meanwhile. It reads much, and holds no lock for long.
+    pub fn hash_compactions(&self) {
+        compaction_hash::take(&self.shared);
     }
 
     /// Drops dead versions of up to `max_keys` keys from the index. To be called in the background

@@ -162,7 +162,8 @@ impl<'a> Writer<'a> {
         if revision.0 > self.index.revision {
             return Err(CompactError::FutureRevision);
         }
-        self.index.compact_revision = revision.0;
+        let before = std::mem::replace(&mut self.index.compact_revision, revision.0);
+        self.shared.compaction_hashes().compacted(before, revision.0);
         Ok(())
     }
 

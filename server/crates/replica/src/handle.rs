@@ -26,7 +26,7 @@ use crate::completion::{Mailbox, Mailboxes};
 use crate::contact::LeaderContact;
 use crate::inbound::{membership_change_message, read_index_answer, refusal_from_message};
 use crate::limits::{Rules, SWEEP_KEYS};
-use crate::membership::{MembershipChange, MembershipRefusal, Situation};
+use crate::membership::{HEALTH_INTERVAL, MembershipChange, MembershipRefusal, Situation};
 use crate::network::Sender;
 use crate::observation::Observation;
 use crate::peers::{Peer, PeerError};
@@ -71,6 +71,8 @@ pub(crate) struct Shared {
     pub(crate) log: Arc<crate::log_store::Shared>,
     /// The last compaction whose dead versions have left the index; for metrics.
     pub(crate) swept: AtomicI64,
+    /// Held while the index is swept and before, while what it will lose is hashed.
+    pub(crate) sweeping: tokio::sync::Mutex<()>,
 }
 
 /// What the leader's answer to a question for its index takes at most: the way there and back, the rest of
@@ -302,8 +304,14 @@ impl Handle {
 impl Shared {
     /// Drops from the index what compactions have made dead, in steps that let others run.
     pub(crate) async fn sweep_index(&self) {
+        let _one_at_a_time = self.sweeping.lock().await;
         let compaction = self.current.views().mvcc.compact_revision().0;
         let compactor = self.current.compactor();
+        if self.swept.load(Ordering::Acquire) != compaction {
+            let compactor = compactor.clone();
+            // Without its hash a compaction goes on all the same.
+            let _ = self.blocking.run(move || Ok(compactor.hash())).await;
+        }
         let (mut longest_step, mut took) = (Duration::ZERO, Duration::ZERO);
         loop {
             let began = Instant::now();
@@ -542,11 +550,15 @@ impl Shared {
             .map(|(id, _)| MemberId(*id))
             .collect();
         active.insert(self.me);
+        let mut connected = active.clone();
+        connected
+            .retain(|id| *id == self.me || self.sender.peers.connected_for(*id) >= HEALTH_INTERVAL);
         judge(&Situation {
             me: self.me,
             membership: metrics.membership_config.membership(),
             started: &started,
             active: &active,
+            connected: &connected,
             removed: &removed,
             matched: &matched,
             last: LogIndex(metrics.last_log_index.map_or(0, |last| last + 1)),

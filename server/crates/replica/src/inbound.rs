@@ -99,7 +99,7 @@ impl Inbound {
         }
         let from = MemberId(envelope.from);
         if self.shared.current.views().is_removed(from) {
-            return Err(refused(format!("member {from} was removed from the cluster")));
+            return Err(PeerError::Removed);
         }
         Ok(from)
     }

@@ -9,9 +9,10 @@
 //! The checks of `--strict-reconfig-check` are etcd's (`server/etcdserver/server.go`,
 //! `mayAddMember` and `mayRemoveMember`), with one exemption: etcd counts a new member as a voter that
 //! is down, even a learner, and so takes none while one of three is down. Ours counts it only once it
-//! is there, and asks that a quorum of the voters is.
+//! is there, and asks that a quorum of the voters is, and has been for a while.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use openraft::ChangeMembers;
 use types::{LogIndex, MemberId};
@@ -56,7 +57,7 @@ pub enum MembershipRefusal {
     /// The cluster has as many learners as it may.
     #[error("too many learner members in cluster")]
     TooManyLearners,
-    /// A quorum of the voters is not connected to the leader.
+    /// A quorum of the voters is not connected to the leader, or has not been for long.
     #[error("unhealthy cluster")]
     Unhealthy,
     /// Another change is under way, or the leader is not here; trying again may help.
@@ -72,6 +73,8 @@ pub(crate) struct Situation<'a> {
     pub(crate) started: &'a BTreeSet<MemberId>,
     /// Members that answered the leader lately, itself included.
     pub(crate) active: &'a BTreeSet<MemberId>,
+    /// Those of them that it has reached for [`HEALTH_INTERVAL`], itself included.
+    pub(crate) connected: &'a BTreeSet<MemberId>,
     pub(crate) removed: &'a BTreeSet<MemberId>,
     /// The last entry of the leader's log that each member is known to have.
     pub(crate) matched: &'a BTreeMap<MemberId, LogIndex>,
@@ -82,6 +85,9 @@ pub(crate) struct Situation<'a> {
     pub(crate) strict: bool,
     pub(crate) learners_max: usize,
 }
+
+/// Only who has been reached for this long counts when a change may cost the quorum: etcd's interval.
+pub(crate) const HEALTH_INTERVAL: Duration = Duration::from_secs(5);
 
 /// etcd promotes a learner that has at least this share of the leader's log.
 const READY_PERCENT: u64 = 90;
@@ -144,29 +150,35 @@ impl Situation<'_> {
         peer_urls: &[String],
         learner: bool,
     ) -> Result<ChangeMembers<u64, Node>, MembershipRefusal> {
+        let voters = self.voters();
+        if self.strict {
+            self.check_addition_keeps_quorum(&voters, learner)?;
+        }
         if self.node(id).is_some() || self.removed.contains(&id) {
             return Err(MembershipRefusal::MemberIdExists);
         }
         self.check_urls_free(None, peer_urls)?;
-        let voters = self.voters();
-        if learner {
-            let learners = self.membership.nodes().count() - voters.len();
-            if learners >= self.learners_max {
-                return Err(MembershipRefusal::TooManyLearners);
-            }
-        } else if self.strict {
-            let after = voters.len() + 1;
-            let started = Self::count(self.started, &voters);
-            let first_growth = started == 1 && after == 2;
-            if !first_growth && started < quorum(after) {
-                return Err(MembershipRefusal::NotEnoughStarted);
-            }
-            if Self::count(self.active, &voters) < quorum(voters.len()) {
-                return Err(MembershipRefusal::Unhealthy);
-            }
+        if learner && self.membership.nodes().count() - voters.len() >= self.learners_max {
+            return Err(MembershipRefusal::TooManyLearners);
         }
         let node = Node { peer_urls: peer_urls.to_vec(), voter_intent: !learner };
         Ok(ChangeMembers::AddNodes(BTreeMap::from([(id.0, node)])))
+    }
+
+    fn check_addition_keeps_quorum(
+        &self,
+        voters: &[MemberId],
+        learner: bool,
+    ) -> Result<(), MembershipRefusal> {
+        let started = Self::count(self.started, voters);
+        let first_growth = started == 1 && voters.len() == 1;
+        if !learner && !first_growth && started < quorum(voters.len() + 1) {
+            return Err(MembershipRefusal::NotEnoughStarted);
+        }
+        if Self::count(self.connected, voters) < quorum(voters.len()) {
+            return Err(MembershipRefusal::Unhealthy);
+        }
+        Ok(())
     }
 
     fn remove(&self, id: MemberId) -> Result<ChangeMembers<u64, Node>, MembershipRefusal> {
@@ -193,7 +205,7 @@ impl Situation<'_> {
         if is_down {
             return Ok(());
         }
-        let active_after = Self::count(self.active, &voters).saturating_sub(1);
+        let active_after = Self::count(self.connected, &voters).saturating_sub(1);
         if active_after < 1 + (voters.len() - 1) / 2 && !rest.is_empty() && voters.len() > 2 {
             return Err(MembershipRefusal::Unhealthy);
         }
@@ -306,6 +318,7 @@ mod tests {
                 membership: &self.membership,
                 started: &self.started,
                 active: &self.active,
+                connected: &self.active,
                 removed: &BTreeSet::new(),
                 matched: &self.matched,
                 last: LogIndex(self.last),
@@ -326,8 +339,8 @@ mod tests {
     #[test]
     fn t31_members_are_added_while_a_quorum_of_the_voters_is_there() {
         use MembershipRefusal::{NotEnoughStarted, Unhealthy};
-        // Voters, how many of them have started and are active, and what adding a voter comes to; a
-        // learner changes no quorum and is always taken.
+        // Voters, how many of them have started and are active, and what adding a voter comes to; for a
+        // learner, which changes no quorum, they need not have started.
         let table = [
             (1, 1, 1, Ok(())),
             (2, 1, 1, Err(NotEnoughStarted)),
@@ -351,7 +364,12 @@ mod tests {
             cluster.active.retain(|id| id.0 <= active);
             let situation = format!("{voters} voters, {started} started, {active} active");
             assert_eq!(cluster.add(false), expected, "{situation}");
-            assert_eq!(cluster.add(true), Ok(()), "{situation}, a learner");
+            let of_learner = match expected {
+                Err(NotEnoughStarted) if active * 2 > voters => Ok(()),
+                Err(NotEnoughStarted) => Err(Unhealthy),
+                other => other,
+            };
+            assert_eq!(cluster.add(true), of_learner, "{situation}, a learner");
             cluster.strict = false;
             assert_eq!(cluster.add(false), Ok(()), "{situation}, without the check");
         }

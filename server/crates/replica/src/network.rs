@@ -138,7 +138,9 @@ fn network_error(error: impl ToString) -> RPCError<TypeConfig> {
 
 fn rpc_error(error: PeerError) -> RPCError<TypeConfig> {
     match error {
-        PeerError::Unreachable(_) | PeerError::Refused(_) => unreachable(error),
+        PeerError::Unreachable(_) | PeerError::Refused(_) | PeerError::Removed => {
+            unreachable(error)
+        }
         PeerError::NoAnswer(_) => network_error(error),
     }
 }

@@ -4,6 +4,8 @@
 //! Messages are those of the versioned peer protocol (`keelson.peer.v1`), so that both carry exactly
 //! the same thing. Every method may fail or never answer; callers bound their waits.
 
+use std::time::Duration;
+
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use proto::peerpb;
@@ -27,10 +29,13 @@ pub enum PeerError {
     /// The connection broke or the wait ended; the peer may have acted on the message.
     #[error("no answer from the peer: {0}")]
     NoAnswer(String),
-    /// The peer understood the message and refused it: wrong cluster, wrong member, removed member
-    /// or an incompatible protocol.
+    /// The peer understood the message and refused it: wrong cluster, wrong member or an incompatible
+    /// protocol.
     #[error("the peer refused: {0}")]
     Refused(String),
+    /// The peer has applied that the sender was removed from their cluster, which is for ever.
+    #[error("the peer refused: the sender was removed from the cluster")]
+    Removed,
 }
 
 /// The result of a call to a peer.
@@ -117,4 +122,15 @@ pub trait Peers: Send + Sync + 'static {
         to: Peer,
         request: peerpb::LeaseTimeToLiveRequest,
     ) -> BoxFuture<'static, PeerResult<peerpb::LeaseTimeToLiveResponse>>;
+
+    /// For how long a member has answered all that was sent to it. Who does not keep count answers that it
+    /// always has.
+    fn connected_for(&self, _member: MemberId) -> Duration {
+        Duration::MAX
+    }
+
+    /// Ends once a peer has answered [`PeerError::Removed`].
+    fn expelled(&self) -> BoxFuture<'static, ()> {
+        Box::pin(std::future::pending())
+    }
 }

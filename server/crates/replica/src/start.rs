@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use disk::Disk;
+use futures_util::FutureExt;
 use machine::Outcome;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{InitializeError, RaftError};
@@ -229,6 +230,7 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
         events: parts.events.clone(),
         log: log_shared,
         swept: AtomicI64::new(-1),
+        sweeping: tokio::sync::Mutex::default(),
     });
     spawn_loops(&shared, parts.images, parts.timing);
     Ok(Replica { handle: Handle::new(shared), writer, _lock: lock })
@@ -425,6 +427,9 @@ fn follow_status(
             fatal: metrics.running_state.as_ref().err().map(ToString::to_string),
         }
     };
+    // A member may never get the entry that removes it: nobody sends it any more.
+    let mut expelled = sender.peers.expelled().fuse();
+    let mut is_expelled = false;
     let (sender, receiver) = watch::channel(translate(&metrics.borrow_watched()));
     runtime::spawn(async move {
         loop {
@@ -433,9 +438,11 @@ fn follow_status(
                 biased;
                 changed = metrics.changed() => if changed.is_err() { return },
                 () = contact.resumed() => {}
+                () = &mut expelled => is_expelled = true,
                 () = tokio::time::sleep(election_timeout) => {}
             }
-            let status = translate(&metrics.borrow_watched());
+            let mut status = translate(&metrics.borrow_watched());
+            status.removed |= is_expelled;
             sender.send_if_modified(|current| {
                 let modified = *current != status;
                 *current = status;

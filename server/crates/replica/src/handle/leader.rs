@@ -83,7 +83,9 @@ impl Appender for Shared {
                 Some(Wire::Overloaded(_)) => Forwarded::Overloaded,
                 Some(Wire::NotLeader(_)) => Forwarded::NotAppended,
             },
-            Ok(Err(PeerError::Unreachable(_) | PeerError::Refused(_))) => Forwarded::NotAppended,
+            Ok(Err(PeerError::Unreachable(_) | PeerError::Refused(_) | PeerError::Removed)) => {
+                Forwarded::NotAppended
+            }
             Ok(Err(PeerError::NoAnswer(_))) | Err(_) => Forwarded::Handed,
         }
     }
