@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use calls::{metric, metrics, put, status, until};
+use calls::{metric, metrics, put, remove_member, status, until};
 use e2e::processes::{Cluster, Member, ServerOptions, signal};
 
 /// A leader tries for three election timeouts to hand its leadership over, then calls are drained.
@@ -151,6 +151,23 @@ fn a_request_under_way_gets_its_answer_however_long_it_takes() {
     let refusal = String::from_utf8_lossy(&answer.stderr);
     assert!(refusal.contains("etcdserver: request timed out"), "{refusal}");
     assert!(cluster.member_mut(left).wait_until_ended(END_MAX).unwrap().success());
+}
+
+/// Nobody sends a removed member the entry that removes it; once one of the others has refused a message of
+/// its, it knows, whether it led or followed (etcd's others answer 410).
+#[test]
+fn a_member_that_was_removed_ends_by_itself() {
+    for leads in [true, false] {
+        let mut cluster = three();
+        let leading = leader(&cluster);
+        let doomed = if leads { leading } else { (leading + 1) % 3 };
+        let id = status(&cluster.members()[doomed]).unwrap().header.unwrap().member_id;
+        remove_member(&cluster.members()[(doomed + 1) % 3], id).unwrap();
+        let ended = cluster.member_mut(doomed).wait_until_ended(END_MAX).unwrap();
+        assert!(!ended.success(), "{ended}");
+        let log = cluster.members()[doomed].log();
+        assert!(log.contains("the member has been permanently removed from the cluster"), "{log}");
+    }
 }
 
 #[test]

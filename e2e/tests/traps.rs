@@ -192,14 +192,15 @@ fn t31_with_one_of_three_down_a_learner_and_a_voter_join() {
 
     let learner = join(&mut cluster, true);
     put(&cluster.members()[0], "learner-added", b"value").unwrap();
-    let voter = join(&mut cluster, false);
-    put(&cluster.members()[0], "voter-added", b"value").unwrap();
-    cluster.member_mut(voter).wait_until_healthy().unwrap();
+    // Until it has, it knows of no other newcomer, and would find their number wrong.
     let name = cluster.members()[learner].name.clone();
     until("the learner has started", || {
         let listed = members(&cluster.members()[0]).unwrap().members;
         listed.iter().any(|member| member.name == name && member.is_learner)
     });
+    let voter = join(&mut cluster, false);
+    put(&cluster.members()[0], "voter-added", b"value").unwrap();
+    cluster.member_mut(voter).wait_until_healthy().unwrap();
     put(&cluster.members()[voter], "after", b"value").unwrap();
     let request = RangeRequest { key: "after".into(), serializable: true, ..Default::default() };
     until("the learner has it all", || {

@@ -143,10 +143,7 @@ async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
     };
     let meters = PeerMeters::new(instruments.metrics.clone(), identity.member);
     outbound.measure(meters.clone());
-    tracing::info!(
-        "local-member-id" = %identity.member, "cluster-id" = %identity.cluster,
-        name = config.name, "starting an etcd server"
-    );
+    config.log_start(identity.cluster, identity.member, &identity.directory);
 
     let leases = leases::clock(&config, &instruments.metrics);
     let tokens = Arc::new(config.auth.tokens.of_this_member());
@@ -306,6 +303,7 @@ async fn serve_all(
             chores::corruption::initial_check(&handle, checks).await?;
         }
         published.await?;
+        chores::cluster_version::decided(&handle).await;
         let running = tokio::spawn(clients.run(threads.handles(), stop.clone()));
         announce(config);
         running.await??;

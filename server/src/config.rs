@@ -12,6 +12,7 @@ mod file;
 #[cfg(feature = "fuzz")]
 pub(crate) mod fuzz;
 mod log;
+mod told;
 mod tracing;
 mod values;
 

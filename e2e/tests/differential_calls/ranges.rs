@@ -203,3 +203,24 @@ fn streamed_ranges_are_answered_alike() {
         }
     });
 }
+
+/// The hash of a revision is the same before a compaction to it and after, also behind a defragmentation.
+#[test]
+fn hashes_around_compactions_are_answered_alike() {
+    compare(1, &[], |talk| {
+        fill(talk);
+        let hashes = |talk: &mut Talk| {
+            for revision in [0, 5, 6, 7, 9, 12, 14, 16, 17] {
+                talk.ask(Rpc::MaintenanceHashKV, &pb::HashKvRequest { revision });
+            }
+        };
+        hashes(talk);
+        for revision in [9, 12, 16] {
+            let compact = pb::CompactionRequest { revision, physical: true };
+            talk.ask(Rpc::KVCompact, &compact);
+            hashes(talk);
+        }
+        talk.ask(Rpc::MaintenanceDefragment, &pb::DefragmentRequest {});
+        hashes(talk);
+    });
+}

@@ -167,6 +167,19 @@ pub async fn run(
     }
 }
 
+/// Waits until the cluster has a version, as long as it may take to decide: it is what many clients ask for
+/// first.
+pub async fn decided(handle: &Handle) {
+    const LOOK_AGAIN: Duration = Duration::from_millis(10);
+    let decision = async {
+        while handle.views().cluster_version().is_none() {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    };
+    // Without one the member serves all the same.
+    let _ = tokio::time::timeout(UNDECIDED_MAX, decision).await;
+}
+
 async fn set(handle: &Handle, version: ClusterVersion) {
     let request = ClusterVersionSetRequest { ver: version.to_string() };
     match handle.propose(Proposal::new(CommandKind::ClusterVersionSet, &request)).await {

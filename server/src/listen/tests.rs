@@ -273,6 +273,38 @@ async fn a_client_without_tls_reads_the_end_of_the_connection_and_not_a_reset() 
     served.await.unwrap();
 }
 
+#[tokio::test]
+async fn clients_with_and_without_tls_share_a_port_that_has_urls_of_both() {
+    use crate::tls::tests::{config, prepared};
+    use crate::tls::{ClientTls, ServerTls};
+    let prepared = prepared();
+    let directory = prepared.directory.path();
+    let mut rules = config(directory, "server");
+    rules.skip_client_san_verification = true;
+    let tls = Arc::new(ServerTls::new(rules).unwrap());
+    for schemes in [["http", "https"], ["https", "http"]] {
+        let urls = schemes.map(|scheme| format!("{scheme}://127.0.0.1:0"));
+        let endpoints = urls.map(|url| endpoint(&url, Some(tls.clone())));
+        let listeners = Listeners::bind(endpoints, ListenOptions::default()).unwrap();
+        let addresses = listeners.addresses();
+        assert_eq!(addresses.len(), 1);
+        let stop = CancellationToken::new();
+        let (thread, serving) = RpcThread::pair(services(), settings());
+        let served = tokio::spawn(serving.run(stop.clone(), Duration::ZERO));
+        let acceptor = tokio::spawn(listeners.run(vec![thread], stop.clone()));
+
+        let answer = get(TcpStream::connect(addresses[0]).await.unwrap(), "/plain").await;
+        assert!(answer.ends_with("http /plain"), "{answer}");
+        let client = ClientTls::new(config(directory, "client"));
+        let (_, answer) = get_over_tls(addresses[0], &client, b"http/1.1").await.unwrap();
+        assert!(answer.ends_with("http /tls"), "{answer}");
+
+        stop.cancel();
+        acceptor.await.unwrap().unwrap();
+        served.await.unwrap();
+    }
+}
+
 #[test]
 fn an_https_url_without_a_certificate_is_refused() {
     let listeners =

@@ -265,11 +265,17 @@ fn register(
 
 /// Follows the cluster's membership.
 async fn sync_endpoints(client: Client, interval: Duration) {
+    let mut before = client.current_endpoints();
     loop {
         tokio::time::sleep(interval).await;
         let asked = client.until(Instant::now() + CALL_TIMEOUT);
         if let Err(error) = asked.sync_endpoints().await {
             tracing::info!(%error, "Auto sync endpoints failed.");
+        }
+        let endpoints = client.current_endpoints();
+        if endpoints != before {
+            tracing::info!(endpoints = endpoints.join(","), "set etcd endpoints by autoSync");
+            before = endpoints;
         }
     }
 }

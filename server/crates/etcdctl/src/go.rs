@@ -3,9 +3,9 @@
 //! Part of etcdctl's output is whatever Go prints for a value. Scripts compare these texts, so they are
 //! made here exactly; what the other programs need too is in the room `types`.
 
-use std::time::Duration;
-
-pub(crate) use types::go::{parse_bool, parse_duration, parse_int, parse_unsigned, quote};
+pub(crate) use types::go::{
+    duration, parse_bool, parse_duration, parse_int, parse_unsigned, quote,
+};
 
 /// What `fmt.Sscanf` reads: each byte that is no UTF-8 is replaced.
 pub(crate) fn scannable(bytes: &[u8]) -> String {
@@ -77,35 +77,6 @@ fn unescape<'a>(text: &'a str, value: &mut Vec<u8>) -> Option<&'a str> {
     };
     value.push(simple);
     Some(rest)
-}
-
-/// `Duration.String()`.
-pub(crate) fn duration(duration: Duration) -> String {
-    let nanoseconds = duration.as_nanos();
-    let fraction = |value: u128, unit: u128| {
-        let (whole, part) = (value / unit, value % unit);
-        let digits = unit.ilog10() as usize;
-        let part = format!("{part:0digits$}");
-        match part.trim_end_matches('0') {
-            "" => whole.to_string(),
-            part => format!("{whole}.{part}"),
-        }
-    };
-    match nanoseconds {
-        0 => "0s".to_owned(),
-        1..1_000 => format!("{nanoseconds}ns"),
-        1_000..1_000_000 => format!("{}µs", fraction(nanoseconds, 1_000)),
-        1_000_000..1_000_000_000 => format!("{}ms", fraction(nanoseconds, 1_000_000)),
-        _ => {
-            let minutes = nanoseconds / 60_000_000_000;
-            let seconds = fraction(nanoseconds % 60_000_000_000, 1_000_000_000);
-            match (minutes / 60, minutes % 60) {
-                (0, 0) => format!("{seconds}s"),
-                (0, minutes) => format!("{minutes}m{seconds}s"),
-                (hours, minutes) => format!("{hours}h{minutes}m{seconds}s"),
-            }
-        }
-    }
 }
 
 /// go-humanize's `Bytes`: units of a thousand, one decimal below ten.

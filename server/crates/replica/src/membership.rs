@@ -294,6 +294,7 @@ mod tests {
         membership: Membership,
         started: BTreeSet<MemberId>,
         active: BTreeSet<MemberId>,
+        connected: BTreeSet<MemberId>,
         matched: BTreeMap<MemberId, LogIndex>,
         last: u64,
         strict: bool,
@@ -309,7 +310,8 @@ mod tests {
             let membership = Membership::new(vec![(1..=voters).collect()], nodes).unwrap();
             let all: BTreeSet<MemberId> = (1..=voters).map(MemberId).collect();
             let matched = BTreeMap::new();
-            Self { membership, started: all.clone(), active: all, matched, last: 1, strict: true }
+            let (started, active) = (all.clone(), all.clone());
+            Self { membership, started, active, connected: all, matched, last: 1, strict: true }
         }
 
         fn judge<T>(&self, judge: impl FnOnce(&Situation<'_>) -> T) -> T {
@@ -318,7 +320,7 @@ mod tests {
                 membership: &self.membership,
                 started: &self.started,
                 active: &self.active,
-                connected: &self.active,
+                connected: &self.connected,
                 removed: &BTreeSet::new(),
                 matched: &self.matched,
                 last: LogIndex(self.last),
@@ -362,6 +364,7 @@ mod tests {
             let mut cluster = Cluster::of(voters, 0);
             cluster.started.retain(|id| id.0 <= started);
             cluster.active.retain(|id| id.0 <= active);
+            cluster.connected = cluster.active.clone();
             let situation = format!("{voters} voters, {started} started, {active} active");
             assert_eq!(cluster.add(false), expected, "{situation}");
             let of_learner = match expected {
@@ -383,8 +386,29 @@ mod tests {
         assert_eq!(two_and_one.add(false), Err(MembershipRefusal::NotEnoughStarted));
         two_and_one.started.insert(MemberId(3));
         assert_eq!(two_and_one.add(false), Ok(()));
-        two_and_one.active.remove(&MemberId(2));
+        two_and_one.connected.remove(&MemberId(2));
         assert_eq!(two_and_one.add(false), Err(MembershipRefusal::Unhealthy));
+    }
+
+    /// A cluster that has only just come together may fall apart again (etcd's `HealthInterval`).
+    #[test]
+    fn members_count_for_a_change_only_after_a_while() {
+        use MembershipRefusal::Unhealthy;
+        let remove = MembershipChange::Remove { id: MemberId(2) };
+        let mut cluster = Cluster::of(3, 0);
+        cluster.connected.retain(|id| id.0 == 1);
+        let removed =
+            |cluster: &Cluster| cluster.judge(|situation| situation.translate(&remove)).map(drop);
+        assert_eq!(cluster.add(false), Err(Unhealthy));
+        assert_eq!(cluster.add(true), Err(Unhealthy));
+        assert_eq!(removed(&cluster), Err(Unhealthy));
+        cluster.active.remove(&MemberId(2));
+        assert_eq!(removed(&cluster), Ok(()), "who is down is no part of the quorum");
+        cluster.connected.insert(MemberId(3));
+        assert_eq!(cluster.add(false), Ok(()));
+        cluster.strict = false;
+        cluster.connected.clear();
+        assert_eq!(cluster.add(false), Ok(()));
     }
 
     /// Its quorum waits for a new voter where another is down, so it must not have far to go.

@@ -149,6 +149,35 @@ pub fn parse_duration(text: impl AsRef<[u8]>) -> Result<Duration, String> {
     Ok(Duration::from_nanos(total.round() as u64))
 }
 
+/// Go's `Duration.String()`.
+pub fn duration(duration: Duration) -> String {
+    let nanoseconds = duration.as_nanos();
+    let fraction = |value: u128, unit: u128| {
+        let (whole, part) = (value / unit, value % unit);
+        let digits = unit.ilog10() as usize;
+        let part = format!("{part:0digits$}");
+        match part.trim_end_matches('0') {
+            "" => whole.to_string(),
+            part => format!("{whole}.{part}"),
+        }
+    };
+    match nanoseconds {
+        0 => "0s".to_owned(),
+        1..1_000 => format!("{nanoseconds}ns"),
+        1_000..1_000_000 => format!("{}µs", fraction(nanoseconds, 1_000)),
+        1_000_000..1_000_000_000 => format!("{}ms", fraction(nanoseconds, 1_000_000)),
+        _ => {
+            let minutes = nanoseconds / 60_000_000_000;
+            let seconds = fraction(nanoseconds % 60_000_000_000, 1_000_000_000);
+            match (minutes / 60, minutes % 60) {
+                (0, 0) => format!("{seconds}s"),
+                (0, minutes) => format!("{minutes}m{seconds}s"),
+                (hours, minutes) => format!("{hours}h{minutes}m{seconds}s"),
+            }
+        }
+    }
+}
+
 /// `strconv.Quote` of bytes that need not be UTF-8 (`%q`).
 pub fn quote(bytes: &[u8]) -> String {
     let mut quoted = String::from("\"");

@@ -18,7 +18,7 @@ pub(super) const FLAGS: &[Flag] = &[
     Flag::new(Member, "listen-client-urls", Kind::Urls, "http://localhost:2379", "List of URLs to listen on for client gRPC traffic, and for HTTP unless --listen-client-http-urls is set."),
     Flag::new(Member, "listen-client-http-urls", Kind::Urls, "", "List of URLs to listen on for HTTP-only client traffic. Setting it removes HTTP services from --listen-client-urls."),
     Flag::new(Member, "max-snapshots", Kind::Uint64, "5", "Maximum number of snapshot files to retain (0 is unlimited). Deprecated in v3.6 and will be decommissioned in v3.8.")
-        .no_effect("images are kept as long as recovery may need them"),
+        .no_effect("--max-snapshots is deprecated in 3.6 and will be decommissioned in 3.8. Images are kept as long as recovery may need them"),
     Flag::new(Member, "max-wals", Kind::Uint64, "5", "Maximum number of wal files to retain (0 is unlimited).")
         .no_effect("log segments are kept as long as recovery or a follower may need them"),
     Flag::new(Member, "memory-mlock", Kind::Bool, "false", "Enable to enforce etcd pages to stay in RAM."),

@@ -7,7 +7,7 @@ use super::{
 };
 
 const NO_DEFRAGMENTATION: &str =
-    "space is returned while the server runs; there is nothing to defragment";
+    "Skipping defragmentation: space is returned while the server runs";
 
 pub(super) const FLAGS: &[Flag] = &[
     Flag::new(Hidden, "config-file", Kind::Text, "", "Path to the server configuration file."),

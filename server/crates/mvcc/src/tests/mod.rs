@@ -1,5 +1,6 @@
 //! Tests of the whole room: against recorded answers of Go etcd, and against a naive model.
 
+mod compaction_hash;
 mod golden;
 mod model;
 mod races;

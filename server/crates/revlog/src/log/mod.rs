@@ -575,7 +575,7 @@ impl RevStore for RevLog {
         let state = self.state();
         state.segments().fold(StoreSize::default(), |size, segment| StoreSize {
             total: size.total + segment.file_bytes(),
-            in_use: size.in_use + segment.live_bytes(),
+            in_use: size.in_use + u64::from(SEGMENT_HEADER_BYTES) + segment.live_bytes(),
         })
     }
 
