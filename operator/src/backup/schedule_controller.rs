@@ -23,7 +23,8 @@ use crate::{
     kubernetes::{Kubernetes, KubernetesError},
 };
 
-/// Longest sleep: missed wake-ups and clock changes are found after at most this.
+/// Longest sleep: missed wake-ups and clock changes are found after at most this. A backup of the schedule
+/// that ends is an event.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
 
 /// One pass over one schedule.
@@ -204,9 +205,6 @@ async fn prune(
 }
 
 fn sleep(status: &EtcdBackupScheduleStatus, now: Timestamp) -> Duration {
-    if !status.active.is_empty() {
-        return Duration::from_secs(5);
-    }
     let next = status.next_scheduled_time.as_ref().map(|next| next.0.duration_since(now));
     let next = next.and_then(|wait| Duration::try_from(wait).ok()).unwrap_or(SLEEP_MAX);
     next.saturating_add(Duration::from_millis(200)).min(SLEEP_MAX)

@@ -16,6 +16,7 @@ pub mod invariants;
 pub mod model;
 pub mod mutation;
 pub mod observe;
+pub mod pace;
 pub mod plan;
 pub mod report;
 pub mod security;
@@ -39,15 +40,11 @@ use crate::{
 use act::{ActError, Hands};
 use invariants::Refusal;
 use observe::Observation;
+use pace::BUSY;
 use plan::{Blocked, Plan};
 use report::Outcome;
 use security::{CertificateEnd, Certificates, SecurityError};
 use validate::{InvalidSpec, Validated};
-
-/// Next pass when something is under way, and the first when something is in the way.
-const BUSY: Duration = Duration::from_secs(2);
-/// Next pass when nothing is.
-const SETTLED: Duration = Duration::from_secs(15);
 
 /// A pass that could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -122,7 +119,12 @@ async fn end(
             context.memory.forget(&cluster.uid().unwrap_or_default());
             Ok(controller::Action::await_change())
         }
-        Ok(false) => Ok(controller::Action::requeue(BUSY)),
+        // Objects that go tell it by going; this is for those that do not tell.
+        Ok(false) => {
+            let uid = cluster.uid().unwrap_or_default();
+            let waited = context.memory.standing(&uid, "ending");
+            Ok(controller::Action::requeue(waited.clamp(BUSY, pace::SETTLED)))
+        }
         Err(error) => {
             let error = PassError::from(error);
             report_failure(context, cluster, &error, now).await?;
@@ -183,12 +185,9 @@ async fn pass(
         let what = format!("{doing:?} {failures:?} {:?}", plan.blocked);
         return Ok(memory.back_off(uid, &what, BUSY));
     }
-    memory.recover(uid);
-    let settled = plan.action.is_none()
-        && plan.ensures.is_empty()
-        && plan.blocked.is_empty()
-        && error.is_none();
-    Ok(if settled { SETTLED } else { BUSY })
+    let (observed, failed) = (&observation.observed, error.is_some());
+    let waited = memory.standing(uid, &pace::standing(&plan, observed));
+    Ok(pace::pause(&validated.desired, &plan, observed, failed, waited, now))
 }
 
 /// The certificates of the cluster and of its members, if it has any. While it is paused they are as
