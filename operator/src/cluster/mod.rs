@@ -327,14 +327,17 @@ async fn report(
     let status =
         report::cluster_status(&current, generation, validated, observation, &outcome, now);
     context.metrics.cluster(&validated.desired.names, &status);
+    let (due, mut told) = (report::are_numbers_due(&current, now), false);
     for (serial, member) in &observation.observed.members {
         let Some(object) = observation.objects.get(serial) else { continue };
         let status = report::member_status(object, member, observation, &validated.desired, now);
-        if object.status.as_ref() != Some(&status) {
+        if report::is_member_worth_writing(object.status.as_ref(), &status, due) {
             ignore_conflict(kubernetes.apply_status(object, &status).await)?;
+            told = true;
         }
     }
-    if report::is_worth_writing(&current, &status, now) {
+    // With the numbers of the members goes the time at which they were due.
+    if due && told || report::is_worth_writing(&current, &status, now) {
         ignore_conflict(kubernetes.apply_status(cluster, &status).await)?;
         for event in report::turned(before, &status) {
             context.publish(&event, &cluster.object_ref(&())).await;
