@@ -98,8 +98,9 @@ fn completed(backups: &[EtcdBackup]) -> Vec<Completed> {
         .iter()
         .filter(|backup| is_complete(backup) && backup.metadata.deletion_timestamp.is_none())
         .filter_map(|backup| {
-            let at = backup.status.as_ref()?.completed_at.as_ref()?.0;
-            Some(Completed { name: backup.name_any(), at })
+            let status = backup.status.as_ref()?;
+            let (at, cluster_id) = (status.completed_at.as_ref()?.0, status.cluster_id.clone());
+            Some(Completed { name: backup.name_any(), at, cluster_id })
         })
         .collect()
 }
