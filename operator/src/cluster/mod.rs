@@ -326,7 +326,7 @@ async fn report(
     let generation = cluster.metadata.generation;
     let status =
         report::cluster_status(&current, generation, validated, observation, &outcome, now);
-    context.metrics.cluster(&validated.desired.names, &status);
+    context.metrics.cluster(&names.namespace, &names.cluster, &status);
     let (due, mut told) = (report::are_numbers_due(&current, now), false);
     for (serial, member) in &observation.observed.members {
         let Some(object) = observation.objects.get(serial) else { continue };
@@ -377,6 +377,8 @@ async fn write_failure(
     before: &EtcdClusterStatus,
     after: &EtcdClusterStatus,
 ) -> Result<(), PassError> {
+    let namespace = cluster.namespace().unwrap_or_default();
+    context.metrics.cluster(&namespace, &cluster.name_any(), after);
     if after == before {
         return Ok(());
     }

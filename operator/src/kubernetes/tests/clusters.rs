@@ -104,6 +104,10 @@ async fn the_ca_of_a_formed_cluster_is_not_made_anew() {
             assert!(said.contains(lost) && !said.contains("delete it"), "{said}");
             let what = if data.is_none() { "is missing" } else { "has no usable" };
             assert!(said.contains(what), "{said}");
+            // Nobody knows of a quorum, so the alarm that tells of none has to come.
+            let gauges = String::from_utf8(context.metrics.text()).unwrap();
+            let gauge = r#"quorum_healthy{cluster="main",namespace="ns"} 0"#;
+            assert!(gauges.contains(gauge), "{gauges}");
         }
         server.put(SECRETS, lost, copy);
         let context = self::context(&server, &lease);
