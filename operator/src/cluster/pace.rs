@@ -63,7 +63,11 @@ pub fn pause(
     if desired.paused || (nothing && !failed) {
         return SETTLED;
     }
-    let pause = if waited < FRESH { BUSY } else { (waited / 10).clamp(BUSY, SETTLED) };
+    let pause = if waited < FRESH {
+        BUSY
+    } else {
+        Duration::from_secs(waited.as_secs() / 10).clamp(BUSY, SETTLED)
+    };
     until_due(desired, observed, now).map_or(pause, |due| pause.min(due))
 }
 

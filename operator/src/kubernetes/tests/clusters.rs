@@ -1,9 +1,10 @@
-//! What the operator does not do to a cluster: anything while it is paused, and a CA anew once it is
-//! formed.
+//! What the operator does not do to a cluster: anything while it is paused, a CA anew once it is formed, and
+//! look at it all the time while nothing happens.
 
 use std::time::Duration;
 
 use futures_util::future;
+use kube::runtime::controller;
 
 use super::*;
 use crate::run::controllers;
@@ -146,4 +147,31 @@ async fn the_gauges_of_a_cluster_that_was_always_paused_go_with_it() {
         lived = tokio::time::timeout(Duration::from_mins(30), life) => lived.expect("it is forgotten"),
         (ended, ..) = future::select_all(running) => panic!("a controller ended: {ended:?}"),
     }
+}
+
+/// Its images do not come, say. Of what the kubelet does there are events, and the members cannot be asked
+/// yet: two hundred such clusters are not to make an operator busy.
+#[tokio::test(start_paused = true)]
+async fn a_cluster_that_only_waits_is_looked_at_as_seldom_as_one_that_does_not() {
+    let server = ApiServer::default();
+    let lease = Lease::without_election();
+    let context = context(&server, &lease);
+    seed(&server, "etcdclusters", "main", json!({"kind": "EtcdCluster", "spec": {}}));
+    for _ in 0..8 {
+        reconcile_cluster(&server, &context).await;
+    }
+    let started = tokio::time::Instant::now();
+    let mut passes = [0; 5];
+    while let Some(minute) = passes.get_mut(started.elapsed().as_secs() as usize / 60) {
+        let cluster = serde_json::from_value(server.object(CLUSTERS, "main").unwrap()).unwrap();
+        let next = cluster::reconcile(Arc::new(cluster), context.clone()).await.unwrap();
+        let seconds = (1..=60)
+            .find(|seconds| next == controller::Action::requeue(Duration::from_secs(*seconds)));
+        tokio::time::advance(Duration::from_secs(seconds.expect("a pause of whole seconds"))).await;
+        *minute += 1;
+    }
+    let blocked = server.object(CLUSTERS, "main").unwrap()["status"]["blockedBy"].to_string();
+    assert!(blocked.contains("Bootstrap"), "{blocked}");
+    let [first, .., last] = passes;
+    assert!(first >= 25 && last <= 4, "{passes:?}");
 }
