@@ -175,3 +175,26 @@ async fn a_cluster_that_only_waits_is_looked_at_as_seldom_as_one_that_does_not()
     let [first, .., last] = passes;
     assert!(first >= 25 && last <= 4, "{passes:?}");
 }
+
+/// It is deleted between the write that makes a member's claim and the one that notes its uid. A claim has no
+/// owner that could take it along.
+#[tokio::test]
+async fn a_claim_that_nobody_has_used_yet_goes_with_its_cluster() {
+    for policy in ["Delete", "Retain"] {
+        let server = ApiServer::default();
+        let context = context(&server, &Lease::without_election());
+        let spec = json!({"deletionPolicy": policy});
+        seed(&server, "etcdclusters", "main", json!({"kind": "EtcdCluster", "spec": spec}));
+        while server.object(CLAIMS, "main-1-uid").is_none() {
+            reconcile_cluster(&server, &context).await;
+        }
+        let member = server.object(MEMBERS, "main-1").expect("its claim is there");
+        assert!(member["status"]["claimUID"].is_null(), "{member}");
+        server.mark_deleted(CLUSTERS, "main");
+        for _ in 0..2 {
+            reconcile_cluster(&server, &context).await;
+        }
+        assert!(server.object(CLUSTERS, "main").is_none());
+        assert_eq!(server.object(CLAIMS, "main-1-uid").is_some(), policy == "Retain");
+    }
+}
