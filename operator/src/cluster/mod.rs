@@ -169,10 +169,11 @@ async fn pass(
     let mut in_the_way = failures.iter().all(is_in_the_way);
     let failures: Vec<String> = failures.iter().map(ToString::to_string).collect();
     let mut error = (!failures.is_empty()).then(|| failures.join("; "));
-    if let Some(action) = &plan.action {
-        let result = hands.act(cluster, action).await;
+    if let Some(action) = plan.action.clone() {
+        let result = hands.act(cluster, &action).await;
         in_the_way = result.as_ref().is_err_and(is_in_the_way);
-        error = tell(context, cluster, validated, action, &result).await.or(error);
+        plan.blocked.extend(moved_on(&action, &result));
+        error = tell(context, cluster, validated, &action, &result).await.or(error);
     }
     let known = certificates.as_ref().map_or(&[][..], |certificates| &certificates.ends);
     let ends = validated.desired.names.tls.then_some(known);
@@ -284,6 +285,13 @@ fn of_kubernetes(failure: &ActError) -> Option<&KubernetesError> {
     }
 }
 
+/// An action that a second look forbade: the world moved on in between, and nothing failed. The next pass
+/// decides anew.
+fn moved_on(action: &plan::Action, result: &Result<(), ActError>) -> Option<Blocked> {
+    let Err(ActError::Forbidden(refusal)) = result else { return None };
+    Some(Blocked { action: action.kind(), refusal: refusal.clone() })
+}
+
 /// Event and metric of an action; returns what went wrong with it.
 async fn tell(
     context: &Context,
@@ -292,16 +300,21 @@ async fn tell(
     action: &plan::Action,
     result: &Result<(), ActError>,
 ) -> Option<String> {
+    let forbidden = matches!(result, Err(ActError::Forbidden(_)));
     let error = result.as_ref().err().map(ToString::to_string);
-    let label = if error.is_some() { "error" } else { "ok" };
+    let label = match (&error, forbidden) {
+        (_, true) => "forbidden",
+        (Some(_), false) => "error",
+        (None, false) => "ok",
+    };
     context.metrics.actions.with_label_values(&[action.kind(), label]).inc();
     let cluster_name = &validated.desired.names.cluster;
     tracing::info!(cluster = cluster_name, ?action, error, "action");
-    // Forbidden after a second look: the world moved on. The next pass decides anew.
-    if !matches!(result, Err(ActError::Forbidden(_))) {
-        let event = report::event(action, &validated.desired, error.as_deref());
-        context.publish(&event, &cluster.object_ref(&())).await;
+    if forbidden {
+        return None;
     }
+    let event = report::event(action, &validated.desired, error.as_deref());
+    context.publish(&event, &cluster.object_ref(&())).await;
     error
 }
 

@@ -198,3 +198,39 @@ async fn a_claim_that_nobody_has_used_yet_goes_with_its_cluster() {
         assert_eq!(server.object(CLAIMS, "main-1-uid").is_some(), policy == "Retain");
     }
 }
+
+/// A Pod is to be made anew, and in the moment between the two looks somebody else does it.
+#[tokio::test]
+async fn what_a_second_look_forbids_is_held_back_and_no_failure() {
+    let server = ApiServer::default();
+    let context = context(&server, &Lease::without_election());
+    seed(&server, "etcdclusters", "main", json!({"kind": "EtcdCluster", "spec": {}}));
+    while server.object(PODS, "main-1").is_none() {
+        reconcile_cluster(&server, &context).await;
+    }
+    reconcile_cluster(&server, &context).await;
+    change(&server, CLUSTERS, "main", |cluster| {
+        cluster["spec"]["image"] = json!({"tag": "corrected"});
+    });
+    change(&server, PODS, "main-1", |pod| {
+        let waiting = json!({"waiting": {"reason": "ErrImagePull"}});
+        pod["status"] = json!({"containerStatuses": [{
+            "name": "etcd", "image": "wrong", "imageID": "", "ready": false, "restartCount": 0,
+            "state": waiting,
+        }]});
+    });
+    let mut other = server.object(PODS, "main-1").unwrap();
+    other["metadata"]["uid"] = json!("another");
+    server.put_after_the_next_list(PODS, "main-1", other.clone());
+    let before = server.writes().len();
+    reconcile_cluster(&server, &context).await;
+    assert_eq!(server.object(PODS, "main-1"), Some(other));
+    let blocked = server.object(CLUSTERS, "main").unwrap()["status"]["blockedBy"].to_string();
+    assert!(blocked.contains("RestartPod") && blocked.contains("I9"), "{blocked}");
+    assert_eq!(condition_of(&server, "Degraded")["status"], "False");
+    let writes = server.writes().split_off(before);
+    assert!(!writes.iter().any(|write| write.ends_with("/events")), "{writes:#?}");
+    // The next pass is about the Pod that is there.
+    reconcile_cluster(&server, &context).await;
+    assert_eq!(server.object(PODS, "main-1"), None);
+}
