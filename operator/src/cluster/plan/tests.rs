@@ -219,9 +219,31 @@ fn a_learner_that_never_starts_is_taken_out_unless_the_next_would_not_either() {
     assert_eq!(says(3, just_added), "Promote waits for I4");
 }
 
-/// Five were to be of three. The third was still waiting for its image, its Pod had been moved to another
-/// node meanwhile, and was told to join the three that there were. When it started it found four, and
-/// refused for ever: its name is in the list from the first start on, so that it passed for one that ran.
+/// Of five the third was still waiting for its image; its Pod had been made anew meanwhile, and was told to
+/// join the five that there were. Another was lost and taken out. When the third started it found four, said
+/// that the member count is unequal, and said so for ever; and etcd adds nobody while a voter is down.
+#[test]
+fn a_voter_that_comes_late_is_told_of_who_has_left() {
+    let late = |s: &mut Situation| {
+        s.unstart(3);
+        s.name_all(3);
+    };
+    assert_eq!(says(5, late), "nothing");
+    let left = |s: &mut Situation| {
+        late(s);
+        s.observed.members.remove(&Serial(2));
+        s.observed.membership.as_mut().unwrap().entries.remove(1);
+        s.silence(3, Some(Cause::Crash("exit 1".to_owned())));
+    };
+    assert_eq!(says(5, left), "RestartPod 3");
+    let told = |s: &mut Situation| {
+        left(s);
+        s.name_all(3);
+    };
+    assert_eq!(says(5, told), "CreateMember 6");
+}
+
+/// Go etcd names all members of the first start in its list, also those that never ran: a name is no start.
 #[test]
 fn who_has_never_run_is_told_of_the_members_that_there_are() {
     let late = |s: &mut Situation| {
