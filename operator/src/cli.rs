@@ -104,6 +104,9 @@ struct BackupArguments {
 struct RestoreArguments {
     #[arg(long)]
     manifest: String,
+    /// SHA-256 of the snapshot, as the backup's status has it.
+    #[arg(long)]
+    sha256: Option<String>,
     #[arg(long)]
     data_dir: PathBuf,
     #[arg(long)]
@@ -194,6 +197,7 @@ async fn agent_work(command: AgentCommand) -> Result<AgentReport> {
             ];
             let order = RestoreOrder {
                 manifest: arguments.manifest,
+                sha256: arguments.sha256,
                 data_dir: arguments.data_dir,
                 etcdutl: arguments.etcdutl,
                 arguments: pass_on

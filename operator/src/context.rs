@@ -59,11 +59,11 @@ pub struct Memory {
 struct Remembered {
     certificates: Option<(Instant, Certificates)>,
     applied: Option<(Instant, String)>,
-    trouble: Option<Trouble>,
+    standing: Option<Standing>,
 }
 
-/// What a pass failed of, and all passes since.
-struct Trouble {
+/// What a pass came to, and all passes since.
+struct Standing {
     what: String,
     since: Instant,
     last: Instant,
@@ -97,20 +97,20 @@ impl Memory {
     /// When to try again what fails in this way: after as long again as it has done so, but `least`, and
     /// [`PATIENCE`] at most.
     pub fn back_off(&self, uid: &str, what: &str, least: Duration) -> Duration {
-        let now = Instant::now();
-        self.with(uid, |object| {
-            let known = object.trouble.take();
-            // What has not been heard of for longer than it is waited for was well in between.
-            let same = known.filter(|known| known.what == what && now - known.last <= 2 * PATIENCE);
-            let since = same.map_or(now, |known| known.since);
-            object.trouble = Some(Trouble { what: what.to_owned(), since, last: now });
-            (now - since).clamp(least, PATIENCE)
-        })
+        self.standing(uid, what).clamp(least, PATIENCE)
     }
 
-    /// Something was done, or nothing fails.
-    pub fn recover(&self, uid: &str) {
-        self.with(uid, |object| object.trouble = None);
+    /// For how long all passes over the object have come to the same.
+    pub fn standing(&self, uid: &str, what: &str) -> Duration {
+        let now = Instant::now();
+        self.with(uid, |object| {
+            let known = object.standing.take();
+            // What has not been heard of for longer than it is waited for was another in between.
+            let same = known.filter(|known| known.what == what && now - known.last <= 2 * PATIENCE);
+            let since = same.map_or(now, |known| known.since);
+            object.standing = Some(Standing { what: what.to_owned(), since, last: now });
+            now - since
+        })
     }
 
     /// The object is gone.
@@ -121,5 +121,27 @@ impl Memory {
     fn with<T>(&self, uid: &str, act: impl FnOnce(&mut Remembered) -> T) -> T {
         let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
         act(objects.entry(uid.to_owned()).or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_stays_the_same_grows_old_until_something_else_comes() {
+        let memory = Memory::default();
+        let secs = |what: &str| memory.standing("uid", what).as_secs();
+        assert_eq!(secs("waits"), 0);
+        for age in [15, 30, 45] {
+            tokio::time::advance(Duration::from_secs(15)).await;
+            assert_eq!(secs("waits"), age);
+        }
+        assert_eq!((secs("does"), secs("waits")), (0, 0));
+        tokio::time::advance(Duration::from_secs(121)).await;
+        assert_eq!(secs("waits"), 0, "nobody has looked for so long");
+        tokio::time::advance(Duration::from_secs(100)).await;
+        assert_eq!(memory.back_off("uid", "waits", Duration::from_secs(2)), PATIENCE);
+        assert_eq!(memory.back_off("other", "waits", Duration::from_secs(2)).as_secs(), 2);
     }
 }

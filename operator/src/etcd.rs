@@ -219,6 +219,7 @@ impl EtcdAdmin for GrpcAdmin {
                 name: member.name,
                 peer_url: member.peer_ur_ls.into_iter().next().unwrap_or_default(),
                 learner: member.is_learner,
+                started: !member.client_ur_ls.is_empty(),
             });
             Ok((cluster_id, entries.collect()))
         }))

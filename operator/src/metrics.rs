@@ -13,7 +13,7 @@ use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-use crate::{cluster::model::Names, crd::EtcdClusterStatus};
+use crate::crd::EtcdClusterStatus;
 
 const CLUSTER: [&str; 2] = ["namespace", "cluster"];
 
@@ -95,8 +95,8 @@ impl Metrics {
     }
 
     /// Sets the gauges of one cluster.
-    pub fn cluster(&self, names: &Names, status: &EtcdClusterStatus) {
-        let labels = [names.namespace.as_str(), names.cluster.as_str()];
+    pub fn cluster(&self, namespace: &str, cluster: &str, status: &EtcdClusterStatus) {
+        let labels = [namespace, cluster];
         let holds = |kind: &str| {
             let condition = status.conditions.iter().find(|condition| condition.type_ == kind);
             i64::from(condition.is_some_and(|condition| condition.status == "True"))
@@ -105,9 +105,15 @@ impl Metrics {
         self.quorum_healthy.with_label_values(&labels).set(holds("QuorumHealthy"));
         self.spec_applied.with_label_values(&labels).set(holds("SpecApplied"));
         self.blocked.with_label_values(&labels).set(i64::from(!status.blocked_by.is_empty()));
-        if let Some(backup) = &status.backup {
-            let completed = backup.last_successful_time.0.as_second();
-            self.backup_timestamp.with_label_values(&labels).set(completed);
+        match &status.backup {
+            Some(backup) => {
+                let completed = backup.last_successful_time.0.as_second();
+                self.backup_timestamp.with_label_values(&labels).set(completed);
+            }
+            // The last one was deleted, or there never was one.
+            None => {
+                let _ = self.backup_timestamp.remove_label_values(&labels);
+            }
         }
     }
 
@@ -171,18 +177,23 @@ fn answer(path: &str, metrics: &Metrics) -> Response<Full<Bytes>> {
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
     use super::*;
+    use crate::crd::ClusterBackupStatus;
 
     #[test]
     fn a_cluster_shows_in_the_metrics_text_until_it_is_gone() {
         let metrics = Metrics::new().unwrap();
-        let names = Names {
-            cluster: "main".to_owned(),
-            namespace: "ns".to_owned(),
-            tls: true,
-            claim_suffix: String::new(),
+        let backup = ClusterBackupStatus {
+            last_successful: "b".to_owned(),
+            last_successful_time: Time(Timestamp::UNIX_EPOCH),
+            last_revision: None,
         };
-        metrics.cluster(&names, &EtcdClusterStatus { fault_tolerance: 1, ..Default::default() });
+        let backup = Some(backup);
+        let status = EtcdClusterStatus { fault_tolerance: 1, backup, ..Default::default() };
+        metrics.cluster("ns", "main", &status);
         let text = String::from_utf8(metrics.text()).unwrap();
         assert!(
             text.contains(
@@ -190,6 +201,10 @@ mod tests {
             ),
             "{text}"
         );
+        assert!(text.contains("last_backup_timestamp_seconds{"), "{text}");
+        metrics.cluster("ns", "main", &EtcdClusterStatus { backup: None, ..status });
+        let text = String::from_utf8(metrics.text()).unwrap();
+        assert!(!text.contains("last_backup_timestamp_seconds{"), "{text}");
         metrics.forget("ns", "main");
         let text = String::from_utf8(metrics.text()).unwrap();
         assert!(!text.contains("cluster=\"main\""), "{text}");

@@ -26,7 +26,10 @@ use serde::de::DeserializeOwned;
 use crate::{
     backup,
     cli::RunArguments,
-    cluster::{self, build::CLUSTER_LABEL},
+    cluster::{
+        self,
+        build::{CLUSTER_LABEL, SCHEDULE_LABEL},
+    },
     context::{Context, Memory},
     crd::{EtcdBackup, EtcdBackupSchedule, EtcdCluster, EtcdMember},
     kubernetes::Kubernetes,
@@ -133,6 +136,7 @@ pub(crate) fn controllers(
         .run(backup::reconcile, failed, context.clone())
         .for_each(async |_| ());
     let schedules = Controller::new(api::<EtcdBackupSchedule>(client, namespace), watch())
+        .watches(api::<EtcdBackup>(client, namespace), watch().labels(SCHEDULE_LABEL), schedule_of)
         .with_config(config())
         .run(backup::schedule_controller::reconcile, failed, context.clone())
         .for_each(async |_| ());
@@ -161,6 +165,11 @@ where
 fn cluster_of<K: ResourceExt>(object: K) -> Option<ObjectRef<EtcdCluster>> {
     let cluster = object.labels().get(CLUSTER_LABEL)?;
     Some(ObjectRef::new(cluster).within(&object.namespace()?))
+}
+
+fn schedule_of(backup: EtcdBackup) -> Option<ObjectRef<EtcdBackupSchedule>> {
+    let schedule = backup.labels().get(SCHEDULE_LABEL)?;
+    Some(ObjectRef::new(schedule).within(&backup.namespace()?))
 }
 
 fn failed<K, E>(object: Arc<K>, error: &E, context: Arc<Context>) -> controller::Action

@@ -72,6 +72,10 @@ pub enum AgentError {
     ForeignManifest { found: String, expected: String },
     #[error("snapshot in the store has SHA-256 {found} instead of {expected}")]
     DigestInStore { found: String, expected: String },
+    #[error(
+        "the manifest in the store is not the one of the backup: it names SHA-256 {found} instead of {expected}"
+    )]
+    OtherManifest { found: String, expected: String },
     #[error("{action} {path}: {source}")]
     File { action: &'static str, path: String, source: std::io::Error },
     #[error("etcdutl snapshot restore ended with {status}: {output}")]
@@ -205,6 +209,8 @@ async fn read_manifest(
 #[derive(Clone, Debug)]
 pub struct RestoreOrder {
     pub manifest: String,
+    /// What the snapshot must be, if it is known from elsewhere than the store.
+    pub sha256: Option<String>,
     pub data_dir: PathBuf,
     pub etcdutl: PathBuf,
     /// Passed on to `etcdutl snapshot restore`: name, initial cluster, token, peer URL.
@@ -231,6 +237,10 @@ pub async fn restore(
         return Ok(None);
     }
     let manifest = read_manifest(&store, &ObjectPath::from(order.manifest.as_str())).await?;
+    if let Some(expected) = order.sha256.as_ref().filter(|known| **known != manifest.sha256) {
+        let (found, expected) = (manifest.sha256, expected.clone());
+        return Err(AgentError::OtherManifest { found, expected });
+    }
     let staging = order.data_dir.with_extension("restoring");
     match tokio::fs::remove_dir_all(&staging).await {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -374,6 +384,7 @@ mod tests {
     fn order(directory: &Path) -> RestoreOrder {
         RestoreOrder {
             manifest: "f/manifest.json".to_owned(),
+            sha256: None,
             data_dir: directory.join("data"),
             etcdutl: copying_etcdutl(directory),
             arguments: vec!["--name".to_owned(), "main-1".to_owned()],
@@ -435,6 +446,21 @@ mod tests {
         let error = restore(&order(directory.path()), store).await.unwrap_err();
         assert!(matches!(error, AgentError::Snapshot(SnapshotError::Digest)), "{error}");
         assert!(!directory.path().join("data").exists());
+    }
+
+    /// Each is whole by itself, and its manifest fits it: only who took the backup knows which it was.
+    #[tokio::test]
+    async fn another_snapshot_in_the_place_of_the_backup_is_not_restored() {
+        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let taken = stored(&store, &sample_snapshot(5)).await;
+        let directory = tempfile::tempdir().unwrap();
+        let order = RestoreOrder { sha256: Some(taken.sha256), ..order(directory.path()) };
+        stored(&store, &sample_snapshot(6)).await;
+        let error = restore(&order, store.clone()).await.unwrap_err();
+        assert!(matches!(error, AgentError::OtherManifest { .. }), "{error}");
+        assert!(!order.data_dir.exists());
+        stored(&store, &sample_snapshot(5)).await;
+        assert_eq!(restore(&order, store).await.unwrap(), Some(7));
     }
 
     #[tokio::test]

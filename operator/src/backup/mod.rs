@@ -49,7 +49,9 @@ use agent::AgentReport;
 use job::{JobOrder, TLS_MOUNT, job};
 use manifest::Manifest;
 
-const RUNNING: Duration = Duration::from_secs(3);
+/// Until the next write of one pass.
+const SOON: Duration = Duration::from_secs(3);
+/// Of its Jobs a pass hears by their events; this is for what tells nothing.
 const WAITING: Duration = Duration::from_secs(15);
 /// Reason of a backup whose Job the API server will not have.
 const REFUSED: &str = "JobRefused";
@@ -98,7 +100,7 @@ pub async fn reconcile(
         return Ok(Action::await_change());
     };
     if !context.lease.is_held() {
-        return Ok(Action::requeue(RUNNING));
+        return Ok(Action::requeue(SOON));
     }
     if backup.metadata.deletion_timestamp.is_some() {
         return finalize(&context, &backup).await;
@@ -146,7 +148,7 @@ async fn start(context: &Context, backup: &EtcdBackup) -> Result<Action, Kuberne
             let mut status = written.status.clone().unwrap_or_default();
             runs(&mut status.conditions);
             write(context, &written, &status).await?;
-            Ok(Action::requeue(RUNNING))
+            Ok(Action::requeue(WAITING))
         }
         Err(error) if error.is_denied() => {
             let note = error.to_string();
@@ -280,7 +282,7 @@ async fn follow(
         |kind: &str| conditions.clone().find(|c| c.type_ == kind && c.status == "True").cloned();
     let (complete, failed) = (ended("Complete"), ended("Failed"));
     if complete.is_none() && failed.is_none() {
-        return Ok(Action::requeue(RUNNING));
+        return Ok(Action::requeue(WAITING));
     }
     let report = agent_report(&context.kubernetes, running).await?;
     let mut status = backup.status.clone().unwrap_or_default();
@@ -296,7 +298,7 @@ async fn follow(
             let namespace = backup.namespace().unwrap_or_default();
             let (name, uid) = (running.name_any(), running.uid().unwrap_or_default());
             context.kubernetes.delete::<Job>(&namespace, &name, &uid).await?;
-            return Ok(Action::requeue(RUNNING));
+            return Ok(Action::requeue(SOON));
         }
         (None, Some(AgentReport::Failed { error })) => fail(&mut status, generation, error),
         (None, _) => {
@@ -391,7 +393,7 @@ async fn finalize(context: &Context, backup: &EtcdBackup) -> Result<Action, Kube
         context.kubernetes.delete_owned::<Job>(&namespace, &name, &uid).await?;
         match delete_stored(context, backup, &store, &manifest).await? {
             Deletion::Done => {}
-            Deletion::Running => return Ok(Action::requeue(RUNNING)),
+            Deletion::Running => return Ok(Action::requeue(WAITING)),
             Deletion::HeldUp(why) => {
                 let note = format!(
                     "stored objects are not deleted: {why}; or remove the finalizer {FINALIZER} to keep the objects"

@@ -40,10 +40,10 @@ pub async fn build(
     agent_image: &str,
 ) -> Result<RestoreStep, RestoreStepError> {
     let recovery = validated.spec.bootstrap.recovery.as_ref().ok_or(RestoreStepError::NoSource)?;
-    let (store, manifest) = source(kubernetes, validated, recovery).await?;
+    let source = source(kubernetes, validated, recovery).await?;
     let arguments =
-        arguments(validated, serial, &manifest, initial_cluster, token, recovery.bump_revision);
-    let mut agent = agent_container("restore", agent_image, arguments, &store);
+        arguments(validated, serial, &source, initial_cluster, token, recovery.bump_revision);
+    let mut agent = agent_container("restore", agent_image, arguments, &source.store);
     agent.container.volume_mounts.get_or_insert_default().push(VolumeMount {
         name: DATA_VOLUME.to_owned(),
         mount_path: "/var/lib/etcd".to_owned(),
@@ -54,34 +54,47 @@ pub async fn build(
     Ok(RestoreStep { container: agent.container, volumes: agent.volumes })
 }
 
+/// Where the backup is.
+struct Source {
+    store: BackupStore,
+    manifest: String,
+    /// Of the snapshot, as the agent said it when it was taken; whoever can write to the store can write a
+    /// manifest, but not this.
+    sha256: Option<String>,
+}
+
 async fn source(
     kubernetes: &Kubernetes,
     validated: &Validated,
     recovery: &RecoverySource,
-) -> Result<(BackupStore, String), RestoreStepError> {
+) -> Result<Source, RestoreStepError> {
     if let Some(source) = &recovery.object_store {
-        return Ok((source.store.clone(), source.manifest.clone()));
+        let (store, manifest) = (source.store.clone(), source.manifest.clone());
+        return Ok(Source { store, manifest, sha256: None });
     }
     let name = &recovery.backup_ref.as_ref().ok_or(RestoreStepError::NoSource)?.name;
     let namespace = &validated.desired.names.namespace;
     let backup = kubernetes.get::<EtcdBackup>(namespace, name).await?;
     let backup = backup.ok_or_else(|| RestoreStepError::NoBackup(name.clone()))?;
     let status = backup.status.filter(|status| status.completed_at.is_some());
-    let found = status.and_then(|status| status.store.zip(status.manifest));
+    let found = status.and_then(|status| {
+        let (store, manifest) = status.store.zip(status.manifest)?;
+        Some(Source { store, manifest, sha256: status.sha256 })
+    });
     found.ok_or_else(|| RestoreStepError::Incomplete(name.clone()))
 }
 
 fn arguments(
     validated: &Validated,
     serial: Serial,
-    manifest: &str,
+    source: &Source,
     initial_cluster: &str,
     token: &str,
     bump_revision: i64,
 ) -> Vec<String> {
     let names = &validated.desired.names;
     let values = [
-        ("manifest", manifest.to_owned()),
+        ("manifest", source.manifest.clone()),
         ("data-dir", "/var/lib/etcd/data".to_owned()),
         ("name", names.member(serial)),
         ("initial-cluster", initial_cluster.to_owned()),
@@ -89,6 +102,8 @@ fn arguments(
         ("initial-advertise-peer-urls", names.peer_url(serial)),
         ("bump-revision", bump_revision.to_string()),
     ];
-    let flags = values.into_iter().map(|(name, value)| format!("--{name}={value}"));
+    let digest = source.sha256.clone().map(|sha256| ("sha256", sha256));
+    let flags = values.into_iter().chain(digest);
+    let flags = flags.map(|(name, value)| format!("--{name}={value}"));
     ["agent".to_owned(), "restore".to_owned()].into_iter().chain(flags).collect()
 }

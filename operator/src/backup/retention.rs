@@ -2,8 +2,8 @@
 //!
 //! A backup stays if any rule keeps it: the newest so many, or the newest of each of the last so
 //! many hours, days, weeks, months, years that have one (grandfather, father, son). With no rule
-//! everything stays. The newest successful backup always stays (I15), and nothing younger than the
-//! minimum age goes.
+//! everything stays. The newest successful backup of each cluster always stays (I15), and nothing younger
+//! than the minimum age goes.
 
 use std::collections::BTreeSet;
 
@@ -16,6 +16,8 @@ use crate::crd::RetentionPolicy;
 pub struct Completed {
     pub name: String,
     pub at: Timestamp,
+    /// The cluster that it was taken of. One that was made anew under the old one's name is another.
+    pub cluster_id: Option<String>,
 }
 
 /// How many periods of a kind are kept, and what tells two periods within a year apart.
@@ -31,7 +33,11 @@ pub fn expired(
     let mut newest_first: Vec<&Completed> = backups.iter().collect();
     newest_first.sort_by(|a, b| b.at.cmp(&a.at).then_with(|| b.name.cmp(&a.name)));
     let rules: [PeriodRule; 5] = [
-        (policy.hourly, |time| (time.date().day_of_year(), i16::from(time.hour()))),
+        // With the offset: when clocks are set back, an hour comes twice.
+        (policy.hourly, |time| {
+            let hour = time.date().day_of_year() * 24 + i16::from(time.hour());
+            (hour, i16::try_from(time.offset().seconds() / 60).unwrap_or(0))
+        }),
         (policy.daily, |time| (time.date().day_of_year(), 0)),
         (policy.weekly, |time| {
             let week = time.date().iso_week_date();
@@ -43,8 +49,9 @@ pub fn expired(
     if policy.keep_last.is_none() && rules.iter().all(|(count, _)| count.is_none()) {
         return Vec::new();
     }
-    let mut kept: BTreeSet<&str> =
-        newest_first.first().map(|newest| newest.name.as_str()).into_iter().collect();
+    let mut clusters = BTreeSet::new();
+    let newest_of_each = newest_first.iter().filter(|backup| clusters.insert(&backup.cluster_id));
+    let mut kept: BTreeSet<&str> = newest_of_each.map(|backup| backup.name.as_str()).collect();
     let last = policy.keep_last.map_or(0, |count| count as usize);
     kept.extend(newest_first.iter().take(last).map(|backup| backup.name.as_str()));
     for (index, (count, period)) in rules.into_iter().enumerate() {
@@ -79,10 +86,12 @@ mod tests {
     use super::*;
 
     fn backups(times: &[&str]) -> Vec<Completed> {
-        times
-            .iter()
-            .map(|time| Completed { name: (*time).to_owned(), at: time.parse().unwrap() })
-            .collect()
+        times.iter().map(|time| completed(time, time, "a1")).collect()
+    }
+
+    fn completed(name: &str, at: &str, cluster_id: &str) -> Completed {
+        let cluster_id = Some(cluster_id.to_owned());
+        Completed { name: name.to_owned(), at: at.parse().unwrap(), cluster_id }
     }
 
     fn left(times: &[&str], policy: RetentionPolicy) -> Vec<String> {
@@ -149,11 +158,36 @@ mod tests {
     fn names_do_not_decide_the_order() {
         // The order of names is not that of times: coreos' operator deleted the wrong ones so.
         let all = vec![
-            Completed { name: "b-9".to_owned(), at: "2026-01-01T00:00:00Z".parse().unwrap() },
-            Completed { name: "b-10".to_owned(), at: "2026-01-02T00:00:00Z".parse().unwrap() },
+            completed("b-9", "2026-01-01T00:00:00Z", "a1"),
+            completed("b-10", "2026-01-02T00:00:00Z", "a1"),
         ];
         let policy = RetentionPolicy { keep_last: Some(1), ..RetentionPolicy::default() };
         let now = "2026-06-01T00:00:00Z".parse().unwrap();
         assert_eq!(expired(&all, &policy, &TimeZone::UTC, now), ["b-9"]);
+    }
+
+    /// A cluster was deleted by mistake and made anew under its name, and its schedule went on: a day
+    /// later there were 24 backups of nothing, and none of what was lost.
+    #[test]
+    fn backups_of_another_cluster_of_the_name_do_not_push_out_the_last_of_this_one() {
+        let all = [
+            completed("old-1", "2026-05-01T00:00:00Z", "a1"),
+            completed("old-2", "2026-05-02T00:00:00Z", "a1"),
+            completed("new-1", "2026-05-03T00:00:00Z", "b2"),
+            completed("new-2", "2026-05-04T00:00:00Z", "b2"),
+        ];
+        let policy = RetentionPolicy { keep_last: Some(1), ..RetentionPolicy::default() };
+        let now = "2026-06-01T00:00:00Z".parse().unwrap();
+        assert_eq!(expired(&all, &policy, &TimeZone::UTC, now), ["old-1", "new-1"]);
+    }
+
+    #[test]
+    fn an_hour_that_comes_twice_is_two_hours() {
+        // 2026-10-25 02:00-03:00 comes twice in Berlin.
+        let twice = ["2026-10-25T00:30:00Z", "2026-10-25T01:30:00Z", "2026-10-25T02:30:00Z"];
+        let policy = RetentionPolicy { hourly: Some(3), ..RetentionPolicy::default() };
+        let zone = TimeZone::get("Europe/Berlin").unwrap();
+        let now = "2026-11-01T00:00:00Z".parse().unwrap();
+        assert_eq!(expired(&backups(&twice), &policy, &zone, now), Vec::<String>::new());
     }
 }

@@ -23,7 +23,8 @@ use crate::{
     kubernetes::{Kubernetes, KubernetesError},
 };
 
-/// Longest sleep: missed wake-ups and clock changes are found after at most this.
+/// Longest sleep: missed wake-ups and clock changes are found after at most this. A backup of the schedule
+/// that ends is an event.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
 
 /// One pass over one schedule.
@@ -97,8 +98,9 @@ fn completed(backups: &[EtcdBackup]) -> Vec<Completed> {
         .iter()
         .filter(|backup| is_complete(backup) && backup.metadata.deletion_timestamp.is_none())
         .filter_map(|backup| {
-            let at = backup.status.as_ref()?.completed_at.as_ref()?.0;
-            Some(Completed { name: backup.name_any(), at })
+            let status = backup.status.as_ref()?;
+            let (at, cluster_id) = (status.completed_at.as_ref()?.0, status.cluster_id.clone());
+            Some(Completed { name: backup.name_any(), at, cluster_id })
         })
         .collect()
 }
@@ -204,9 +206,6 @@ async fn prune(
 }
 
 fn sleep(status: &EtcdBackupScheduleStatus, now: Timestamp) -> Duration {
-    if !status.active.is_empty() {
-        return Duration::from_secs(5);
-    }
     let next = status.next_scheduled_time.as_ref().map(|next| next.0.duration_since(now));
     let next = next.and_then(|wait| Duration::try_from(wait).ok()).unwrap_or(SLEEP_MAX);
     next.saturating_add(Duration::from_millis(200)).min(SLEEP_MAX)

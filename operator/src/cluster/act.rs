@@ -18,7 +18,7 @@ use types::MemberId;
 use super::{
     build::{self, MemberPod, SERVING_LABEL, member_selector, selector_text},
     invariants::{self, Refusal},
-    model::{Observed, Serial},
+    model::{Claim, Observed, Serial},
     mutation::{Mutation, mutations},
     observe::{Observation, observe},
     plan::{Action, Ensure},
@@ -235,7 +235,11 @@ impl Hands<'_> {
             return Ok(());
         }
         let Some(object) = fresh.objects.get(&serial) else { return Ok(()) };
-        let uid = object.status.as_ref().and_then(|status| status.claim_uid.as_deref());
+        let latched = object.status.as_ref().and_then(|status| status.claim_uid.as_deref());
+        let uid = latched.or_else(|| match &fresh.observed.members.get(&serial)?.claim {
+            Claim::Unlatched { uid } => Some(uid),
+            _ => None,
+        });
         let namespace = &self.validated.desired.names.namespace;
         if let Some(uid) = uid {
             self.kubernetes

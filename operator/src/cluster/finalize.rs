@@ -34,16 +34,21 @@ pub async fn finalize(
     let members: Vec<EtcdMember> =
         members.into_iter().filter(|member| is_owned_by(member, &uid)).collect();
     let pods = kubernetes.list::<Pod>(&namespace, &labels).await?;
+    let claims = kubernetes.list::<PersistentVolumeClaim>(&namespace, &labels).await?;
     for member in &members {
         let member_uid = member.uid().unwrap_or_default();
         for pod in pods.iter().filter(|pod| is_owned_by(*pod, &member_uid)) {
             let uid = pod.uid().unwrap_or_default();
             kubernetes.delete::<Pod>(&namespace, &pod.name_any(), &uid).await?;
         }
-        let claim_uid = member.status.as_ref().and_then(|status| status.claim_uid.clone());
-        if let (VolumePolicy::Delete, Some(claim_uid)) = (cluster.spec.deletion_policy, claim_uid) {
-            let name = &member.spec.claim_name;
-            kubernetes.delete::<PersistentVolumeClaim>(&namespace, name, &claim_uid).await?;
+        let name = &member.spec.claim_name;
+        let latched = member.status.as_ref().and_then(|status| status.claim_uid.clone());
+        // One that no Pod has used yet is not latched. Its name holds a part of the cluster's uid.
+        let unused = || claims.iter().find(|claim| claim.name_any() == *name)?.uid();
+        if let (VolumePolicy::Delete, Some(uid)) =
+            (cluster.spec.deletion_policy, latched.or_else(unused))
+        {
+            kubernetes.delete::<PersistentVolumeClaim>(&namespace, name, &uid).await?;
         }
         delete_member_object(kubernetes, member).await?;
     }

@@ -269,11 +269,12 @@ fn permit_restart(
             Ok(())
         };
     };
-    if entry.learner || (entry.name.is_empty() && !member.is_serving()) {
-        return Ok(());
-    }
     let voters = observed.voters();
-    if voters.len() == 1 {
+    // Others that answer confirm the list, in which it has not started.
+    let unstarted = !entry.started
+        && !member.is_serving()
+        && observed.healthy_voters(Some(entry.id)) >= quorum(voters.len());
+    if entry.learner || voters.len() == 1 || unstarted {
         return Ok(());
     }
     let others = || voters.iter().filter(|other| other.id != entry.id);

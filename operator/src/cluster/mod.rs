@@ -16,6 +16,7 @@ pub mod invariants;
 pub mod model;
 pub mod mutation;
 pub mod observe;
+pub mod pace;
 pub mod plan;
 pub mod report;
 pub mod security;
@@ -39,15 +40,11 @@ use crate::{
 use act::{ActError, Hands};
 use invariants::Refusal;
 use observe::Observation;
+use pace::BUSY;
 use plan::{Blocked, Plan};
 use report::Outcome;
 use security::{CertificateEnd, Certificates, SecurityError};
 use validate::{InvalidSpec, Validated};
-
-/// Next pass when something is under way, and the first when something is in the way.
-const BUSY: Duration = Duration::from_secs(2);
-/// Next pass when nothing is.
-const SETTLED: Duration = Duration::from_secs(15);
 
 /// A pass that could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -122,7 +119,12 @@ async fn end(
             context.memory.forget(&cluster.uid().unwrap_or_default());
             Ok(controller::Action::await_change())
         }
-        Ok(false) => Ok(controller::Action::requeue(BUSY)),
+        // Objects that go tell it by going; this is for those that do not tell.
+        Ok(false) => {
+            let uid = cluster.uid().unwrap_or_default();
+            let waited = context.memory.standing(&uid, "ending");
+            Ok(controller::Action::requeue(waited.clamp(BUSY, pace::SETTLED)))
+        }
         Err(error) => {
             let error = PassError::from(error);
             report_failure(context, cluster, &error, now).await?;
@@ -167,10 +169,11 @@ async fn pass(
     let mut in_the_way = failures.iter().all(is_in_the_way);
     let failures: Vec<String> = failures.iter().map(ToString::to_string).collect();
     let mut error = (!failures.is_empty()).then(|| failures.join("; "));
-    if let Some(action) = &plan.action {
-        let result = hands.act(cluster, action).await;
+    if let Some(action) = plan.action.clone() {
+        let result = hands.act(cluster, &action).await;
         in_the_way = result.as_ref().is_err_and(is_in_the_way);
-        error = tell(context, cluster, validated, action, &result).await.or(error);
+        plan.blocked.extend(moved_on(&action, &result));
+        error = tell(context, cluster, validated, &action, &result).await.or(error);
     }
     let known = certificates.as_ref().map_or(&[][..], |certificates| &certificates.ends);
     let ends = validated.desired.names.tls.then_some(known);
@@ -183,12 +186,9 @@ async fn pass(
         let what = format!("{doing:?} {failures:?} {:?}", plan.blocked);
         return Ok(memory.back_off(uid, &what, BUSY));
     }
-    memory.recover(uid);
-    let settled = plan.action.is_none()
-        && plan.ensures.is_empty()
-        && plan.blocked.is_empty()
-        && error.is_none();
-    Ok(if settled { SETTLED } else { BUSY })
+    let (observed, failed) = (&observation.observed, error.is_some());
+    let waited = memory.standing(uid, &pace::standing(&plan, observed));
+    Ok(pace::pause(&validated.desired, &plan, observed, failed, waited, now))
 }
 
 /// The certificates of the cluster and of its members, if it has any. While it is paused they are as
@@ -285,6 +285,13 @@ fn of_kubernetes(failure: &ActError) -> Option<&KubernetesError> {
     }
 }
 
+/// An action that a second look forbade: the world moved on in between, and nothing failed. The next pass
+/// decides anew.
+fn moved_on(action: &plan::Action, result: &Result<(), ActError>) -> Option<Blocked> {
+    let Err(ActError::Forbidden(refusal)) = result else { return None };
+    Some(Blocked { action: action.kind(), refusal: refusal.clone() })
+}
+
 /// Event and metric of an action; returns what went wrong with it.
 async fn tell(
     context: &Context,
@@ -293,16 +300,21 @@ async fn tell(
     action: &plan::Action,
     result: &Result<(), ActError>,
 ) -> Option<String> {
+    let forbidden = matches!(result, Err(ActError::Forbidden(_)));
     let error = result.as_ref().err().map(ToString::to_string);
-    let label = if error.is_some() { "error" } else { "ok" };
+    let label = match (&error, forbidden) {
+        (_, true) => "forbidden",
+        (Some(_), false) => "error",
+        (None, false) => "ok",
+    };
     context.metrics.actions.with_label_values(&[action.kind(), label]).inc();
     let cluster_name = &validated.desired.names.cluster;
     tracing::info!(cluster = cluster_name, ?action, error, "action");
-    // Forbidden after a second look: the world moved on. The next pass decides anew.
-    if !matches!(result, Err(ActError::Forbidden(_))) {
-        let event = report::event(action, &validated.desired, error.as_deref());
-        context.publish(&event, &cluster.object_ref(&())).await;
+    if forbidden {
+        return None;
     }
+    let event = report::event(action, &validated.desired, error.as_deref());
+    context.publish(&event, &cluster.object_ref(&())).await;
     error
 }
 
@@ -327,15 +339,18 @@ async fn report(
     let generation = cluster.metadata.generation;
     let status =
         report::cluster_status(&current, generation, validated, observation, &outcome, now);
-    context.metrics.cluster(&validated.desired.names, &status);
+    context.metrics.cluster(&names.namespace, &names.cluster, &status);
+    let (due, mut told) = (report::are_numbers_due(&current, now), false);
     for (serial, member) in &observation.observed.members {
         let Some(object) = observation.objects.get(serial) else { continue };
         let status = report::member_status(object, member, observation, &validated.desired, now);
-        if object.status.as_ref() != Some(&status) {
+        if report::is_member_worth_writing(object.status.as_ref(), &status, due) {
             ignore_conflict(kubernetes.apply_status(object, &status).await)?;
+            told = true;
         }
     }
-    if report::is_worth_writing(&current, &status, now) {
+    // With the numbers of the members goes the time at which they were due.
+    if due && told || report::is_worth_writing(&current, &status, now) {
         ignore_conflict(kubernetes.apply_status(cluster, &status).await)?;
         for event in report::turned(before, &status) {
             context.publish(&event, &cluster.object_ref(&())).await;
@@ -375,6 +390,8 @@ async fn write_failure(
     before: &EtcdClusterStatus,
     after: &EtcdClusterStatus,
 ) -> Result<(), PassError> {
+    let namespace = cluster.namespace().unwrap_or_default();
+    context.metrics.cluster(&namespace, &cluster.name_any(), after);
     if after == before {
         return Ok(());
     }

@@ -123,10 +123,12 @@ pub struct Membership {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     pub id: MemberId,
-    /// Empty until the member has started for the first time.
+    /// Those of the first start have theirs from the plan, whether they ever start or not.
     pub name: String,
     pub peer_url: String,
     pub learner: bool,
+    /// It has run, and told the others where clients find it.
+    pub started: bool,
 }
 
 /// One `EtcdMember` with what belongs to it.
@@ -171,6 +173,8 @@ pub struct Pod {
     pub uid: String,
     pub template: String,
     pub initial_cluster: String,
+    /// It starts the cluster, and does not join it.
+    pub new_cluster: bool,
     pub terminating: bool,
     /// What is wrong with it, as the API server has it.
     pub down: Option<Cause>,

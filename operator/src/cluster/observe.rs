@@ -20,7 +20,7 @@ use types::{ClusterId, MemberId};
 use super::{
     build::{
         INITIAL_CLUSTER_ANNOTATION, SERVING_LABEL, TEMPLATE_ANNOTATION, member_selector,
-        selector_text,
+        selector_text, starts_cluster,
     },
     model::{
         self, Bootstrap, Cause, Claim, JoinReason, Kubelet, Loss, Member, Membership, Names,
@@ -277,6 +277,7 @@ fn pod_state(pod: &Pod, machines: &Machines) -> model::Pod {
         uid: pod.uid().unwrap_or_default(),
         template: annotation(TEMPLATE_ANNOTATION),
         initial_cluster: annotation(INITIAL_CLUSTER_ANNOTATION),
+        new_cluster: starts_cluster(pod),
         terminating: pod.metadata.deletion_timestamp.is_some(),
         down: down_cause(pod),
         kubelet: machines.kubelet(pod),

@@ -16,6 +16,7 @@
 //! Invariant: every action that leaves here passed [`invariants::permit`].
 
 mod ensures;
+mod unstarted;
 
 pub use ensures::initial_cluster;
 
@@ -165,6 +166,7 @@ pub fn plan(desired: &Desired, observed: &Observed, now: Timestamp) -> Plan {
             need_quorum,
             wait_for_latches,
             release,
+            unstarted::renew,
             attend_learner,
             attend_joining,
             replace_lost,
@@ -382,19 +384,14 @@ fn attend_learner(desired: &Desired, observed: &Observed, now: Timestamp) -> Ste
     if member.deletion_requested || member.loss.is_some() {
         return remove(serial, RemoveReason::Replaced);
     }
-    let started = !entry.name.is_empty();
     let listed = member.listed_since.map(|since| now.duration_since(since));
-    if !started && listed.is_some_and(|listed| listed >= JOIN_DEADLINE) {
+    if !entry.started && listed.is_some_and(|listed| listed >= JOIN_DEADLINE) {
         let cause = member.pod.as_ref().and_then(|pod| pod.down.as_ref());
         if !cause.is_some_and(invariants::replacement_would_not_help) {
             return remove(serial, RemoveReason::NeverStarted);
         }
     }
-    let expected = initial_cluster(desired, observed, member);
-    let stale = |pod: &super::model::Pod| pod.initial_cluster != expected && !pod.terminating;
-    if !started
-        && !member.is_serving()
-        && member.pod.as_ref().is_some_and(stale)
+    if unstarted::has_stale_list(desired, observed, entry, member)
         && let Some(action) = restart(member, RestartReason::StaleInitialCluster)
     {
         return Step::Act(action);

@@ -5,6 +5,9 @@
 //! presented as current.
 
 mod health;
+mod worth;
+
+pub use worth::{are_numbers_due, is_member_worth_writing, is_worth_writing};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -26,9 +29,6 @@ use crate::{
         RolloutStatus,
     },
 };
-
-/// How often an unchanged status is confirmed.
-const CONFIRM_EVERY: SignedDuration = SignedDuration::from_secs(60);
 
 /// Conditions that say how the members are, and what they live on; unknown where nobody looked.
 const OBSERVED: [&str; 9] = [
@@ -158,24 +158,6 @@ pub fn invalid(
         set_condition(&mut status.conditions, generation, fact, now);
     }
     status
-}
-
-/// Whether the new status says something that the old one did not, or has to be confirmed.
-pub fn is_worth_writing(
-    before: &EtcdClusterStatus,
-    after: &EtcdClusterStatus,
-    now: Timestamp,
-) -> bool {
-    let age = before.observed_at.as_ref().map(|at| now.duration_since(at.0));
-    if age.is_none_or(|age| age >= CONFIRM_EVERY) {
-        return true;
-    }
-    let mut same = after.clone();
-    same.observed_at = before.observed_at.clone();
-    // These move with every write to etcd; the confirmation is often enough.
-    same.revision = before.revision;
-    same.db_size_bytes = before.db_size_bytes;
-    same != *before
 }
 
 /// I11 counts members that were made, also after their objects are gone.
@@ -762,18 +744,5 @@ mod tests {
         assert_eq!(after.observed_at, before.observed_at);
         // Saying it again changes nothing, so it is written once.
         assert_eq!(unobserved(&after, Some(1), "no answer".to_owned(), later), after);
-    }
-
-    #[test]
-    fn an_unchanged_status_is_written_once_a_minute() {
-        let mut before = EtcdClusterStatus { revision: Some(1), ..EtcdClusterStatus::default() };
-        assert!(is_worth_writing(&before, &before, now()));
-        before.observed_at = Some(Time(now()));
-        let busy = EtcdClusterStatus { revision: Some(9), ..before.clone() };
-        let soon = now() + SignedDuration::from_secs(59);
-        assert!(!is_worth_writing(&before, &busy, soon));
-        assert!(is_worth_writing(&before, &busy, now() + SignedDuration::from_secs(60)));
-        let changed = EtcdClusterStatus { ready_replicas: 2, ..before.clone() };
-        assert!(is_worth_writing(&before, &changed, soon));
     }
 }

@@ -85,7 +85,7 @@ pub enum ConcurrencyPolicy {
 }
 
 /// A backup is kept if any rule keeps it; with no rule at all every backup is kept. The newest
-/// successful backup is always kept.
+/// successful backup is always kept, and that of each older cluster of the same name too.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct RetentionPolicy {

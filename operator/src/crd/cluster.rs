@@ -245,10 +245,11 @@ pub struct ServerConfig {
 /// Automatic compaction of old revisions.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.mode == 'Periodic' || self.retention.matches('^[0-9]+$')").message("retention is a number of revisions in mode Revision"))]
 pub struct AutoCompaction {
     pub mode: AutoCompactionMode,
     /// A duration such as `1h` in mode `Periodic`, a number of revisions in mode `Revision`.
-    #[schemars(regex(pattern = r"^[0-9]+(ms|s|m|h)?$"))]
+    #[schemars(length(max = 32), regex(pattern = r"^[0-9]+(ms|s|m|h)?$"))]
     pub retention: String,
 }
 
@@ -273,9 +274,10 @@ pub struct TlsSpec {
     #[serde(default)]
     #[x_kube(validation = Rule::new("self == oldSelf").message("tls.mode cannot be changed on a running cluster"))]
     pub mode: TlsMode,
-    /// Further DNS names in the certificates that the members show to clients.
+    /// Further DNS names and addresses in the certificates that the members show to clients.
     #[serde(rename = "extraSANs", default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), inner(length(min = 1, max = 253)))]
+    #[x_kube(validation = Rule::new("self.all(name, name.matches('^[A-Za-z0-9*._:-]+$'))").message("extraSANs are DNS names, such as *.example.com, and IP addresses"))]
     pub extra_sans: Vec<String>,
 }
 

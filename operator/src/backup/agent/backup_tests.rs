@@ -501,6 +501,7 @@ async fn a_backup_on_a_volume_is_two_files_and_a_new_cluster_is_made_of_them() {
         let place = tempfile::tempdir().unwrap();
         let order = RestoreOrder {
             manifest: MANIFEST.to_owned(),
+            sha256: Some(manifest.sha256.clone()),
             data_dir: place.path().join("data"),
             etcdutl: super::tests::copying_etcdutl(place.path()),
             arguments: vec!["--name".to_owned(), "copy-1".to_owned()],

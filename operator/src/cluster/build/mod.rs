@@ -11,7 +11,9 @@ mod service;
 
 pub use claim::claim;
 pub use member::member;
-pub use pod::{DATA_VOLUME, MemberPod, RestoreStep, pod, restricted_container, restricted_pod};
+pub use pod::{
+    DATA_VOLUME, MemberPod, RestoreStep, pod, restricted_container, restricted_pod, starts_cluster,
+};
 pub use pod_disruption_budget::pod_disruption_budget;
 pub use service::{client_service, peer_service};
 

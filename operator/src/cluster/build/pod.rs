@@ -33,6 +33,8 @@ const DATA_MOUNT: &str = "/var/lib/etcd";
 /// Below the mount, so that `lost+found` and a restore in progress are not in the data directory.
 const DATA_DIRECTORY: &str = "/var/lib/etcd/data";
 const TLS_MOUNT: &str = "/etc/etcd/tls";
+const INITIAL_STATE: &str = "initial-cluster-state";
+const NEW_CLUSTER: &str = "new";
 /// The user of the image; also owns the volume.
 const USER: i64 = 65532;
 
@@ -136,6 +138,13 @@ pub fn restricted_container() -> SecurityContext {
     }
 }
 
+/// Whether a member's Pod was made to start the cluster, and not to join it.
+pub fn starts_cluster(pod: &Pod) -> bool {
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let mut arguments = containers.flat_map(|container| container.args.iter().flatten());
+    arguments.any(|argument| argument == &format!("--{INITIAL_STATE}={NEW_CLUSTER}"))
+}
+
 fn server(validated: &Validated, member: &MemberPod) -> Container {
     let mut mounts = vec![mount(DATA_VOLUME, DATA_MOUNT, false)];
     if validated.desired.names.tls {
@@ -205,7 +214,7 @@ fn arguments(validated: &Validated, member: &MemberPod) -> Vec<String> {
         ("listen-metrics-urls", format!("http://0.0.0.0:{METRICS_PORT}")),
         ("initial-cluster", member.initial_cluster.clone()),
         ("initial-cluster-token", member.token.clone()),
-        ("initial-cluster-state", if member.new_cluster { "new" } else { "existing" }.to_owned()),
+        (INITIAL_STATE, if member.new_cluster { NEW_CLUSTER } else { "existing" }.to_owned()),
         ("quota-backend-bytes", validated.quota_bytes.to_string()),
     ];
     if names.tls {

@@ -60,6 +60,15 @@ fn a_member_gets_etcds_ordinary_flags() {
 }
 
 #[test]
+fn a_pod_says_whether_it_starts_the_cluster() {
+    let validated = validated(json!({"storage": {"size": "4Gi"}}));
+    for new_cluster in [true, false] {
+        let pod = pod(&validated, &member_pod(new_cluster));
+        assert_eq!(starts_cluster(&pod), new_cluster);
+    }
+}
+
+#[test]
 fn our_server_is_told_which_identity_to_expect_and_go_etcd_is_not() {
     let ours = arguments(json!({}), false);
     assert!(ours.contains(&"--expect-cluster-id=ab".to_owned()), "{ours:?}");

@@ -57,7 +57,7 @@ fn member_ensures(desired: &Desired, observed: &Observed, member: &Member) -> Op
         (Claim::Bound, Some(pod)) => {
             // I8: clients come after the cluster id is latched, and never to a learner.
             let serving = observed.cluster_id.is_some()
-                && entry.map_or(pod.serving, |entry| !entry.learner && !entry.name.is_empty());
+                && entry.map_or(pod.serving, |entry| !entry.learner && entry.started);
             (serving != pod.serving && !pod.terminating).then(|| Ensure::Serving {
                 serial,
                 pod_uid: pod.uid.clone(),
@@ -77,6 +77,13 @@ fn once_belonged(member: &Member) -> bool {
 /// A server with data ignores it, except that its own name must occur in it.
 pub fn initial_cluster(desired: &Desired, observed: &Observed, member: &Member) -> String {
     let names = &desired.names;
+    let joins = observed.cluster_id.is_some();
+    let entries =
+        observed.membership.iter().filter(|_| joins).flat_map(|membership| &membership.entries);
+    // A list without those that the operator did not add is another cluster's to the server. It heeds
+    // no name in it but its own.
+    let others = entries.filter(|entry| names.serial_of(&entry.peer_url).is_none());
+    let others = others.map(|entry| format!("{}={}", entry.id, entry.peer_url));
     let mut serials: Vec<Serial> = match (observed.cluster_id, &observed.bootstrap) {
         (None, Some(bootstrap)) => bootstrap.serials.clone(),
         _ => match &observed.membership {
@@ -96,5 +103,5 @@ pub fn initial_cluster(desired: &Desired, observed: &Observed, member: &Member) 
     }
     serials.sort_unstable();
     let pairs = serials.into_iter().map(|s| format!("{}={}", names.member(s), names.peer_url(s)));
-    pairs.collect::<Vec<_>>().join(",")
+    pairs.chain(others).collect::<Vec<_>>().join(",")
 }

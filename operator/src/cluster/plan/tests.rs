@@ -31,6 +31,7 @@ fn member(serial: i64) -> Member {
             uid: format!("pod-{serial}"),
             template: "t1".to_owned(),
             initial_cluster: String::new(),
+            new_cluster: false,
             terminating: false,
             down: None,
             kubelet: Kubelet::Heard,
@@ -52,6 +53,7 @@ fn entry(desired: &Desired, serial: i64, learner: bool) -> Entry {
         name: desired.names.member(Serial(serial)),
         peer_url: desired.names.peer_url(Serial(serial)),
         learner,
+        started: true,
     }
 }
 
@@ -103,6 +105,20 @@ impl Situation {
         let member = self.member(serial);
         member.reach = Reach::Silent(Silence::Timeout);
         member.pod.as_mut().unwrap().down = down;
+    }
+
+    /// It has never run.
+    fn unstart(&mut self, serial: i64) {
+        let entries = &mut self.observed.membership.as_mut().unwrap().entries;
+        entries.iter_mut().find(|entry| entry.id == id(serial)).unwrap().started = false;
+        self.silence(serial, Some(Cause::NotReady));
+    }
+
+    /// Its Pod names the members that there are at the moment.
+    fn name_all(&mut self, serial: i64) {
+        let member = &self.observed.members[&Serial(serial)];
+        let expected = initial_cluster(&self.desired, &self.observed, member);
+        self.member(serial).pod.as_mut().unwrap().initial_cluster = expected;
     }
 
     fn join(&mut self, serial: i64, learner: bool) {
@@ -188,11 +204,9 @@ fn a_learner_that_never_starts_is_taken_out_unless_the_next_would_not_either() {
         move |s: &mut Situation| {
             s.desired.replicas = 5;
             s.join(4, true);
-            s.observed.membership.as_mut().unwrap().entries[3].name = String::new();
+            s.unstart(4);
             s.silence(4, Some(cause));
-            let expected =
-                initial_cluster(&s.desired, &s.observed, &s.observed.members[&Serial(4)]);
-            s.member(4).pod.as_mut().unwrap().initial_cluster = expected;
+            s.name_all(4);
         }
     };
     assert_eq!(says(3, never(Cause::Crash("exit 1".to_owned()))), "Remove 4");
@@ -203,6 +217,119 @@ fn a_learner_that_never_starts_is_taken_out_unless_the_next_would_not_either() {
         s.member(4).listed_since = Some(now() - SignedDuration::from_secs(599));
     };
     assert_eq!(says(3, just_added), "Promote waits for I4");
+}
+
+/// Of five the third was still waiting for its image; its Pod had been made anew meanwhile, and was told to
+/// join the five that there were. Another was lost and taken out. When the third started it found four, said
+/// that the member count is unequal, and said so for ever; and etcd adds nobody while a voter is down.
+#[test]
+fn a_voter_that_comes_late_is_told_of_who_has_left() {
+    let late = |s: &mut Situation| {
+        s.unstart(3);
+        s.name_all(3);
+    };
+    assert_eq!(says(5, late), "nothing");
+    let left = |s: &mut Situation| {
+        late(s);
+        s.observed.members.remove(&Serial(2));
+        s.observed.membership.as_mut().unwrap().entries.remove(1);
+        s.silence(3, Some(Cause::Crash("exit 1".to_owned())));
+    };
+    assert_eq!(says(5, left), "RestartPod 3");
+    let told = |s: &mut Situation| {
+        left(s);
+        s.name_all(3);
+    };
+    assert_eq!(says(5, told), "CreateMember 6");
+}
+
+/// Go etcd names all members of the first start in its list, also those that never ran: a name is no start.
+#[test]
+fn who_has_never_run_is_told_of_the_members_that_there_are() {
+    let late = |s: &mut Situation| {
+        s.desired.replicas = 5;
+        s.unstart(3);
+        s.name_all(3);
+    };
+    assert_eq!(says(3, late), "CreateMember 4");
+    let left_behind = |s: &mut Situation| {
+        late(s);
+        s.join(4, true);
+    };
+    assert_eq!(says(3, left_behind), "RestartPod 3");
+    let told = |s: &mut Situation| {
+        left_behind(s);
+        s.name_all(3);
+    };
+    assert_eq!(says(3, told), "Promote 4");
+    // It makes no difference that it crashes at once, nor that the user restarts members himself.
+    let crashes = |s: &mut Situation| {
+        left_behind(s);
+        s.silence(3, Some(Cause::Crash("exit 1".to_owned())));
+        s.desired.rolling = false;
+    };
+    assert_eq!(says(3, crashes), "RestartPod 3");
+    let going = |s: &mut Situation| {
+        left_behind(s);
+        s.member(3).pod.as_mut().unwrap().terminating = true;
+    };
+    assert_eq!(says(3, going), "Promote 4");
+    // With data it does not look at the list.
+    let has_run = |s: &mut Situation| {
+        left_behind(s);
+        s.observed.membership.as_mut().unwrap().entries[2].started = true;
+    };
+    assert_eq!(says(3, has_run), "Promote 4");
+    // A learner is told in the same way, as long as it has time.
+    let learner = |s: &mut Situation| {
+        s.desired.replicas = 5;
+        s.join(4, true);
+        s.unstart(4);
+        s.member(4).listed_since = Some(now());
+    };
+    assert_eq!(says(3, learner), "RestartPod 4");
+}
+
+/// The log of the cluster begins with the frozen plan: who brings that comes in with it.
+#[test]
+fn a_pod_of_the_first_start_keeps_the_frozen_plan() {
+    let founds = |s: &mut Situation| {
+        s.desired.replicas = 5;
+        s.unstart(3);
+        s.name_all(3);
+        s.member(3).pod.as_mut().unwrap().new_cluster = true;
+        s.join(4, true);
+    };
+    assert_eq!(says(3, founds), "Promote 4");
+}
+
+#[test]
+fn who_may_be_part_of_the_quorum_is_not_stopped_for_its_list() {
+    // Of three only two answer with it, if it should run after all.
+    let needed = |s: &mut Situation| {
+        s.unstart(3);
+        s.silence(2, None);
+        s.desired.replicas = 5;
+    };
+    assert_eq!(says(3, needed), "CreateMember waits for I2");
+    // Of five there are enough that answer without it.
+    let spare = |s: &mut Situation| {
+        s.unstart(5);
+        s.silence(4, None);
+    };
+    assert_eq!(says(5, spare), "RestartPod 5");
+}
+
+#[test]
+fn a_list_names_also_those_that_the_operator_did_not_add() {
+    let mut situation = situation(3);
+    let entries = &mut situation.observed.membership.as_mut().unwrap().entries;
+    let stranger = Entry { id: MemberId(0xbee), ..entries[1].clone() };
+    entries.push(Entry { peer_url: "https://10.0.0.9:2380".to_owned(), ..stranger });
+    let observed = &situation.observed;
+    let list = initial_cluster(&situation.desired, observed, &observed.members[&Serial(2)]);
+    let (_, last) = list.rsplit_once(',').unwrap();
+    assert_eq!((list.split(',').count(), last), (4, "bee=https://10.0.0.9:2380"));
 }
 
 #[test]

@@ -61,7 +61,7 @@ impl World {
     /// A bound volume comes back without what was on it; the claim is the same.
     fn empty_volume(&mut self, serial: Serial) {
         let has_run = self.volumes.get(&serial).is_some_and(|volume| volume.data.is_some());
-        let is_member = self.member_entry(serial).is_some_and(|entry| !entry.name.is_empty());
+        let is_member = self.member_entry(serial).is_some_and(|entry| entry.started);
         if !has_run || !is_member {
             return;
         }

@@ -35,12 +35,20 @@ impl World {
         let answers = asked && self.available();
         let membership = self.etcd.as_ref().filter(|_| answers).map(|etcd| Membership {
             cluster_id: etcd.cluster_id,
-            entries: etcd.entries.clone(),
+            entries: self.entries(etcd),
             corrupt: false,
         });
         let members =
             self.objects.iter().map(|(serial, object)| (*serial, self.member(*serial, object)));
         Observed { membership, members: members.collect(), ..self.status.clone() }
+    }
+
+    fn entries(&self, etcd: &Etcd) -> Vec<Entry> {
+        let mut entries = etcd.entries.clone();
+        for entry in entries.iter_mut().filter(|_| self.takes_names_for_starts) {
+            entry.started = !entry.name.is_empty();
+        }
+        entries
     }
 
     fn member(&self, serial: Serial, object: &Object) -> Member {

@@ -200,16 +200,19 @@ impl World {
                     uid: self.uid(),
                     template: self.desired.template.clone(),
                     initial_cluster,
+                    new_cluster,
                     terminating: false,
                     down: Some(Cause::NotReady),
                     kubelet: Kubelet::Heard,
                     serving: false,
                 };
                 let token = self.status.bootstrap.as_ref().unwrap().token.clone();
+                let slow = self.chance.percent(10);
                 let server = Server {
                     pod,
-                    new_cluster,
                     token,
+                    starts_at: self.now
+                        + TICK * if slow { self.chance.below(40) as i32 } else { 0 },
                     node: None,
                     running: false,
                     serving_since: None,
@@ -298,7 +301,13 @@ impl World {
                 assert!(etcd.entries.iter().all(|entry| entry.peer_url != peer_url), "added twice");
                 let id = id_of("join", serial);
                 self.added.insert(id, self.now);
-                etcd.entries.push(Entry { id, name: String::new(), peer_url, learner: true });
+                etcd.entries.push(Entry {
+                    id,
+                    name: String::new(),
+                    peer_url,
+                    learner: true,
+                    started: false,
+                });
             }
             Mutation::Promote { id } => {
                 etcd.entries.iter_mut().find(|entry| entry.id == id).unwrap().learner = false;

@@ -69,6 +69,7 @@ fn rows() -> Vec<Row> {
     rows.extend(changes());
     rows.extend(flags());
     rows.extend(values());
+    rows.extend(births());
     rows
 }
 
@@ -261,11 +262,7 @@ fn values() -> Vec<Row> {
     let of = |path: &str, message, refused: Value, accepted: Value| {
         row("EtcdCluster", path, message, cluster(refused), cluster(accepted))
     };
-    let recovery = |source: Value| json!({"bootstrap": {"type": "Recovery", "recovery": source}});
-    let name = json!({"name": "b"});
     let replicas = "replicas must be 1, 3, 5 or 7: an even number tolerates no more failures than the odd number below it";
-    let store = json!({"type": "S3", "s3": {"bucket": "backups"}});
-    let source = json!({"backupRef": name, "objectStore": {"manifest": "m", "store": store}});
     vec![
         of("spec.replicas", replicas, json!({"replicas": 4}), json!({"replicas": 7})),
         of(
@@ -287,16 +284,16 @@ fn values() -> Vec<Row> {
             json!({"config": {"heartbeatIntervalMilliseconds": 200}}),
         ),
         of(
-            "spec.bootstrap",
-            "recovery is required when type is Recovery and not allowed otherwise",
-            json!({"bootstrap": {"type": "New", "recovery": {"backupRef": name}}}),
-            recovery(json!({"backupRef": name})),
+            "spec.config.autoCompaction",
+            "retention is a number of revisions in mode Revision",
+            json!({"config": {"autoCompaction": {"mode": "Revision", "retention": "1h"}}}),
+            json!({"config": {"autoCompaction": {"mode": "Revision", "retention": "1000"}}}),
         ),
         of(
-            "spec.bootstrap.recovery",
-            "give exactly one of backupRef and objectStore",
-            recovery(source),
-            recovery(json!({"backupRef": name})),
+            "spec.tls.extraSANs",
+            "extraSANs are DNS names, such as *.example.com, and IP addresses",
+            json!({"tls": {"extraSANs": ["b\u{fc}cher.example"]}}),
+            json!({"tls": {"extraSANs": ["*.example.com", "10.0.0.1", "fd00::1", "a_b"]}}),
         ),
         of(
             "spec.podTemplate.labels",
@@ -316,6 +313,30 @@ fn values() -> Vec<Row> {
             "schedule must be five cron fields or one of @hourly, @daily, @weekly, @monthly, @yearly",
             schedule("0 3 * *"),
             schedule("0 3 * * *"),
+        ),
+    ]
+}
+
+fn births() -> Vec<Row> {
+    let of = |path: &str, message, refused: Value, accepted: Value| {
+        row("EtcdCluster", path, message, cluster(refused), cluster(accepted))
+    };
+    let recovery = |source: Value| json!({"bootstrap": {"type": "Recovery", "recovery": source}});
+    let name = json!({"name": "b"});
+    let store = json!({"type": "S3", "s3": {"bucket": "backups"}});
+    let source = json!({"backupRef": name, "objectStore": {"manifest": "m", "store": store}});
+    vec![
+        of(
+            "spec.bootstrap",
+            "recovery is required when type is Recovery and not allowed otherwise",
+            json!({"bootstrap": {"type": "New", "recovery": {"backupRef": name}}}),
+            recovery(json!({"backupRef": name})),
+        ),
+        of(
+            "spec.bootstrap.recovery",
+            "give exactly one of backupRef and objectStore",
+            recovery(source),
+            recovery(json!({"backupRef": name})),
         ),
     ]
 }

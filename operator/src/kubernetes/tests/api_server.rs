@@ -36,6 +36,8 @@ struct State {
     conflicts: bool,
     /// Nothing is created in this collection, for this reason.
     refused: Option<(String, Value)>,
+    /// What is put in its place once its collection has been listed.
+    replaced: Option<(Key, Value)>,
     /// The last object that was removed behind the operator's back.
     removed: watch::Sender<Option<(Key, Value)>>,
     versions: u64,
@@ -105,6 +107,12 @@ impl ApiServer {
         answer["message"] = json!(message);
         answer["details"] = json!({ "causes": causes });
         self.state(|state| state.refused = Some((collection.to_owned(), answer)));
+    }
+
+    /// Somebody else puts the object there, after the next look at its collection.
+    pub(super) fn put_after_the_next_list(&self, collection: &str, name: &str, object: Value) {
+        let key = (collection.to_owned(), name.to_owned());
+        self.state(|state| state.replaced = Some((key, object)));
     }
 
     /// The reason is gone.
@@ -232,7 +240,12 @@ impl State {
         let place = path.rsplit_once('/').unwrap_or_default();
         let key = (place.0.to_owned(), place.1.to_owned());
         match *method {
-            Method::GET if is_collection => (200, self.list(path, labels)),
+            Method::GET if is_collection => {
+                let list = self.list(path, labels);
+                let listed = |((place, _), _): &mut (Key, Value)| place == path;
+                self.objects.extend(self.replaced.take_if(listed));
+                (200, list)
+            }
             Method::GET => self.objects.get(&key).map_or_else(not_found, |o| (200, o.clone())),
             Method::POST => self.create(path, body),
             Method::PATCH => self.patch(key, &body),

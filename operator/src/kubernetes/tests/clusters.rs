@@ -1,9 +1,10 @@
-//! What the operator does not do to a cluster: anything while it is paused, and a CA anew once it is
-//! formed.
+//! What the operator does not do to a cluster: anything while it is paused, a CA anew once it is formed, and
+//! look at it all the time while nothing happens.
 
 use std::time::Duration;
 
 use futures_util::future;
+use kube::runtime::controller;
 
 use super::*;
 use crate::run::controllers;
@@ -104,6 +105,10 @@ async fn the_ca_of_a_formed_cluster_is_not_made_anew() {
             assert!(said.contains(lost) && !said.contains("delete it"), "{said}");
             let what = if data.is_none() { "is missing" } else { "has no usable" };
             assert!(said.contains(what), "{said}");
+            // Nobody knows of a quorum, so the alarm that tells of none has to come.
+            let gauges = String::from_utf8(context.metrics.text()).unwrap();
+            let gauge = r#"quorum_healthy{cluster="main",namespace="ns"} 0"#;
+            assert!(gauges.contains(gauge), "{gauges}");
         }
         server.put(SECRETS, lost, copy);
         let context = self::context(&server, &lease);
@@ -142,4 +147,90 @@ async fn the_gauges_of_a_cluster_that_was_always_paused_go_with_it() {
         lived = tokio::time::timeout(Duration::from_mins(30), life) => lived.expect("it is forgotten"),
         (ended, ..) = future::select_all(running) => panic!("a controller ended: {ended:?}"),
     }
+}
+
+/// Its images do not come, say. Of what the kubelet does there are events, and the members cannot be asked
+/// yet: two hundred such clusters are not to make an operator busy.
+#[tokio::test(start_paused = true)]
+async fn a_cluster_that_only_waits_is_looked_at_as_seldom_as_one_that_does_not() {
+    let server = ApiServer::default();
+    let lease = Lease::without_election();
+    let context = context(&server, &lease);
+    seed(&server, "etcdclusters", "main", json!({"kind": "EtcdCluster", "spec": {}}));
+    for _ in 0..8 {
+        reconcile_cluster(&server, &context).await;
+    }
+    let started = tokio::time::Instant::now();
+    let mut passes = [0; 5];
+    while let Some(minute) = passes.get_mut(started.elapsed().as_secs() as usize / 60) {
+        let cluster = serde_json::from_value(server.object(CLUSTERS, "main").unwrap()).unwrap();
+        let next = cluster::reconcile(Arc::new(cluster), context.clone()).await.unwrap();
+        let seconds = (1..=60)
+            .find(|seconds| next == controller::Action::requeue(Duration::from_secs(*seconds)));
+        tokio::time::advance(Duration::from_secs(seconds.expect("a pause of whole seconds"))).await;
+        *minute += 1;
+    }
+    let blocked = server.object(CLUSTERS, "main").unwrap()["status"]["blockedBy"].to_string();
+    assert!(blocked.contains("Bootstrap"), "{blocked}");
+    let [first, .., last] = passes;
+    assert!(first >= 25 && last <= 4, "{passes:?}");
+}
+
+/// It is deleted between the write that makes a member's claim and the one that notes its uid. A claim has no
+/// owner that could take it along.
+#[tokio::test]
+async fn a_claim_that_nobody_has_used_yet_goes_with_its_cluster() {
+    for policy in ["Delete", "Retain"] {
+        let server = ApiServer::default();
+        let context = context(&server, &Lease::without_election());
+        let spec = json!({"deletionPolicy": policy});
+        seed(&server, "etcdclusters", "main", json!({"kind": "EtcdCluster", "spec": spec}));
+        while server.object(CLAIMS, "main-1-uid").is_none() {
+            reconcile_cluster(&server, &context).await;
+        }
+        let member = server.object(MEMBERS, "main-1").expect("its claim is there");
+        assert!(member["status"]["claimUID"].is_null(), "{member}");
+        server.mark_deleted(CLUSTERS, "main");
+        for _ in 0..2 {
+            reconcile_cluster(&server, &context).await;
+        }
+        assert!(server.object(CLUSTERS, "main").is_none());
+        assert_eq!(server.object(CLAIMS, "main-1-uid").is_some(), policy == "Retain");
+    }
+}
+
+/// A Pod is to be made anew, and in the moment between the two looks somebody else does it.
+#[tokio::test]
+async fn what_a_second_look_forbids_is_held_back_and_no_failure() {
+    let server = ApiServer::default();
+    let context = context(&server, &Lease::without_election());
+    seed(&server, "etcdclusters", "main", json!({"kind": "EtcdCluster", "spec": {}}));
+    while server.object(PODS, "main-1").is_none() {
+        reconcile_cluster(&server, &context).await;
+    }
+    reconcile_cluster(&server, &context).await;
+    change(&server, CLUSTERS, "main", |cluster| {
+        cluster["spec"]["image"] = json!({"tag": "corrected"});
+    });
+    change(&server, PODS, "main-1", |pod| {
+        let waiting = json!({"waiting": {"reason": "ErrImagePull"}});
+        pod["status"] = json!({"containerStatuses": [{
+            "name": "etcd", "image": "wrong", "imageID": "", "ready": false, "restartCount": 0,
+            "state": waiting,
+        }]});
+    });
+    let mut other = server.object(PODS, "main-1").unwrap();
+    other["metadata"]["uid"] = json!("another");
+    server.put_after_the_next_list(PODS, "main-1", other.clone());
+    let before = server.writes().len();
+    reconcile_cluster(&server, &context).await;
+    assert_eq!(server.object(PODS, "main-1"), Some(other));
+    let blocked = server.object(CLUSTERS, "main").unwrap()["status"]["blockedBy"].to_string();
+    assert!(blocked.contains("RestartPod") && blocked.contains("I9"), "{blocked}");
+    assert_eq!(condition_of(&server, "Degraded")["status"], "False");
+    let writes = server.writes().split_off(before);
+    assert!(!writes.iter().any(|write| write.ends_with("/events")), "{writes:#?}");
+    // The next pass is about the Pod that is there.
+    reconcile_cluster(&server, &context).await;
+    assert_eq!(server.object(PODS, "main-1"), None);
 }

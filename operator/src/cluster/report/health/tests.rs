@@ -80,6 +80,7 @@ fn observation(change: impl FnOnce(&mut Observation)) -> Observation {
         name: names.member(Serial(serial)),
         peer_url: names.peer_url(Serial(serial)),
         learner: false,
+        started: true,
     };
     let object = |serial: i64| -> EtcdMember {
         serde_json::from_value(json!({
