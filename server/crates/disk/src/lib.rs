@@ -63,7 +63,7 @@ use std::sync::Arc;
 pub use atomic_file::{AtomicFile, write_file_atomically};
 pub use file_reader::FileReader;
 pub use os::OsDisk;
-pub use sim::{Fault, SECTOR_BYTES, SimDisk, is_simulated_crash};
+pub use sim::{Fault, SECTOR_BYTES, SimDisk, Toll, is_simulated_crash};
 
 /// How [`Disk::open`] opens a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

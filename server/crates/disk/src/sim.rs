@@ -87,7 +87,19 @@ struct State {
     crashed: bool,
     /// Counts restarts; a handle of an earlier generation belongs to a dead process.
     generation: u64,
+    toll: Toll,
     hash: RollingHash,
+}
+
+/// What losses of power took that was not synced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Toll {
+    /// Sectors that are as they were before.
+    pub lost: u64,
+    /// Sectors of which a part changed, or that are older than the last write.
+    pub torn: u64,
+    /// Files that were not made, renamed or removed after all.
+    pub names: u64,
 }
 
 /// The error of every operation while the power is off.
@@ -126,6 +138,7 @@ impl SimDisk {
                 reads: 0,
                 crashed: false,
                 generation: 0,
+                toll: Toll::default(),
                 hash: RollingHash::new(),
             })),
             process: None,
@@ -175,6 +188,11 @@ impl SimDisk {
         self.state().hash.value()
     }
 
+    /// What all losses of power so far took.
+    pub fn toll(&self) -> Toll {
+        self.state().toll
+    }
+
     /// Whether the power is off, by [`SimDisk::crash`] or a [`Fault::CrashAt`] that struck.
     pub fn is_crashed(&self) -> bool {
         self.state().crashed
@@ -193,10 +211,10 @@ impl SimDisk {
             1 => Survival::Everything,
             _ => Survival::Some,
         };
-        let State { chance, names, files, .. } = &mut *state;
-        names.lose_power(survival, chance);
+        let State { chance, names, files, toll, .. } = &mut *state;
+        names.lose_power(survival, chance, toll);
         for content in files.values_mut() {
-            content.lose_power(survival, chance);
+            content.lose_power(survival, chance, toll);
         }
         state.begin_generation();
     }
@@ -223,6 +241,7 @@ impl SimDisk {
             reads: state.reads,
             crashed: state.crashed,
             generation: state.generation,
+            toll: state.toll,
             hash: state.hash.clone(),
         };
         copy.begin_generation();

@@ -288,18 +288,27 @@ fn position(header: ImageHeader) -> Result<(Option<LogId>, StoredMembership), St
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use disk::{Fault, SimDisk};
+    use futures_util::stream;
     use machine::{
         AppliedEntry, AppliedPayload, Batch, CommandKind, LogPosition, Proposal, Ticket,
     };
     use proto::etcdserverpb::PutRequest;
+    use proto::peerpb::{self, snapshot_chunk::Part};
+    use sha2::{Digest, Sha256};
     use types::{MemberId, Term};
 
     use super::*;
     use crate::raft_types::log_id;
+    use crate::snapshot::{self, Blocking};
 
     const CLUSTER: ClusterId = ClusterId(7);
     const DIRECTORY: &str = "member";
+
+    /// So small that a snapshot comes in several.
+    const PIECE_BYTES: usize = 64;
 
     fn load(disk: &Arc<SimDisk>) -> Loaded {
         let disk: Arc<dyn Disk> = disk.clone();
@@ -336,15 +345,19 @@ mod tests {
         leader
     }
 
-    /// Receives a snapshot of `leader` into a file that is synced.
+    /// Receives a snapshot of `leader` in pieces.
     fn receive(store: &Store, leader: &Machine) -> io::Result<IncomingFile> {
         let mut snapshot = Vec::new();
         leader.snapshot().write(&mut snapshot).unwrap();
-        let incoming = store.incoming_file();
-        let file = incoming.create()?;
-        file.write_all_at(&snapshot, 0)?;
-        file.sync_data()?;
-        Ok(incoming)
+        let digest = Sha256::digest(&snapshot).to_vec().into();
+        let pieces = snapshot.chunks(PIECE_BYTES).map(|piece| Part::Data(piece.to_vec().into()));
+        let parts = pieces.chain([Part::Trailer(peerpb::SnapshotTrailer { digest })]);
+        let chunks = parts.map(|part| peerpb::SnapshotChunk { part: Some(part) });
+        let mut chunks = stream::iter(chunks.collect::<Vec<_>>());
+        let (file, silence_max) = (store.incoming_file(), Duration::from_secs(10));
+        let received = snapshot::receive(file, Blocking::Inline, &mut chunks, silence_max);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        runtime.block_on(received).map(|received| received.file)
     }
 
     fn value(machine: &Machine) -> String {

@@ -7,23 +7,23 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use deadlines::{ClockOptions, Counters, LeaseClock, LeasePeer};
+use deadlines::LeasePeer;
 use disk::{Disk, Fault, SimDisk};
-use machine::{Applied, AppliedEntry, AuthChange, LeaseChange, SimpleTokens, Views};
-use mvcc::RevisionEvents;
 use replica::{
-    Blocking, Bootstrap, EventSink, Handle, ImagePolicy, LogMetrics, LogWriterPlacement, Node,
-    Parts, Replica, Rules, Timing, Unavailable,
+    Blocking, Bootstrap, Handle, ImagePolicy, LogMetrics, LogWriterPlacement, Node, Parts, Replica,
+    Rules, Timing, Unavailable,
 };
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use types::{ClusterId, LeaseId, MemberId};
-use watch::{Hub, HubOptions};
+use watch::Hub;
 
 use crate::chance::Chance;
 use crate::checkers::agreement::Agreement;
+use crate::counts::Event;
 use crate::history::History;
 use crate::journal::{AuthSample, Journal};
 use crate::network::{Life, Network, NodePeers};
+use crate::sink::Sink;
 use crate::swarm::Plan;
 use crate::trace::Trace;
 
@@ -37,107 +37,6 @@ const START_MAX: Duration = Duration::from_secs(60);
 
 /// How long an orderly stop may take before the process is killed, as an init system does.
 const STOP_MAX: Duration = Duration::from_secs(20);
-
-/// Leases that one entry ends at most; few, so that there are several entries.
-const EXPIRED_PER_TURN_MAX: usize = 3;
-
-/// How long a token lives that nobody uses; short, so that some end.
-const TOKEN_LIFETIME: Duration = Duration::from_secs(8);
-
-/// What listens to a member's state machine: the history, the journal, the hub of watches, the clock
-/// of leases and the tokens.
-struct Sink {
-    life: Life,
-    history: History,
-    journal: Journal,
-    slice: u64,
-    hub: Mutex<Option<Hub>>,
-    leases: LeaseClock,
-    started: Instant,
-    tokens: Mutex<SimpleTokens>,
-}
-
-fn lease_clock(plan: &Plan) -> LeaseClock {
-    let counter = |name: &str| {
-        prometheus::Counter::new(name, "not shown").expect("the name of a counter is well-formed")
-    };
-    let options = ClockOptions {
-        checkpoint_interval: plan.keeping.checkpoint_interval,
-        extend: plan.election,
-        patience: plan.request_timeout,
-        expired_per_turn_max: EXPIRED_PER_TURN_MAX,
-    };
-    LeaseClock::new(options, Counters { renewed: counter("renewed"), expired: counter("expired") })
-}
-
-impl Sink {
-    fn new(life: Life, cluster: &Cluster) -> Self {
-        Self {
-            life,
-            history: cluster.history.clone(),
-            journal: cluster.journal.clone(),
-            slice: cluster.plan.workload.watch_slice,
-            hub: Mutex::default(),
-            leases: lease_clock(&cluster.plan),
-            started: Instant::now(),
-            tokens: Mutex::new(SimpleTokens::new(TOKEN_LIFETIME)),
-        }
-    }
-
-    fn tokens(&self) -> MutexGuard<'_, SimpleTokens> {
-        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn hub(&self) -> MutexGuard<'_, Option<Hub>> {
-        self.hub.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl EventSink for Sink {
-    fn publish(&self, revisions: Vec<RevisionEvents>) {
-        self.history.published(self.life.member, self.life.number, &revisions);
-        if let Some(hub) = &*self.hub() {
-            hub.publish(revisions);
-        }
-    }
-
-    fn leases_changed(&self, changes: &[LeaseChange]) {
-        self.leases.apply(changes);
-    }
-
-    fn auth_changed(&self, changes: &[AuthChange]) {
-        self.tokens().apply(changes, self.started.elapsed());
-    }
-
-    fn applied(&self, entry: &AppliedEntry, applied: &Applied) {
-        self.journal.applied(self.life.member, entry, applied);
-    }
-
-    fn reset(&self, views: &Views) {
-        self.leases.forget();
-        // What took back a token may be among what was not applied one by one.
-        self.tokens().forget();
-        self.history.begin(self.life.number, views.mvcc.revision().0);
-        if let Some(hub) = &*self.hub() {
-            return hub.reset(views.mvcc.clone());
-        }
-        let options = HubOptions {
-            progress_interval: Duration::from_secs(1),
-            slice_events: self.slice as usize,
-            stream_bytes: 4096,
-            ..HubOptions::default()
-        };
-        let (hub, task) = Hub::new(views.mvcc.clone(), options);
-        let life = self.life.clone();
-        self.life.spawn(async move {
-            if let Err(error) = task.run().await {
-                // A failing disk ends the member itself.
-                tracing::warn!(member = life.member.0, %error, "the hub has stopped");
-            }
-        });
-        *self.hub() = Some(hub);
-    }
-}
 
 /// A running process.
 struct Process {
@@ -302,7 +201,7 @@ impl Cluster {
     /// After a start that failed: the next one finds the machine with power.
     fn recover_disk(&self, life: &Life) {
         match life.disk.is_crashed() {
-            true => life.disk.restart(),
+            true => self.lose_power(life),
             false => life.disk.kill(),
         }
         life.disk.clear_faults();
@@ -399,9 +298,17 @@ impl Cluster {
         process.life.end();
         process.life.disk.clear_faults();
         match end {
-            End::PowerLoss => process.life.disk.restart(),
+            End::PowerLoss => self.lose_power(&process.life),
             End::Kill => process.life.disk.kill(),
         }
+    }
+
+    /// The machine of a process loses its power, unless it has already, and has it again.
+    fn lose_power(&self, life: &Life) {
+        if life.disk.is_crashed() {
+            self.trace.count(Event::PowerLossAtOperation);
+        }
+        life.disk.restart();
     }
 
     /// Stops a member's process in order.
@@ -412,16 +319,23 @@ impl Cluster {
         // Others still reach it while it hands over its leadership.
         self.network.connect(&life, lease_peer(&replica, &sink));
         let in_order = async {
+            let led = replica.handle().leads();
             replica.hand_over_leadership().await;
+            let handed_over = led && !replica.handle().leads();
             replica.shutdown().await;
+            handed_over
         };
         let stopped = self.while_powered(&life, STOP_MAX, in_order).await;
+        self.trace.count(Event::Stop);
+        if stopped == Some(true) {
+            self.trace.count(Event::HandOver);
+        }
         self.trace.note(format_args!("stopped member {}: {}", id.0, stopped.is_some()));
         self.network.disconnect(id);
         drop(sink);
         life.end();
         match life.disk.is_crashed() {
-            true => life.disk.restart(),
+            true => self.lose_power(&life),
             false => life.disk.kill(),
         }
     }
@@ -476,7 +390,10 @@ impl Cluster {
             self.trace.note(format_args!("member {} frozen: {frozen}", id.0));
             member.frozen = frozen;
             match frozen {
-                true => process.life.gate.pause(),
+                true => {
+                    self.trace.count(Event::Pause);
+                    process.life.gate.pause();
+                }
                 false => process.life.gate.resume(),
             }
         }
@@ -514,6 +431,7 @@ impl Cluster {
                 if !member.disk_may_fail {
                     self.trace.violation(format!("member {} has stopped: {fatal}", id.0));
                 }
+                self.trace.count(Event::DiskError);
                 fallen.push((*id, End::Kill));
             }
         }
@@ -567,6 +485,16 @@ impl Cluster {
     pub fn mix_disks(&self) {
         for member in self.members().values() {
             self.trace.mix(member.disk.operations_hash());
+        }
+    }
+
+    /// Counts what every disk has lost.
+    pub fn count_losses(&self) {
+        for member in self.members().values() {
+            let toll = member.disk.toll();
+            self.trace.count_times(Event::SectorLost, toll.lost);
+            self.trace.count_times(Event::SectorTorn, toll.torn);
+            self.trace.count_times(Event::NameLost, toll.names);
         }
     }
 

@@ -4,16 +4,18 @@
 //! and after it was started again, must never say two things. What all of them say together is the
 //! one order of everything that was proposed, writes and changes of permissions alike.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use machine::{
-    Applied, AppliedEntry, AppliedPayload, Auth, Batch, CommandKind, Outcome, Proposal, Ticket,
+    Applied, AppliedEntry, AppliedPayload, Auth, Batch, CommandKind, MembershipEntry, Outcome,
+    Proposal, Ticket,
 };
 use tokio::time::Instant;
 use types::{MemberId, Term};
 
+use crate::counts::Event;
 use crate::trace::Trace;
 
 /// A command of an entry.
@@ -58,6 +60,45 @@ pub struct Journal {
 struct State {
     entries: BTreeMap<u64, LoggedEntry>,
     samples: Vec<AuthSample>,
+    newest: Newest,
+}
+
+/// What the log said last: each of its entries is first applied in its order.
+#[derive(Default)]
+struct Newest {
+    term: Option<Term>,
+    membership: Option<MembershipEntry>,
+}
+
+impl Newest {
+    /// Counts what the next entry of the log says.
+    fn count(&mut self, entry: &LoggedEntry, trace: &Trace) {
+        if self.term.is_some_and(|term| term < entry.term) {
+            trace.count(Event::LeaderChange);
+        }
+        self.term = self.term.max(Some(entry.term));
+        let expired =
+            |command: &&Logged| command.done && command.proposal.kind == CommandKind::LeaseExpire;
+        let expired = entry.commands.iter().filter(expired).count();
+        trace.count_times(Event::LeaseExpired, expired as u64);
+        let AppliedPayload::Membership(now) = &entry.payload else { return };
+        if let Some(before) = self.membership.replace(now.clone()) {
+            let (had, has) = (nodes(&before), nodes(now));
+            let (voted, vote) = (voters(&before), voters(now));
+            let count = |event, ids: BTreeSet<MemberId>| trace.count_times(event, ids.len() as u64);
+            count(Event::MemberAdded, &has - &had);
+            count(Event::MemberRemoved, &had - &has);
+            count(Event::MemberPromoted, &(&vote - &voted) & &had);
+        }
+    }
+}
+
+fn nodes(membership: &MembershipEntry) -> BTreeSet<MemberId> {
+    membership.nodes.iter().map(|node| node.id).collect()
+}
+
+fn voters(membership: &MembershipEntry) -> BTreeSet<MemberId> {
+    membership.voters.iter().flatten().copied().collect()
 }
 
 impl Journal {
@@ -70,12 +111,17 @@ impl Journal {
     pub fn applied(&self, member: MemberId, entry: &AppliedEntry, applied: &Applied) {
         let mut state = self.state();
         let index = entry.position.index.0;
-        let known = state.entries.entry(index).or_insert_with(|| LoggedEntry {
-            term: entry.position.term,
-            by: member,
-            at: self.start.elapsed(),
-            payload: entry.payload.clone(),
-            commands: commands(entry, applied),
+        let State { entries, newest, .. } = &mut *state;
+        let known = entries.entry(index).or_insert_with(|| {
+            let logged = LoggedEntry {
+                term: entry.position.term,
+                by: member,
+                at: self.start.elapsed(),
+                payload: entry.payload.clone(),
+                commands: commands(entry, applied),
+            };
+            newest.count(&logged, &self.trace);
+            logged
         });
         if known.term != entry.position.term || known.payload != entry.payload {
             self.trace.violation(format!(
@@ -106,15 +152,6 @@ impl Journal {
     /// Everything that was applied, by index.
     pub fn entries(&self) -> BTreeMap<u64, LoggedEntry> {
         self.state().entries.clone()
-    }
-
-    /// How many commands ended leases because their time was over.
-    pub fn expiries(&self) -> usize {
-        let state = self.state();
-        let commands = state.entries.values().flat_map(|entry| &entry.commands);
-        let expired =
-            |command: &&Logged| command.done && command.proposal.kind == CommandKind::LeaseExpire;
-        commands.filter(expired).count()
     }
 
     /// Everything that members showed.

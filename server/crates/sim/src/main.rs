@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use sim::Report;
+use sim::{Counts, Event, Report};
 
 /// The exit status after a broken promise.
 const BROKEN: u8 = 3;
@@ -83,12 +83,12 @@ fn print(report: &Report, took: Duration) {
         report.unauthorized,
         report.logins,
         report.fenced_writes,
-        report.leases_expired,
+        report.counts.of(Event::LeaseExpired),
         report.leases_kept,
         report.renewals,
-        report.snapshots.whole,
-        report.snapshots.partial,
-        report.snapshots.silent,
+        report.counts.of(Event::SnapshotWhole),
+        report.counts.of(Event::SnapshotPartial),
+        report.counts.of(Event::SnapshotSilent),
     );
     if let Some(violation) = &report.violation {
         let tail = report.last.len().saturating_sub(40);
@@ -102,7 +102,7 @@ fn print(report: &Report, took: Duration) {
 }
 
 #[allow(clippy::print_stdout, reason = "a command-line tool")]
-fn run_one(seed: u64, arguments: &Arguments) -> bool {
+fn run_one(seed: u64, arguments: &Arguments) -> Report {
     let begin = Instant::now();
     let finished = Arc::new(AtomicBool::new(false));
     let watchdog = finished.clone();
@@ -127,7 +127,7 @@ fn run_one(seed: u64, arguments: &Arguments) -> bool {
     }
     finished.store(true, Ordering::Release);
     print(&report, begin.elapsed());
-    report.violation.is_none()
+    report
 }
 
 #[allow(clippy::print_stdout, reason = "a command-line tool")]
@@ -145,9 +145,11 @@ fn main() -> anyhow::Result<ExitCode> {
     let begin = Instant::now();
     let next = Arc::new(AtomicU64::new(arguments.first));
     let failed = Arc::new(Mutex::new(Vec::new()));
+    let counts = Arc::new(Mutex::new(Counts::default()));
     let workers: Vec<_> = (0..arguments.jobs.min(arguments.seeds))
         .map(|_| {
-            let (arguments, next, failed) = (arguments.clone(), next.clone(), failed.clone());
+            let (arguments, next) = (arguments.clone(), next.clone());
+            let (failed, counts) = (failed.clone(), counts.clone());
             std::thread::spawn(move || {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
@@ -156,7 +158,9 @@ fn main() -> anyhow::Result<ExitCode> {
                     if over || (!lock().is_empty() && !arguments.keep_going) {
                         return;
                     }
-                    if !run_one(seed, &arguments) {
+                    let report = run_one(seed, &arguments);
+                    counts.lock().unwrap_or_else(PoisonError::into_inner).add_all(&report.counts);
+                    if report.violation.is_some() {
                         lock().push(seed);
                     }
                 }
@@ -168,6 +172,7 @@ fn main() -> anyhow::Result<ExitCode> {
     }
     let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner).clone();
     failed.sort_unstable();
+    print!("what happened:\n{}", counts.lock().unwrap_or_else(PoisonError::into_inner));
     println!(
         "{} seeds in {:.0}s, failed: {failed:?}",
         arguments.seeds,

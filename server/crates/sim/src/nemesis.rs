@@ -10,6 +10,7 @@ use types::MemberId;
 
 use crate::chance::Chance;
 use crate::cluster::{Cluster, End, LOOK, peer_url};
+use crate::counts::Event;
 use crate::network::Transfer;
 
 /// How often states are compared.
@@ -83,6 +84,8 @@ impl Nemesis {
     /// Mends everything and keeps it so for a while.
     pub async fn mend(&mut self) {
         self.cluster.trace.note(format_args!("mend everything"));
+        self.cluster.count_losses();
+        self.cluster.trace.end_count();
         self.cluster.network.become_perfect();
         for id in self.cluster.running() {
             self.cluster.thaw(id);
@@ -144,8 +147,9 @@ impl Nemesis {
         }
         for id in due(&self.starts) {
             self.starts.remove(&id);
-            if !self.cluster.start(id).await {
-                self.start_later(id);
+            match self.cluster.start(id).await {
+                true => self.cluster.trace.count(Event::Restart),
+                false => self.start_later(id),
             }
         }
         if self.compare_at <= now {
@@ -198,7 +202,10 @@ impl Nemesis {
                 let after = self.chance.between(1, 60);
                 self.cluster.plan_disk_fault(victim, after, true);
             }
-            2 => self.black_out().await,
+            2 => {
+                self.cluster.trace.count(Event::PowerLossOfAll);
+                self.black_out().await;
+            }
             3 => self.take(victim, End::Kill),
             4 => {
                 self.cluster.stop(victim).await;
@@ -260,6 +267,7 @@ impl Nemesis {
             return;
         }
         self.cluster.trace.note(format_args!("strike {kind} at snapshot {number}"));
+        self.cluster.trace.count(Event::SnapshotStruck);
         match kind {
             0 => self.take(to, End::PowerLoss),
             1 => self.take(to, End::Kill),
@@ -279,6 +287,10 @@ impl Nemesis {
     }
 
     fn take(&mut self, victim: MemberId, end: End) {
+        self.cluster.trace.count(match end {
+            End::PowerLoss => Event::PowerLoss,
+            End::Kill => Event::Kill,
+        });
         self.cluster.end(victim, end);
         self.start_later(victim);
     }
@@ -301,6 +313,9 @@ impl Nemesis {
             if left { sides.0.push(id) } else { sides.1.push(id) }
         }
         self.cluster.trace.note(format_args!("partition {:?} from {:?}", sides.0, sides.1));
+        if !sides.0.is_empty() && !sides.1.is_empty() {
+            self.cluster.trace.count(Event::Partition);
+        }
         for a in &sides.0 {
             for b in &sides.1 {
                 self.cluster.network.cut(*a, *b);
@@ -318,6 +333,7 @@ impl Nemesis {
             if self.chance.hits(700) {
                 let (from, to) = if outwards { (victim, other) } else { (other, victim) };
                 self.cluster.trace.note(format_args!("cut {} > {}", from.0, to.0));
+                self.cluster.trace.count(Event::OneWayCut);
                 self.cluster.network.cut(from, to);
             }
         }
@@ -333,10 +349,13 @@ impl Nemesis {
         let Some(service) = leader.and_then(|id| self.cluster.service(id)) else { return };
         let Some(target) = self.chance.pick(&running).copied() else { return };
         self.cluster.trace.note(format_args!("move the leader to {}", target.0));
-        let life = service.life.clone();
+        let (life, trace) = (service.life.clone(), self.cluster.trace.clone());
         tokio::spawn(async move {
             // It may well fail: the target may be down.
-            let _ = life.run(async move { service.handle.move_leader(target).await }).await;
+            let moved = life.run(async move { service.handle.move_leader(target).await }).await;
+            if target != life.member && matches!(moved, Some(Ok(()))) {
+                trace.count(Event::LeaderMoved);
+            }
         });
     }
 

@@ -26,11 +26,12 @@ use tokio::time::{Instant, sleep, sleep_until};
 use types::MemberId;
 
 use crate::chance::Chance;
+use crate::counts::Event;
 use crate::swarm::{NetworkPlan, TransferPlan};
 use crate::trace::Trace;
 
+pub use transfers::Transfer;
 use transfers::Transfers;
-pub use transfers::{Tally, Transfer};
 
 /// Messages of one stream that may be under way.
 const STREAM_WINDOW: usize = 64;
@@ -178,10 +179,20 @@ impl Network {
         let State { chance, plan, cut, trace, .. } = &mut *state;
         let loss = plan.loss_per_mille;
         let micros = match chance.hits(plan.straggler_per_mille) {
-            true => chance.between(0, 1_000_000),
+            true => {
+                trace.count(Event::MessageLate);
+                chance.between(0, 1_000_000)
+            }
             false => chance.between(plan.delay_min_micros, plan.delay_max_micros),
         };
-        let lost = chance.hits(loss) || cut.contains(&(from, to));
+        let (lost, is_cut) = (chance.hits(loss), cut.contains(&(from, to)));
+        if lost {
+            trace.count(Event::MessageLost);
+        }
+        if is_cut {
+            trace.count(Event::MessageCut);
+        }
+        let lost = lost || is_cut;
         trace.note(format_args!(
             "net {}>{} {what} {}",
             from.0,

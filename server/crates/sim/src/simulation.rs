@@ -14,10 +14,10 @@ use types::{MemberId, Planted};
 use crate::administrator::{self, Administrator};
 use crate::checkers;
 use crate::cluster::{Cluster, LOOK, Service};
+use crate::counts::Counts;
 use crate::keeper::Keeper;
 use crate::locker::{Locker, TTL_MAX};
 use crate::nemesis::Nemesis;
-use crate::network::Tally;
 use crate::session::Session;
 use crate::swarm::Plan;
 use crate::trace::Trace;
@@ -49,14 +49,13 @@ pub struct Report {
     /// Requests that users were not permitted, and logins that succeeded.
     pub unauthorized: usize,
     pub logins: usize,
-    /// Writes of holders of locks and of leaders, and leases that were over in time.
+    /// Writes of holders of locks and of leaders.
     pub fenced_writes: usize,
-    pub leases_expired: usize,
     /// Leases that were kept alive, and how often that was acknowledged.
     pub leases_kept: usize,
     pub renewals: usize,
-    /// How snapshots ended for their receivers.
-    pub snapshots: Tally,
+    /// What happened to members and to what they do, while there were faults.
+    pub counts: Counts,
     /// Simulated time.
     pub simulated: Duration,
     /// The last notes before a violation.
@@ -94,7 +93,16 @@ pub fn run(seed: u64, verbose: bool) -> Report {
 /// # Panics
 /// When no thread can be made.
 pub fn first_violation(plans: impl Iterator<Item = Plan> + Send, jobs: usize) -> Option<Report> {
+    run_all(plans, jobs).1
+}
+
+/// The same, and what happened in all that ran.
+///
+/// # Panics
+/// When no thread can be made.
+pub fn run_all(plans: impl Iterator<Item = Plan> + Send, jobs: usize) -> (Counts, Option<Report>) {
     let plans = Mutex::new(plans);
+    let counts = Mutex::new(Counts::default());
     let found = Mutex::new(None);
     let lock = || found.lock().unwrap_or_else(PoisonError::into_inner);
     std::thread::scope(|scope| {
@@ -104,6 +112,7 @@ pub fn first_violation(plans: impl Iterator<Item = Plan> + Send, jobs: usize) ->
                     let next = plans.lock().unwrap_or_else(PoisonError::into_inner).next();
                     let Some(plan) = next else { return };
                     let report = run_plan(plan, false);
+                    counts.lock().unwrap_or_else(PoisonError::into_inner).add_all(&report.counts);
                     if report.violation.is_some() {
                         lock().get_or_insert(report);
                     }
@@ -111,7 +120,8 @@ pub fn first_violation(plans: impl Iterator<Item = Plan> + Send, jobs: usize) ->
             });
         }
     });
-    found.into_inner().unwrap_or_else(PoisonError::into_inner)
+    let counts = counts.into_inner().unwrap_or_else(PoisonError::into_inner);
+    (counts, found.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Runs a plan.
@@ -137,10 +147,9 @@ pub fn run_plan(plan: Plan, verbose: bool) -> Report {
             unauthorized: 0,
             logins: 0,
             fenced_writes: 0,
-            leases_expired: 0,
             leases_kept: 0,
             renewals: 0,
-            snapshots: Tally::default(),
+            counts: Counts::default(),
             simulated: Duration::ZERO,
             last: Vec::new(),
         },
@@ -191,10 +200,9 @@ fn run_here(plan: Plan, verbose: bool) -> Report {
             unauthorized: operations.iter().filter(|op| op.is_unauthorized()).count(),
             logins: operations.iter().filter(|op| op.is_login()).count(),
             fenced_writes: cluster.history.claims().iter().filter(|claim| claim.wrote).count(),
-            leases_expired: cluster.journal.expiries(),
             leases_kept: leases.len(),
             renewals: renewals.filter(|renewal| renewal.told == Told::Renewed).count(),
-            snapshots: cluster.network.tally(),
+            counts: trace.counts(),
             simulated: begin.elapsed(),
             last: trace.last(),
         }

@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
+use crate::counts::{Counts, Event};
+
 /// How many notes are kept for the report of a failure.
 const KEPT: usize = 400;
 
@@ -24,6 +26,8 @@ struct State {
     /// Print every note as it comes.
     verbose: bool,
     violation: Option<String>,
+    counts: Counts,
+    counting: bool,
 }
 
 impl Trace {
@@ -36,6 +40,8 @@ impl Trace {
             last: VecDeque::new(),
             verbose,
             violation: None,
+            counts: Counts::default(),
+            counting: true,
         })))
     }
 
@@ -61,6 +67,29 @@ impl Trace {
     pub fn mix(&self, number: u64) {
         let mut state = self.state();
         state.hash = (state.hash ^ number).wrapping_mul(0x0100_0000_01b3);
+    }
+
+    /// Counts what happened now.
+    pub fn count(&self, event: Event) {
+        self.count_times(event, 1);
+    }
+
+    /// Counts what happened several times.
+    pub fn count_times(&self, event: Event, times: u64) {
+        let mut state = self.state();
+        if state.counting {
+            state.counts.add(event, times);
+        }
+    }
+
+    /// From now on nothing is counted.
+    pub fn end_count(&self) {
+        self.state().counting = false;
+    }
+
+    /// What was counted so far.
+    pub fn counts(&self) -> Counts {
+        self.state().counts
     }
 
     /// Reports that a promise was broken; the first report is the one that counts.

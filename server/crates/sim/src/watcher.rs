@@ -14,6 +14,7 @@ use watch::{CreateWatch, WatchMessage};
 
 use crate::chance::Chance;
 use crate::cluster::{Cluster, Service};
+use crate::counts::Event;
 use crate::workload::Order;
 
 /// A message of the hub as a client reads it.
@@ -58,6 +59,7 @@ impl Watcher {
             return;
         };
         let request = self.request(&service);
+        let newest = service.handle.views().mvcc.revision().0;
         let (handle, mut output) = hub.open();
         handle.create(request.clone()).await;
         let until = Duration::from_millis(self.chance.between(200, 6000));
@@ -113,8 +115,22 @@ impl Watcher {
             record.request.start_revision,
             record.responses.len()
         ));
+        self.count(&record, newest);
         if !record.responses.is_empty() {
             self.cluster.history.watched(record);
+        }
+    }
+
+    /// Counts what is special about a watch that began when `newest` was the last revision.
+    fn count(&self, record: &WatchRecord<u64>, newest: i64) {
+        let trace = &self.cluster.trace;
+        let events = record.responses.iter().flat_map(|response| &response.events);
+        let mut changes = events.filter_map(|event| event.kv.as_ref());
+        if changes.any(|kv| kv.mod_revision <= newest) {
+            trace.count(Event::WatchResumed);
+        }
+        if record.responses.iter().any(|response| response.compact_revision > 0) {
+            trace.count(Event::WatchCompacted);
         }
     }
 

@@ -1,7 +1,9 @@
 //! So many seeds in every test run; `cargo xtask sim` runs more, or one again.
 
-use sim::Plan;
+use std::io::Write;
+
 use sim::swarm::{FaultPlan, TransferPlan, WorkloadPlan};
+use sim::{Counts, Event, Plan};
 
 /// Seeds of a test run.
 const SEEDS: u64 = 300;
@@ -44,8 +46,57 @@ fn every_size_of_cluster_and_every_kind_of_fault_occurs() {
 #[test]
 fn the_first_seeds_keep_every_promise() {
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
-    if let Some(report) = sim::first_violation((1..=SEEDS).map(Plan::of), jobs) {
+    let (counts, violation) = sim::run_all((1..=SEEDS).map(Plan::of), jobs);
+    if let Some(report) = violation {
         panic!("{:?}\nagain: cargo xtask sim --seed {}", report.violation, report.seed);
+    }
+    // Whoever reads the log of a run that passed sees it too.
+    write!(std::io::stderr().lock(), "what happened in {SEEDS} seeds:\n{counts}").unwrap();
+    let happened_less = |event: &&Event| counts.of(**event) < least(**event);
+    let rare: Vec<_> = Event::ALL.iter().filter(happened_less).collect();
+    assert!(rare.is_empty(), "these happened less often than they should: {rare:?} of\n{counts}");
+}
+
+/// How often each happens at least in the seeds of a test run: a third of what was counted when this was
+/// written.
+fn least(event: Event) -> u64 {
+    match event {
+        Event::PowerLoss => 130,
+        Event::PowerLossAtOperation => 64,
+        Event::PowerLossOfAll => 55,
+        Event::SectorLost => 1_950,
+        Event::SectorTorn => 640,
+        Event::NameLost => 165,
+        Event::Kill => 120,
+        Event::Stop => 58,
+        Event::HandOver => 18,
+        Event::DiskError => 5,
+        Event::Restart => 340,
+        Event::Pause => 100,
+        Event::Partition => 115,
+        Event::OneWayCut => 220,
+        Event::MessageLost => 1_400,
+        Event::MessageCut => 7_000,
+        Event::MessageLate => 1_300,
+        Event::MemberAdded => 16,
+        Event::MemberPromoted => 7,
+        Event::MemberRemoved => 6,
+        Event::LeaderChange => 420,
+        Event::LeaderMoved => 51,
+        Event::SnapshotWhole => 47,
+        Event::SnapshotInPieces => 25,
+        Event::SnapshotPartial => 19,
+        Event::SnapshotStruck => 14,
+        Event::SnapshotInstalled => 44,
+        Event::WatchesReset => 44,
+        Event::ImageSaved => 1_800,
+        Event::Compaction => 900,
+        Event::LeaseExpired => 290,
+        Event::WatchResumed => 530,
+        Event::WatchCompacted => 80,
+        // Never and twice, which is no measure. The first has a test below; the second one in crate
+        // `replica`, where the power fails at every operation of an installation (t03).
+        Event::SnapshotSilent | Event::InstallInterrupted => 0,
     }
 }
 
@@ -84,11 +135,11 @@ fn permissions_are_refused_locks_are_held_and_leases_kept_alive() {
         unauthorized += report.unauthorized;
         logins += report.logins;
         held += report.fenced_writes;
-        expired += report.leases_expired;
+        expired += report.counts.of(Event::LeaseExpired);
         kept += report.leases_kept;
         renewals += report.renewals;
     }
-    let counts = [unauthorized, logins, held, expired, kept, renewals];
+    let counts = [unauthorized, logins, held, expired as usize, kept, renewals];
     assert!(counts.iter().all(|count| *count >= 20), "{counts:?}");
 }
 
@@ -96,10 +147,14 @@ fn permissions_are_refused_locks_are_held_and_leases_kept_alive() {
 /// that is told, and with a sender that says nothing more, which is rare.
 #[test]
 fn snapshots_arrive_whole_and_in_part() {
-    let (mut whole, mut partial, mut silent) = (0, 0, 0);
-    let are_enough = |(whole, partial, silent)| whole >= 20 && partial >= 20 && silent >= 1;
+    let mut counts = Counts::default();
+    let are_enough = |counts: &Counts| {
+        counts.of(Event::SnapshotWhole) >= 20
+            && counts.of(Event::SnapshotPartial) >= 20
+            && counts.of(Event::SnapshotSilent) >= 1
+    };
     for seed in (1..=200).filter(|seed| Plan::of(*seed).members > 1) {
-        if are_enough((whole, partial, silent)) {
+        if are_enough(&counts) {
             break;
         }
         let plan = Plan {
@@ -110,11 +165,9 @@ fn snapshots_arrive_whole_and_in_part() {
         };
         let report = sim::run_plan(plan, false);
         assert_eq!(report.violation, None, "seed {seed} with the snapshots of this test");
-        whole += report.snapshots.whole;
-        partial += report.snapshots.partial;
-        silent += report.snapshots.silent;
+        counts.add_all(&report.counts);
     }
-    assert!(are_enough((whole, partial, silent)), "{whole}, {partial}, {silent}");
+    assert!(are_enough(&counts), "{counts}");
 }
 
 /// T17 (etcd #20418, openraft #1747): a leader that was stopped, as by SIGSTOP, and cut off meanwhile believes for a

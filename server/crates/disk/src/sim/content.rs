@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::Toll;
 use super::chance::Chance;
 
 /// The unit that a simulated power loss keeps, loses or tears.
@@ -156,7 +157,7 @@ impl Content {
     }
 
     /// A power loss: every unsynced sector and the length survive, vanish or tear.
-    pub(super) fn lose_power(&mut self, survival: Survival, chance: &mut Chance) {
+    pub(super) fn lose_power(&mut self, survival: Survival, chance: &mut Chance, toll: &mut Toll) {
         let len = match survival {
             Survival::Nothing => self.durable.len,
             Survival::Everything => self.current.len,
@@ -184,6 +185,8 @@ impl Content {
                 Survival::Everything => new,
                 Survival::Some => surviving_sector(old, &versions, new, chance),
             };
+            toll.lost += u64::from(bytes == old && bytes != new);
+            toll.torn += u64::from(bytes != old && bytes != new);
             survivor.set(number, bytes);
         }
         let longest = survivor.len.max(self.current.len);

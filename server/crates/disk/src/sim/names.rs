@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Component, Path};
 
+use super::Toll;
 use super::chance::Chance;
 use super::content::Survival;
 
@@ -159,7 +160,7 @@ impl Names {
     }
 
     /// A power loss: decides which waiting steps happened.
-    pub(super) fn lose_power(&mut self, survival: Survival, chance: &mut Chance) {
+    pub(super) fn lose_power(&mut self, survival: Survival, chance: &mut Chance, toll: &mut Toll) {
         let waiting = std::mem::take(&mut self.waiting);
         let journal = chance.below(2) == 0;
         let kept_in_order = match survival {
@@ -181,6 +182,7 @@ impl Names {
             if keep {
                 apply(&mut self.durable, step);
             } else {
+                toll.names += 1;
                 stopped.insert(step.inode());
             }
         }

@@ -1,5 +1,7 @@
 //! openraft's own suite for log stores and state machines, on ours.
 
+mod votes;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
@@ -18,7 +20,7 @@ use tokio::sync::mpsc;
 use types::{ClusterId, LogIndex, MemberId, Term};
 
 use crate::log_store::{LogStore, WRITE_QUEUE_LENGTH};
-use crate::log_writer::{LogWriter, LogWriterPlacement};
+use crate::log_writer::{LogWriter, LogWriterPlacement, RunningWriter};
 use crate::metrics::LogMetrics;
 use crate::raft_types::{
     CommittedLeaderId, Entry, LogId, Membership, Node, Payload, SnapshotMeta, StoredMembership,
@@ -100,17 +102,24 @@ struct EmptyLogs;
 
 impl StoreBuilder<TypeConfig, LogStore, Place> for EmptyLogs {
     async fn build(&self) -> Result<((), LogStore, Place), StorageError> {
-        let disk: Arc<dyn Disk> = Arc::new(SimDisk::new(1));
-        let identity = wal::Identity { cluster_id: ClusterId(7), member_id: MemberId(1) };
-        let (wal, recovered) =
-            wal::Wal::open(disk, Path::new("wal"), identity, wal::Options::default()).unwrap();
-        let (operations, waiting) = mpsc::channel(WRITE_QUEUE_LENGTH);
-        let log = LogStore::new(&recovered, wal.reader(), operations, identity.member_id);
-        let metrics = LogMetrics::register(&prometheus::Registry::new()).unwrap();
-        let flush = LogWriterPlacement::Task(Box::new(|| Duration::from_micros(30)));
-        LogWriter::start(wal, log.shared(), waiting, metrics, flush).unwrap();
+        let (log, _) = open_log(&SimDisk::new(1));
         Ok(((), log, Place::default()))
     }
+}
+
+/// The log on a disk, as a process that starts finds it, and its writer.
+fn open_log(disk: &SimDisk) -> (LogStore, RunningWriter) {
+    let disk: Arc<dyn Disk> = Arc::new(disk.of_this_process());
+    let identity = wal::Identity { cluster_id: ClusterId(7), member_id: MemberId(1) };
+    // The smallest: zeros are written ahead of time, and the power may fail at every such write.
+    let options = wal::Options { segment_bytes: 0, ..wal::Options::default() };
+    let (wal, recovered) = wal::Wal::open(disk, Path::new("wal"), identity, options).unwrap();
+    let (operations, waiting) = mpsc::channel(WRITE_QUEUE_LENGTH);
+    let log = LogStore::new(&recovered, wal.reader(), operations, identity.member_id);
+    let metrics = LogMetrics::register(&prometheus::Registry::new()).unwrap();
+    let flush = LogWriterPlacement::Task(Box::new(|| Duration::from_micros(30)));
+    let writer = LogWriter::start(wal, log.shared(), waiting, metrics, flush).unwrap();
+    (log, writer)
 }
 
 type LogSuite = Suite<TypeConfig, LogStore, Place, EmptyLogs, ()>;

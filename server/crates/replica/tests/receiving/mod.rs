@@ -220,6 +220,22 @@ async fn a_later_snapshot_ends_the_one_under_way_and_an_earlier_one_does_not() {
     member.replica.shutdown().await;
 }
 
+/// Whoever leads next may have nothing to send but its log.
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_whose_term_is_over_is_given_up_without_another_one() {
+    let member = Receiving::start().await;
+    let first = member.begin(member.term);
+    member.begun().await;
+    let vote = Some(peerpb::Vote { term: member.term + 1, node_id: 2, committed: true });
+    let append =
+        peerpb::AppendRequest { envelope: envelope(), vote, ..peerpb::AppendRequest::default() };
+    let appends = stream::iter([append]).chain(stream::pending());
+    member.replica.inbound().append(appends).next().await.unwrap().unwrap();
+    assert_eq!(reason(first.await.unwrap()), "the term of its leader is over");
+    assert_eq!(incoming(&member.disk), 0);
+    member.replica.shutdown().await;
+}
+
 /// One thread does everything that must not wait, and a flush may take as long as the device likes.
 #[tokio::test]
 async fn votes_and_writes_are_answered_while_a_snapshot_is_being_written() {
@@ -231,7 +247,8 @@ async fn votes_and_writes_are_answered_while_a_snapshot_is_being_written() {
     let parts = [header(member.term), data(0), data(1), trailer(2)];
     let receiving = member.offer(stream::iter(parts.map(Some)));
     for (number, expected) in ["write", "write", "flush"].into_iter().enumerate() {
-        assert_eq!(operations.recv().await.unwrap(), expected);
+        let operation = timeout(Duration::from_secs(60), operations.recv()).await;
+        assert_eq!(operation, Ok(Some(expected)));
         member.serves(&number.to_string()).await;
         assert!(!receiving.is_finished() && incoming(&member.disk) == 1);
         let outcome = match expected {

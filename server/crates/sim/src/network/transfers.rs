@@ -18,15 +18,20 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep;
 use types::MemberId;
 
-use super::{Endpoint, Life, Network, NodePeers, PipeEnd, no_answer, pipe};
+use super::{Endpoint, Life, Network, NodePeers, PipeEnd, State, no_answer, pipe};
 use crate::chance::Chance;
+use crate::counts::Event;
 use crate::swarm::TransferPlan;
+use crate::trace::Trace;
 
 /// Pieces that may wait at either end.
 const PIECES_WAITING_MAX: usize = 2;
 
 /// Before so many pieces of a snapshot its sender pauses; the rest follows at once, however long it is.
 const PAUSES_MAX: usize = 20;
+
+/// The pieces of a snapshot whose state is not divided: it is between its header and its trailer.
+const UNDIVIDED_PIECES: u64 = 3;
 
 /// A snapshot under way.
 #[derive(Clone, Copy, Debug)]
@@ -39,17 +44,6 @@ pub struct Transfer {
     pub arrived: u64,
 }
 
-/// How snapshots ended for their receivers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
-    /// They were received and answered.
-    pub whole: usize,
-    /// They were not, although some of their state had come.
-    pub partial: usize,
-    /// The receiver itself gave up waiting for more of it.
-    pub silent: usize,
-}
-
 /// The snapshots of a run.
 pub(super) struct Transfers {
     chance: Chance,
@@ -58,7 +52,6 @@ pub(super) struct Transfers {
     perfect: bool,
     begun: u64,
     under_way: BTreeMap<u64, Transfer>,
-    tally: Tally,
 }
 
 /// How a receiver learns that its connection is broken.
@@ -79,7 +72,6 @@ impl Transfers {
             perfect: false,
             begun: 0,
             under_way: BTreeMap::new(),
-            tally: Tally::default(),
         }
     }
 
@@ -103,17 +95,22 @@ impl Transfers {
     }
 
     /// It is over for its receiver: with its answer, or without one.
-    fn end(&mut self, number: u64, answer: Option<&PeerResult<SnapshotResponse>>) {
+    fn end(&mut self, number: u64, answer: Option<&PeerResult<SnapshotResponse>>, trace: &Trace) {
         let Some(transfer) = self.under_way.remove(&number) else { return };
         match answer {
-            Some(Ok(_)) => self.tally.whole += 1,
+            Some(Ok(_)) => {
+                trace.count(Event::SnapshotWhole);
+                if transfer.arrived > UNDIVIDED_PIECES {
+                    trace.count(Event::SnapshotInPieces);
+                }
+            }
             // The first piece is the header.
             _ if transfer.arrived < 2 => {}
             Some(Err(PeerError::NoAnswer(reason))) if reason.contains("gone silent") => {
-                self.tally.partial += 1;
-                self.tally.silent += 1;
+                trace.count(Event::SnapshotPartial);
+                trace.count(Event::SnapshotSilent);
             }
-            _ => self.tally.partial += 1,
+            _ => trace.count(Event::SnapshotPartial),
         }
     }
 
@@ -131,11 +128,6 @@ impl Network {
     /// The snapshots under way, in the order in which they began.
     pub fn transfers(&self) -> Vec<Transfer> {
         self.state().transfers.under_way.values().copied().collect()
-    }
-
-    /// How those ended that are not.
-    pub fn tally(&self) -> Tally {
-        self.state().transfers.tally
     }
 
     /// How long a sender takes to find out that its connection is broken; it may be longer than the receiver
@@ -232,7 +224,8 @@ async fn receive(
         result = inbound.snapshot(pieces.boxed()) => Some(result),
     };
     let mut state = network.state();
-    state.transfers.end(number, result.as_ref());
+    let State { transfers, trace, .. } = &mut *state;
+    transfers.end(number, result.as_ref(), trace);
     let ended = result.as_ref().map(|result| result.as_ref().map(drop));
     state.trace.note(format_args!("snapshot {number} ended: {ended:?}"));
     drop(state);
@@ -314,6 +307,8 @@ fn break_off(
         // Until the receiver has ended by itself, or its process has.
         let _ = received.await;
         drop(held);
-        network.state().transfers.end(number, None);
+        let mut state = network.state();
+        let State { transfers, trace, .. } = &mut *state;
+        transfers.end(number, None, trace);
     });
 }
