@@ -162,13 +162,6 @@ async fn run(mut config: Config) -> Result<(), Box<dyn Error>> {
         started = replica::start(parts) => started?,
         signal = told.next() => return given_up(signal),
     };
-    let members = replica.handle().views().members();
-    if let Err(refused) =
-        config.cluster.check_learners(members.iter().map(|member| member.is_learner))
-    {
-        replica.shutdown().await;
-        return Err(refused.into());
-    }
     let stop = CancellationToken::new();
     let context = ApiContext {
         handle: replica.handle().clone(),
@@ -261,6 +254,7 @@ async fn serve_all(
     told: &mut Terminations,
 ) -> Result<(), Box<dyn Error>> {
     let handle = replica.handle().clone();
+    config.cluster.check_learners(handle.views().members().iter().map(|it| it.is_learner))?;
     let metrics = instruments.metrics.clone();
     metrics.describe(identity.member, &config.gates, config.limits.quota_bytes);
     let settings = ConnectionSettings::of(&config.listen);
@@ -291,8 +285,7 @@ async fn serve_all(
         instruments.calls,
         !config.listen.client_http_urls.is_empty(),
     );
-    // Once the server stops, calls under way may take as long as requests may (etcd: `stopServers`).
-    let grace = request_timeout(config);
+    let grace = request_timeout(config); // etcd: `stopServers`
     let threads = RpcThreads::start(thread_count(), services, &settings, stop, grace)?;
     let chores = start_chores(config, &handle, &context, &metrics, stop);
 

@@ -155,10 +155,17 @@ async fn farewell(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result
     Ok(())
 }
 
-/// etcd's text, which operators search for (`embed/etcd.go`).
+/// etcd's texts, which operators search for (`embed/config_logging.go`).
 fn rejected(info: &ConnectionInfo, error: &str) {
     let remote = info.remote.map(|address| address.to_string()).unwrap_or_default();
-    tracing::warn!("remote-addr" = remote, error, "rejected connection");
+    match info.purpose {
+        Purpose::Peer => {
+            tracing::warn!("remote-addr" = remote, error, "rejected connection on peer endpoint");
+        }
+        Purpose::Client | Purpose::ClientHttp | Purpose::Metrics => {
+            tracing::warn!("remote-addr" = remote, error, "rejected connection on client endpoint");
+        }
+    }
 }
 
 async fn check_identity(

@@ -310,7 +310,11 @@ impl Shared {
         if self.swept.load(Ordering::Acquire) != compaction {
             let compactor = compactor.clone();
             // Without its hash a compaction goes on all the same.
-            let _ = self.blocking.run(move || Ok(compactor.hash())).await;
+            let hash = move || {
+                compactor.hash();
+                Ok(())
+            };
+            let _ = self.blocking.run(hash).await;
         }
         let (mut longest_step, mut took) = (Duration::ZERO, Duration::ZERO);
         loop {
