@@ -6,11 +6,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+/// The pause before it is asked again, at first.
 const PAUSE: Duration = Duration::from_millis(50);
+/// What it grows to: an answer is often that of a kubectl, whose start takes a twentieth of a second of a
+/// processor, and several tests wait at a time.
+const PAUSE_MAX: Duration = Duration::from_millis(400);
 
 /// Asks until the answer is `Ok`; an `Err` means "not yet" and carries the reason.
 pub fn until<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Result<T>) -> Result<T> {
     let deadline = Instant::now() + limit;
+    let mut pause = PAUSE;
     loop {
         match ask() {
             Ok(answer) => return Ok(answer),
@@ -18,7 +23,8 @@ pub fn until<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Result<T>)
                 return Err(reason)
                     .with_context(|| format!("{what}: not within {} s", limit.as_secs()));
             }
-            Err(_) => thread::sleep(PAUSE),
+            Err(_) => thread::sleep(pause),
         }
+        pause = (pause * 5 / 4).min(PAUSE_MAX);
     }
 }

@@ -573,9 +573,11 @@ impl RevStore for RevLog {
 
     fn size(&self) -> StoreSize {
         let state = self.state();
-        state.segments().fold(StoreSize::default(), |size, segment| StoreSize {
+        // Of the headers one: that of the segment that is written, which an empty store has, too.
+        let least = StoreSize { total: 0, in_use: u64::from(SEGMENT_HEADER_BYTES) };
+        state.segments().fold(least, |size, segment| StoreSize {
             total: size.total + segment.file_bytes(),
-            in_use: size.in_use + u64::from(SEGMENT_HEADER_BYTES) + segment.live_bytes(),
+            in_use: size.in_use + segment.live_bytes(),
         })
     }
 
