@@ -580,7 +580,9 @@ fn bootstrap(config: &Config, identity: &Identity) -> Bootstrap {
         founding
             .members
             .into_iter()
-            .map(|member| (member.id, Node { peer_urls: member.peer_urls, voter_intent: true }))
+            .map(|crate::ids::FoundingMember { id, name, peer_urls }| {
+                (id, Node { name, peer_urls, voter_intent: true })
+            })
             .collect(),
     )
 }

@@ -219,6 +219,8 @@ fn put_membership(
             }
             if !member.name.is_empty() {
                 json.insert("name".into(), member.name.clone().into());
+            }
+            if !member.client_urls.is_empty() {
                 json.insert("clientURLs".into(), member.client_urls.clone().into());
             }
             (format!("{:x}", member.id.0), serde_json::Value::Object(json).to_string())

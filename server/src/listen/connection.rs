@@ -125,7 +125,7 @@ where
     let stream = match timed {
         Ok(Ok(stream)) => stream,
         Ok(Err((error, stream))) => {
-            rejected(&info, &error.to_string());
+            rejected(&info, &client::tls_reason(&error));
             let _ = tokio::time::timeout(FAREWELL_TIMEOUT, farewell(stream)).await;
             return Err(error);
         }

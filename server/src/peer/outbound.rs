@@ -165,7 +165,7 @@ fn with_causes(status: &Status) -> String {
     let mut told = status.message().to_owned();
     let mut source = std::error::Error::source(status);
     while let Some(error) = source {
-        let cause = error.to_string();
+        let cause = error.downcast_ref().map_or_else(|| error.to_string(), client::tls_reason);
         if !told.contains(&cause) {
             told.push_str(": ");
             told.push_str(&cause);

@@ -28,6 +28,7 @@ impl Fixture {
             id: MemberId(0xabc),
             peer_urls: vec!["http://localhost:2380".to_owned()],
             voter_intent: true,
+            ..MembershipNode::default()
         };
         fixture.entry(AppliedPayload::Membership(MembershipEntry {
             nodes: vec![node],

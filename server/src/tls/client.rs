@@ -6,9 +6,9 @@
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use client::{AcceptAny, Judged, LastWord, Verdict, chain_or_trusted};
+use client::{AcceptAny, Judged, LastWord, Verdict, chain_or_trusted, name_not_allowed};
 use rustls::client::WebPkiServerVerifier;
-use rustls::{CertificateError, ClientConfig, OtherError};
+use rustls::{CertificateError, ClientConfig};
 use rustls_pki_types::CertificateDer;
 
 use crate::config::TlsConfig;
@@ -122,11 +122,6 @@ impl ClientTls {
     }
 }
 
-/// Why a certificate that is valid was not believed.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct NameNotAllowed(String);
-
 /// Believes those whose certificate is signed by the CA or is one, valid for their host, and has an allowed
 /// name, where some are listed.
 fn with_allowed_names(
@@ -141,9 +136,7 @@ fn with_allowed_names(
     }
     let identity = PeerIdentity::shown(Some(std::slice::from_ref(certificate)));
     let identity = identity.ok().flatten().ok_or(CertificateError::BadEncoding)?;
-    identity
-        .check_names(config)
-        .map_err(|reason| CertificateError::Other(OtherError(Arc::new(NameNotAllowed(reason)))))?;
+    identity.check_names(config).map_err(|reason| name_not_allowed(&reason))?;
     Ok(verified)
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use client::client_chain_or_trusted;
+use client::{client_chain_or_trusted, name_not_allowed};
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{NoClientAuth, WebPkiClientVerifier};
@@ -71,7 +71,8 @@ impl ServerTls {
         made.server.clone()
     }
 
-    /// Whether a client with this identity may stay: the rules that come after the signature. Who
+    /// Whether a client with this identity may stay: the rules that come after the signature. The
+    /// names were checked in the handshake already, except in one that resumes an earlier session. Who
     /// has shown no certificate is held to none; where there is a CA, everybody has to show one.
     pub(crate) fn admits(&self, identity: Option<&PeerIdentity>) -> Result<(), String> {
         let Some(identity) = identity else { return Ok(()) };
@@ -103,7 +104,7 @@ fn make(config: &TlsConfig, files: &Files) -> Result<(Arc<ServerConfig>, Arc<Rev
             reason: error.to_string(),
         })?;
         let trusted = certificates(&config.trusted_ca_file, &files.authority)?;
-        Arc::new(ChainOrTrusted { chains, trusted })
+        Arc::new(Rules { chains, trusted, config: config.clone() })
     };
     let pair_error = |source| TlsError::Pair {
         cert: config.cert_file.clone(),
@@ -123,14 +124,16 @@ fn make(config: &TlsConfig, files: &Files) -> Result<(Arc<ServerConfig>, Arc<Rev
     Ok((Arc::new(server), Arc::new(revoked)))
 }
 
-/// Has the chains of clients' certificates checked, and believes those too that are trusted themselves.
+/// Has the chains of clients' certificates checked, believes those too that are trusted themselves, and tells
+/// in the handshake, as etcd does, whose names are not allowed.
 #[derive(Debug)]
-struct ChainOrTrusted {
+struct Rules {
     chains: Arc<dyn ClientCertVerifier>,
     trusted: Vec<CertificateDer<'static>>,
+    config: TlsConfig,
 }
 
-impl ClientCertVerifier for ChainOrTrusted {
+impl ClientCertVerifier for Rules {
     fn offer_client_auth(&self) -> bool {
         self.chains.offer_client_auth()
     }
@@ -150,7 +153,13 @@ impl ClientCertVerifier for ChainOrTrusted {
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
         let chain = self.chains.verify_client_cert(certificate, intermediates, now);
-        client_chain_or_trusted(&self.trusted, chain, certificate, now)
+        let verified = client_chain_or_trusted(&self.trusted, chain, certificate, now)?;
+        let identity = PeerIdentity::shown(Some(std::slice::from_ref(certificate)));
+        let allowed = identity.map_err(|error| error.to_string()).and_then(|identity| {
+            identity.map_or(Ok(()), |identity| identity.check_names(&self.config))
+        });
+        allowed.map_err(|reason| name_not_allowed(&reason))?;
+        Ok(verified)
     }
 
     fn verify_tls12_signature(

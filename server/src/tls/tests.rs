@@ -45,25 +45,33 @@ pub(crate) fn config(directory: &Path, file: &str) -> TlsConfig {
 
 /// Connects and says one byte each way; the server's view of the client, or the error.
 async fn handshake(server: &ServerTls, client: &ClientTls) -> Result<Option<PeerIdentity>, String> {
+    let (served, connected) = both_sides(server, client).await?;
+    connected?;
+    served
+}
+
+/// What came of a handshake at the server, and at the client.
+type Sides = (Result<Option<PeerIdentity>, String>, Result<(), String>);
+
+async fn both_sides(server: &ServerTls, client: &ClientTls) -> Result<Sides, String> {
+    let told = |error: std::io::Error| ::client::tls_reason(&error);
     let (near, far) = tokio::io::duplex(64 * 1024);
     let acceptor = TlsAcceptor::from(server.current());
     let connector = TlsConnector::from(client.current().map_err(|error| error.to_string())?);
     let serve = async {
-        let mut stream = acceptor.accept(far).await.map_err(|error| error.to_string())?;
-        stream.write_all(b"x").await.map_err(|error| error.to_string())?;
-        stream.flush().await.map_err(|error| error.to_string())?;
+        let mut stream = acceptor.accept(far).await.map_err(told)?;
+        stream.write_all(b"x").await.map_err(told)?;
+        stream.flush().await.map_err(told)?;
         let (_, session) = stream.get_ref();
         PeerIdentity::shown(session.peer_certificates()).map_err(|error| error.to_string())
     };
     let connect = async {
         let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
-        let mut stream = connector.connect(name, near).await.map_err(|error| error.to_string())?;
+        let mut stream = connector.connect(name, near).await.map_err(told)?;
         let mut byte = [0];
-        stream.read_exact(&mut byte).await.map_err(|error| error.to_string())
+        stream.read_exact(&mut byte).await.map(drop).map_err(told)
     };
-    let (served, connected) = tokio::join!(serve, connect);
-    connected?;
-    served
+    Ok(tokio::join!(serve, connect))
 }
 
 pub(crate) struct Directory {
@@ -166,6 +174,16 @@ async fn names_in_certificates_are_held_to_the_rules() {
     assert_eq!(calls(&|config| config.allowed_cns = vec!["server".into()]).await, Ok(()));
     let refused = calls(&|config| config.allowed_cns = vec!["alice".into()]).await.unwrap_err();
     assert!(refused.contains("server") && refused.contains("is not allowed"), "{refused}");
+    // Whoever refuses says so in the handshake, in Go's alert.
+    let strict = rules(&|config| config.allowed_cns = vec!["bob".into()]);
+    let (served, connected) = both_sides(&strict, &client).await.unwrap();
+    let refused = served.unwrap_err();
+    assert!(refused.contains("alice") && refused.contains("is not allowed"), "{refused}");
+    assert_eq!(connected.unwrap_err(), "remote error: tls: bad certificate");
+    let mut picky = config(directory, "client");
+    picky.allowed_cns = vec!["alice".into()];
+    let (served, _) = both_sides(&server, &ClientTls::new(picky)).await.unwrap();
+    assert_eq!(served.unwrap_err(), "remote error: tls: bad certificate");
     let names = |name: &str| vec![name.to_owned()];
     assert_eq!(calls(&|config| config.allowed_hostnames = names("localhost")).await, Ok(()));
     assert!(calls(&|config| config.allowed_hostnames = names("client.example")).await.is_err());
@@ -226,7 +244,8 @@ async fn certificates_that_cannot_be_read_are_refused() {
         std::fs::write(directory.join("odd.crt"), certificate.pem()).unwrap();
         std::fs::write(directory.join("odd.key"), key.serialize_pem()).unwrap();
         let odd = ClientTls::new(config(directory, "odd"));
-        let refused = handshake(&server, &odd).await.unwrap_err();
+        let (served, _) = both_sides(&server, &odd).await.unwrap();
+        let refused = served.unwrap_err();
         assert!(refused.contains("failed to parse a certificate"), "{refused}");
     }
 }

@@ -23,6 +23,7 @@ use tower::service_fn;
 use crate::config::Config;
 use crate::error::{Error, io_reason};
 use crate::tls;
+use crate::tls_reason::tls_reason;
 
 /// The shortest interval between pings that a server tolerates by default.
 const MIN_KEEPALIVE_TIME: Duration = Duration::from_secs(10);
@@ -145,7 +146,7 @@ impl Dialer {
         let stream = TlsConnector::from(config.clone())
             .connect(name, stream)
             .await
-            .map_err(|error| handshake(error.to_string()))?;
+            .map_err(|error| handshake(tls_reason(&error)))?;
         Ok(Box::new(stream))
     }
 }

@@ -27,6 +27,7 @@ mod keep_alive;
 mod pool;
 mod range_end;
 mod tls;
+mod tls_reason;
 mod watch;
 
 pub use call::Client;
@@ -42,4 +43,5 @@ pub use tls::{
     AcceptAny, Judged, LastWord, Verdict, chain_or_trusted, client_chain_or_trusted,
     signature_algorithms,
 };
+pub use tls_reason::{name_not_allowed, tls_reason};
 pub use watch::{ProgressRequester, WatchStream};

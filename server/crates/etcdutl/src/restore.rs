@@ -354,6 +354,7 @@ impl Source {
         tables.applied = Some(position);
         let node = |member: &FoundingMember| MembershipNode {
             id: member.id,
+            name: member.name.clone(),
             peer_urls: member.peer_urls.clone(),
             voter_intent: true,
         };
@@ -362,10 +363,6 @@ impl Source {
             voters: vec![founding.members.iter().map(|member| member.id).collect()],
         };
         tables.membership.apply(position, &entry);
-        for member in &founding.members {
-            let named = tables.membership.set_attributes(member.id, member.name.clone(), vec![]);
-            named.expect("the member was added just now");
-        }
         for alarm in self.backend().alarms().map_err(self.content())? {
             let (kind, member) = (AlarmKind(alarm.alarm), MemberId(alarm.member_id));
             tables.alarms.activate(Alarm { kind, member });

@@ -163,6 +163,7 @@ pub(crate) fn membership_message(membership: &Membership) -> peerpb::Membership 
             .nodes()
             .map(|(id, node)| peerpb::Node {
                 id: *id,
+                name: node.name.clone(),
                 peer_urls: node.peer_urls.clone(),
                 voter_intent: node.voter_intent,
             })
@@ -178,7 +179,9 @@ pub(crate) fn membership_from_message(
     let nodes: BTreeMap<u64, Node> = message
         .nodes
         .into_iter()
-        .map(|node| (node.id, Node { peer_urls: node.peer_urls, voter_intent: node.voter_intent }))
+        .map(|peerpb::Node { id, name, peer_urls, voter_intent }| {
+            (id, Node { name, peer_urls, voter_intent })
+        })
         .collect();
     Membership::new(configs, nodes)
         .map_err(|_| malformed("Membership", "a configuration names a voter without a node"))
@@ -192,6 +195,7 @@ pub(crate) fn membership_from_entry(entry: &MembershipEntry) -> Result<Membershi
         .map(|voters| peerpb::Config { voters: voters.iter().map(|member| member.0).collect() });
     let nodes = entry.nodes.iter().map(|node| peerpb::Node {
         id: node.id.0,
+        name: node.name.clone(),
         peer_urls: node.peer_urls.clone(),
         voter_intent: node.voter_intent,
     });
@@ -238,6 +242,7 @@ pub(crate) fn applied_entry(entry: &Entry) -> AppliedEntry {
                 .nodes()
                 .map(|(id, node)| MembershipNode {
                     id: MemberId(*id),
+                    name: node.name.clone(),
                     peer_urls: node.peer_urls.clone(),
                     voter_intent: node.voter_intent,
                 })

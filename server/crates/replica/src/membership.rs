@@ -161,7 +161,8 @@ impl Situation<'_> {
         if learner && self.membership.nodes().count() - voters.len() >= self.learners_max {
             return Err(MembershipRefusal::TooManyLearners);
         }
-        let node = Node { peer_urls: peer_urls.to_vec(), voter_intent: !learner };
+        let node =
+            Node { peer_urls: peer_urls.to_vec(), voter_intent: !learner, ..Node::default() };
         Ok(ChangeMembers::AddNodes(BTreeMap::from([(id.0, node)])))
     }
 
@@ -219,7 +220,7 @@ impl Situation<'_> {
     ) -> Result<ChangeMembers<u64, Node>, MembershipRefusal> {
         let node = self.node(id).ok_or(MembershipRefusal::MemberNotFound)?;
         self.check_urls_free(Some(id), peer_urls)?;
-        let node = Node { peer_urls: peer_urls.to_vec(), voter_intent: node.voter_intent };
+        let node = Node { peer_urls: peer_urls.to_vec(), ..node.clone() };
         Ok(ChangeMembers::SetNodes(BTreeMap::from([(id.0, node)])))
     }
 
@@ -238,7 +239,7 @@ impl Situation<'_> {
                 return Err(MembershipRefusal::NotEnoughStarted);
             }
         }
-        let node = Node { peer_urls: node.peer_urls.clone(), voter_intent: true };
+        let node = Node { voter_intent: true, ..node.clone() };
         Ok(ChangeMembers::Batch(vec![
             ChangeMembers::SetNodes(BTreeMap::from([(id.0, node)])),
             ChangeMembers::AddVoterIds(BTreeSet::from([id.0])),
@@ -304,7 +305,7 @@ mod tests {
         fn of(voters: u64, newcomers: u64) -> Self {
             let node = |id| {
                 let peer_urls = vec![format!("http://m{id}:2380")];
-                (id, Node { peer_urls, voter_intent: true })
+                (id, Node { peer_urls, voter_intent: true, ..Node::default() })
             };
             let nodes: BTreeMap<u64, Node> = (1..=voters + newcomers).map(node).collect();
             let membership = Membership::new(vec![(1..=voters).collect()], nodes).unwrap();

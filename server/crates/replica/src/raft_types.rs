@@ -18,6 +18,8 @@ use crate::runtime::Rt;
 /// What the leader knows about a member besides its id.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
+    /// The name that the initial cluster gives a founder; empty for a member that was added.
+    pub name: String,
     /// Where its peers reach it.
     pub peer_urls: Vec<String>,
     /// Whether it is meant to vote. A member added as a voter starts as a Raft learner and is

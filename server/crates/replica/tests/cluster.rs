@@ -215,7 +215,12 @@ fn write_restored(id: u64, disk: &Arc<SimDisk>) {
     let records: Arc<dyn revlog::RevStore> = Arc::new(log.unwrap());
     let nodes = [1, 2, 3].map(|id| {
         let (id, node) = node(id);
-        machine::MembershipNode { id, peer_urls: node.peer_urls, voter_intent: true }
+        machine::MembershipNode {
+            id,
+            name: node.name,
+            peer_urls: node.peer_urls,
+            voter_intent: true,
+        }
     });
     let position = machine::LogPosition { term: types::Term(1), index: types::LogIndex(3) };
     let mut tables = machine::Tables::new(CLUSTER);

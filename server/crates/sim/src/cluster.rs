@@ -114,7 +114,7 @@ fn lease_peer(replica: &Replica, sink: &Sink) -> LeasePeer {
 }
 
 fn node(id: MemberId) -> Node {
-    Node { peer_urls: vec![peer_url(id)], voter_intent: true }
+    Node { name: format!("m{id}"), peer_urls: vec![peer_url(id)], voter_intent: true }
 }
 
 /// Where a member's peers reach it.

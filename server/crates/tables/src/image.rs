@@ -196,6 +196,7 @@ mod tests {
             id: MemberId(id),
             peer_urls: vec![format!("http://{id}:2380")],
             voter_intent: id < 3,
+            ..MembershipNode::default()
         };
         let voters = |ids: &[u64]| ids.iter().map(|id| MemberId(*id)).collect();
         let full = MembershipEntry {

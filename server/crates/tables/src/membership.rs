@@ -11,6 +11,8 @@ use crate::LogPosition;
 pub struct MembershipNode {
     /// The member.
     pub id: MemberId,
+    /// The name that the initial cluster gave a founder; empty for a member that was added.
+    pub name: String,
     /// Where its peers reach it.
     pub peer_urls: Vec<String>,
     /// Whether it is meant to vote. A new voter joins as a Raft learner and is promoted when it has
@@ -32,7 +34,8 @@ pub struct MembershipEntry {
 pub struct MemberRecord {
     /// The member.
     pub id: MemberId,
-    /// Its name; empty until it has started once.
+    /// Its name: what it published when it started, before that what the initial cluster gave a founder.
+    /// Empty for a member that was added and has not started, which is how etcd knows it as unstarted.
     pub name: String,
     /// Where its peers reach it.
     pub peer_urls: Vec<String>,
@@ -81,7 +84,7 @@ pub struct Membership {
 
 impl Membership {
     /// Takes over a membership entry: new members appear, missing ones become tombstones, all in
-    /// this one step. Names and client URLs of members that stay are kept.
+    /// this one step. Members that stay keep the name and the client URLs that they published.
     pub fn apply(&mut self, position: LogPosition, entry: &MembershipEntry) -> MembershipOutcome {
         let mut outcome = MembershipOutcome::default();
         let mut members = BTreeMap::new();
@@ -101,7 +104,10 @@ impl Membership {
                 peer_urls: node.peer_urls.clone(),
                 is_learner,
                 voter_intent: node.voter_intent,
-                ..before.cloned().unwrap_or_default()
+                ..before.cloned().unwrap_or_else(|| MemberRecord {
+                    name: node.name.clone(),
+                    ..MemberRecord::default()
+                })
             };
             members.insert(node.id, record);
         }
@@ -141,6 +147,7 @@ impl Membership {
     pub fn as_entry(&self) -> MembershipEntry {
         let nodes = self.members.values().map(|member| MembershipNode {
             id: member.id,
+            name: member.name.clone(),
             peer_urls: member.peer_urls.clone(),
             voter_intent: member.voter_intent,
         });
@@ -182,6 +189,7 @@ mod tests {
             id: MemberId(id),
             peer_urls: vec![format!("http://{id}")],
             voter_intent: true,
+            ..MembershipNode::default()
         }
     }
 
@@ -226,7 +234,21 @@ mod tests {
         assert!(member.is_learner && !member.voter_intent);
         assert_eq!((member.name.as_str(), member.client_urls.len()), ("infra2", 1));
         assert_eq!(member.peer_urls, ["http://moved"]);
+        update.nodes[1].name = "infra2".to_owned();
         assert_eq!(membership.as_entry(), update);
+    }
+
+    #[test]
+    fn a_founder_has_the_name_of_the_initial_cluster_until_it_publishes_another() {
+        let mut membership = Membership::default();
+        let mut founding = change(&[1, 2], &[&[1, 2]]);
+        founding.nodes[1].name = "infra2".to_owned();
+        membership.apply(position(1), &founding);
+        let name = |membership: &Membership| membership.member(MemberId(2)).unwrap().name.clone();
+        assert_eq!(name(&membership), "infra2");
+        membership.set_attributes(MemberId(2), "renamed".to_owned(), vec![]).unwrap();
+        membership.apply(position(2), &founding);
+        assert_eq!(name(&membership), "renamed");
     }
 
     #[test]

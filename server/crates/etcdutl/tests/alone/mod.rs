@@ -52,9 +52,13 @@ impl EventSink for Nobody {
 pub(crate) async fn start(data_dir: &Path, restored: &Restored) -> Replica {
     let disk: Arc<dyn Disk> = Arc::new(OsDisk::new());
     let engine_disk = disk.clone();
-    let node = |urls: &[String]| Node { peer_urls: urls.to_vec(), voter_intent: true };
+    let node = |founder: &server::ids::FoundingMember| Node {
+        name: founder.name.clone(),
+        peer_urls: founder.peer_urls.clone(),
+        voter_intent: true,
+    };
     let members = &restored.founding.members;
-    let bootstrap = members.iter().map(|member| (member.id, node(&member.peer_urls))).collect();
+    let bootstrap = members.iter().map(|member| (member.id, node(member))).collect();
     let replica = replica::start(Parts {
         cluster: restored.founding.cluster_id,
         member: restored.member,

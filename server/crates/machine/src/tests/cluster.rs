@@ -11,6 +11,7 @@ fn members(ids: &[u64]) -> MembershipEntry {
         id: MemberId(*id),
         peer_urls: vec![format!("http://{id}:2380")],
         voter_intent: true,
+        ..MembershipNode::default()
     };
     let voters = vec![ids.iter().map(|id| MemberId(*id)).collect()];
     MembershipEntry { nodes: ids.iter().map(node).collect(), voters }

@@ -12,7 +12,7 @@ use crate::*;
 /// A member with keys, a lease, an alarm, a compaction behind it and members.
 fn lived() -> Member {
     let mut member = Member::new();
-    let node = MembershipNode { id: MemberId(1), peer_urls: vec![], voter_intent: true };
+    let node = MembershipNode { id: MemberId(1), voter_intent: true, ..MembershipNode::default() };
     let voters = vec![[MemberId(1)].into()];
     member.membership(MembershipEntry { nodes: vec![node], voters });
     member.grant(5, 60).unwrap();

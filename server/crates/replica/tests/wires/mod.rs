@@ -220,7 +220,8 @@ impl EventSink for Nobody {
 pub(crate) const CLUSTER: ClusterId = ClusterId(7);
 
 pub(crate) fn node(id: u64) -> (MemberId, Node) {
-    (MemberId(id), Node { peer_urls: vec![format!("http://m{id}:2380")], voter_intent: true })
+    let peer_urls = vec![format!("http://m{id}:2380")];
+    (MemberId(id), Node { peer_urls, voter_intent: true, ..Node::default() })
 }
 
 pub(crate) async fn start(
