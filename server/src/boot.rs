@@ -41,8 +41,7 @@ use crate::listen::{
 };
 use crate::member::LocalMember;
 use crate::ops::calls::CallMetrics;
-use crate::ops::health::HealthMetrics;
-use crate::ops::http::{HttpParts, handler, handler_with};
+use crate::ops::http::{HttpMetrics, HttpParts, handler, handler_with};
 use crate::ops::measured_disk::MeasuredDisk;
 use crate::ops::metrics::{Metrics, RequestTimes};
 use crate::ops::signals::Terminations;
@@ -86,7 +85,7 @@ pub(crate) struct ServerFacts {
 struct Instruments {
     registry: Registry,
     metrics: Metrics,
-    health: HealthMetrics,
+    http: HttpMetrics,
     calls: CallMetrics,
     log: LogMetrics,
 }
@@ -97,7 +96,7 @@ impl Instruments {
         register_process(&registry)?;
         Ok(Self {
             metrics: Metrics::register(&registry)?,
-            health: HealthMetrics::register(&registry)?,
+            http: HttpMetrics::register(&registry)?,
             calls: CallMetrics::register(
                 &registry,
                 config.http.extensive_metrics,
@@ -261,7 +260,7 @@ async fn serve_all(
     let (hub, reads) = (context.hub.clone(), context.server.reads.clone());
     let http_parts = Arc::new(HttpParts {
         member: Arc::new(LocalMember::new(handle.clone(), hub, reads, metrics.clone())),
-        health: instruments.health,
+        metrics: instruments.http,
         registry: instruments.registry,
         config: config.http.clone(),
         arguments: std::env::args().collect(),

@@ -11,6 +11,7 @@ pub mod metrics;
 pub mod notify;
 pub mod observed;
 pub(crate) mod profile;
+mod scrapes;
 pub mod signals;
 pub(crate) mod spans;
 

@@ -34,7 +34,7 @@ const STEADY: [&str; 3] =
 
 /// What begins the name of a family that is compared: etcd's, and those of the libraries that count its
 /// calls and its process; the Go runtime has its own.
-const COMPARED: [&str; 4] = ["etcd_", "grpc_", "os_", "process_"];
+const COMPARED: [&str; 5] = ["etcd_", "grpc_", "os_", "process_", "promhttp_"];
 
 /// How the names of families begin whose numbers are not compared, and why; that they are there, their
 /// types, labels and buckets are compared all the same.

@@ -1,6 +1,6 @@
 //! Nodes that hang, lose their network or their power, under a client that writes.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use e2e::kubernetes::{Cluster, Namespace, NodeNumber, wait};
@@ -31,7 +31,10 @@ fn a_node_may_hang_lose_its_network_or_its_power_while_clients_write() -> Result
         "recovery": {"nodeLossForSeconds": 600},
         "podTemplate": {"topologySpreadConstraints": spread},
     });
+    let began = Instant::now();
+    let say = |what: &str| eprintln!("  {:>3} s: {what}", began.elapsed().as_secs());
     let etcd = Etcd::create(&namespace, "main", 3, &change)?;
+    say("the members are there");
     let before = etcd.member_names()?;
     let repair = Repair(&cluster);
     let writer = Writer::start(&etcd, NODE_DIES)?;
@@ -43,8 +46,10 @@ fn a_node_may_hang_lose_its_network_or_its_power_while_clients_write() -> Result
     cluster.wait_for_node(node, "Unknown", NODE_LOSS)?;
     writer.wait_for_more()?;
     cluster.thaw(node)?;
+    say("a node hung");
     cluster.wait_for_node(node, "True", STEP)?;
     etcd.wait_until_settled(3)?;
+    say("and went on");
 
     // A node loses its network: its member cannot acknowledge anything meanwhile.
     let node = away_from_the_gateway(&etcd)?;
@@ -52,8 +57,10 @@ fn a_node_may_hang_lose_its_network_or_its_power_while_clients_write() -> Result
     cluster.wait_for_node(node, "Unknown", NODE_LOSS)?;
     writer.wait_for_more()?;
     cluster.heal(node)?;
+    say("a node had no network");
     cluster.wait_for_node(node, "True", STEP)?;
     etcd.wait_until_settled(3)?;
+    say("and has one again");
 
     // A node loses its power and comes back with its disks.
     let node = away_from_the_gateway(&etcd)?;
@@ -61,11 +68,13 @@ fn a_node_may_hang_lose_its_network_or_its_power_while_clients_write() -> Result
     cluster.wait_for_node(node, "Unknown", NODE_LOSS)?;
     writer.wait_for_more()?;
     cluster.power_on(node)?;
+    say("a node had no power");
     cluster.wait_for_node(node, "True", STEP)?;
     etcd.wait_until_settled(3)?;
     let after = etcd.member_names()?;
     ensure!(after == before, "the members were {before:?} and are {after:?}");
 
+    say("all nodes are there again");
     // And once more for good: its member is replaced on another node.
     let node = away_from_the_gateway(&etcd)?;
     etcd.patch(&json!({"recovery": {"nodeLossForSeconds": 10}}))?;
@@ -76,9 +85,11 @@ fn a_node_may_hang_lose_its_network_or_its_power_while_clients_write() -> Result
         if gone && now.len() == 3 { Ok(()) } else { Err(anyhow!("the members are {now:?}")) }
     })?;
     writer.wait_for_more()?;
+    say("a member was replaced");
     // Only then can the lost member's Pod end, which nobody but its kubelet can tell of.
     drop(repair);
     etcd.wait_until_settled(3)?;
+    say("the nodes are whole");
     writer.finish(&etcd)?;
     etcd.hash().map(drop)
 }

@@ -15,6 +15,7 @@ use crate::gateway::{Gateway, websocket};
 use crate::listen::{ConnectionInfo, HttpBody, HttpHandler, Purpose};
 
 use super::health::{self, HealthMetrics, Vitals};
+use super::scrapes::ScrapeMetrics;
 use super::{logging, profile};
 
 /// What the handlers ask the member for.
@@ -30,10 +31,26 @@ pub trait Member: Vitals {
 /// Everything the handlers need.
 pub struct HttpParts {
     pub member: Arc<dyn Member>,
-    pub health: HealthMetrics,
+    pub metrics: HttpMetrics,
     pub registry: Registry,
     pub config: HttpConfig,
     pub arguments: Vec<String>,
+}
+
+/// What is counted of requests here.
+#[derive(Clone)]
+pub struct HttpMetrics {
+    health: HealthMetrics,
+    scrapes: ScrapeMetrics,
+}
+
+impl HttpMetrics {
+    /// # Errors
+    /// When a name is taken in `registry`.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let health = HealthMetrics::register(registry)?;
+        Ok(Self { health, scrapes: ScrapeMetrics::register(registry)? })
+    }
 }
 
 /// The handler of all listeners that serve HTTP; it looks at the connection's purpose.
@@ -105,7 +122,7 @@ async fn route(
         "/version" if !is_get => method_not_allowed(),
         "/version" => json(version(parts)),
         _ if purpose == Purpose::Peer => not_found(),
-        "/metrics" => metrics(parts),
+        "/metrics" => parts.metrics.scrapes.count(|| metrics(parts)),
         "/debug/vars" if !is_get => method_not_allowed(),
         "/debug/vars" => with_charset(json(variables(parts))),
         _ if path.starts_with(profile::PREFIX) && parts.config.profiling => {
@@ -118,10 +135,12 @@ async fn route(
             text(StatusCode::NOT_IMPLEMENTED, NO_TRACES.to_owned())
         }
         _ if is_health(path) && !is_get => method_not_allowed(),
-        _ => match health::answer(parts.member.as_ref(), &parts.health, path, query).await {
-            Some(answer) => text(answer.status, answer.body),
-            None => not_found(),
-        },
+        _ => {
+            match health::answer(parts.member.as_ref(), &parts.metrics.health, path, query).await {
+                Some(answer) => text(answer.status, answer.body),
+                None => not_found(),
+            }
+        }
     }
 }
 

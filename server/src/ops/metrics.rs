@@ -446,7 +446,7 @@ mod tests {
 
     use super::*;
     use crate::ops::calls::CallMetrics;
-    use crate::ops::health::HealthMetrics;
+    use crate::ops::http::HttpMetrics;
 
     /// Every family that Go etcd 3.7.3 shows right after its start, without those of the Go runtime.
     #[test]
@@ -454,7 +454,7 @@ mod tests {
         let registry = Registry::new();
         let metrics = Metrics::register(&registry).unwrap();
         CallMetrics::register(&registry, false, Duration::from_secs(1)).unwrap();
-        HealthMetrics::register(&registry).unwrap();
+        HttpMetrics::register(&registry).unwrap();
         replica::LogMetrics::register(&registry).unwrap();
         super::super::register_process(&registry).unwrap();
         let gates = FeatureGates::default();

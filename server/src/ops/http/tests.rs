@@ -61,7 +61,7 @@ fn serve(purpose: Purpose, cors: &str, hosts: &str) -> Server {
     let registry = Registry::new();
     let parts = Arc::new(HttpParts {
         member: Arc::new(Healthy),
-        health: HealthMetrics::register(&registry).unwrap(),
+        metrics: HttpMetrics::register(&registry).unwrap(),
         registry,
         config: HttpConfig {
             traces: false,
@@ -150,6 +150,13 @@ async fn a_client_url_answers_what_etcd_answers() {
     let (head, body) = ask(&server, "GET /metrics", "host: x\r\n").await;
     assert!(head.contains("content-type: text/plain; version=0.0.4"), "{head}");
     assert!(body.contains("etcd_server_health_success 2\n"), "{body}");
+    // Who reads them is in flight, and counted afterwards.
+    assert!(body.contains("promhttp_metric_handler_requests_in_flight 1\n"), "{body}");
+    let (_, again) = ask(&server, "GET /metrics", "host: x\r\n").await;
+    let counted = |body: &str, times| {
+        body.contains(&format!("promhttp_metric_handler_requests_total{{code=\"200\"}} {times}\n"))
+    };
+    assert!(counted(&body, 0) && counted(&again, 1), "{body}{again}");
 }
 
 #[tokio::test]
