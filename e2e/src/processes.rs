@@ -110,6 +110,8 @@ pub struct Member {
     command: Vec<String>,
     tls: Tls,
     child: Option<Child>,
+    /// Some of its cluster never start, so that no version is ever decided.
+    lacks_members: bool,
 }
 
 impl Cluster {
@@ -123,14 +125,19 @@ impl Cluster {
         options: &ServerOptions,
         prepare: &dyn Fn(&Member) -> Result<()>,
     ) -> Result<Cluster> {
-        Cluster::try_start(options, &std::env::temp_dir(), prepare)
+        Cluster::try_start(options, &std::env::temp_dir(), 0, prepare)
+    }
+
+    /// The same without the last `absent` of its founders, which are never started.
+    pub fn start_without(options: &ServerOptions, absent: usize) -> Result<Cluster> {
+        Cluster::try_start(options, &std::env::temp_dir(), absent, &|_| Ok(()))
     }
 
     /// The same with the data below a directory, for who cares on which disk it lies.
     pub fn start_below(options: &ServerOptions, parent: &Path) -> Result<Cluster> {
         let mut attempt = 1;
         loop {
-            match Cluster::try_start(options, parent, &|_| Ok(())) {
+            match Cluster::try_start(options, parent, 0, &|_| Ok(())) {
                 // Between choosing a port and binding it another process can take it.
                 Err(error)
                     if attempt < PORT_ATTEMPTS
@@ -148,6 +155,7 @@ impl Cluster {
     fn try_start(
         options: &ServerOptions,
         parent: &Path,
+        absent: usize,
         prepare: &dyn Fn(&Member) -> Result<()>,
     ) -> Result<Cluster> {
         let directory =
@@ -166,12 +174,14 @@ impl Cluster {
             .map(|member| format!("{}={}", member.name, member.peer_url))
             .collect::<Vec<_>>()
             .join(",");
-        for member in &mut members {
+        let started = members.len() - absent;
+        for member in &mut members[..started] {
             member.command = member.command_line(options, &initial_cluster);
+            member.lacks_members = absent > 0;
             prepare(member)?;
             member.spawn()?;
         }
-        for member in &mut members {
+        for member in &mut members[..started] {
             member.wait_until_healthy()?;
         }
         Ok(Cluster { members, directory })
@@ -224,6 +234,7 @@ impl Member {
             command: Vec::new(),
             tls: options.tls.clone(),
             child: None,
+            lacks_members: false,
         }
     }
 
@@ -409,7 +420,7 @@ impl Member {
 
     fn is_healthy(&self) -> bool {
         http_get(&self.health, "/health").is_ok_and(|body| body.contains("\"health\":\"true\""))
-            && (self.tls != Tls::Off || self.has_decided_versions())
+            && (self.tls != Tls::Off || self.lacks_members || self.has_decided_versions())
     }
 
     /// Waits until cluster and storage have this server's version, also after a downgrade that was

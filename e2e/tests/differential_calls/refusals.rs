@@ -1,9 +1,10 @@
 //! Refusals: every method in every state in which a member refuses something.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use e2e::processes::signal;
+use e2e::processes::{Cluster, ServerOptions, signal};
 use proto::authpb;
 use proto::etcdserverpb::alarm_request::AlarmAction;
 use proto::etcdserverpb::request_op::Request as Op;
@@ -15,7 +16,7 @@ use tokio_stream::StreamExt;
 use tonic::transport::Channel;
 
 use super::random::lead;
-use super::talk::{Call, Came, Talk, compare};
+use super::talk::{Call, Came, Talk, compare, compare_talks};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -404,6 +405,43 @@ fn reconfiguration_with_a_member_down_is_answered_alike() {
         let peer_ur_ls = vec!["http://127.0.0.1:1".to_owned()];
         talk.ask(Rpc::ClusterMemberAdd, &pb::MemberAddRequest { peer_ur_ls, is_learner: true });
         talk.ask(Rpc::ClusterMemberList, &pb::MemberListRequest { linearizable: true });
+    });
+}
+
+/// Who begins to lead has reached the others for long; it need not count the seconds anew.
+#[test]
+fn a_new_leader_takes_a_member_at_once() {
+    compare(3, &[], |talk| {
+        lead(talk, 0);
+        talk.member = 1;
+        let next = own_id(talk);
+        talk.member = 0;
+        // Go etcd counts only members that it has been connected to for five seconds (HealthInterval).
+        std::thread::sleep(Duration::from_secs(6));
+        talk.ask(Rpc::MaintenanceMoveLeader, &pb::MoveLeaderRequest { target_id: next });
+        talk.member = 1;
+        until(talk, "the other leads", |status| status.leader == next);
+        let peer_ur_ls = vec!["http://127.0.0.1:1".to_owned()];
+        let add = pb::MemberAddRequest { peer_ur_ls, is_learner: true };
+        let came = talk.ask(Rpc::ClusterMemberAdd, &add);
+        assert!(came.status.is_none(), "{:?}", came.status);
+    });
+}
+
+/// etcd knows the names of founders from the initial cluster, and calls a member with a name started.
+#[test]
+fn a_founder_that_has_not_started_is_listed_alike() {
+    let without_the_last = |program: &Path| {
+        let options = ServerOptions { members: 3, ..ServerOptions::one(program) };
+        let cluster = Cluster::start_without(&options, 1).expect("start two of three");
+        Talk::at(cluster, options)
+    };
+    compare_talks(without_the_last, |talk| {
+        lead(talk, 0);
+        let came = talk.ask(Rpc::ClusterMemberList, &pb::MemberListRequest { linearizable: true });
+        let list: pb::MemberListResponse = came.read();
+        let absent = list.members.iter().find(|member| member.client_ur_ls.is_empty());
+        assert_eq!(absent.map(|member| member.name.as_str()), Some("m3"));
     });
 }
 

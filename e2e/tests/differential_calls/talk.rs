@@ -149,8 +149,12 @@ impl Talk {
     pub(crate) fn with(program: &Path, members: usize, flags: &[&str]) -> Talk {
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
         let options = ServerOptions { flags, members, ..ServerOptions::one(program) };
+        Talk::at(Cluster::start(&options).expect("start a server"), options)
+    }
+
+    pub(crate) fn at(cluster: Cluster, options: ServerOptions) -> Talk {
         Talk {
-            cluster: Cluster::start(&options).expect("start a server"),
+            cluster,
             options,
             runtime: tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -245,9 +249,12 @@ pub(crate) fn with_both<T: Send>(
     flags: &[&str],
     talk: impl Fn(&mut Talk) -> T + Sync,
 ) -> [T; 2] {
+    of_both(|program| talk(&mut Talk::with(program, members, flags)))
+}
+
+fn of_both<T: Send>(had: impl Fn(&Path) -> T + Sync) -> [T; 2] {
     let go = peers::etcd_binaries().expect("build Go etcd").etcd;
     let ours = peers::our_binary("etcd").expect("build our etcd");
-    let had = |program: &Path| talk(&mut Talk::with(program, members, flags));
     std::thread::scope(|scope| {
         let expected = scope.spawn(|| had(&go));
         let found = had(&ours);
@@ -257,8 +264,14 @@ pub(crate) fn with_both<T: Send>(
 
 /// Has the same talk with both servers and compares all that was kept.
 pub(crate) fn compare(members: usize, flags: &[&str], talk: impl Fn(&mut Talk) + Sync) {
-    let [expected, found] = with_both(members, flags, |with| {
-        talk(with);
+    compare_talks(|program| Talk::with(program, members, flags), talk);
+}
+
+/// The same with servers that `start` has started.
+pub(crate) fn compare_talks(start: impl Fn(&Path) -> Talk + Sync, talk: impl Fn(&mut Talk) + Sync) {
+    let [expected, found] = of_both(|program| {
+        let mut with = start(program);
+        talk(&mut with);
         std::mem::take(&mut with.lines)
     });
     let mut differences = String::new();

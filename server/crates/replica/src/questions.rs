@@ -50,6 +50,13 @@ impl Handle {
         join_all(questions).await.into_iter().flatten().collect()
     }
 
+    /// Asks those again who did not answer the last time, whatever it was.
+    pub async fn ask_unreached(&self) {
+        let mut others = self.others();
+        others.retain(|id| self.shared.sender.peers.connected_for(*id).is_zero());
+        join_all(others.into_iter().map(|id| self.version_of(id))).await;
+    }
+
     async fn version_of(&self, id: MemberId) -> Option<String> {
         let peer = self.shared.peer(id)?;
         let request = peerpb::VersionRequest { envelope: self.shared.sender.envelope(id) };
