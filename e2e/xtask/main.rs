@@ -6,6 +6,7 @@
 
 mod bench;
 mod counts;
+mod etcd_suites;
 mod image;
 mod local;
 mod operator;
@@ -53,6 +54,8 @@ enum Task {
     Image(image::Options),
     /// Measures our server and Go etcd side by side.
     Bench(bench::Options),
+    /// Runs etcd's own end-to-end tests with our programs.
+    EtcdSuites(etcd_suites::Options),
     /// How a local Kubernetes starts its processes; not for people.
     #[command(hide = true, subcommand)]
     Internal(Internal),
@@ -104,6 +107,7 @@ fn run(task: Task, progress: &Progress) -> Result<bool> {
         Task::Sim(options) => sim::run(&workspace, &options),
         Task::Image(options) => image::build(&workspace, progress, &options).map(|_| true),
         Task::Bench(options) => bench::run(&workspace, progress, &options),
+        Task::EtcdSuites(options) => etcd_suites::run(&workspace, progress, &options),
         Task::Internal(_) => unreachable!("handled above"),
     }
 }
