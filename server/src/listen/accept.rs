@@ -1,7 +1,7 @@
 //! Sockets that wait for connections.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -234,20 +234,36 @@ fn bind(url: &Url, options: ListenOptions) -> io::Result<Bound> {
         return Ok(Bound::Unix(listener));
     }
     let address = socket_address(url)?;
-    let domain = if address.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
-    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+    // The unspecified address of either family means both, as in Go.
+    if address.ip().is_unspecified() {
+        let both = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), address.port());
+        match bind_tcp(both, options) {
+            Err(error) if address.is_ipv4() && has_no_ipv6(&error) => {}
+            bound => return bound,
+        }
+    }
+    bind_tcp(address, options)
+}
+
+fn bind_tcp(address: SocketAddr, options: ListenOptions) -> io::Result<Bound> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     if options.reuse_port {
         socket.set_reuse_port(true)?;
     }
     if let IpAddr::V6(ip) = address.ip() {
-        // The unspecified address means both families, as in Go.
         socket.set_only_v6(!ip.is_unspecified())?;
     }
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
     Ok(Bound::Tcp(socket.into()))
+}
+
+/// Whether the kernel said that it speaks no IPv6, or has it turned off.
+fn has_no_ipv6(error: &io::Error) -> bool {
+    let number = error.raw_os_error().map(rustix::io::Errno::from_raw_os_error);
+    matches!(number, Some(rustix::io::Errno::AFNOSUPPORT | rustix::io::Errno::ADDRNOTAVAIL))
 }
 
 fn socket_address(url: &Url) -> io::Result<SocketAddr> {

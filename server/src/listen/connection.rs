@@ -87,7 +87,11 @@ pub(super) struct Remote {
 
 impl Remote {
     pub(super) fn of(stream: &TcpStream, purpose: Purpose) -> Self {
-        Self { address: stream.peer_addr().ok(), local: stream.local_addr().ok(), purpose }
+        // At a socket of both families an IPv4 address comes in the clothes of IPv6.
+        let plain =
+            |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+        let (address, local) = (stream.peer_addr().ok(), stream.local_addr().ok());
+        Self { address: address.map(plain), local: local.map(plain), purpose }
     }
 
     pub(super) fn unix(purpose: Purpose) -> Self {

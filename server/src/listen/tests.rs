@@ -150,6 +150,20 @@ async fn a_port_that_is_taken_is_an_error() {
     );
 }
 
+/// As in Go: a cluster whose Pods have addresses of IPv6 only is told to listen on 0.0.0.0, too.
+#[tokio::test]
+async fn the_unspecified_address_is_that_of_both_families() {
+    for url in ["http://0.0.0.0:0", "http://[::]:0"] {
+        let bound = Listeners::bind([endpoint(url, None)], ListenOptions::default()).unwrap();
+        let port = bound.addresses()[0].port();
+        TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        // Only where the machine has IPv6.
+        if std::net::TcpListener::bind("[::1]:0").is_ok() {
+            TcpStream::connect(("::1", port)).await.unwrap();
+        }
+    }
+}
+
 #[tokio::test]
 async fn unix_sockets_are_served_and_replaced() {
     let directory = tempfile::tempdir().unwrap();

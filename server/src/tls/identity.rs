@@ -112,11 +112,16 @@ impl PeerIdentity {
                 return Ok(());
             }
         }
-        Err(format!(
-            "tls: {remote} does not match any of the names of its certificate {:?} {:?} \
-             (--peer-skip-client-san-verification turns this check off)",
-            self.dns_names, self.addresses
-        ))
+        let reason = if self.dns_names.is_empty() {
+            let addresses: Vec<String> = self.addresses.iter().map(IpAddr::to_string).collect();
+            format!("x509: certificate is valid for {}, not {remote}", addresses.join(", "))
+        } else {
+            let names: Vec<String> =
+                self.dns_names.iter().map(|name| format!("{name:?}")).collect();
+            let names = names.join(" ");
+            format!("tls: \"{remote}\" does not match any of DNSNames [{names}]")
+        };
+        Err(format!("{reason} (--peer-skip-client-san-verification turns this check off)"))
     }
 }
 
