@@ -1,7 +1,9 @@
 //! Metrics of the operator and of the clusters it looks after, and the HTTP endpoint with them:
 //! `/metrics`, `/healthz` and `/readyz`.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc};
+use std::convert::Infallible;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -12,6 +14,7 @@ use hyper_util::rt::TokioIo;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
 };
+use tokio::net::TcpListener;
 
 use crate::crd::EtcdClusterStatus;
 
@@ -145,7 +148,7 @@ impl Metrics {
 /// # Errors
 /// The address cannot be listened on.
 pub async fn serve(address: SocketAddr, metrics: Metrics) -> Result<(), std::io::Error> {
-    let listener = tokio::net::TcpListener::bind(address).await?;
+    let listener = listen(address).await?;
     let metrics = Arc::new(metrics);
     loop {
         let (stream, _) = listener.accept().await?;
@@ -164,6 +167,18 @@ pub async fn serve(address: SocketAddr, metrics: Metrics) -> Result<(), std::io:
     }
 }
 
+/// The unspecified address means both families: a Pod may have an address of IPv6 only.
+async fn listen(address: SocketAddr) -> Result<TcpListener, std::io::Error> {
+    if address.ip().is_unspecified() {
+        match TcpListener::bind((Ipv6Addr::UNSPECIFIED, address.port())).await {
+            // The machine has no IPv6, or the port is taken, which the next attempt tells as well.
+            Err(_) if address.is_ipv4() => {}
+            bound => return bound,
+        }
+    }
+    TcpListener::bind(address).await
+}
+
 fn answer(path: &str, metrics: &Metrics) -> Response<Full<Bytes>> {
     let (status, body) = match path {
         "/metrics" => (StatusCode::OK, metrics.text()),
@@ -180,8 +195,23 @@ mod tests {
     use jiff::Timestamp;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+    use tokio::net::TcpStream;
+
     use super::*;
     use crate::crd::ClusterBackupStatus;
+
+    #[tokio::test]
+    async fn the_unspecified_address_is_that_of_both_families() {
+        for address in ["0.0.0.0:0", "[::]:0"] {
+            let listener = listen(address.parse().unwrap()).await.unwrap();
+            let port = listener.local_addr().unwrap().port();
+            TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+            // Only where the machine has IPv6.
+            if TcpListener::bind("[::1]:0").await.is_ok() {
+                TcpStream::connect(("::1", port)).await.unwrap();
+            }
+        }
+    }
 
     #[test]
     fn a_cluster_shows_in_the_metrics_text_until_it_is_gone() {
