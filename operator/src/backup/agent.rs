@@ -322,28 +322,37 @@ pub async fn delete(
     store: &Store,
 ) -> Result<(), AgentError> {
     let path = ObjectPath::from(manifest_path);
-    // Its folder bears its uid: what is unfinished there is its own.
-    match manifest_path.rsplit_once('/') {
-        Some((folder, _)) if folder.ends_with(backup_uid) => store.discard(folder).await?,
-        _ => {}
+    // Its folder bears its uid: what is unfinished there is its own, and so is a snapshot that ended before its
+    // manifest was written.
+    let folder = manifest_path.rsplit_once('/').map(|(folder, _)| folder);
+    let own = folder.filter(|folder| !backup_uid.is_empty() && folder.ends_with(backup_uid));
+    if let Some(folder) = own {
+        store.discard(folder).await?;
     }
     let store = &store.objects;
     let manifest = match read_manifest(store, &path).await {
-        Err(AgentError::Store(object_store::Error::NotFound { .. })) => return Ok(()),
+        Err(AgentError::Store(object_store::Error::NotFound { .. })) => {
+            return match own {
+                Some(folder) => delete_if_there(store, &snapshot_path(folder)).await,
+                None => Ok(()),
+            };
+        }
         other => other?,
     };
     if manifest.backup_uid != backup_uid {
         let (found, expected) = (manifest.backup_uid, backup_uid.to_owned());
         return Err(AgentError::ForeignManifest { found, expected });
     }
-    match store.delete(&ObjectPath::from(manifest.snapshot.as_str())).await {
-        Err(error) if !matches!(error, object_store::Error::NotFound { .. }) => {
-            return Err(error.into());
-        }
-        _ => {}
-    }
+    delete_if_there(store, &manifest.snapshot).await?;
     store.delete(&path).await?;
     Ok(())
+}
+
+async fn delete_if_there(store: &Arc<dyn ObjectStore>, path: &str) -> Result<(), AgentError> {
+    match store.delete(&ObjectPath::from(path)).await {
+        Err(object_store::Error::NotFound { .. }) => Ok(()),
+        other => Ok(other?),
+    }
 }
 
 #[cfg(test)]
@@ -474,5 +483,18 @@ mod tests {
         delete("f/manifest.json", "uid", &whole).await.unwrap();
         assert!(store.head(&ObjectPath::from("f/snapshot.db")).await.is_err());
         delete("f/manifest.json", "uid", &whole).await.unwrap();
+    }
+
+    /// The Job was killed between the end of the upload and the manifest.
+    #[tokio::test]
+    async fn a_snapshot_without_a_manifest_goes_with_its_own_backup_only() {
+        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let path = ObjectPath::from("now-uid/snapshot.db");
+        store.put(&path, PutPayload::from_static(b"data")).await.unwrap();
+        let whole = Store::plain(store.clone());
+        delete("now-uid/manifest.json", "other", &whole).await.unwrap();
+        assert!(store.head(&path).await.is_ok());
+        delete("now-uid/manifest.json", "uid", &whole).await.unwrap();
+        assert!(store.head(&path).await.is_err());
     }
 }

@@ -17,8 +17,10 @@ use kube::{Resource, ResourceExt};
 
 use super::store::{CA_MOUNT, VOLUME_MOUNT};
 use crate::{
-    cluster::build::{BACKUP_LABEL, cluster_labels, restricted_container, restricted_pod},
-    crd::{BackupStore, BackupStoreType, EtcdBackup},
+    cluster::build::{
+        BACKUP_LABEL, cluster_labels, pull_secrets, restricted_container, restricted_pod,
+    },
+    crd::{BackupStore, BackupStoreType, EtcdBackup, LocalObjectReference},
 };
 
 /// Where agents find the client certificate.
@@ -102,6 +104,8 @@ pub struct JobOrder<'a> {
     pub image: &'a str,
     pub arguments: Vec<String>,
     pub store: &'a BackupStore,
+    /// Secrets to pull the image with.
+    pub pull_secrets: &'a [LocalObjectReference],
     /// Secret with the client certificate, if the cluster has TLS and the agent dials it.
     pub client_secret: Option<String>,
 }
@@ -118,6 +122,7 @@ pub fn job(backup: &EtcdBackup, order: JobOrder<'_>) -> Job {
     labels.insert(BACKUP_LABEL.to_owned(), backup.name_any());
     let mut pod = restricted_pod();
     pod.restart_policy = Some("Never".to_owned());
+    pod.image_pull_secrets = pull_secrets(order.pull_secrets);
     pod.containers = vec![agent.container];
     pod.volumes = Some(agent.volumes);
     let mut pod_labels = labels.clone();

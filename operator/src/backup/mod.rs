@@ -19,7 +19,7 @@ pub mod view;
 
 use std::{sync::Arc, time::Duration};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
     api::{batch::v1::Job, core::v1::Pod},
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
@@ -53,6 +53,9 @@ use manifest::Manifest;
 const SOON: Duration = Duration::from_secs(3);
 /// Of its Jobs a pass hears by their events; this is for what tells nothing.
 const WAITING: Duration = Duration::from_secs(15);
+/// Between two Jobs that delete what is stored, when the first has failed: a store may be out of order, or a
+/// credential have run out.
+const DELETION_PAUSE: SignedDuration = SignedDuration::from_mins(10);
 /// Reason of a backup whose Job the API server will not have.
 const REFUSED: &str = "JobRefused";
 
@@ -191,7 +194,10 @@ async fn prepare(
         return Ok(Err(NotYet::Cluster(cluster_name.clone())));
     };
     let default = cluster.spec.backup.as_ref().map(|backup| backup.store.clone());
-    let Some(store) = backup.spec.store.clone().or(default) else { return Ok(Err(NotYet::Store)) };
+    // A Job that ran may have written: its successor finds that only in the same store.
+    let before = status.store.clone().filter(|_| !is_refused(status));
+    let store = before.or_else(|| backup.spec.store.clone()).or(default);
+    let Some(store) = store else { return Ok(Err(NotYet::Store)) };
     let names = Names {
         cluster: cluster_name.clone(),
         namespace: namespace.clone(),
@@ -204,6 +210,7 @@ async fn prepare(
     let uid = backup.uid().unwrap_or_default();
     let folder = manifest::folder(&namespace, cluster_name, &backup.name_any(), &uid);
     status.store = Some(store.clone());
+    status.pull_secrets = cluster.spec.image.pull_secrets.clone();
     status.manifest = Some(manifest::manifest_path(&folder));
     status.member = Some(names.member(member));
     let mut arguments = vec![
@@ -226,6 +233,7 @@ async fn prepare(
             image: &context.agent_image,
             arguments,
             store: &store,
+            pull_secrets: &status.pull_secrets,
             client_secret: names.tls.then(|| format!("{cluster_name}-client-tls")),
         },
     )))
@@ -435,7 +443,9 @@ async fn delete_stored(
             format!("--backup-uid={uid}"),
         ];
         let image = &context.agent_image;
-        let order = JobOrder { name, image, arguments, store, client_secret: None };
+        let status = backup.status.as_ref();
+        let pull_secrets = status.map_or(&[][..], |status| &status.pull_secrets);
+        let order = JobOrder { name, image, arguments, store, pull_secrets, client_secret: None };
         return match context.kubernetes.create_owned(&namespace, &job(backup, order)).await {
             Ok(()) => Ok(Deletion::Running),
             Err(error) if error.is_namespace_ending() => Ok(Deletion::Done),
@@ -448,12 +458,19 @@ async fn delete_stored(
         return Ok(Deletion::HeldUp(NotYet::Job(name).to_string()));
     }
     let conditions = running.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    let ended = |kind: &str| conditions.clone().any(|c| c.type_ == kind && c.status == "True");
-    if ended("Failed") {
+    let ended = |kind: &str| conditions.clone().find(|c| c.type_ == kind && c.status == "True");
+    if let Some(failed) = ended("Failed") {
+        let now = Timestamp::now();
+        let since = failed.last_transition_time.as_ref().map_or(now, |time| time.0);
+        if now.duration_since(since) >= DELETION_PAUSE {
+            let job_uid = running.uid().unwrap_or_default();
+            context.kubernetes.delete::<Job>(&namespace, &name, &job_uid).await?;
+            return Ok(Deletion::Running);
+        }
         let report = agent_report(&context.kubernetes, &running).await?;
-        return Ok(Deletion::HeldUp(format!("{report:?}; delete the Job {name} to try again")));
+        return Ok(Deletion::HeldUp(format!("{report:?}; the Job {name} runs again in a while")));
     }
-    Ok(if ended("Complete") { Deletion::Done } else { Deletion::Running })
+    Ok(if ended("Complete").is_some() { Deletion::Done } else { Deletion::Running })
 }
 
 /// That a condition does not hold and why, with an event: once for each reason.

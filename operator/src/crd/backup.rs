@@ -88,6 +88,9 @@ pub struct EtcdBackupStatus {
     /// make the backup unreachable.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub store: Option<BackupStore>,
+    /// Secrets to pull the image of the backup's Jobs with: those of the cluster when it started.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pull_secrets: Vec<LocalObjectReference>,
     /// Path of the manifest inside the store; a recovery starts from it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub manifest: Option<String>,

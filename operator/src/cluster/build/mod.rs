@@ -11,6 +11,7 @@ mod service;
 
 pub use claim::claim;
 pub use member::member;
+pub(crate) use pod::pull_secrets;
 pub use pod::{
     DATA_VOLUME, MemberPod, RestoreStep, pod, restricted_container, restricted_pod, starts_cluster,
 };

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     cluster::{model::Serial, validate::Validated},
-    crd::{AutoCompactionMode, Distribution, EtcdMember, LogLevel, PullPolicy},
+    crd::{self, AutoCompactionMode, Distribution, EtcdMember, LogLevel, PullPolicy},
 };
 
 /// Name of the volume that holds the data.
@@ -76,7 +76,7 @@ pub fn pod(validated: &Validated, member: &MemberPod) -> Pod {
     spec.init_containers = member.restore.as_ref().map(|restore| vec![restore.container.clone()]);
     spec.containers = vec![server(validated, member)];
     spec.volumes = Some(volumes(validated, member));
-    spec.image_pull_secrets = pull_secrets(validated);
+    spec.image_pull_secrets = pull_secrets(&validated.spec.image.pull_secrets);
     spec.restart_policy = Some("Always".to_owned());
     spec.termination_grace_period_seconds = template.termination_grace_period_seconds;
     spec.node_selector = Some(template.node_selector.clone()).filter(|labels| !labels.is_empty());
@@ -328,9 +328,11 @@ fn affinity(validated: &Validated) -> Option<Affinity> {
     })
 }
 
-fn pull_secrets(validated: &Validated) -> Option<Vec<LocalObjectReference>> {
-    let secrets = &validated.spec.image.pull_secrets;
-    let secrets = secrets.iter().map(|secret| LocalObjectReference { name: secret.name.clone() });
+pub(crate) fn pull_secrets(
+    secrets: &[crd::LocalObjectReference],
+) -> Option<Vec<LocalObjectReference>> {
+    let secrets = secrets.iter();
+    let secrets = secrets.map(|secret| LocalObjectReference { name: secret.name.clone() });
     Some(secrets.collect::<Vec<_>>()).filter(|secrets| !secrets.is_empty())
 }
 

@@ -10,7 +10,9 @@ fn seed_deleted_backup(server: &ApiServer) {
     let backup = json!({
         "kind": "EtcdBackup",
         "spec": {"clusterRef": {"name": "live"}, "deletionPolicy": "Delete"},
-        "status": {"store": store, "manifest": "f/manifest.json"},
+        "status": {
+            "store": store, "manifest": "f/manifest.json", "pullSecrets": [{"name": "registry"}],
+        },
     });
     seed(server, "etcdbackups", "now", backup);
     let mut object = server.object(BACKUPS, "now").unwrap();
@@ -60,15 +62,46 @@ async fn a_backup_goes_only_after_its_own_job_has_deleted_what_is_stored() {
     let own = "backup-delete-uid-of-now";
     let mut job = server.object(JOBS, own).expect("a Job of its own");
     assert_eq!(job["metadata"]["ownerReferences"][0]["uid"], "uid-of-now");
-    let arguments = &job["spec"]["template"]["spec"]["containers"][0]["args"];
+    let pod = &job["spec"]["template"]["spec"];
     assert_eq!(
-        *arguments,
+        pod["containers"][0]["args"],
         json!(["agent", "delete", "--manifest=f/manifest.json", "--backup-uid=uid-of-now"])
     );
+    // The cluster may be gone by now, and what its image was pulled with.
+    assert_eq!(pod["imagePullSecrets"], json!([{"name": "registry"}]));
     job["status"] = json!({"conditions": [{"type": "Complete", "status": "True"}]});
     server.put(JOBS, own, job);
     reconcile_backup(&server, &context).await;
     assert_eq!(server.object(BACKUPS, "now"), None);
+}
+
+/// A store that was out of order, or a credential that had run out, must not hold a backup for ever.
+#[tokio::test]
+async fn what_could_not_be_deleted_is_tried_again_after_a_while() {
+    let server = ApiServer::default();
+    let lease = Lease::without_election();
+    let context = context(&server, &lease);
+    seed_deleted_backup(&server);
+    reconcile_backup(&server, &context).await;
+    let own = "backup-delete-uid-of-now";
+    let fail = |minutes_ago: i64| {
+        let mut job = server.object(JOBS, own).expect("a Job that deletes");
+        let at = jiff::Timestamp::now() - jiff::SignedDuration::from_mins(minutes_ago);
+        job["status"] = json!({"conditions": [
+            {"type": "Failed", "status": "True", "lastTransitionTime": at.to_string()},
+        ]});
+        server.put(JOBS, own, job);
+    };
+    fail(9);
+    reconcile_backup(&server, &context).await;
+    assert_eq!(condition_of(&server, "Deleted")["reason"], "DeletionFailed");
+    assert!(server.object(JOBS, own).is_some_and(|job| !job["status"].is_null()), "too early");
+    fail(11);
+    for _ in 0..2 {
+        reconcile_backup(&server, &context).await;
+    }
+    let again = server.object(JOBS, own).expect("another Job");
+    assert!(again["status"].is_null(), "{again}");
 }
 
 #[tokio::test]
@@ -174,6 +207,9 @@ async fn only_the_pod_of_a_member_of_the_cluster_is_asked_for_a_snapshot() {
         let server = ApiServer::default();
         let context = context(&server, &lease);
         seed_world(&server);
+        let mut cluster = server.object(CLUSTERS, "live").unwrap();
+        cluster["spec"]["image"]["pullSecrets"] = json!([{"name": "registry"}]);
+        server.put(CLUSTERS, "live", cluster);
         if let Some(place) = of_another {
             let mut object = server.object(place, "live-1").unwrap();
             object["metadata"]["ownerReferences"] = json!([owner("other")]);
@@ -183,7 +219,12 @@ async fn only_the_pod_of_a_member_of_the_cluster_is_asked_for_a_snapshot() {
             reconcile_backup(&server, &context).await;
         }
         let complete = condition_of(&server, "Complete");
-        let started = server.object(JOBS, "now").is_some();
+        let job = server.object(JOBS, "now");
+        let started = job.is_some();
+        if let Some(job) = job {
+            let secrets = &job["spec"]["template"]["spec"]["imagePullSecrets"];
+            assert_eq!(*secrets, json!([{"name": "registry"}]));
+        }
         assert_eq!(started, of_another.is_none(), "{of_another:?}: {complete}");
         let waits = complete["message"] == "no voting member answers";
         assert_eq!(waits, of_another.is_some(), "{of_another:?}: {complete}");
