@@ -185,7 +185,8 @@ async fn agent_work(command: AgentCommand) -> Result<AgentReport> {
                 member: arguments.member,
                 address: MemberAddress { url: arguments.endpoint, host: arguments.server_name },
             };
-            let manifest = agent::backup(&order, &GrpcAdmin::new(tls), &store).await?;
+            let etcd = GrpcAdmin::new(tls);
+            let manifest = agent::backup_until(&order, &etcd, &store, run::told_to_end()).await?;
             Ok(AgentReport::Backup(Box::new(manifest)))
         }
         AgentCommand::Restore(arguments) => {

@@ -195,7 +195,8 @@ fn forget_the_gone<E: std::error::Error>(
     }
 }
 
-async fn told_to_end() {
+/// Ends when the process is told to end.
+pub(crate) async fn told_to_end() {
     use tokio::signal::unix::{SignalKind, signal};
     match signal(SignalKind::terminate()) {
         Ok(mut terminate) => {

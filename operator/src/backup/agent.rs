@@ -80,9 +80,30 @@ pub enum AgentError {
     File { action: &'static str, path: String, source: std::io::Error },
     #[error("etcdutl snapshot restore ended with {status}: {output}")]
     Restore { status: String, output: String },
+    #[error("told to end before the backup was taken")]
+    Stopped,
 }
 
 // === Backup ===
+
+/// Takes a backup, or finds it taken, unless the end comes first; then it leaves no unfinished upload.
+///
+/// # Errors
+/// As [`backup`], and when the end came.
+pub async fn backup_until(
+    order: &BackupOrder,
+    etcd: &GrpcAdmin,
+    store: &Store,
+    end: impl Future<Output = ()>,
+) -> Result<Manifest, AgentError> {
+    tokio::select! {
+        taken = backup(order, etcd, store) => return taken,
+        () = end => {}
+    }
+    // The deadline of its Job: perhaps nobody comes after it who would abort what it began.
+    store.discard(&order.folder).await?;
+    Err(AgentError::Stopped)
+}
 
 /// Takes a backup, or finds it taken.
 ///

@@ -133,7 +133,7 @@ fn one_change_at_a_time(desired: &Desired, observed: &Observed) -> Result<(), Re
 fn not_corrupt(observed: &Observed) -> Result<(), Refusal> {
     match &observed.membership {
         Some(membership) if membership.corrupt => {
-            refuse("I1", "a CORRUPT alarm is raised; membership is left alone")
+            refuse("I1", "a CORRUPT alarm is raised; membership is left alone until it is disarmed")
         }
         _ => Ok(()),
     }

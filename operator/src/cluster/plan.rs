@@ -412,7 +412,13 @@ fn attend_joining(desired: &Desired, observed: &Observed, now: Timestamp) -> Ste
     }
     let dead =
         lost_voters(desired, observed).find(|(_, lost)| !lost.is_some_and(Member::is_serving));
-    if let (true, Some((entry, _))) = (member.join_refused, dead) {
+    if let (true, Some((entry, lost))) = (member.join_refused, dead) {
+        // Below the wanted size the newcomer is none that replaces: nobody was asked about the lost one.
+        if observed.voters().len() < desired.replicas
+            && let Err(refusal) = invariants::permit_replacement(lost, desired, observed, now)
+        {
+            return Step::Wait(Blocked { action: "Remove", refusal });
+        }
         return remove_voter(desired, observed, entry, RemoveReason::Replaced, now);
     }
     if !is_joiner_wanted(desired, observed) {

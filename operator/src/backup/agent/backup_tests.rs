@@ -372,14 +372,18 @@ async fn take(member: &Member, store: Arc<dyn ObjectStore>) -> Result<Manifest, 
     take_into(member, &Store::plain(store)).await
 }
 
-async fn take_into(member: &Member, store: &Store) -> Result<Manifest, AgentError> {
-    let order = BackupOrder {
+fn order() -> BackupOrder {
+    BackupOrder {
         folder: "f".to_owned(),
         backup_uid: "uid".to_owned(),
         cluster: "main".to_owned(),
         member: "main-1".to_owned(),
-        address: member.serve().await,
-    };
+        address: MemberAddress { url: String::new(), host: String::new() },
+    }
+}
+
+async fn take_into(member: &Member, store: &Store) -> Result<Manifest, AgentError> {
+    let order = BackupOrder { address: member.serve().await, ..order() };
     let etcd = GrpcAdmin::new(None);
     tokio::time::timeout(LIMIT, backup(&order, &etcd, store)).await.expect("the backup hangs")
 }
@@ -625,6 +629,24 @@ async fn an_agent_that_was_killed_leaves_no_upload_to_the_next() {
     let broken = Member::new(Script::BreaksAfter(9 * MIB), 20 * MIB);
     take_into(&broken, &bucket.store()).await.unwrap_err();
     assert!(bucket.open_uploads().is_empty() && bucket.objects().await.is_empty());
+}
+
+/// The deadline of its Job: nobody comes after it who would abort its upload.
+#[tokio::test]
+async fn an_agent_that_is_told_to_end_leaves_no_upload() {
+    let bucket = Bucket::default();
+    let stuck = Bucket { stuck: true, ..bucket.clone() };
+    let member = Member::new(Script::Whole, 20 * MIB);
+    let order = BackupOrder { address: member.serve().await, ..order() };
+    let mut parts = stuck.parts.subscribe();
+    let begun = async { drop(parts.wait_for(|parts| *parts > 0).await) };
+    let store = stuck.store();
+    let etcd = GrpcAdmin::new(None);
+    let ended = tokio::time::timeout(LIMIT, backup_until(&order, &etcd, &store, begun));
+    let error = ended.await.expect("it ends").unwrap_err();
+    assert!(matches!(error, AgentError::Stopped), "{error}");
+    assert!(bucket.open_uploads().is_empty(), "{:?}", bucket.open_uploads());
+    assert!(bucket.objects().await.is_empty());
 }
 
 #[tokio::test]

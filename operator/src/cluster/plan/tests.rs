@@ -423,6 +423,21 @@ fn a_lost_voter_is_replaced_by_a_learner_first() {
         s.observed.latest_serial = Serial(4);
     };
     assert_eq!(says(3, refused_by_go_etcd), "Remove 2");
+    // The newcomer of a growing cluster is none that replaces.
+    let growing = |s: &mut Situation| {
+        refused_by_go_etcd(s);
+        s.desired.replicas = 5;
+    };
+    assert_eq!(says(3, growing), "Remove 2");
+    let by_hand = |replicas| {
+        move |s: &mut Situation| {
+            refused_by_go_etcd(s);
+            s.desired.replicas = replicas;
+            s.desired.replace_automatically = false;
+        }
+    };
+    assert_eq!(says(3, by_hand(3)), "Remove 2");
+    assert_eq!(says(3, by_hand(5)), "Remove waits for I11");
 }
 
 /// As long as the loss is known; that it stays known while the Pod is made anew is `observe`'s part.
