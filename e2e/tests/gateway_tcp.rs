@@ -127,14 +127,21 @@ async fn connections_take_turns_and_a_member_that_is_gone_comes_back() {
 fn a_client_is_hung_up_on_when_no_member_works_and_a_signal_ends_the_gateway() {
     let ours = e2e::peers::our_binary("etcd").unwrap();
     let ports = free_ports(2).unwrap();
-    let address = format!("127.0.0.1:{}", ports[0]);
+    let address = format!("0.0.0.0:{}", ports[0]);
     let mut gateway = Gateway::start(
         &ours,
         &[format!("--listen-addr={address}"), format!("--endpoints=127.0.0.1:{}", ports[1])],
     );
-    let mut stream = std::net::TcpStream::connect(&address).unwrap();
-    stream.set_read_timeout(Some(LIMIT)).unwrap();
-    assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0, "the connection is closed");
+    // As in Go: 0.0.0.0 is every address of both families.
+    let mut ways = vec![format!("127.0.0.1:{}", ports[0])];
+    if std::net::TcpListener::bind("[::1]:0").is_ok() {
+        ways.push(format!("[::1]:{}", ports[0]));
+    }
+    for way in ways {
+        let mut stream = std::net::TcpStream::connect(way).unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0, "the connection is closed");
+    }
     gateway.wait_for("deactivated endpoint");
     let pid = gateway.child.id().to_string();
     assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());

@@ -24,6 +24,7 @@ mod dispatch;
 mod ping_police;
 mod threads;
 
+pub(crate) use accept::bind_tcp;
 pub use accept::{BindError, Endpoint, ListenOptions, Listeners};
 pub use connection::{AfterUpgrade, ConnectionInfo, ConnectionSettings};
 pub use dispatch::{DirectService, GrpcCalls, HttpBody, HttpFuture, HttpHandler, Services};

@@ -233,19 +233,28 @@ fn bind(url: &Url, options: ListenOptions) -> io::Result<Bound> {
         listener.set_nonblocking(true)?;
         return Ok(Bound::Unix(listener));
     }
-    let address = socket_address(url)?;
-    // The unspecified address of either family means both, as in Go.
+    bind_tcp(socket_address(url)?, options).map(Bound::Tcp)
+}
+
+/// The unspecified address of either family means both, as in Go.
+///
+/// # Errors
+/// The system's.
+pub(crate) fn bind_tcp(
+    address: SocketAddr,
+    options: ListenOptions,
+) -> io::Result<std::net::TcpListener> {
     if address.ip().is_unspecified() {
         let both = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), address.port());
-        match bind_tcp(both, options) {
+        match bind_family(both, options) {
             Err(error) if address.is_ipv4() && has_no_ipv6(&error) => {}
             bound => return bound,
         }
     }
-    bind_tcp(address, options)
+    bind_family(address, options)
 }
 
-fn bind_tcp(address: SocketAddr, options: ListenOptions) -> io::Result<Bound> {
+fn bind_family(address: SocketAddr, options: ListenOptions) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     if options.reuse_port {
@@ -257,7 +266,7 @@ fn bind_tcp(address: SocketAddr, options: ListenOptions) -> io::Result<Bound> {
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
-    Ok(Bound::Tcp(socket.into()))
+    Ok(socket.into())
 }
 
 /// Whether the kernel said that it speaks no IPv6, or has it turned off.

@@ -14,6 +14,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, copy_buf};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::listen::{ListenOptions, bind_tcp};
 use crate::ops::notify;
 use crate::ops::signals::Terminations;
 
@@ -44,11 +45,8 @@ pub(super) fn start(values: &Values) -> Result<(), Refusal> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Refusal::Complained(error.to_string()))?;
     runtime.block_on(async {
-        let listener = TcpListener::bind(listen).await.map_err(|error| {
-            let reason = match error.kind() {
-                io::ErrorKind::AddrInUse => "address already in use".to_owned(),
-                _ => error.to_string(),
-            };
+        let listener = bind(listen).map_err(|error| {
+            let reason = client::io_reason(&error);
             Refusal::Complained(format!("listen tcp {listen}: bind: {reason}"))
         })?;
         if let Err(error) = notify::ready() {
@@ -117,6 +115,18 @@ fn check_loops(listen: &str, targets: &[SrvTarget]) -> Result<(), Refusal> {
         }
     }
     Ok(())
+}
+
+/// The first address of the name that can be bound.
+fn bind(listen: &str) -> io::Result<TcpListener> {
+    let mut refused = io::ErrorKind::AddrNotAvailable.into();
+    for address in listen.to_socket_addrs()? {
+        match bind_tcp(address, ListenOptions::default()) {
+            Ok(listener) => return TcpListener::from_std(listener),
+            Err(error) => refused = error,
+        }
+    }
+    Err(refused)
 }
 
 fn addresses(host: &str) -> Option<Vec<IpAddr>> {
