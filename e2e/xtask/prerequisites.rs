@@ -50,6 +50,12 @@ const KUBERNETES: [Package; 9] = [
 const IMAGE_TEST: [Package; 1] =
     [package("buildah", &["buildah"], "builds the Dockerfile in the tests")];
 
+const GIB: u64 = 1 << 30;
+/// What a first run puts on the disk: our programs and tests, those of Kubernetes, images in three nodes.
+const SPACE_AT_FIRST: u64 = 20 * GIB;
+/// And one after it.
+const SPACE_AGAIN: u64 = 5 * GIB;
+
 /// Longest time for Go to fetch another Go.
 const GO_FETCH_LIMIT: Duration = Duration::from_secs(600);
 
@@ -96,6 +102,34 @@ fn require_root() -> Result<()> {
             "a local Kubernetes needs root (namespaces, mounts, control groups): run \
              `sudo -E env PATH=$PATH cargo xtask ...`, or `cargo xtask up --no-kubernetes`, which \
              needs none"
+        );
+    }
+    Ok(())
+}
+
+/// A disk that is full in the middle of it is told by whoever writes next, and nobody tells the cause.
+pub(crate) fn require_space(workspace: &Workspace) -> Result<()> {
+    let needed = match workspace.peers().join("kube-apiserver").exists() {
+        true => SPACE_AGAIN,
+        false => SPACE_AT_FIRST,
+    };
+    for directory in [workspace.target(), workspace.state()] {
+        fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
+        let disk = rustix::fs::statvfs(directory)
+            .with_context(|| format!("ask for the space at {}", directory.display()))?;
+        enough_space(directory, disk.f_bavail.saturating_mul(disk.f_frsize), needed)?;
+    }
+    Ok(())
+}
+
+fn enough_space(directory: &Path, free: u64, needed: u64) -> Result<()> {
+    if free < needed {
+        bail!(
+            "the disk of {} has {} GiB left and {} are needed: make room, or let CARGO_TARGET_DIR \
+             (what is compiled) and KEELSON_STATE (the nodes and their images) name places on another",
+            directory.display(),
+            free / GIB,
+            needed / GIB
         );
     }
     Ok(())
@@ -177,6 +211,15 @@ fn require_kernel() -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_disk_without_room_is_told_with_both_ways_out() {
+        let told = enough_space(Path::new("/here"), 3 * GIB + 1, 5 * GIB).unwrap_err().to_string();
+        for part in ["/here", "3 GiB", "5 are needed", "CARGO_TARGET_DIR", "KEELSON_STATE"] {
+            assert!(told.contains(part), "{told}");
+        }
+        enough_space(Path::new("/here"), 5 * GIB, 5 * GIB).unwrap();
+    }
 
     #[test]
     fn a_go_that_will_not_do_is_told_with_both_ways_out() {

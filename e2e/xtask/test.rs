@@ -138,6 +138,9 @@ pub(crate) fn run(workspace: &Workspace, progress: &Progress, options: &Options)
     });
     let tests = Tests { workspace, progress, options };
     let with_kubernetes = chosen.contains(&Group::Kubernetes);
+    if with_kubernetes {
+        prerequisites::require_space(workspace)?;
+    }
     let is_beside = |group: &Group| with_kubernetes && BESIDE_KUBERNETES.contains(group);
     let (beside, in_turn): (Vec<Group>, Vec<Group>) = chosen.into_iter().partition(is_beside);
     for group in in_turn {

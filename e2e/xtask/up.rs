@@ -51,6 +51,7 @@ pub(crate) fn up(workspace: &Workspace, progress: &Progress, options: &Options) 
     if let Some(context) = &options.context {
         return up_on(workspace, progress, context, options);
     }
+    prerequisites::require_space(workspace)?;
     prerequisites::for_kubernetes(workspace, progress)?;
     Layout::new(workspace.state())?;
     workspace.build_peers(progress)?;

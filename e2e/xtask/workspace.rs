@@ -65,6 +65,11 @@ impl Workspace {
         self.root.join(relative)
     }
 
+    /// Where cargo compiles.
+    pub(crate) fn target(&self) -> &Path {
+        &self.target
+    }
+
     pub(crate) fn state(&self) -> &Path {
         &self.state
     }
