@@ -104,7 +104,7 @@ fn a_member_with_other_data_does_not_start_and_the_periodic_check_finds_it() {
     let (ended, log) = odd.launch_until_end().unwrap();
     assert!(!ended.success());
     assert!(log.contains("found different hash values from remote peer"), "{log}");
-    assert!(log.contains("found data inconsistency with peers"), "{log}");
+    assert!(log.contains("clear its data directory"), "{log}");
 
     cluster.member_mut(2).set_flag("--feature-gates=InitialCorruptCheck=false");
     cluster.member_mut(2).launch().unwrap();
@@ -113,6 +113,27 @@ fn a_member_with_other_data_does_not_start_and_the_periodic_check_finds_it() {
     assert!(format!("{error:#}").contains("grpc-status Some(15)"), "not DataLoss: {error:#}");
     let health = http_get(cluster.members()[0].metrics_endpoint(), "/health").unwrap();
     assert!(health.contains("false"), "{health}");
+}
+
+/// etcd's initial check would stop the sound member, and tell its owner to throw its data away.
+#[test]
+fn a_sound_member_starts_beside_an_odd_one_if_a_majority_is_like_it() {
+    let mut cluster = with_an_odd_member(&[]);
+    cluster.member_mut(2).set_flag("--feature-gates=InitialCorruptCheck=false");
+    start(&mut cluster, &[0, 2]);
+    let odd = status(&cluster.members()[2]).unwrap().header.unwrap().member_id;
+    assert!(corrupt(&cluster).is_empty(), "nobody has looked");
+    start(&mut cluster, &[1]);
+    assert!(cluster.members()[1].log().contains("a minority has other data"));
+    until("the odd one is told", || corrupt(&cluster) == [odd]);
+
+    // Without the third nobody can tell who is right.
+    let sound = cluster.member_mut(1);
+    sound.kill().unwrap();
+    cluster.member_mut(0).kill().unwrap();
+    let (ended, log) = cluster.member_mut(1).launch_until_end().unwrap();
+    assert!(!ended.success());
+    assert!(log.contains("no majority tells which of them is right"), "{log}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! Three checks compare HashKV, and only hashes at equal revisions relative to equal compactions:
 //! - *initial*: a member that starts compares itself with the others before it serves anybody, and
-//!   does not start when they differ;
+//!   does not start when it differs from them, unless a majority is on its side;
 //! - *periodic*: the leader compares its newest state with the others';
 //! - *compact hash*: the leader compares the state at the last compaction, which every member reaches
 //!   at the same place of the log, and can tell which members are the odd ones.
@@ -38,6 +38,12 @@ pub enum CorruptionError {
          its cluster, clear its data directory and add it again as a new member"
     )]
     Inconsistent(MemberId),
+    #[error(
+        "checkInitialHashKV failed: {0} found data inconsistency with peers, and no majority tells which of \
+         them is right; start the other members, or look into the data (etcdutl hashkv) and remove those \
+         members that are wrong"
+    )]
+    Undecided(MemberId),
     #[error("{0} failed to fetch hash ({1})")]
     Hash(MemberId, mvcc::RangeError),
     #[error("the hash was not finished: {0}")]
@@ -121,8 +127,11 @@ async fn hash(handle: &Handle, revision: i64) -> Result<HashAnswer, CorruptionEr
 
 /// Compares this member with the others before it serves anybody.
 ///
+/// etcd's member does not start if a single one differs, and so a sound member does not that is restarted
+/// beside a damaged one; its check is off unless it is turned on, though.
+///
 /// # Errors
-/// When another member has other data at the same revision.
+/// When other members have other data at the same revision, and no majority has what this one has.
 pub async fn initial_check(handle: &Handle, mut checks: Checks) -> Result<(), CorruptionError> {
     let me = handle.status().member_id;
     if handle.is_alone() {
@@ -131,9 +140,20 @@ pub async fn initial_check(handle: &Handle, mut checks: Checks) -> Result<(), Co
     tracing::info!("local-member-id" = %me, "starting initial corruption check");
     let own = hash(handle, 0).await?;
     let peers = handle.hash_of_others(own.revision.0).await;
-    if differs(&own, &peers) {
+    log_differences(&own, &peers);
+    if let Verdict::Odd(odd) = judge(me, &own, &peers) {
         checks.record(Outcome::Mismatch);
-        return Err(CorruptionError::Inconsistent(me));
+        if odd.contains(&me) {
+            return Err(CorruptionError::Inconsistent(me));
+        }
+        if odd.contains(&WHOLE_CLUSTER) {
+            return Err(CorruptionError::Undecided(me));
+        }
+        for member in odd {
+            tracing::error!("local-member-id" = %me, "peer-id" = %member, "a minority has other data");
+            alarm(handle, member).await;
+        }
+        return Ok(());
     }
     let missing = not_compared(&own, &peers);
     // A member that begins knows of nobody to compare itself with.
@@ -166,15 +186,13 @@ fn not_compared(own: &HashAnswer, peers: &[(MemberId, PeerHash)]) -> Vec<MemberI
     peers.iter().filter(|(_, answer)| !comparable(answer)).map(|(peer, _)| *peer).collect()
 }
 
-/// Whether some other member has another hash relative to the same compaction.
-fn differs(own: &HashAnswer, peers: &[(MemberId, PeerHash)]) -> bool {
-    let mut differs = false;
+/// Says why others could not be compared, or differ.
+fn log_differences(own: &HashAnswer, peers: &[(MemberId, PeerHash)]) {
     for (peer, answer) in peers {
         match answer {
             PeerHash::Hash(theirs) if theirs.hash == own.hash => {}
             PeerHash::Hash(theirs) => {
                 let comparable = theirs.compact_revision == own.compact_revision.0;
-                differs |= comparable;
                 let found = if comparable { "hash values" } else { "compact revision values" };
                 tracing::warn!(
                     "local-member-revision" = own.revision.0,
@@ -199,7 +217,6 @@ fn differs(own: &HashAnswer, peers: &[(MemberId, PeerHash)]) -> bool {
             }
         }
     }
-    differs
 }
 
 /// Compares the newest state for as long as the server runs, while this member leads.
@@ -336,6 +353,9 @@ async fn compaction_check(
         return Ok(None); // The next compaction went by; it will be looked at.
     }
     let peers = handle.hash_of_others(compaction).await;
+    for peer in not_compared(&own, &peers) {
+        tracing::warn!("peer-id" = %peer, "Skipped peer's hash");
+    }
     match judge(handle.status().member_id, &own, &peers) {
         Verdict::Equal => {
             tracing::info!(
@@ -356,6 +376,12 @@ async fn compaction_check(
             Ok(Some(Outcome::Incomplete))
         }
         Verdict::Odd(members) => {
+            if members == [WHOLE_CLUSTER] {
+                tracing::error!(
+                    "Detected compaction hash mismatch but cannot identify the corrupted members, so \
+                     intentionally set the memberID as 0"
+                );
+            }
             for member in members {
                 tracing::error!("peer-id" = %member, "Detected compaction hash mismatch");
                 alarm(handle, member).await;
@@ -365,7 +391,7 @@ async fn compaction_check(
     }
 }
 
-/// What the hashes at one compaction say.
+/// What the hashes at one revision say.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     /// All members have the same.
@@ -385,7 +411,7 @@ fn judge(me: MemberId, own: &HashAnswer, peers: &[(MemberId, PeerHash)]) -> Verd
                 by_hash.entry(theirs.hash).or_default().push(*peer);
                 answered += 1;
             }
-            _ => tracing::warn!("peer-id" = %peer, "Skipped peer's hash"),
+            _ => {}
         }
     }
     if by_hash.len() == 1 {
@@ -394,10 +420,6 @@ fn judge(me: MemberId, own: &HashAnswer, peers: &[(MemberId, PeerHash)]) -> Verd
     let members = peers.len() + 1;
     let quorum = members / 2 + 1;
     if !by_hash.values().any(|members| members.len() >= quorum) {
-        tracing::error!(
-            "Detected compaction hash mismatch but cannot identify the corrupted members, so \
-             intentionally set the memberID as 0"
-        );
         return Verdict::Odd(vec![WHOLE_CLUSTER]);
     }
     by_hash.retain(|_, members| members.len() < quorum);
@@ -455,15 +477,6 @@ mod tests {
         (MemberId(id), PeerHash::Hash(hashed))
     }
 
-    #[test]
-    fn a_start_is_refused_only_over_comparable_hashes() {
-        let silent = (MemberId(3), PeerHash::NoAnswer("down".to_owned()));
-        assert!(!differs(&own(7, 10), &[peer(2, 7, 10, 50), silent.clone()]));
-        assert!(!differs(&own(7, 10), &[peer(2, 8, 20, 50), silent.clone()]));
-        assert!(!differs(&own(7, 10), &[(MemberId(2), PeerHash::FutureRevision), silent]));
-        assert!(differs(&own(7, 10), &[peer(2, 7, 10, 50), peer(3, 8, 10, 50)]));
-    }
-
     /// T40 (etcd's postmortem of 3.5): checks passed silently while peers answered with errors.
     #[test]
     fn t40_a_peer_that_could_not_be_asked_is_not_taken_for_a_sound_one() {
@@ -475,7 +488,6 @@ mod tests {
         ];
         for answer in silent {
             let peers = [peer(2, 7, 10, 50), (MemberId(3), answer)];
-            assert!(!differs(&own(7, 10), &peers), "{peers:?}");
             assert_eq!(not_compared(&own(7, 10), &peers), [MemberId(3)], "{peers:?}");
             assert_eq!(judge(ME, &own(7, 10), &peers), Verdict::Incomplete, "{peers:?}");
         }
@@ -497,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn the_compact_hash_check_blames_the_minority_or_everybody() {
+    fn the_minority_is_blamed_or_everybody() {
         let verdict = |peers: &[_]| judge(ME, &own(7, 10), peers);
         let silent = (MemberId(3), PeerHash::Compacted);
         assert_eq!(verdict(&[peer(2, 7, 10, 50), peer(3, 7, 10, 50)]), Verdict::Equal);
