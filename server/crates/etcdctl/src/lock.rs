@@ -7,6 +7,7 @@
 use std::pin::pin;
 
 use proto::etcdserverpb::DeleteRangeRequest;
+use proto::mvccpb::KeyValue;
 
 use crate::command_line::{Command, Group, Invocation};
 use crate::concurrency::{self, LeaseSession, get, interrupted, wait_for_turn};
@@ -68,7 +69,7 @@ async fn lock(invocation: Invocation) -> Outcome {
 async fn acquire(held: &LeaseSession, prefix: &[u8]) -> Outcome<i64> {
     let created = held.enqueue(prefix, &Word::new()).await?;
     let first = concurrency::first(&held.client, prefix).await?;
-    if first.kvs.first().is_none_or(|kv| kv.create_revision == created) {
+    if is_first(&first.kvs, created) {
         return Ok(created);
     }
     if let Err(error) = wait_for_turn(&held.client, prefix, created - 1).await {
@@ -82,6 +83,12 @@ async fn acquire(held: &LeaseSession, prefix: &[u8]) -> Outcome<i64> {
         true => Err(Exit::with(exit::ERROR, "mutex: session is expired")),
         false => Ok(response.header.map_or(created, |header| header.revision)),
     }
+}
+
+/// Whether the queue begins with the key created at a revision. An empty queue is nobody's turn: then that
+/// key has gone with its lease.
+fn is_first(queue: &[KeyValue], created: i64) -> bool {
+    queue.first().is_some_and(|key| key.create_revision == created)
 }
 
 async fn release(held: &LeaseSession, prefix: &[u8]) -> Outcome {
@@ -115,4 +122,18 @@ async fn run(held: &LeaseSession, prefix: &[u8], revision: i64, command: &[Word]
     let variables = [("ETCD_LOCK_KEY", &key[..]), ("ETCD_LOCK_REV", revision.as_bytes())];
     let ended = execute::run(command, &variables).await;
     ended.map_err(|failure| Exit::with(failure.code, failure.text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `lock` ran its command when the lease had ended between the two calls and nobody else waited.
+    #[test]
+    fn an_empty_queue_is_nobodys_turn() {
+        let key = |create_revision| KeyValue { create_revision, ..KeyValue::default() };
+        assert!(is_first(&[key(7), key(8)], 7));
+        assert!(!is_first(&[key(7), key(8)], 8));
+        assert!(!is_first(&[], 8));
+    }
 }
