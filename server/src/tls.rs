@@ -101,20 +101,27 @@ fn private_key(path: &str, bytes: &[u8]) -> Result<PrivateKeyDer<'static>, TlsEr
     })
 }
 
-/// A list of revoked certificates comes in PEM or in DER form.
+/// A list of revoked certificates comes in PEM or in DER form. A file without one, as it is while a list is
+/// being written, is no list that revokes nothing; only no path is.
 fn revocations(
     path: &str,
     bytes: &[u8],
 ) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
-    if bytes.is_empty() {
+    if path.is_empty() {
         return Ok(Vec::new());
     }
-    if !bytes.starts_with(b"-----") {
+    if !bytes.starts_with(b"-----") && !bytes.is_empty() {
         return Ok(vec![CertificateRevocationListDer::from(bytes.to_vec())]);
     }
-    CertificateRevocationListDer::pem_slice_iter(bytes)
+    let lists = CertificateRevocationListDer::pem_slice_iter(bytes)
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|source| TlsError::Pem { path: path.to_owned(), source })
+        .map_err(|source| TlsError::Pem { path: path.to_owned(), source })?;
+    match lists.is_empty() {
+        true => {
+            Err(TlsError::Revocations { path: path.to_owned(), reason: "none in it".to_owned() })
+        }
+        false => Ok(lists),
+    }
 }
 
 fn roots(path: &str, bytes: &[u8]) -> Result<Arc<rustls::RootCertStore>, TlsError> {

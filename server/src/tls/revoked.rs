@@ -13,7 +13,7 @@ use super::{PeerIdentity, TlsError, revocations};
 pub(super) struct Revoked(BTreeSet<Vec<u8>>);
 
 impl Revoked {
-    /// Reads a list in DER or PEM form; an empty one revokes nothing.
+    /// Reads a list in DER or PEM form; without a path nothing is revoked.
     pub(super) fn read(path: &str, bytes: &[u8]) -> Result<Self, TlsError> {
         let mut serials = BTreeSet::new();
         for list in revocations(path, bytes)? {

@@ -211,11 +211,18 @@ async fn revoked_certificates_are_refused_as_soon_as_the_list_says_so() {
     server.current();
     let refused = server.admits(Some(&identity)).unwrap_err();
     assert_eq!(refused, format!("transport: certificate serial {} revoked", hex::encode(serial)));
-    // A list that cannot be read leaves the last good one in force.
-    std::fs::write(&config.crl_file, "nonsense").unwrap();
-    server.current();
-    assert!(server.admits(Some(&identity)).is_err());
-    assert!(matches!(ServerTls::new(config.clone()), Err(TlsError::Revocations { .. })));
+    // A list that cannot be read leaves the last good one in force; also one that is just being written.
+    let certificate = std::fs::read(directory.join("client.crt")).unwrap();
+    for unread in [b"nonsense", &b""[..], b"-----BEGI", &certificate] {
+        std::fs::write(&config.crl_file, unread).unwrap();
+        server.current();
+        assert!(server.admits(Some(&identity)).is_err(), "{unread:?}");
+        let told = ServerTls::new(config.clone()).map(drop);
+        assert!(
+            matches!(told, Err(TlsError::Revocations { .. } | TlsError::Pem { .. })),
+            "{told:?}"
+        );
+    }
     std::fs::remove_file(&config.crl_file).unwrap();
     server.current();
     assert!(server.admits(Some(&identity)).is_err());
