@@ -100,12 +100,12 @@ fn check_tls(listen: &ListenConfig, warnings: &mut Vec<String>) -> Result<(), Co
         }
     } else if for_clients.is_some() || for_metrics {
         check_tls_files("", tls)?;
-    } else if !listen.client_auto_tls {
-        warnings.push(
-            "scheme is http or unix while key and cert files are present; ignoring key and cert files"
-                .to_owned(),
-        );
     }
+    let of_clients = listen.client_urls.iter().chain(&listen.client_http_urls);
+    let plain = of_clients.filter(|url| !url.scheme().is_secure());
+    warnings.extend(ignored_tls("http or unix", "", plain, tls, listen.client_auto_tls));
+    let plain = listen.peer_urls.iter().filter(|url| url.as_str().starts_with("http://"));
+    warnings.extend(ignored_tls("HTTP", "peer-", plain, &listen.peer_tls, listen.peer_auto_tls));
     check_tls_files("peer-", &listen.peer_tls)?;
     if listen.peer_tls.cert_file.is_empty()
         && !listen.peer_auto_tls
@@ -125,6 +125,32 @@ fn check_tls(listen: &ListenConfig, warnings: &mut Vec<String>) -> Result<(), Co
     let about = crate::tls::about_cipher_suites(&tls.cipher_suites);
     warnings.extend(about.map_err(|error| ConfigError(error.to_string()))?);
     Ok(())
+}
+
+/// What to say of URLs without TLS although it is set up: they are open to everybody, also beside others
+/// that are not (etcd: `embed.configureClientListeners`, `configurePeerListeners`).
+fn ignored_tls<'u>(
+    scheme: &str,
+    prefix: &str,
+    plain: impl Iterator<Item = &'u Url>,
+    tls: &TlsConfig,
+    auto: bool,
+) -> Vec<String> {
+    let has_pair = auto || !tls.cert_file.is_empty() || !tls.key_file.is_empty();
+    let pair = "key and cert files are present; ignoring key and cert files";
+    let certificates =
+        format!("--{prefix}client-cert-auth is enabled; ignoring client cert auth for this URL");
+    let mut told = Vec::new();
+    for url in plain {
+        let mut ignored = |what: &str| told.push(format!("scheme is {scheme} while {what}: {url}"));
+        if has_pair {
+            ignored(pair);
+        }
+        if tls.client_cert_auth {
+            ignored(&certificates);
+        }
+    }
+    told
 }
 
 /// The files of one side; without a pair nothing else of them is used, as in etcd.

@@ -49,6 +49,41 @@ fn a_name_alone_names_the_initial_cluster() {
         .unwrap();
 }
 
+/// In etcd's words, one for each URL, also beside URLs that are as they should be.
+#[test]
+fn tls_that_a_url_does_not_use_is_told() {
+    const PAIR: &str = "key and cert files are present; ignoring key and cert files";
+    const AUTH: &str = "is enabled; ignoring client cert auth for this URL";
+    let files = [env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"].concat();
+    let told = |flags: &str| {
+        let flags = flags.replace("FILE", &files);
+        let arguments: Vec<&str> = flags.split(' ').collect();
+        let told = config(&arguments).unwrap().warnings.into_iter();
+        told.filter(|told| told.starts_with("scheme is")).collect::<Vec<_>>()
+    };
+    let client = "--advertise-client-urls=http://h:1 --listen-client-urls";
+    let peer = "--listen-peer-urls=http://127.0.0.1:2";
+    let pair = "--cert-file=FILE --key-file=FILE";
+    assert_eq!(
+        told(&format!("{pair} {client}=https://127.0.0.1:1,http://127.0.0.1:3")),
+        [format!("scheme is http or unix while {PAIR}: http://127.0.0.1:3")]
+    );
+    assert_eq!(
+        told(&format!("--client-cert-auth --trusted-ca-file=FILE {client}=http://127.0.0.1:3")),
+        [format!("scheme is http or unix while --client-cert-auth {AUTH}: http://127.0.0.1:3")]
+    );
+    assert_eq!(
+        told(&format!(
+            "{peer} --peer-client-cert-auth --peer-auto-tls --peer-trusted-ca-file=FILE"
+        )),
+        [
+            format!("scheme is HTTP while {PAIR}: http://127.0.0.1:2"),
+            format!("scheme is HTTP while --peer-client-cert-auth {AUTH}: http://127.0.0.1:2"),
+        ]
+    );
+    assert_eq!(told(&format!("{pair} {client}=https://127.0.0.1:1")), Vec::<String>::new());
+}
+
 /// The texts are those that etcd 3.7.3 logs for the same command lines.
 #[test]
 fn contradictions_are_refused_in_the_words_of_etcd() {
