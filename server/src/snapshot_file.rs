@@ -5,8 +5,9 @@
 //! freed in no order, so a deletion may be gone while an older value of its key is still there, and a
 //! reader that rebuilds its index from the rows would bring the key back.
 //!
-//! Invariant: HashKV of the file equals HashKV of the member at the file's revision. A compaction that
-//! goes by while the file is written makes the writer begin again.
+//! Invariants: HashKV of the file equals HashKV of the member at the file's revision; a compaction that
+//! goes by while the file is written makes the writer begin again. The file never takes the room that the
+//! member itself lives from: a backup must not raise the alarm that stops all writes.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -36,13 +37,38 @@ const BLOB_BYTES: usize = 32 << 10;
 pub(crate) enum SnapshotFileError {
     /// The file system refused.
     #[error("write the snapshot: {0}")]
-    Io(#[from] io::Error),
+    Io(#[source] io::Error),
     /// The bbolt file could not be built.
     #[error("write the snapshot: {0}")]
-    Bbolt(#[from] bbolt::WriteError),
+    Bbolt(#[source] bbolt::WriteError),
+    /// The file would not leave the member enough.
+    #[error(
+        "etcdserver: no space for a snapshot: it is written beside the data first, {free} bytes are free \
+         there, and the last {KEPT_BYTES} of them are kept for the member; enlarge the volume, or ask another \
+         member"
+    )]
+    NoSpace { free: u64 },
     /// The store could not be read.
     #[error("read the store: {0}")]
     Store(#[from] mvcc::RangeError),
+}
+
+impl From<io::Error> for SnapshotFileError {
+    fn from(error: io::Error) -> Self {
+        match error.get_ref().and_then(|inner| inner.downcast_ref::<NoSpace>()) {
+            Some(NoSpace { free }) => Self::NoSpace { free: *free },
+            None => Self::Io(error),
+        }
+    }
+}
+
+impl From<bbolt::WriteError> for SnapshotFileError {
+    fn from(error: bbolt::WriteError) -> Self {
+        match error {
+            bbolt::WriteError::Io(error) => error.into(),
+            error => Self::Bbolt(error),
+        }
+    }
 }
 
 /// `leasepb.Lease` (`server/lease/leasepb/lease.proto`).
@@ -70,19 +96,86 @@ impl SnapshotFile {
     }
 }
 
+/// What the file leaves free: what the alarm is raised for, and what others write between two looks at it.
+const KEPT_BYTES: u64 = replica::SPACE_RESERVE_BYTES + (16 << 20);
+/// How much is written between two looks at the free space.
+const LOOK_BYTES: u64 = 4 << 20;
+
+/// A file that stops growing while there is still space.
+struct Bounded {
+    file: File,
+    kept: u64,
+    /// Written since the last look.
+    unseen: u64,
+}
+
+impl Bounded {
+    fn new(file: File, kept: u64) -> Self {
+        Self { file, kept, unseen: LOOK_BYTES }
+    }
+
+    fn look(&mut self) -> io::Result<()> {
+        let disk = rustix::fs::fstatvfs(&self.file)?;
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        if free < self.kept.saturating_add(LOOK_BYTES) {
+            return Err(io::Error::new(io::ErrorKind::StorageFull, NoSpace { free }));
+        }
+        self.unseen = 0;
+        Ok(())
+    }
+}
+
+/// How [`Bounded`] tells it through those who write to it.
+#[derive(Debug, thiserror::Error)]
+#[error("{free} bytes are free")]
+struct NoSpace {
+    free: u64,
+}
+
+impl io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.unseen >= LOOK_BYTES {
+            self.look()?;
+        }
+        let written = self.file.write(bytes)?;
+        self.unseen += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Seek for Bounded {
+    fn seek(&mut self, position: SeekFrom) -> io::Result<u64> {
+        self.file.seek(position)
+    }
+}
+
 /// How often compactions may overtake a file that is being written.
 const ATTEMPTS: usize = 5;
 
 /// Writes the file into `directory`; it has no name and goes away with its handle.
 pub(crate) fn write(views: &Views, directory: &Path) -> Result<SnapshotFile, SnapshotFileError> {
+    write_and_keep(views, directory, KEPT_BYTES)
+}
+
+fn write_and_keep(
+    views: &Views,
+    directory: &Path,
+    kept: u64,
+) -> Result<SnapshotFile, SnapshotFileError> {
     retried(|| {
-        let out = BufWriter::with_capacity(1 << 20, tempfile::tempfile_in(directory)?);
+        let file = Bounded::new(tempfile::tempfile_in(directory)?, kept);
+        let out = BufWriter::with_capacity(1 << 20, file);
         let mut writer = bbolt::Writer::new(out)?;
         write_buckets(views, &mut |bucket, entries| {
             writer.bucket(bucket)?;
             entries(&mut |key, value| Ok(writer.put(key, value)?))
         })?;
-        let mut file = writer.finish()?.into_inner().map_err(|error| error.into_error())?;
+        let Bounded { mut file, .. } =
+            writer.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;
         let bytes = file.seek(SeekFrom::End(0))?;
         file.seek(SeekFrom::Start(0))?;
         let version = version::storage(views.tables().cluster_version);

@@ -26,7 +26,7 @@ use super::downgrade;
 use super::kv::unexpected;
 use super::leader::while_led;
 use super::status::{ApiError, internal, range_error};
-use crate::snapshot_file;
+use crate::snapshot_file::{self, SnapshotFileError};
 use crate::version;
 
 /// The service of one RPC thread.
@@ -178,7 +178,10 @@ impl Maintenance for MaintenanceService {
         let timer = self.context.server.metrics.backend_snapshot.start_timer();
         let file = tokio::task::spawn_blocking(move || snapshot_file::write(&views, &directory));
         let file = file.await.map_err(|error| internal(&error))?;
-        let file = file.map_err(|error| internal(&error))?;
+        let file = file.map_err(|error| match error {
+            SnapshotFileError::NoSpace { .. } => Status::resource_exhausted(error.to_string()),
+            error => internal(&error),
+        })?;
         timer.observe_duration();
         tracing::info!(bytes = file.len(), "sending database snapshot to client");
         Ok(Response::new(Box::pin(snapshot_file::stream(file))))

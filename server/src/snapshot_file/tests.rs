@@ -210,3 +210,31 @@ fn a_version_that_the_cluster_agreed_on_is_written_as_text() {
         version::release().cluster().to_string()
     );
 }
+
+/// A backup of half of the disk raised the alarm that stops all writes.
+#[test]
+fn a_file_that_would_take_the_members_room_is_not_written() {
+    let mut fixture = Fixture::new();
+    fixture.put("key", &"v".repeat(100_000), 0);
+    let directory = tempfile::tempdir().unwrap();
+    let views = fixture.machine.views();
+    write_and_keep(&views, directory.path(), 0).unwrap();
+    let free = rustix::fs::statvfs(directory.path()).unwrap();
+    let free = free.f_bavail * free.f_frsize;
+    let refused = write_and_keep(&views, directory.path(), free).map(|file| file.len());
+    let Err(SnapshotFileError::NoSpace { free: told }) = refused else { panic!("{refused:?}") };
+    assert!(told < free + LOOK_BYTES, "{told}");
+    let text = SnapshotFileError::NoSpace { free: told }.to_string();
+    assert!(text.contains("enlarge the volume"), "{text}");
+}
+
+#[test]
+fn the_free_space_is_looked_at_while_the_file_grows() {
+    use std::io::Write;
+    let mut file = Bounded::new(tempfile::tempfile().unwrap(), 0);
+    file.write_all(&[0; 10]).unwrap();
+    file.kept = u64::MAX;
+    let chunk = vec![0; 1 << 20];
+    let error = (0..8).find_map(|_| file.write_all(&chunk).err()).expect("it has looked");
+    assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+}
