@@ -97,6 +97,7 @@ pub async fn observe(
         bootstrap: status.bootstrap.as_ref().map(bootstrap),
         latest_serial: Serial(status.latest_member_serial),
         last_replacement: status.last_replacement_time.as_ref().map(|time| time.0),
+        join_attempts: status.join_attempts,
         membership,
         members,
     };

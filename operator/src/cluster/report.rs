@@ -441,6 +441,10 @@ pub fn member_status(
             None => MemberRole::None,
         });
     }
+    // Of one that left the last word stays.
+    if let Some(entry) = entry {
+        status.never_started = (entry.learner && !entry.started).then_some(true);
+    }
     status.leader = Some(member.is_leader());
     let report = observation.reports.get(&member.serial);
     status.lag_entries = report.map(|_| i64::try_from(rounded(member.lag())).unwrap_or(i64::MAX));

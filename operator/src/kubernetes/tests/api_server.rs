@@ -230,7 +230,10 @@ impl State {
         labels: &[(String, String)],
         body: Value,
     ) -> (u16, Value) {
-        let path = path.strip_suffix("/status").unwrap_or(path);
+        let (path, is_status) = match path.strip_suffix("/status") {
+            Some(path) => (path, true),
+            None => (path, false),
+        };
         // /api/v1/namespaces/NAMESPACE/KIND/NAME, or one more at the front, or a kind of no namespace.
         let depth = path.split('/').count();
         let is_collection = match path.starts_with("/api/") {
@@ -248,6 +251,7 @@ impl State {
             }
             Method::GET => self.objects.get(&key).map_or_else(not_found, |o| (200, o.clone())),
             Method::POST => self.create(path, body),
+            Method::PATCH if is_status && !self.objects.contains_key(&key) => not_found(),
             Method::PATCH => self.patch(key, &body),
             Method::PUT if std::mem::take(&mut self.conflicts) => (409, failure(409, "Conflict")),
             Method::PUT => self.store(key, body),
