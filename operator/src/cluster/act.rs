@@ -112,14 +112,10 @@ impl Hands<'_> {
                     )
                     .await?;
                 if let Some(authorities) = self.authorities {
-                    security::ensure_member(
-                        self.kubernetes,
-                        validated,
-                        authorities,
-                        *serial,
-                        self.now,
-                    )
-                    .await?;
+                    let member = (*serial, pod.owner_uid.as_str());
+                    let (kubernetes, now) = (self.kubernetes, self.now);
+                    security::ensure_member(kubernetes, validated, authorities, member, now)
+                        .await?;
                 }
                 self.kubernetes.create_owned(namespace, &build::pod(validated, &pod)).await?;
             }

@@ -104,19 +104,19 @@ pub async fn observe(
     Ok(Observation { observed, objects, pods, reports, addresses })
 }
 
-/// The members that have an object.
+/// The members that have an object, and its uid.
 ///
 /// # Errors
 /// The API server did not answer.
 pub async fn serials(
     kubernetes: &Kubernetes,
     validated: &Validated,
-) -> Result<Vec<Serial>, KubernetesError> {
+) -> Result<BTreeMap<Serial, String>, KubernetesError> {
     let names = &validated.desired.names;
     let labels = selector_text(&member_selector(&names.cluster));
     let objects = kubernetes.list::<EtcdMember>(&names.namespace, &labels).await?;
     let owned = objects.iter().filter(|object| is_owned_by(*object, &validated.uid));
-    Ok(owned.map(|object| Serial(object.spec.serial)).collect())
+    Ok(owned.filter_map(|object| Some((Serial(object.spec.serial), object.uid()?))).collect())
 }
 
 /// Hexadecimal as etcd prints ids.

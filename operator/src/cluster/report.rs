@@ -121,6 +121,12 @@ pub fn unobserved(
     status
 }
 
+/// A pass that ended at somebody else's object knows which it is.
+pub fn in_the_way(status: &mut EtcdClusterStatus, detail: String) {
+    let (action, invariant) = ("Any".to_owned(), "NotOurs".to_owned());
+    status.blocked_by = vec![BlockedBy { action, invariant, detail }];
+}
+
 /// A pass that ended at the certificates knows what is wrong with them.
 pub fn certificates_unusable(
     status: &mut EtcdClusterStatus,
