@@ -34,6 +34,8 @@ struct State {
     hangs: Option<Lease>,
     /// The next update is answered as if somebody else had been faster.
     conflicts: bool,
+    /// The next status in this collection is answered as if somebody else had been faster.
+    stale_status: Option<String>,
     /// Nothing is created in this collection, for this reason.
     refused: Option<(String, Value)>,
     /// What is put in its place once its collection has been listed.
@@ -99,6 +101,10 @@ impl ApiServer {
 
     pub(super) fn refuse_next_update(&self) {
         self.state(|state| state.conflicts = true);
+    }
+
+    pub(super) fn refuse_next_status_in(&self, collection: &str) {
+        self.state(|state| state.stale_status = Some(collection.to_owned()));
     }
 
     /// From now on nothing is created in the collection, because it is forbidden with these causes.
@@ -251,6 +257,9 @@ impl State {
             }
             Method::GET => self.objects.get(&key).map_or_else(not_found, |o| (200, o.clone())),
             Method::POST => self.create(path, body),
+            Method::PATCH if is_status && self.stale_status.take_if(|c| *c == key.0).is_some() => {
+                (409, failure(409, "Conflict"))
+            }
             Method::PATCH if is_status && !self.objects.contains_key(&key) => not_found(),
             Method::PATCH => self.patch(key, &body),
             Method::PUT if std::mem::take(&mut self.conflicts) => (409, failure(409, "Conflict")),
