@@ -249,7 +249,7 @@ async fn build_services(
 ) -> Vec<ActError> {
     let namespace = &validated.desired.names.namespace;
     let (client, peers) = (build::client_service(validated), build::peer_service(validated));
-    let budget = build::pod_disruption_budget(validated, observation.observed.voters().len());
+    let budget = build::pod_disruption_budget(validated, observation.observed.electorate());
     let digest = format!("{client:?}{peers:?}{budget:?}");
     if context.memory.is_applied(&validated.uid, &digest) {
         return Vec::new();

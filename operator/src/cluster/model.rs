@@ -406,6 +406,16 @@ impl Observed {
         self.entries().filter(|entry| entry.learner).collect()
     }
 
+    /// How many the quorum is counted among: a learner that serves may vote at any moment. While nobody can be
+    /// asked, as far as it was last heard.
+    pub fn electorate(&self) -> usize {
+        if self.membership.is_none() {
+            return self.members.values().filter(|member| member.voted).count();
+        }
+        let serves = |entry: &&Entry| self.member_of(entry).is_some_and(Member::is_serving);
+        self.voters().len() + self.learners().into_iter().filter(serves).count()
+    }
+
     fn entries(&self) -> impl Iterator<Item = &Entry> {
         self.membership.iter().flat_map(|membership| &membership.entries)
     }

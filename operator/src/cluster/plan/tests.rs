@@ -503,6 +503,28 @@ fn replacements_are_held_back_where_they_would_do_harm() {
 }
 
 #[test]
+fn who_may_vote_in_a_moment_counts_and_so_do_all_that_voted_when_nobody_can_be_asked() {
+    let counted = |change: fn(&mut Situation)| {
+        let mut situation = situation(5);
+        change(&mut situation);
+        situation.observed.electorate()
+    };
+    assert_eq!(counted(|_| {}), 5);
+    assert_eq!(counted(|s| s.join(6, true)), 6);
+    let absent = |s: &mut Situation| {
+        s.join(6, true);
+        s.silence(6, None);
+    };
+    assert_eq!(counted(absent), 5);
+    // Else a drain in this moment would be allowed what the wanted size allows: two of five.
+    let unheard = |s: &mut Situation| {
+        s.desired.replicas = 3;
+        s.observed.membership = None;
+    };
+    assert_eq!(counted(unheard), 5);
+}
+
+#[test]
 fn without_a_quorum_nothing_is_changed() {
     let lost = |s: &mut Situation| {
         s.observed.membership = None;
