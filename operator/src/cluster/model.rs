@@ -160,6 +160,8 @@ pub struct Member {
     pub pod: Option<Pod>,
     /// Evidence that the member cannot come back with its data.
     pub loss: Option<Loss>,
+    /// When its node will have been silent for long enough to count as a loss.
+    pub loss_due: Option<Timestamp>,
     pub reach: Reach,
 }
 

@@ -38,6 +38,7 @@ fn member(serial: i64) -> Member {
             serving: true,
         }),
         loss: None,
+        loss_due: None,
         reach: Reach::Serving(Serving {
             since: Timestamp::from_second(SINCE).unwrap(),
             lag: 0,
