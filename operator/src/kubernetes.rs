@@ -184,13 +184,29 @@ impl Kubernetes {
         namespace: &str,
         object: &K,
     ) -> Result<(), KubernetesError> {
+        self.apply_over(namespace, object, |_| false).await
+    }
+
+    /// The same, where the object that is there may also be one that is known to have been ours under
+    /// another owner.
+    ///
+    /// # Errors
+    /// As [`Kubernetes::apply`].
+    pub async fn apply_over<K: Namespaced>(
+        &self,
+        namespace: &str,
+        object: &K,
+        was_ours: impl Fn(&K) -> bool,
+    ) -> Result<(), KubernetesError> {
         let name = object.name_any();
         let mut value = typed::<K>(object)?;
         // By force only what is known to be ours: of what somebody creates in this moment, nothing is
         // taken over.
         let mut parameters = PatchParams::apply(FIELD_MANAGER);
         if let Some(found) = self.get::<K>(namespace, &name).await? {
-            check_owner(&found, object)?;
+            if !was_ours(&found) {
+                check_owner(&found, object)?;
+            }
             value["metadata"]["uid"] = json!(found.uid());
             parameters = parameters.force();
         }
@@ -399,11 +415,13 @@ pub fn is_owned_by(object: &impl ResourceExt, owner: &str) -> bool {
 fn check_owner<K: Namespaced>(found: &K, wanted: &K) -> Result<(), KubernetesError> {
     match wanted.owner_references().iter().any(|owner| is_owned_by(found, &owner.uid)) {
         true => Ok(()),
-        false => Err(KubernetesError::NotOurs {
-            kind: K::kind(&()).into_owned(),
-            name: found.name_any(),
-        }),
+        false => Err(not_ours(found)),
     }
+}
+
+/// That the object is somebody else's.
+pub fn not_ours<K: Namespaced>(found: &K) -> KubernetesError {
+    KubernetesError::NotOurs { kind: K::kind(&()).into_owned(), name: found.name_any() }
 }
 
 /// Apply patches must name version and kind, which typed objects leave out.

@@ -38,6 +38,7 @@ fn one_to_three_to_five_to_three_to_one_loses_no_write_even_when_the_operator_is
     writer.wait_for_more()?;
     println!("  the leader was {leader} and is {}", etcd.leader()?);
     etcd.hash()?;
+    secrets_are_of_members(&etcd)?;
 
     // To one again: two leave, the one that leads hands over first, and no write goes with them.
     let members = etcd.member_names()?;
@@ -52,13 +53,35 @@ fn one_to_three_to_five_to_three_to_one_loses_no_write_even_when_the_operator_is
     etcd.was_told_of_the_move(&leads)?;
 
     writer.finish(&etcd)?;
-    // Who left has left nothing: no object, no Pod, no volume.
+    // Who left has left nothing: no object, no Pod, no volume, no certificate.
     let members = etcd.member_names()?;
     ensure!(members == [stays], "{members:?}");
+    secrets_are_of_members(&etcd)?;
     wait::until("one volume is left", STEP, || {
         let claims = namespace.get("persistentvolumeclaims")?;
         let count = claims["items"].as_array().map_or(0, Vec::len);
         if count == 1 { Ok(()) } else { Err(anyhow!("there are {count}")) }
+    })
+}
+
+/// The Secrets of members that left go after them, as soon as the garbage collector comes round.
+fn secrets_are_of_members(etcd: &Etcd<'_>) -> Result<()> {
+    let members = etcd.member_names()?;
+    let of_cluster = ["main-client-ca", "main-client-tls", "main-peer-ca"].map(str::to_owned);
+    let mut expected: Vec<String> = members.iter().map(|member| format!("{member}-tls")).collect();
+    expected.extend(of_cluster);
+    expected.sort();
+    wait::until("no Secret of a member is left that is gone", STEP, || {
+        let secrets = etcd.namespace.get("secrets -l etcd.keelson.dev/component=certificate")?;
+        let secrets = secrets["items"].as_array().into_iter().flatten();
+        let mut names: Vec<String> =
+            secrets.map(|secret| text(&secret["metadata"]["name"])).collect();
+        names.sort();
+        if names == expected {
+            Ok(())
+        } else {
+            Err(anyhow!("there are {names:?}, not {expected:?}"))
+        }
     })
 }
 

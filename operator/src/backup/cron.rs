@@ -8,7 +8,7 @@
 //! are restricted, a day that fits either is meant (crontab(5)).
 //!
 //! When clocks change, a schedule with fixed hours runs once for each of its times: a time that
-//! the change skips runs at the first moment after it, and a time that comes twice runs the first
+//! the change skips runs by as much later as is skipped, and a time that comes twice runs the first
 //! time. A schedule with `*` in the hour field follows elapsed time instead, so that "every 15
 //! minutes" stays that through the night in which an hour comes twice.
 
@@ -129,7 +129,8 @@ impl Cron {
         bit(self.months, date.month()) && fits
     }
 
-    /// Fixed hours: the zone's rules place each wall-clock time once.
+    /// Fixed hours: the zone's rules place each wall-clock time once. A skipped one may be placed after a later
+    /// one: where half an hour is skipped, 02:15 comes after 02:40.
     fn next_fixed(&self, date: Date, after: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
         (0..24 * 60_i16)
             .filter(|minute| {
@@ -141,7 +142,8 @@ impl Cron {
                 let time = date.to_datetime(Time::new(hour, minute, 0, 0).ok()?);
                 Some(zone.to_ambiguous_zoned(time).compatible().ok()?.timestamp())
             })
-            .find(|time| *time > after)
+            .filter(|time| *time > after)
+            .min()
     }
 
     /// Any hour: minute by minute as time goes by.
@@ -269,6 +271,20 @@ mod tests {
         // 2026-03-29 02:00-03:00 does not exist in Berlin.
         let got = run("30 2 * * *", "Europe/Berlin", "2026-03-28T12:00:00Z", 2);
         assert_eq!(got, ["2026-03-29T01:30:00Z", "2026-03-30T00:30:00Z"]);
+    }
+
+    /// 2026-10-04 02:00-02:30 does not exist on Lord Howe, which skips half an hour and comes back to it.
+    #[test]
+    fn where_half_an_hour_is_skipped_no_time_is_lost() {
+        let got = run("15,40 2 * * *", "Australia/Lord_Howe", "2026-10-03T12:00:00Z", 3);
+        let expected = ["2026-10-03T15:40:00Z", "2026-10-03T15:45:00Z", "2026-10-04T15:15:00Z"];
+        assert_eq!(got, expected);
+        // 2026-04-05 01:30-02:00 comes twice.
+        let got = run("45 1 * * *", "Australia/Lord_Howe", "2026-04-04T12:00:00Z", 2);
+        assert_eq!(got, ["2026-04-04T14:45:00Z", "2026-04-05T15:15:00Z"]);
+        let got = run("*/30 * * * *", "Australia/Lord_Howe", "2026-04-04T13:59:00Z", 5);
+        let expected = ["14:00", "14:30", "15:00", "15:30", "16:00"];
+        assert_eq!(got, expected.map(|time| format!("2026-04-04T{time}:00Z")));
     }
 
     #[test]

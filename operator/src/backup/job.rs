@@ -25,6 +25,8 @@ use crate::{
 
 /// Where agents find the client certificate.
 pub const TLS_MOUNT: &str = "/etc/etcd/client-tls";
+/// Names the Job on its Pods.
+pub const JOB_LABEL: &str = "etcd.keelson.dev/job";
 /// The variable with the store's description.
 pub const STORE_VARIABLE: &str = "ETCD_BACKUP_STORE";
 const AGENT: &str = "/usr/local/bin/etcd-operator";
@@ -127,7 +129,7 @@ pub fn job(backup: &EtcdBackup, order: JobOrder<'_>) -> Job {
     pod.volumes = Some(agent.volumes);
     let mut pod_labels = labels.clone();
     // Set by us and not by the Job controller, so that the Pod is found by the Job's own name.
-    pod_labels.insert("etcd.keelson.dev/job".to_owned(), order.name.clone());
+    pod_labels.insert(JOB_LABEL.to_owned(), order.name.clone());
     Job {
         metadata: ObjectMeta {
             name: Some(order.name),

@@ -34,7 +34,7 @@ use kube::{
 
 use crate::{
     cluster::{
-        build::{CLIENT_PORT, FINALIZER, member_selector, selector_text},
+        build::{BACKUP_LABEL, CLIENT_PORT, FINALIZER, member_selector, selector_text},
         model::{Names, Serial},
         report::condition,
     },
@@ -46,7 +46,7 @@ use crate::{
     kubernetes::{Kubernetes, KubernetesError, is_owned_by},
 };
 use agent::AgentReport;
-use job::{JobOrder, TLS_MOUNT, job};
+use job::{JOB_LABEL, JobOrder, TLS_MOUNT, job};
 use manifest::Manifest;
 
 /// Until the next write of one pass.
@@ -369,14 +369,18 @@ fn event(reason: &str, type_: EventType, action: &str, note: String) -> Event {
     Event { type_, reason: reason.to_owned(), note, action: action.to_owned(), secondary: None }
 }
 
+/// Labels of the Pods of a Job that the operator made.
+fn pods_of_job(job: &str) -> String {
+    format!("{JOB_LABEL}={job}")
+}
+
 /// The termination message of the Job's newest Pod.
 async fn agent_report(
     kubernetes: &Kubernetes,
     job: &Job,
 ) -> Result<Option<AgentReport>, KubernetesError> {
     let namespace = job.namespace().unwrap_or_default();
-    let labels = format!("etcd.keelson.dev/job={}", job.name_any());
-    let mut pods = kubernetes.list::<Pod>(&namespace, &labels).await?;
+    let mut pods = kubernetes.list::<Pod>(&namespace, &pods_of_job(&job.name_any())).await?;
     pods.retain(|pod| is_owned_by(pod, &job.uid().unwrap_or_default()));
     pods.sort_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0));
     let messages = pods.iter().rev().filter_map(|pod| {
@@ -399,6 +403,16 @@ async fn finalize(context: &Context, backup: &EtcdBackup) -> Result<Action, Kube
         // Nothing may still be writing what is to be deleted.
         let (name, uid) = (backup.name_any(), backup.uid().unwrap_or_default());
         context.kubernetes.delete_owned::<Job>(&namespace, &name, &uid).await?;
+        if let Some(pod) = writing_pod(&context.kubernetes, backup).await? {
+            let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+            let note = format!(
+                "stored objects are not deleted yet: Pod {} on node {} may still write some",
+                pod.name_any(),
+                node.unwrap_or("none")
+            );
+            tell(context, backup, ("Deleted", "BackupRuns"), "Delete", note).await?;
+            return Ok(Action::requeue(context.memory.back_off(&uid, "BackupRuns", SOON)));
+        }
         match delete_stored(context, backup, &store, &manifest).await? {
             Deletion::Done => {}
             Deletion::Running => return Ok(Action::requeue(WAITING)),
@@ -413,6 +427,23 @@ async fn finalize(context: &Context, backup: &EtcdBackup) -> Result<Action, Kube
     }
     context.kubernetes.let_go(backup, FINALIZER).await?;
     Ok(Action::await_change())
+}
+
+/// A Pod of the backup's Job, which goes some time after the Job. As long as there is one, its agent may
+/// upload: what it writes after the deletion nobody would delete any more.
+async fn writing_pod(
+    kubernetes: &Kubernetes,
+    backup: &EtcdBackup,
+) -> Result<Option<Pod>, KubernetesError> {
+    let (namespace, name) = (backup.namespace().unwrap_or_default(), backup.name_any());
+    let pods = kubernetes.list::<Pod>(&namespace, &pods_of_job(&name)).await?;
+    // By labels of ours: the uid of a Job that is gone is not known any more.
+    let ours = |pod: &Pod| pod.labels().get(BACKUP_LABEL) == Some(&name);
+    let has_ended = |pod: &Pod| {
+        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+        matches!(phase, Some("Succeeded" | "Failed"))
+    };
+    Ok(pods.into_iter().find(|pod| ours(pod) && !has_ended(pod)))
 }
 
 /// How far the deletion of what is stored has come.

@@ -72,14 +72,15 @@ pub async fn reconcile(
     status.last_successful_time = completed.iter().map(|backup| backup.at).max().map(Time);
     let decision = decide(&situation(&schedule, &status, &cron, &zone, now));
     carry_out(kubernetes, &schedule, &backups, &mut status, &decision).await?;
-    prune(kubernetes, &schedule, &backups, &completed, &zone, now).await?;
     status.next_scheduled_time = match schedule.spec.suspend {
         true => None,
         false => cron.next_after(now, &zone).map(Time),
     };
     let reason = if schedule.spec.suspend { "Suspended" } else { "Scheduled" };
     condition(&mut status.conditions, generation, "Ready", Some(true), reason, String::new(), now);
+    // Which run was started is not to be forgotten for what cannot be deleted.
     write(kubernetes, &schedule, &status).await?;
+    prune(kubernetes, &schedule, &backups, &completed, &zone, now).await?;
     Ok(Action::requeue(sleep(&status, now)))
 }
 
@@ -136,6 +137,13 @@ async fn carry_out(
 ) -> Result<(), KubernetesError> {
     let Decision::Start { at, replacing } = decision else { return Ok(()) };
     let namespace = schedule.namespace().unwrap_or_default();
+    // The name is that of the run: a second start of the same run finds the first.
+    let backup = backup(schedule, *at);
+    status.last_scheduled_time = Some(Time(*at));
+    if backups.iter().any(|known| known.name_any() == backup.name_any()) {
+        // It was started, and then its time could not be written: it is none that is in its own way.
+        return Ok(());
+    }
     if *replacing {
         for backup in backups.iter().filter(|backup| is_active(backup)) {
             let (name, uid) = (backup.name_any(), backup.uid().unwrap_or_default());
@@ -143,12 +151,8 @@ async fn carry_out(
         }
         status.active.clear();
     }
-    // The name is that of the run: a second creation of the same run finds the first.
-    let backup = backup(schedule, *at);
     status.active.push(backup.name_any());
-    kubernetes.create(&namespace, &backup).await?;
-    status.last_scheduled_time = Some(Time(*at));
-    Ok(())
+    kubernetes.create(&namespace, &backup).await.map(drop)
 }
 
 fn backup(schedule: &EtcdBackupSchedule, at: Timestamp) -> EtcdBackup {

@@ -19,7 +19,7 @@ use super::{
     build::{self, MemberPod, SERVING_LABEL, member_selector, selector_text},
     invariants::{self, Refusal},
     model::{Claim, Observed, Serial},
-    mutation::{Mutation, mutations},
+    mutation::{Mutation, ends_joining, mutations},
     observe::{Observation, observe},
     plan::{Action, Ensure},
     report::note_replacement,
@@ -112,14 +112,10 @@ impl Hands<'_> {
                     )
                     .await?;
                 if let Some(authorities) = self.authorities {
-                    security::ensure_member(
-                        self.kubernetes,
-                        validated,
-                        authorities,
-                        *serial,
-                        self.now,
-                    )
-                    .await?;
+                    let member = (*serial, pod.owner_uid.as_str());
+                    let (kubernetes, now) = (self.kubernetes, self.now);
+                    security::ensure_member(kubernetes, validated, authorities, member, now)
+                        .await?;
                 }
                 self.kubernetes.create_owned(namespace, &build::pod(validated, &pod)).await?;
             }
@@ -229,12 +225,13 @@ impl Hands<'_> {
     }
 
     /// I5 and I8: by the time this is reached, no member list has the member, and the cluster that
-    /// goes on has what it had.
+    /// goes on has what it had. A claim on which nothing was ever written is not kept.
     async fn retire_claim(&self, fresh: &Observation, serial: Serial) -> Result<(), ActError> {
-        if self.validated.spec.storage.retention.when_scaled == VolumePolicy::Retain {
+        let Some(object) = fresh.objects.get(&serial) else { return Ok(()) };
+        let policy = self.validated.spec.storage.retention.when_scaled;
+        if policy == VolumePolicy::Retain && !never_started(object) {
             return Ok(());
         }
-        let Some(object) = fresh.objects.get(&serial) else { return Ok(()) };
         let latched = object.status.as_ref().and_then(|status| status.claim_uid.as_deref());
         let uid = latched.or_else(|| match &fresh.observed.members.get(&serial)?.claim {
             Claim::Unlatched { uid } => Some(uid),
@@ -320,6 +317,15 @@ impl Hands<'_> {
     }
 }
 
+/// It was to join a cluster that runs, and never came so far as to write anything. Before etcd has
+/// given it an id it has no Pod (I6).
+fn never_started(object: &EtcdMember) -> bool {
+    let status = object.status.as_ref();
+    let unlisted = status.is_none_or(|status| status.member_id.is_none());
+    object.spec.initial_state == InitialState::Existing
+        && (unlisted || status.is_some_and(|status| status.never_started == Some(true)))
+}
+
 /// Lets the object go, and deletes it: our finalizer is what held it.
 ///
 /// # Errors
@@ -374,7 +380,11 @@ fn decide(
             });
         }
         Mutation::LatchCluster { cluster_id } => status.cluster_id = Some(cluster_id.to_string()),
-        Mutation::Allocate { serial } => status.latest_member_serial = serial.0,
+        Mutation::Allocate { serial } => {
+            status.latest_member_serial = serial.0;
+            status.join_attempts = status.join_attempts.saturating_add(1);
+        }
+        Mutation::Intent if ends_joining(action) => status.join_attempts = 0,
         _ => {}
     }
 }

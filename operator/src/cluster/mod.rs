@@ -141,7 +141,7 @@ async fn pass(
     now: Timestamp,
 ) -> Result<Duration, PassError> {
     let kubernetes = &context.kubernetes;
-    let certificates = secure(context, cluster, validated, now).await?;
+    let (certificates, taken) = secure(context, cluster, validated, now).await?;
     let etcd = GrpcAdmin::new(certificates.as_ref().map(|certificates| certificates.tls.clone()));
     let mut observation = observe::observe(kubernetes, &etcd, cluster, validated, now).await?;
     let mut plan = plan::plan(&validated.desired, &observation.observed, now);
@@ -155,17 +155,21 @@ async fn pass(
         now,
     };
     let before = cluster.status.clone().unwrap_or_default();
-    let mut failures: Vec<ActError> = match validated.desired.paused {
-        true => Vec::new(),
-        false => build_services(context, validated, &observation).await,
-    };
+    let mut failures: Vec<ActError> = taken.into_iter().map(ActError::from).collect();
+    if !validated.desired.paused {
+        failures.extend(build_services(context, validated, &observation).await);
+    }
     for ensure in &plan.ensures {
         if let Err(failure) = hands.ensure(cluster, &mut observation, ensure).await {
             tracing::warn!(cluster = validated.desired.names.cluster, ?ensure, %failure, "not made");
             failures.push(failure);
         }
     }
-    plan.blocked.extend(failures.iter().filter_map(not_ours));
+    for blocked in failures.iter().filter_map(not_ours) {
+        if !plan.blocked.contains(&blocked) {
+            plan.blocked.push(blocked);
+        }
+    }
     let mut in_the_way = failures.iter().all(is_in_the_way);
     let failures: Vec<String> = failures.iter().map(ToString::to_string).collect();
     let mut error = (!failures.is_empty()).then(|| failures.join("; "));
@@ -191,19 +195,19 @@ async fn pass(
     Ok(pace::pause(&validated.desired, &plan, observed, failed, waited, now))
 }
 
-/// The certificates of the cluster and of its members, if it has any. While it is paused they are as
-/// they are.
+/// The certificates of the cluster and of its members, if it has any, and which names of those of some
+/// members are taken. While it is paused they are as they are.
 async fn secure(
     context: &Context,
     cluster: &EtcdCluster,
     validated: &Validated,
     now: Timestamp,
-) -> Result<Option<Certificates>, PassError> {
+) -> Result<(Option<Certificates>, Vec<SecurityError>), PassError> {
     if !validated.desired.names.tls {
-        return Ok(None);
+        return Ok((None, Vec::new()));
     }
     if let Some(certificates) = context.memory.certificates(&validated.uid) {
-        return Ok(Some(certificates));
+        return Ok((Some(certificates), Vec::new()));
     }
     let (kubernetes, paused) = (&context.kubernetes, validated.desired.paused);
     let formed = cluster.status.as_ref().is_some_and(|status| status.cluster_id.is_some());
@@ -211,20 +215,29 @@ async fn secure(
         true => security::look_at_cluster(kubernetes, validated, formed).await?,
         false => Some(security::ensure_cluster(kubernetes, validated, formed, now).await?),
     };
-    let Some(mut certificates) = found else { return Ok(None) };
-    for serial in observe::serials(kubernetes, validated).await? {
+    let Some(mut certificates) = found else { return Ok((None, Vec::new())) };
+    let mut taken = Vec::new();
+    for (serial, uid) in observe::serials(kubernetes, validated).await? {
         // Members that run get theirs renewed here; new ones get theirs with their Pod.
+        let member = (serial, uid.as_str());
         let ends = match paused {
-            true => security::look_at_member(kubernetes, validated, serial).await?,
+            true => security::look_at_member(kubernetes, validated, member).await,
             false => {
                 let authorities = &certificates.authorities;
-                security::ensure_member(kubernetes, validated, authorities, serial, now).await?
+                security::ensure_member(kubernetes, validated, authorities, member, now).await
             }
         };
-        certificates.ends.extend(ends);
+        match ends {
+            Ok(ends) => certificates.ends.extend(ends),
+            // The others have nothing to do with it.
+            Err(error) if error.is_not_ours() => taken.push(error),
+            Err(error) => return Err(error.into()),
+        }
     }
-    context.memory.remember_certificates(&validated.uid, certificates.clone());
-    Ok(Some(certificates))
+    if taken.is_empty() {
+        context.memory.remember_certificates(&validated.uid, certificates.clone());
+    }
+    Ok((Some(certificates), taken))
 }
 
 /// The objects that belong to the cluster as a whole; written when they changed, and now and then
@@ -236,7 +249,7 @@ async fn build_services(
 ) -> Vec<ActError> {
     let namespace = &validated.desired.names.namespace;
     let (client, peers) = (build::client_service(validated), build::peer_service(validated));
-    let budget = build::pod_disruption_budget(validated, observation.observed.voters().len());
+    let budget = build::pod_disruption_budget(validated, observation.observed.electorate());
     let digest = format!("{client:?}{peers:?}{budget:?}");
     if context.memory.is_applied(&validated.uid, &digest) {
         return Vec::new();
@@ -369,6 +382,9 @@ async fn report_failure(
     let before = cluster.status.clone().unwrap_or_default();
     let (generation, message) = (cluster.metadata.generation, error.to_string());
     let mut after = report::unobserved(&before, generation, message.clone(), now);
+    if matches!(error, PassError::Security(error) if error.is_not_ours()) {
+        report::in_the_way(&mut after, message.clone());
+    }
     if matches!(
         error,
         PassError::Security(

@@ -11,10 +11,10 @@ use types::{ClusterId, MemberId};
 use crate::crd::InitialState;
 pub use crate::crd::JoinReason;
 
-/// A learner that has not started this long after it was added is taken out again.
-pub const JOIN_DEADLINE: SignedDuration = SignedDuration::from_mins(10);
-/// A bootstrap whose members crash for this long is tried again with a new token.
-pub const BOOTSTRAP_DEADLINE: SignedDuration = SignedDuration::from_mins(10);
+/// What the first attempt has; see [`attempt_deadline`].
+const FIRST_DEADLINE: SignedDuration = SignedDuration::from_mins(10);
+/// How often the deadline doubles.
+const DOUBLINGS_MAX: i32 = 7;
 
 /// Number of a member within its cluster; never used twice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -65,6 +65,13 @@ impl Names {
         format!("{}-{}", self.member(serial), self.claim_suffix)
     }
 
+    /// The serial of a member by the name of its claim, if the claim is of this cluster and no other.
+    pub fn serial_of_claim(&self, claim: &str) -> Option<Serial> {
+        let rest = claim.strip_prefix(&self.cluster)?.strip_prefix('-')?;
+        let serial = Serial(rest.split('-').next()?.parse().ok()?);
+        (self.claim(serial) == claim).then_some(serial)
+    }
+
     /// DNS name of the member's Pod below the headless Service.
     pub fn host(&self, serial: Serial) -> String {
         format!("{}.{}-peers.{}.svc", self.member(serial), self.cluster, self.namespace)
@@ -97,6 +104,8 @@ pub struct Observed {
     pub latest_serial: Serial,
     /// As far as the status has it: see [`Observed::replaced_at`].
     pub last_replacement: Option<Timestamp>,
+    /// Members that were to join since the last one that voted.
+    pub join_attempts: i32,
     /// A linearizable member list; absent when no quorum answered.
     pub membership: Option<Membership>,
     pub members: BTreeMap<Serial, Member>,
@@ -151,6 +160,8 @@ pub struct Member {
     pub pod: Option<Pod>,
     /// Evidence that the member cannot come back with its data.
     pub loss: Option<Loss>,
+    /// When its node will have been silent for long enough to count as a loss.
+    pub loss_due: Option<Timestamp>,
     pub reach: Reach,
 }
 
@@ -260,6 +271,19 @@ impl fmt::Display for Cause {
             Cause::NotReady => f.write_str("NotReady"),
         }
     }
+}
+
+/// After how long this attempt is given up: of a first start whose members crash, for one under a new
+/// token; of a learner that has not started since it was added, for another one. The first has ten
+/// minutes and each further one twice as much, up to most of a day: what failed so often fails for a
+/// reason that new volumes do not mend.
+pub fn attempt_deadline(attempt: i32) -> SignedDuration {
+    FIRST_DEADLINE * (1 << (attempt - 1).clamp(0, DOUBLINGS_MAX))
+}
+
+/// Tells the claims of the cluster with this uid from those of others of its name.
+pub fn claim_suffix(uid: &str) -> &str {
+    uid.split('-').next().unwrap_or("0")
 }
 
 /// Votes needed of `voters`.
@@ -382,6 +406,16 @@ impl Observed {
 
     pub fn learners(&self) -> Vec<&Entry> {
         self.entries().filter(|entry| entry.learner).collect()
+    }
+
+    /// How many the quorum is counted among: a learner that serves may vote at any moment. While nobody can be
+    /// asked, as far as it was last heard.
+    pub fn electorate(&self) -> usize {
+        if self.membership.is_none() {
+            return self.members.values().filter(|member| member.voted).count();
+        }
+        let serves = |entry: &&Entry| self.member_of(entry).is_some_and(Member::is_serving);
+        self.voters().len() + self.learners().into_iter().filter(serves).count()
     }
 
     fn entries(&self) -> impl Iterator<Item = &Entry> {

@@ -9,7 +9,7 @@ use types::{ClusterId, MemberId};
 
 use super::{
     model::{JoinReason, Serial},
-    plan::Action,
+    plan::{Action, RemoveReason},
 };
 
 /// One write to Kubernetes or etcd.
@@ -61,6 +61,12 @@ pub enum Mutation {
     DeleteMemberObject {
         serial: Serial,
     },
+}
+
+/// Nobody joins any more once this is done, and it was no failure: what comes next is a first attempt.
+pub fn ends_joining(action: &Action) -> bool {
+    let unwanted = matches!(action, Action::Remove { reason: RemoveReason::NotNeeded, .. });
+    unwanted || matches!(action, Action::Promote { .. })
 }
 
 /// The writes of an action in order.

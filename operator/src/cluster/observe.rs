@@ -6,7 +6,7 @@
 //! node that is gone or has been not ready for long, or a server that ended with the words that its
 //! data is gone.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use futures_util::future::join_all;
 use jiff::{SignedDuration, Timestamp};
@@ -74,7 +74,7 @@ pub async fn observe(
         claims.into_iter().map(|claim| (claim.name_any(), claim)).collect();
 
     let addresses = addresses(names, &objects, &pods);
-    let reports = ask_members(etcd, &addresses).await;
+    let reports = ask_members(etcd, &addresses, &pods).await;
     let machines = machines(kubernetes, &pods, &claims, &reports, &objects).await?;
     let latest_index =
         reports.values().flatten().map(|report| report.raft_index).max().unwrap_or_default();
@@ -97,25 +97,26 @@ pub async fn observe(
         bootstrap: status.bootstrap.as_ref().map(bootstrap),
         latest_serial: Serial(status.latest_member_serial),
         last_replacement: status.last_replacement_time.as_ref().map(|time| time.0),
+        join_attempts: status.join_attempts,
         membership,
         members,
     };
     Ok(Observation { observed, objects, pods, reports, addresses })
 }
 
-/// The members that have an object.
+/// The members that have an object, and its uid.
 ///
 /// # Errors
 /// The API server did not answer.
 pub async fn serials(
     kubernetes: &Kubernetes,
     validated: &Validated,
-) -> Result<Vec<Serial>, KubernetesError> {
+) -> Result<BTreeMap<Serial, String>, KubernetesError> {
     let names = &validated.desired.names;
     let labels = selector_text(&member_selector(&names.cluster));
     let objects = kubernetes.list::<EtcdMember>(&names.namespace, &labels).await?;
     let owned = objects.iter().filter(|object| is_owned_by(*object, &validated.uid));
-    Ok(owned.map(|object| Serial(object.spec.serial)).collect())
+    Ok(owned.filter_map(|object| Some((Serial(object.spec.serial), object.uid()?))).collect())
 }
 
 /// Hexadecimal as etcd prints ids.
@@ -162,10 +163,29 @@ fn addresses(
 
 type Reports = BTreeMap<Serial, Result<MemberReport, EtcdError>>;
 
-async fn ask_members(etcd: &dyn EtcdAdmin, addresses: &BTreeMap<Serial, MemberAddress>) -> Reports {
+/// For how long a member is waited for of whose kubelet nothing is heard. Such a one may answer as quickly as
+/// any other; mostly it has no power, and then a pass, which looks twice, must not take as long as a call
+/// may: a dozen of them replace a member.
+const CUT_OFF_PATIENCE: Duration = Duration::from_secs(1);
+
+async fn ask_members(
+    etcd: &dyn EtcdAdmin,
+    addresses: &BTreeMap<Serial, MemberAddress>,
+    pods: &BTreeMap<Serial, Pod>,
+) -> Reports {
     let ask = |(serial, address): (&Serial, _)| {
-        let serial = *serial;
-        async move { (serial, etcd.status(address).await) }
+        let (serial, is_cut_off) = (*serial, pods.get(serial).is_some_and(is_judged_from_afar));
+        async move {
+            if !is_cut_off {
+                return (serial, etcd.status(address).await);
+            }
+            let asked = tokio::time::timeout(CUT_OFF_PATIENCE, etcd.status(address)).await;
+            let silent = |_| {
+                let detail = format!("no answer within {} s", CUT_OFF_PATIENCE.as_secs());
+                Err(EtcdError::Silent { silence: Silence::Timeout, detail })
+            };
+            (serial, asked.unwrap_or_else(silent))
+        }
     };
     join_all(addresses.iter().map(ask)).await.into_iter().collect()
 }
@@ -227,6 +247,7 @@ impl Scene<'_> {
             claim: claim_state(status.claim_uid.as_deref(), claim),
             pod: pod.map(|pod| pod_state(pod, machines)),
             loss: machines.loss(object, claim, pod, &reach, self),
+            loss_due: machines.loss_due(pod, self),
             reach,
         }
     }
@@ -413,6 +434,16 @@ impl Machines {
         }
     }
 
+    /// The Pod's node, as far as it is known.
+    fn node_of(&self, pod: Option<&Pod>) -> Option<&Node> {
+        let name = pod?.spec.as_ref()?.node_name.as_deref()?;
+        self.nodes.as_ref()?.iter().find(|node| node.name_any() == name)
+    }
+
+    fn loss_due(&self, pod: Option<&Pod>, scene: &Scene<'_>) -> Option<Timestamp> {
+        silent_until(self.node_of(pod)?, scene).filter(|until| scene.now < *until)
+    }
+
     fn loss(
         &self,
         object: &EtcdMember,
@@ -438,7 +469,7 @@ impl Machines {
         }
         let nodes = self.nodes.as_ref()?;
         match pod.and_then(|pod| pod.spec.as_ref()?.node_name.as_deref()) {
-            Some(name) => node_loss(nodes.iter().find(|node| node.name_any() == name), scene),
+            Some(_) => node_loss(self.node_of(pod), scene),
             None => {
                 let volume = claim.and_then(|claim| claim.spec.as_ref()?.volume_name.clone())?;
                 let volume = self.volumes.iter().find(|known| known.name_any() == volume)?;
@@ -451,15 +482,26 @@ impl Machines {
 /// Whether the kubelet is heard of, and what the API server has of the Pod is its word.
 fn kubelet(pod: &Pod, node: Option<&Node>) -> Kubelet {
     let ready = node.and_then(node_ready).is_some_and(|ready| ready.status == "True");
+    if ready && !is_judged_from_afar(pod) { Kubelet::Heard } else { Kubelet::Silent }
+}
+
+/// The last word on the Pod is the node controller's, who hears nothing of the kubelet: that would say one
+/// only with the other.
+fn is_judged_from_afar(pod: &Pod) -> bool {
     let says = |kind| condition(pod, kind).map(|condition| condition.status.as_str());
-    // A kubelet says one only with the other: so this is still the word of the node controller.
-    let not_its_own = says("Ready") == Some("False") && says("ContainersReady") == Some("True");
-    if ready && !not_its_own { Kubelet::Heard } else { Kubelet::Silent }
+    says("Ready") == Some("False") && says("ContainersReady") == Some("True")
 }
 
 fn node_ready(node: &Node) -> Option<&NodeCondition> {
     let conditions = node.status.as_ref()?.conditions.as_ref()?;
     conditions.iter().find(|condition| condition.type_ == "Ready")
+}
+
+/// When the node has been silent for long enough, if it is.
+fn silent_until(node: &Node, scene: &Scene<'_>) -> Option<Timestamp> {
+    let ready = node_ready(node).filter(|ready| ready.status != "True")?;
+    let since = ready.last_transition_time.as_ref()?.0;
+    Some(since + SignedDuration::from_secs(scene.validated.spec.recovery.node_loss_for_seconds))
 }
 
 fn node_loss(node: Option<&Node>, scene: &Scene<'_>) -> Option<Loss> {
@@ -470,11 +512,7 @@ fn node_loss(node: Option<&Node>, scene: &Scene<'_>) -> Option<Loss> {
     if tainted("node.kubernetes.io/out-of-service") {
         return Some(Loss::NodeGone);
     }
-    let ready = node_ready(node)?;
-    let since = ready.last_transition_time.as_ref()?.0;
-    let patience = SignedDuration::from_secs(scene.validated.spec.recovery.node_loss_for_seconds);
-    (ready.status != "True" && scene.now.duration_since(since) >= patience)
-        .then_some(Loss::NodeSilent)
+    silent_until(node, scene).filter(|until| scene.now >= *until).map(|_| Loss::NodeSilent)
 }
 
 /// Whether the volume's node affinity admits the node. Expressions that are not understood count

@@ -60,8 +60,12 @@ pub fn pause(
     now: Timestamp,
 ) -> Duration {
     let nothing = plan.action.is_none() && plan.ensures.is_empty() && plan.blocked.is_empty();
-    if desired.paused || (nothing && !failed) {
+    if desired.paused {
         return SETTLED;
+    }
+    if nothing && !failed {
+        // A node that fell silent is waited for, and that is all.
+        return until_lost(observed, now).map_or(SETTLED, |due| SETTLED.min(due));
     }
     let pause = if waited < FRESH {
         BUSY
@@ -71,8 +75,14 @@ pub fn pause(
     until_due(desired, observed, now).map_or(pause, |due| pause.min(due))
 }
 
-/// Until time alone decides something: a member has served for as long as is asked for, or another may be
-/// replaced.
+/// Until the first of the members on silent nodes counts as lost.
+fn until_lost(observed: &Observed, now: Timestamp) -> Option<Duration> {
+    let due = observed.members.values().filter_map(|member| member.loss_due).min()?;
+    Duration::try_from(due.duration_since(now)).ok().filter(|due| !due.is_zero())
+}
+
+/// Until time alone decides something: a member has served for as long as is asked for, counts as lost, or
+/// another may be replaced.
 fn until_due(desired: &Desired, observed: &Observed, now: Timestamp) -> Option<Duration> {
     let ripe = observed.members.values().filter_map(|member| match &member.reach {
         Reach::Serving(serving) => Some((serving.since, desired.min_ready)),
@@ -80,7 +90,8 @@ fn until_due(desired: &Desired, observed: &Observed, now: Timestamp) -> Option<D
     });
     let replaced = observed.replaced_at().map(|at| (at, desired.replacement_interval));
     let left = |(since, wanted)| Duration::try_from(wanted - now.duration_since(since)).ok();
-    ripe.chain(replaced).filter_map(left).filter(|left| !left.is_zero()).min()
+    let left = ripe.chain(replaced).filter_map(left).filter(|left| !left.is_zero());
+    left.chain(until_lost(observed, now)).min()
 }
 
 #[cfg(test)]

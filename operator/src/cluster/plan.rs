@@ -26,8 +26,8 @@ use types::{ClusterId, MemberId};
 use super::{
     invariants::{self, Refusal},
     model::{
-        BOOTSTRAP_DEADLINE, Cause, Claim, Desired, Entry, JOIN_DEADLINE, JoinReason, Loss, Member,
-        Membership, Observed, Serial,
+        Bootstrap, Cause, Claim, Desired, Entry, JoinReason, Loss, Member, Membership, Observed,
+        Serial, attempt_deadline,
     },
 };
 use crate::crd::InitialState;
@@ -259,13 +259,10 @@ fn form(desired: &Desired, observed: &Observed, now: Timestamp) -> Step {
     if let Step::Act(action) = revive_broken(desired, observed, now) {
         return Step::Act(action);
     }
-    let late = now.duration_since(bootstrap.started_at) >= BOOTSTRAP_DEADLINE;
-    let crashing = |member: &Member| {
-        let cause = member.pod.as_ref().and_then(|pod| pod.down.as_ref());
-        cause.is_some_and(|cause| matches!(cause, Cause::Crash(_)))
-            && !cause.is_some_and(invariants::replacement_would_not_help)
-    };
-    if late && planned().any(crashing) {
+    let next = planned().any(is_crashing).then(|| next_attempt(desired, bootstrap));
+    if let Some(Ok(due)) = next
+        && now >= due
+    {
         return Step::Act(freeze(desired, observed, bootstrap.attempt + 1));
     }
     let silent: Vec<String> = planned()
@@ -274,7 +271,27 @@ fn form(desired: &Desired, observed: &Observed, now: Timestamp) -> Step {
             format!("{}: {}", desired.names.member(member.serial), invariants::describe(member))
         })
         .collect();
-    wait("LatchCluster", "Bootstrap", format!("waiting for a quorum; {}", silent.join("; ")))
+    let next = match next {
+        None => String::new(),
+        Some(Ok(due)) => format!("; the next attempt is made at {due}"),
+        Some(Err(none)) => format!("; {none}"),
+    };
+    wait("LatchCluster", "Bootstrap", format!("waiting for a quorum; {}{next}", silent.join("; ")))
+}
+
+fn is_crashing(member: &Member) -> bool {
+    let cause = member.pod.as_ref().and_then(|pod| pod.down.as_ref());
+    matches!(cause, Some(Cause::Crash(_)))
+}
+
+/// When the attempt is given up for another, or why that would be no better.
+fn next_attempt(desired: &Desired, bootstrap: &Bootstrap) -> Result<Timestamp, &'static str> {
+    if desired.restored {
+        return Err(
+            "another seed would be made of the same backup; delete its EtcdMember to have one made all the same",
+        );
+    }
+    Ok(bootstrap.started_at + attempt_deadline(bootstrap.attempt))
 }
 
 fn freeze(desired: &Desired, observed: &Observed, attempt: i32) -> Action {
@@ -385,7 +402,8 @@ fn attend_learner(desired: &Desired, observed: &Observed, now: Timestamp) -> Ste
         return remove(serial, RemoveReason::Replaced);
     }
     let listed = member.listed_since.map(|since| now.duration_since(since));
-    if !entry.started && listed.is_some_and(|listed| listed >= JOIN_DEADLINE) {
+    let deadline = attempt_deadline(observed.join_attempts);
+    if !entry.started && listed.is_some_and(|listed| listed >= deadline) {
         let cause = member.pod.as_ref().and_then(|pod| pod.down.as_ref());
         if !cause.is_some_and(invariants::replacement_would_not_help) {
             return remove(serial, RemoveReason::NeverStarted);

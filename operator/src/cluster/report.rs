@@ -121,6 +121,12 @@ pub fn unobserved(
     status
 }
 
+/// A pass that ended at somebody else's object knows which it is.
+pub fn in_the_way(status: &mut EtcdClusterStatus, detail: String) {
+    let (action, invariant) = ("Any".to_owned(), "NotOurs".to_owned());
+    status.blocked_by = vec![BlockedBy { action, invariant, detail }];
+}
+
 /// A pass that ended at the certificates knows what is wrong with them.
 pub fn certificates_unusable(
     status: &mut EtcdClusterStatus,
@@ -440,6 +446,10 @@ pub fn member_status(
             Some(_) => MemberRole::Voter,
             None => MemberRole::None,
         });
+    }
+    // Of one that left the last word stays.
+    if let Some(entry) = entry {
+        status.never_started = (entry.learner && !entry.started).then_some(true);
     }
     status.leader = Some(member.is_leader());
     let report = observation.reports.get(&member.serial);

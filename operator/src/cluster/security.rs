@@ -4,24 +4,36 @@
 //! Leaves are issued again whenever that helps. A CA is made once, before the cluster is formed: its
 //! members trust no other, so that one which is lost has to be brought back by somebody who has it.
 //!
-//! | Secret | holds |
-//! |---|---|
-//! | `<cluster>-client-ca`, `<cluster>-peer-ca` | `tls.crt`, `tls.key` of a CA |
-//! | `<cluster>-client-tls` | `tls.crt`, `tls.key`, `ca.crt` for clients, the operator among them |
-//! | `<member>-tls` | `server.*`, `peer.*`, `client-ca.crt`, `peer-ca.crt` |
+//! | Secret | owner | holds |
+//! |---|---|---|
+//! | `<cluster>-client-ca`, `<cluster>-peer-ca` | cluster | `tls.crt`, `tls.key` of a CA |
+//! | `<cluster>-client-tls` | cluster | `tls.crt`, `tls.key`, `ca.crt` for clients, the operator among them |
+//! | `<member>-tls` | member | `server.*`, `peer.*`, `client-ca.crt`, `peer-ca.crt` |
+//!
+//! A Secret with another owner is somebody else's, or about to be collected with an older cluster of this
+//! name: it is not used. Only a CA may have lost its owner, as copies do.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
-use k8s_openapi::{ByteString, api::core::v1::Secret};
+use k8s_openapi::{
+    ByteString,
+    api::core::v1::Secret,
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
+};
+use kube::ResourceExt;
 
-use super::{build::cluster_metadata, model::Serial, validate::Validated};
+use super::{
+    build::{CLUSTER_LABEL, cluster_metadata, owned_by_cluster, owned_by_member},
+    model::Serial,
+    validate::Validated,
+};
 use crate::{
     certificates::{
         self, CertificateError, KeyPairPem, Usage, leaf_is_current, new_ca, new_leaf, normalized,
     },
     etcd::ClientTls,
-    kubernetes::{Kubernetes, KubernetesError},
+    kubernetes::{Kubernetes, KubernetesError, is_owned_by, not_ours},
 };
 
 /// The two CAs of a cluster.
@@ -55,10 +67,6 @@ pub enum SecurityError {
     Kubernetes(#[from] KubernetesError),
     #[error("Secret {secret}: {source}")]
     Certificate { secret: String, source: CertificateError },
-    #[error(
-        "Secret {secret} belongs to an older cluster of this name; waiting until it is collected"
-    )]
-    OldSecret { secret: String },
     #[error("Secret {secret} has no usable {key}; delete it to have it issued again")]
     Incomplete { secret: String, key: &'static str },
     #[error(
@@ -67,6 +75,13 @@ pub enum SecurityError {
     AuthorityLost { secret: String, what: &'static str },
     #[error("Secret {secret} {what}, and nothing is issued while spec.paused is true")]
     Paused { secret: String, what: &'static str },
+}
+
+impl SecurityError {
+    /// Somebody else's Secret has the name.
+    pub fn is_not_ours(&self) -> bool {
+        matches!(self, SecurityError::Kubernetes(error) if error.is_not_ours())
+    }
 }
 
 const MISSING: &str = "is missing";
@@ -86,7 +101,7 @@ pub async fn ensure_cluster(
     let client = authority(kubernetes, validated, "client", formed, now).await?;
     let peer = authority(kubernetes, validated, "peer", formed, now).await?;
     let secret = client_secret(validated);
-    let existing = read(kubernetes, validated, &secret).await?;
+    let existing = data(find(kubernetes, validated, &secret, is_cluster_owned).await?);
     let identity = pair(&existing, "tls");
     let stays = is_current(&secret, identity.as_ref(), &client, &[], now)?
         && text(&existing, "ca.crt").as_deref() == Some(client.certificate.as_str());
@@ -100,7 +115,8 @@ pub async fn ensure_cluster(
                 ("tls.key", &issued.key),
                 ("ca.crt", &client.certificate),
             ];
-            write(kubernetes, validated, secret, &data).await?;
+            let object = object(validated, secret, owned_by_cluster(validated), &data);
+            kubernetes.apply(&validated.desired.names.namespace, &object).await?;
             issued
         }
     };
@@ -120,7 +136,12 @@ pub async fn look_at_cluster(
         (authority_secret(validated, "client"), authority_secret(validated, "peer"));
     let mut pairs = Vec::new();
     for secret in [client, peer, client_secret(validated)] {
-        let existing = read(kubernetes, validated, &secret).await?;
+        let is_authority = pairs.len() < 2;
+        let is_ours = |found: &Secret, validated: &Validated| {
+            is_cluster_owned(found, validated)
+                || is_authority && is_copy_of_authority(found, validated, formed)
+        };
+        let existing = data(find(kubernetes, validated, &secret, is_ours).await?);
         let what = if existing.is_empty() { MISSING } else { UNUSABLE };
         match pair(&existing, "tls") {
             Some(pair) => pairs.push(pair),
@@ -147,7 +168,8 @@ fn certificates_of(
     Ok(Certificates { authorities: Authorities { client, peer }, tls: Arc::new(tls), ends })
 }
 
-/// The certificates of one member, made or renewed where that is due; returns when they end.
+/// The certificates of one member, made or renewed where that is due; returns when they end. The member is
+/// named with the uid of its object, which they go with.
 ///
 /// # Errors
 /// As [`ensure_cluster`].
@@ -155,22 +177,29 @@ pub async fn ensure_member(
     kubernetes: &Kubernetes,
     validated: &Validated,
     authorities: &Authorities,
-    serial: Serial,
+    (serial, uid): (Serial, &str),
     now: Timestamp,
 ) -> Result<Vec<CertificateEnd>, SecurityError> {
     let name = validated.desired.names.member(serial);
     let secret = member_secret(validated, serial);
     let (server_names, peer_names) =
         (server_names(validated, serial), peer_names(validated, serial));
-    let existing = read(kubernetes, validated, &secret).await?;
+    let found = find(kubernetes, validated, &secret, is_member_owned(uid)).await?;
+    let is_settled = found.as_ref().is_some_and(|found| is_owned_by(found, uid));
+    let existing = data(found);
     let (server, peer) = (pair(&existing, "server"), pair(&existing, "peer"));
     let stays = is_current(&secret, server.as_ref(), &authorities.client, &server_names, now)?
         && is_current(&secret, peer.as_ref(), &authorities.peer, &peer_names, now)?;
-    if let (true, Some(server), Some(peer)) = (stays, &server, &peer) {
-        return member_ends(&secret, server, peer);
-    }
-    let server = issue(&secret, &authorities.client, &name, &server_names, Usage::Server, now)?;
-    let peer = issue(&secret, &authorities.peer, &name, &peer_names, Usage::Peer, now)?;
+    let (server, peer) = match (stays, server, peer) {
+        (true, Some(server), Some(peer)) if is_settled => {
+            return member_ends(&secret, &server, &peer);
+        }
+        (true, Some(server), Some(peer)) => (server, peer),
+        _ => (
+            issue(&secret, &authorities.client, &name, &server_names, Usage::Server, now)?,
+            issue(&secret, &authorities.peer, &name, &peer_names, Usage::Peer, now)?,
+        ),
+    };
     let data = [
         ("server.crt", &server.certificate),
         ("server.key", &server.key),
@@ -180,7 +209,9 @@ pub async fn ensure_member(
         ("peer-ca.crt", &authorities.peer.certificate),
     ];
     let ends = member_ends(&secret, &server, &peer)?;
-    write(kubernetes, validated, secret, &data).await?;
+    let object = object(validated, secret, owned_by_member(validated, serial, uid), &data);
+    let was_ours = |found: &Secret| is_cluster_owned(found, validated);
+    kubernetes.apply_over(&validated.desired.names.namespace, &object, was_ours).await?;
     Ok(ends)
 }
 
@@ -191,10 +222,10 @@ pub async fn ensure_member(
 pub async fn look_at_member(
     kubernetes: &Kubernetes,
     validated: &Validated,
-    serial: Serial,
+    (serial, uid): (Serial, &str),
 ) -> Result<Vec<CertificateEnd>, SecurityError> {
     let secret = member_secret(validated, serial);
-    let existing = read(kubernetes, validated, &secret).await?;
+    let existing = data(find(kubernetes, validated, &secret, is_member_owned(uid)).await?);
     match (pair(&existing, "server"), pair(&existing, "peer")) {
         (Some(server), Some(peer)) => member_ends(&secret, &server, &peer),
         _ => Ok(Vec::new()),
@@ -266,18 +297,21 @@ async fn authority(
     now: Timestamp,
 ) -> Result<KeyPairPem, SecurityError> {
     let secret = authority_secret(validated, role);
-    let mut existing = read(kubernetes, validated, &secret).await?;
+    let is_ours = |found: &Secret, validated: &Validated| {
+        is_cluster_owned(found, validated) || is_copy_of_authority(found, validated, formed)
+    };
+    let mut existing = data(find(kubernetes, validated, &secret, is_ours).await?);
     if existing.is_empty() && !formed {
         let name = format!("{} {role} CA", validated.desired.names.cluster);
         let ca = new_ca(&name, now)
             .map_err(|source| SecurityError::Certificate { secret: secret.clone(), source })?;
         let data = [("tls.crt", &ca.certificate), ("tls.key", &ca.key)];
         // Create, not apply: of two operators only one may decide what the CA is.
-        let object = object(validated, secret.clone(), &data);
+        let object = object(validated, secret.clone(), owned_by_cluster(validated), &data);
         if kubernetes.create(&validated.desired.names.namespace, &object).await? {
             return Ok(ca);
         }
-        existing = read(kubernetes, validated, &secret).await?;
+        existing = self::data(find(kubernetes, validated, &secret, is_ours).await?);
     }
     match pair(&existing, "tls") {
         Some(ca) => {
@@ -319,20 +353,42 @@ fn issue(
 
 type Data = BTreeMap<String, ByteString>;
 
-/// The data of a Secret, empty if there is none. One that an older cluster of this name owns is
-/// about to be collected; using it would mean to lose it in a moment.
-async fn read(
+/// The Secret of this name, if there is one.
+async fn find(
     kubernetes: &Kubernetes,
     validated: &Validated,
     name: &str,
-) -> Result<Data, SecurityError> {
-    let secret = kubernetes.get::<Secret>(&validated.desired.names.namespace, name).await?;
-    let Some(secret) = secret else { return Ok(Data::new()) };
-    let owners = secret.metadata.owner_references.unwrap_or_default();
-    if !owners.is_empty() && owners.iter().all(|owner| owner.uid != validated.uid) {
-        return Err(SecurityError::OldSecret { secret: name.to_owned() });
+    is_ours: impl Fn(&Secret, &Validated) -> bool,
+) -> Result<Option<Secret>, SecurityError> {
+    let found = kubernetes.get::<Secret>(&validated.desired.names.namespace, name).await?;
+    match found {
+        Some(found) if !is_ours(&found, validated) => Err(not_ours(&found).into()),
+        found => Ok(found),
     }
-    Ok(secret.data.unwrap_or_default())
+}
+
+fn is_cluster_owned(found: &Secret, validated: &Validated) -> bool {
+    is_owned_by(found, &validated.uid)
+}
+
+/// Its own, or still the cluster's: older operators left the Secrets of members that are gone for as long
+/// as the cluster was there.
+fn is_member_owned(uid: &str) -> impl Fn(&Secret, &Validated) -> bool {
+    move |found, validated| is_owned_by(found, uid) || is_cluster_owned(found, validated)
+}
+
+/// Whether it may be a CA that somebody has brought back. A cluster that is formed needs it, whatever it
+/// has lost; one that is to be formed could as well have one of its own, so that it has to be known by
+/// the label.
+fn is_copy_of_authority(found: &Secret, validated: &Validated, formed: bool) -> bool {
+    let label = found.labels().get(CLUSTER_LABEL);
+    found.owner_references().is_empty()
+        && (formed || label == Some(&validated.desired.names.cluster))
+}
+
+/// What a Secret holds: nothing, if there is none.
+fn data(found: Option<Secret>) -> Data {
+    found.and_then(|secret| secret.data).unwrap_or_default()
 }
 
 fn text(data: &Data, key: &str) -> Option<String> {
@@ -344,23 +400,21 @@ fn pair(data: &Data, name: &str) -> Option<KeyPairPem> {
     Some(KeyPairPem { certificate, key: text(data, &format!("{name}.key"))? })
 }
 
-fn object(validated: &Validated, name: String, data: &[(&str, &String)]) -> Secret {
+fn object(
+    validated: &Validated,
+    name: String,
+    owner: OwnerReference,
+    data: &[(&str, &String)],
+) -> Secret {
     let data =
         data.iter().map(|(key, value)| ((*key).to_owned(), ByteString(value.as_bytes().to_vec())));
     Secret {
-        metadata: cluster_metadata(validated, name, "certificate"),
+        metadata: ObjectMeta {
+            owner_references: Some(vec![owner]),
+            ..cluster_metadata(validated, name, "certificate")
+        },
         data: Some(data.collect()),
         type_: Some("Opaque".to_owned()),
         ..Secret::default()
     }
-}
-
-async fn write(
-    kubernetes: &Kubernetes,
-    validated: &Validated,
-    name: String,
-    data: &[(&str, &String)],
-) -> Result<(), KubernetesError> {
-    let secret = object(validated, name, data);
-    kubernetes.apply(&validated.desired.names.namespace, &secret).await
 }

@@ -11,7 +11,7 @@ use jiff::SignedDuration;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::model::{Desired, Names};
+use super::model::{Desired, Names, claim_suffix};
 use crate::crd::{
     BootstrapType, EtcdCluster, EtcdClusterSpec, EtcdClusterStatus, MemberReplacement,
     TargetStatus, TlsMode, UpdateStrategyType, quantity_bytes,
@@ -64,7 +64,7 @@ pub fn validate(cluster: &EtcdCluster) -> Result<Validated, InvalidSpec> {
         cluster: name,
         namespace,
         tls: spec.tls.mode == TlsMode::SelfManaged,
-        claim_suffix: uid.split('-').next().unwrap_or("0").to_owned(),
+        claim_suffix: claim_suffix(&uid).to_owned(),
     };
 
     let mut refused = Vec::new();

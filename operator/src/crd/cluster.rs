@@ -114,7 +114,8 @@ pub struct EtcdClusterSpec {
     /// deleted goes all the same.
     #[serde(default)]
     pub paused: bool,
-    /// What happens to the volumes when the cluster is deleted.
+    /// What happens to the volumes when the cluster is deleted. `Delete` is about all claims of the
+    /// cluster: also those that members which left, and first starts that were given up, have left behind.
     #[serde(default)]
     pub deletion_policy: VolumePolicy,
 }
@@ -192,7 +193,9 @@ pub enum AccessMode {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct RetentionSpec {
-    /// After scaling in and after a replacement. `Retain` keeps the claim, unused, under its name.
+    /// After scaling in and after a replacement. `Retain` keeps the claim, unused, under its name, until
+    /// the cluster is deleted with `deletionPolicy: Delete`. The claim of a member that was to join and
+    /// never started goes in any case.
     #[serde(default)]
     pub when_scaled: VolumePolicy,
 }

@@ -18,6 +18,10 @@ pub struct EtcdClusterStatus {
     pub cluster_id: Option<String>,
     #[serde(default)]
     pub latest_member_serial: i64,
+    /// Members that were made to join since the last one that voted. A learner that never starts is
+    /// replaced by another after ten minutes, and after twice as long each further time.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub join_attempts: i32,
     /// The frozen plan of the first start.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bootstrap: Option<BootstrapStatus>,
@@ -82,6 +86,11 @@ pub struct EtcdClusterStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "super::conditions_schema")]
     pub conditions: Vec<Condition>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it like that")]
+fn is_zero(count: &i32) -> bool {
+    *count == 0
 }
 
 /// The plan of the first start; every Pod of it is rendered from exactly this.

@@ -94,13 +94,17 @@ pub struct EtcdMemberStatus {
     #[serde(rename = "memberID", skip_serializing_if = "Option::is_none")]
     pub member_id: Option<String>,
     /// Since when etcd has had it in its list; latched with the id. A learner that has not started ten
-    /// minutes later is taken out again.
+    /// minutes later is taken out again; the next one in a row has twice as long, and so on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listed_since: Option<Time>,
     /// Uid of the claim the member's data was first written to; latched. Another uid means that
     /// the data is gone.
     #[serde(rename = "claimUID", skip_serializing_if = "Option::is_none")]
     pub claim_uid: Option<String>,
+    /// It was added as a learner and has not run since. Its claim goes with it, whatever
+    /// `spec.storage.retention.whenScaled` of the cluster says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub never_started: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub role: Option<MemberRole>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -24,7 +24,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use kube::Resource;
 
 use super::{model::Serial, validate::Validated};
-use crate::crd::EtcdCluster;
+use crate::crd::{EtcdCluster, EtcdMember};
 
 pub const CLUSTER_LABEL: &str = "etcd.keelson.dev/cluster";
 pub const MEMBER_LABEL: &str = "etcd.keelson.dev/member";
@@ -80,6 +80,18 @@ pub fn owned_by_cluster(validated: &Validated) -> OwnerReference {
         kind: EtcdCluster::kind(&()).into_owned(),
         name: validated.desired.names.cluster.clone(),
         uid: validated.uid.clone(),
+        controller: Some(true),
+        block_owner_deletion: Some(true),
+    }
+}
+
+/// Makes a member the owner of an object.
+pub fn owned_by_member(validated: &Validated, serial: Serial, uid: &str) -> OwnerReference {
+    OwnerReference {
+        api_version: EtcdMember::api_version(&()).into_owned(),
+        kind: EtcdMember::kind(&()).into_owned(),
+        name: validated.desired.names.member(serial),
+        uid: uid.to_owned(),
         controller: Some(true),
         block_owner_deletion: Some(true),
     }

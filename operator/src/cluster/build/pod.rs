@@ -11,20 +11,19 @@ use k8s_openapi::{
         SecurityContext, Volume, VolumeMount, WeightedPodAffinityTerm,
     },
     apimachinery::pkg::{
-        apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference},
+        apis::meta::v1::{LabelSelector, ObjectMeta},
         util::intstr::IntOrString,
     },
 };
-use kube::Resource;
 use types::{ClusterId, MemberId};
 
 use super::{
     CLIENT_PORT, INITIAL_CLUSTER_ANNOTATION, METRICS_PORT, PEER_PORT, SERVING_LABEL,
-    TEMPLATE_ANNOTATION, member_labels, member_selector,
+    TEMPLATE_ANNOTATION, member_labels, member_selector, owned_by_member,
 };
 use crate::{
     cluster::{model::Serial, validate::Validated},
-    crd::{self, AutoCompactionMode, Distribution, EtcdMember, LogLevel, PullPolicy},
+    crd::{self, AutoCompactionMode, Distribution, LogLevel, PullPolicy},
 };
 
 /// Name of the volume that holds the data.
@@ -91,14 +90,11 @@ pub fn pod(validated: &Validated, member: &MemberPod) -> Pod {
             namespace: Some(names.namespace.clone()),
             labels: Some(labels),
             annotations: Some(annotations),
-            owner_references: Some(vec![OwnerReference {
-                api_version: EtcdMember::api_version(&()).into_owned(),
-                kind: EtcdMember::kind(&()).into_owned(),
-                name,
-                uid: member.owner_uid.clone(),
-                controller: Some(true),
-                block_owner_deletion: Some(true),
-            }]),
+            owner_references: Some(vec![owned_by_member(
+                validated,
+                member.serial,
+                &member.owner_uid,
+            )]),
             ..ObjectMeta::default()
         },
         spec: Some(spec),

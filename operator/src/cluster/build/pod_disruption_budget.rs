@@ -11,10 +11,17 @@ use crate::{
     crd::Switch,
 };
 
-/// A budget over the serving voters. While the size changes, the larger of the two sizes counts.
-/// A single member gets none: its budget could only forbid every drain for ever.
-pub fn pod_disruption_budget(validated: &Validated, voters: usize) -> Option<PodDisruptionBudget> {
-    let size = voters.max(validated.desired.replicas);
+/// With fewer members than this nobody can be spared.
+const SMALLEST_THAT_BEARS_A_LOSS: usize = 3;
+
+/// A budget over the serving voters, so that of those that vote now a quorum stays: a drain need not wait
+/// until a cluster has grown that bears it already. On the way from one to three everybody is needed. A
+/// single member gets none: its budget could only forbid every drain for ever.
+pub fn pod_disruption_budget(
+    validated: &Validated,
+    electorate: usize,
+) -> Option<PodDisruptionBudget> {
+    let size = electorate.max(validated.desired.replicas.min(SMALLEST_THAT_BEARS_A_LOSS));
     if validated.spec.disruption.pod_disruption_budget == Switch::Disabled || size < 2 {
         return None;
     }

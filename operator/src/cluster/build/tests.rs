@@ -156,14 +156,17 @@ fn clients_reach_only_members_that_serve() {
 }
 
 #[test]
-fn the_budget_keeps_the_quorum_of_the_larger_size() {
-    let available = |replicas: i32, voters: usize| {
-        let budget = pod_disruption_budget(&validated(json!({"replicas": replicas})), voters)?;
+fn the_budget_keeps_the_quorum_of_those_that_vote() {
+    let available = |replicas: i32, electorate: usize| {
+        let budget = pod_disruption_budget(&validated(json!({"replicas": replicas})), electorate)?;
         serde_json::to_value(budget.spec?.min_available).ok()
     };
     assert_eq!(available(3, 3), Some(json!(2)));
-    assert_eq!(available(5, 3), Some(json!(3)));
+    // Three bear the loss of one, also while there are to be five; four need three.
+    assert_eq!(available(5, 3), Some(json!(2)));
+    assert_eq!(available(5, 4), Some(json!(3)));
     assert_eq!(available(3, 5), Some(json!(3)));
+    assert_eq!(available(3, 1), Some(json!(2)));
     assert_eq!(available(1, 1), None);
 }
 

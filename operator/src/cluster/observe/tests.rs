@@ -1,3 +1,4 @@
+use futures_util::future::BoxFuture;
 use serde_json::json;
 
 use super::*;
@@ -108,6 +109,120 @@ fn the_kubelet_is_heard_while_its_node_is_ready_and_ready_is_its_own_word() {
 }
 
 /// It is evidence, and it stays one while the kubelet starts the server again and again.
+#[test]
+fn a_member_on_a_silent_node_is_lost_when_that_has_been_silent_for_long_enough() {
+    let cluster: EtcdCluster = serde_json::from_value(json!({
+        "apiVersion": "etcd.keelson.dev/v1alpha1", "kind": "EtcdCluster",
+        "metadata": {"name": "main", "namespace": "ns", "uid": "u"},
+        "spec": {"recovery": {"nodeLossForSeconds": 60}},
+    }))
+    .unwrap();
+    let validated = crate::cluster::validate::validate(&cluster).unwrap();
+    let object =
+        crate::cluster::build::member(&validated, Serial(1), crate::crd::InitialState::New, None);
+    let pod: Pod =
+        serde_json::from_value(json!({"spec": {"nodeName": "n1", "containers": []}})).unwrap();
+    let since: Timestamp = "2026-11-21T12:00:00Z".parse().unwrap();
+    let seen = |ready: &str, seconds: i64| {
+        let node = serde_json::from_value(json!({
+            "metadata": {"name": "n1"},
+            "status": {"conditions": [
+                {"type": "Ready", "status": ready, "lastTransitionTime": since.to_string()},
+            ]},
+        }));
+        let machines = Machines { nodes: Some(vec![node.unwrap()]), volumes: Vec::new() };
+        let now = since + SignedDuration::from_secs(seconds);
+        let scene = Scene { validated: &validated, cluster_id: None, latest_index: 0, now };
+        let member = scene.member(&object, None, Some(&pod), None, &machines);
+        (member.loss, member.loss_due)
+    };
+    let due = since + SignedDuration::from_secs(60);
+    for ready in ["Unknown", "False"] {
+        assert_eq!(seen(ready, 0), (None, Some(due)));
+        assert_eq!(seen(ready, 59), (None, Some(due)));
+        assert_eq!(seen(ready, 60), (Some(Loss::NodeSilent), None));
+    }
+    assert_eq!(seen("True", 3600), (None, None));
+}
+
+/// Whoever it is asked about, it does not answer.
+struct NoAnswer;
+
+impl EtcdAdmin for NoAnswer {
+    fn status<'a>(
+        &'a self,
+        _: &'a MemberAddress,
+    ) -> BoxFuture<'a, Result<MemberReport, EtcdError>> {
+        let silent = EtcdError::Silent { silence: Silence::Timeout, detail: "late".to_owned() };
+        Box::pin(async {
+            tokio::time::sleep(crate::etcd::CALL_TIMEOUT).await;
+            Err(silent)
+        })
+    }
+
+    fn member_list<'a>(
+        &'a self,
+        _: &'a MemberAddress,
+    ) -> BoxFuture<'a, Result<(ClusterId, Vec<model::Entry>), EtcdError>> {
+        unreachable!("nobody serves")
+    }
+
+    fn add_learner<'a>(
+        &'a self,
+        _: &'a MemberAddress,
+        _: &'a str,
+    ) -> BoxFuture<'a, Result<MemberId, EtcdError>> {
+        unreachable!("it is only looked")
+    }
+
+    fn promote<'a>(
+        &'a self,
+        _: &'a MemberAddress,
+        _: MemberId,
+    ) -> BoxFuture<'a, Result<(), EtcdError>> {
+        unreachable!("it is only looked")
+    }
+
+    fn remove<'a>(
+        &'a self,
+        _: &'a MemberAddress,
+        _: MemberId,
+    ) -> BoxFuture<'a, Result<(), EtcdError>> {
+        unreachable!("it is only looked")
+    }
+
+    fn move_leader<'a>(
+        &'a self,
+        _: &'a MemberAddress,
+        _: MemberId,
+    ) -> BoxFuture<'a, Result<(), EtcdError>> {
+        unreachable!("it is only looked")
+    }
+}
+
+/// To replace a member takes a dozen looks, and each of them waited for the one that had no power.
+#[tokio::test(start_paused = true)]
+async fn who_is_on_a_silent_node_is_not_waited_for_as_long_as_who_hangs() {
+    let address = MemberAddress { url: "http://x:2379".to_owned(), host: "x".to_owned() };
+    let addresses = BTreeMap::from([(Serial(1), address)]);
+    let conditions = |containers: &str| {
+        json!({"conditions": [
+            {"type": "Ready", "status": "False"}, {"type": "ContainersReady", "status": containers},
+        ]})
+    };
+    for (containers, seconds) in [("True", 1), ("False", 5)] {
+        let pods = BTreeMap::from([(Serial(1), pod(conditions(containers)))]);
+        let began = tokio::time::Instant::now();
+        let reports = ask_members(&NoAnswer, &addresses, &pods).await;
+        assert_eq!(began.elapsed().as_secs(), seconds);
+        let silence = reports[&Serial(1)].as_ref().map_err(|error| match error {
+            EtcdError::Silent { silence, .. } => Some(*silence),
+            EtcdError::Refused { .. } => None,
+        });
+        assert_eq!(silence.unwrap_err(), Some(Silence::Timeout));
+    }
+}
+
 #[test]
 fn a_server_that_says_that_its_data_is_gone_is_believed_once_it_had_an_id() {
     let said = "{\"level\":\"info\",\"msg\":\"starting\"}\n{\"level\":\"fatal\",\"msg\":\"member 8e9e05c52164694d has already been bootstrapped, but its data directory is empty\"}\n";

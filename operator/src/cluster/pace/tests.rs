@@ -63,6 +63,7 @@ fn observed(reach: Reach) -> Observed {
             serving: true,
         }),
         loss: None,
+        loss_due: None,
         reach,
     };
     Observed { members: [(Serial(1), member)].into(), ..Observed::default() }
@@ -102,6 +103,24 @@ fn what_is_done_is_followed_closely_unless_it_is_done_in_vain() {
         pause(&desired(), &Plan::default(), &observed, true, waited, now()).as_secs()
     };
     assert_eq!((pause(0), pause(600)), (2, 15));
+}
+
+/// Nothing tells of it when the time is over.
+#[test]
+fn a_silent_node_is_looked_at_when_its_member_counts_as_lost() {
+    let pause = |due: i64, plan: &Plan| {
+        let mut observed = observed(Reach::Silent(Silence::Timeout));
+        let member = observed.members.get_mut(&Serial(1)).unwrap();
+        member.loss_due = Some(now() + SignedDuration::from_secs(due));
+        pause(&desired(), plan, &observed, false, Duration::from_secs(600), now()).as_secs()
+    };
+    let held_back = waiting("I2", "");
+    for (due, expected) in [(4, 4), (14, 14), (300, 15)] {
+        assert_eq!((pause(due, &Plan::default()), pause(due, &held_back)), (expected, expected));
+    }
+    let paused = Desired { paused: true, ..desired() };
+    let observed = observed(Reach::Silent(Silence::Timeout));
+    assert_eq!(super::pause(&paused, &held_back, &observed, false, Duration::ZERO, now()), SETTLED);
 }
 
 /// Only somebody who edits the cluster ends it, and that is an event.

@@ -38,6 +38,7 @@ fn member(serial: i64) -> Member {
             serving: true,
         }),
         loss: None,
+        loss_due: None,
         reach: Reach::Serving(Serving {
             since: Timestamp::from_second(SINCE).unwrap(),
             lag: 0,
@@ -86,6 +87,7 @@ fn situation(voters: i64) -> Situation {
         bootstrap: None,
         latest_serial: Serial(voters),
         last_replacement: None,
+        join_attempts: 1,
         membership: Some(Membership {
             cluster_id: ClusterId(1),
             entries: (1..=voters).map(|serial| entry(&desired, serial, false)).collect(),
@@ -217,6 +219,20 @@ fn a_learner_that_never_starts_is_taken_out_unless_the_next_would_not_either() {
         s.member(4).listed_since = Some(now() - SignedDuration::from_secs(599));
     };
     assert_eq!(says(3, just_added), "Promote waits for I4");
+    // Twice as long for each further one in a row.
+    for (attempt, minutes, expected) in [
+        (2, 19, "Promote waits for I4"),
+        (2, 20, "Remove 4"),
+        (3, 39, "Promote waits for I4"),
+        (3, 40, "Remove 4"),
+    ] {
+        let further = |s: &mut Situation| {
+            never(Cause::NotReady)(s);
+            s.observed.join_attempts = attempt;
+            s.member(4).listed_since = Some(now() - SignedDuration::from_mins(minutes));
+        };
+        assert_eq!(says(3, further), expected, "attempt {attempt} after {minutes} minutes");
+    }
 }
 
 /// Of five the third was still waiting for its image; its Pod had been made anew meanwhile, and was told to
@@ -488,6 +504,28 @@ fn replacements_are_held_back_where_they_would_do_harm() {
 }
 
 #[test]
+fn who_may_vote_in_a_moment_counts_and_so_do_all_that_voted_when_nobody_can_be_asked() {
+    let counted = |change: fn(&mut Situation)| {
+        let mut situation = situation(5);
+        change(&mut situation);
+        situation.observed.electorate()
+    };
+    assert_eq!(counted(|_| {}), 5);
+    assert_eq!(counted(|s| s.join(6, true)), 6);
+    let absent = |s: &mut Situation| {
+        s.join(6, true);
+        s.silence(6, None);
+    };
+    assert_eq!(counted(absent), 5);
+    // Else a drain in this moment would be allowed what the wanted size allows: two of five.
+    let unheard = |s: &mut Situation| {
+        s.desired.replicas = 3;
+        s.observed.membership = None;
+    };
+    assert_eq!(counted(unheard), 5);
+}
+
+#[test]
 fn without_a_quorum_nothing_is_changed() {
     let lost = |s: &mut Situation| {
         s.observed.membership = None;
@@ -703,6 +741,45 @@ fn a_first_start_that_lost_a_volume_is_tried_again_under_a_new_token_and_new_nam
     let again = plan(&situation.desired, &situation.observed, now()).action;
     let serials = vec![Serial(4), Serial(5), Serial(6)];
     assert_eq!(again, Some(Action::FreezeBootstrap { serials, attempt: 2 }));
+}
+
+/// A first start whose members crash made three more claims every ten minutes, for as long as nobody looked.
+#[test]
+fn a_first_start_that_crashes_is_tried_again_more_and_more_seldom_and_a_seed_not_at_all() {
+    let says = |attempt: i32, minutes: i64, down: Cause, restored: bool| {
+        let mut situation = situation(3);
+        situation.observed.cluster_id = None;
+        situation.observed.membership = None;
+        situation.desired.restored = restored;
+        let started_at = now() - SignedDuration::from_mins(minutes);
+        let serials = vec![Serial(1), Serial(2), Serial(3)];
+        let token = "token".to_owned();
+        situation.observed.bootstrap = Some(Bootstrap { token, attempt, started_at, serials });
+        for serial in 1..=3 {
+            situation.silence(serial, Some(down.clone()));
+        }
+        let plan = plan(&situation.desired, &situation.observed, now());
+        match plan.action {
+            Some(Action::FreezeBootstrap { attempt, .. }) => format!("attempt {attempt}"),
+            Some(action) => format!("{action:?}"),
+            None => plan.blocked[0].refusal.detail.clone(),
+        }
+    };
+    let crash = || Cause::Crash("exit 1".to_owned());
+    let day = 24 * 60;
+    for (attempt, minutes) in [(1, 10), (2, 20), (3, 40), (8, 1280), (9, 1280), (1000, 1280)] {
+        let waits = says(attempt, minutes - 1, crash(), false);
+        assert!(waits.contains("the next attempt is made at 2027-01-15T"), "{waits}");
+        let again = says(attempt, minutes, crash(), false);
+        assert_eq!(again, format!("attempt {}", attempt + 1));
+    }
+    // Its image may come yet, and would come to no other member.
+    for cause in [Cause::Image("no such image".to_owned()), Cause::NotReady] {
+        let waits = says(1, day, cause, false);
+        assert!(waits.starts_with("waiting for a quorum") && !waits.contains("attempt"), "{waits}");
+    }
+    let seed = says(1, day, Cause::Crash("restore exited with 1".to_owned()), true);
+    assert!(seed.contains("another seed would be made of the same backup"), "{seed}");
 }
 
 /// Serial 4 was given out and the operator died, before its object was made or after. Whatever came of

@@ -100,6 +100,7 @@ impl World {
             claim,
             pod,
             loss,
+            loss_due: None,
             reach,
         }
     }

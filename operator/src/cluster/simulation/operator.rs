@@ -3,7 +3,7 @@
 use super::{
     super::{
         invariants,
-        mutation::{Mutation, mutations},
+        mutation::{Mutation, ends_joining, mutations},
         plan::{Action, Ensure, Plan, RemoveReason, plan},
     },
     *,
@@ -143,7 +143,8 @@ impl World {
     fn give_it_time(&self, action: &Action) {
         if let Action::Remove { reason: RemoveReason::NeverStarted, id, .. } = action {
             let given = self.now.duration_since(self.added[id]);
-            assert!(given >= JOIN_DEADLINE, "{action:?} after {given:#}");
+            let deadline = attempt_deadline(self.status.join_attempts);
+            assert!(given >= deadline, "{action:?} after {given:#}");
         }
     }
 
@@ -229,7 +230,12 @@ impl World {
     /// Returns whether the list goes on.
     pub(super) fn mutate(&mut self, mutation: &Mutation, action: &Action) -> bool {
         match mutation.clone() {
-            Mutation::Intent => self.status.last_replacement = self.observe().replaced_at(),
+            Mutation::Intent => {
+                self.status.last_replacement = self.observe().replaced_at();
+                if ends_joining(action) {
+                    self.status.join_attempts = 0;
+                }
+            }
             Mutation::FreezeBootstrap { serials, attempt } => {
                 self.status.latest_serial = *serials.last().unwrap();
                 for serial in &serials {
@@ -247,6 +253,7 @@ impl World {
             Mutation::Allocate { serial } => {
                 assert!(self.serials_used.insert(serial), "I7: serial {serial} comes twice");
                 self.status.latest_serial = serial;
+                self.status.join_attempts += 1;
                 self.status.last_replacement = self.observe().replaced_at();
                 if self.counts_serials && replaces(action) {
                     self.status.last_replacement = Some(self.now);

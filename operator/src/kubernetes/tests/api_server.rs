@@ -34,6 +34,8 @@ struct State {
     hangs: Option<Lease>,
     /// The next update is answered as if somebody else had been faster.
     conflicts: bool,
+    /// The next status in this collection is answered as if somebody else had been faster.
+    stale_status: Option<String>,
     /// Nothing is created in this collection, for this reason.
     refused: Option<(String, Value)>,
     /// What is put in its place once its collection has been listed.
@@ -99,6 +101,10 @@ impl ApiServer {
 
     pub(super) fn refuse_next_update(&self) {
         self.state(|state| state.conflicts = true);
+    }
+
+    pub(super) fn refuse_next_status_in(&self, collection: &str) {
+        self.state(|state| state.stale_status = Some(collection.to_owned()));
     }
 
     /// From now on nothing is created in the collection, because it is forbidden with these causes.
@@ -230,7 +236,10 @@ impl State {
         labels: &[(String, String)],
         body: Value,
     ) -> (u16, Value) {
-        let path = path.strip_suffix("/status").unwrap_or(path);
+        let (path, is_status) = match path.strip_suffix("/status") {
+            Some(path) => (path, true),
+            None => (path, false),
+        };
         // /api/v1/namespaces/NAMESPACE/KIND/NAME, or one more at the front, or a kind of no namespace.
         let depth = path.split('/').count();
         let is_collection = match path.starts_with("/api/") {
@@ -248,6 +257,10 @@ impl State {
             }
             Method::GET => self.objects.get(&key).map_or_else(not_found, |o| (200, o.clone())),
             Method::POST => self.create(path, body),
+            Method::PATCH if is_status && self.stale_status.take_if(|c| *c == key.0).is_some() => {
+                (409, failure(409, "Conflict"))
+            }
+            Method::PATCH if is_status && !self.objects.contains_key(&key) => not_found(),
             Method::PATCH => self.patch(key, &body),
             Method::PUT if std::mem::take(&mut self.conflicts) => (409, failure(409, "Conflict")),
             Method::PUT => self.store(key, body),

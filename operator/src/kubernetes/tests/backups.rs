@@ -38,6 +38,48 @@ fn condition_of(server: &ApiServer, kind: &str) -> Value {
     conditions.into_iter().find(|one| one["type"] == kind).unwrap_or_default()
 }
 
+/// The Job is deleted at once, its Pod when its agent has ended. What that still writes is to be deleted as well.
+#[tokio::test(start_paused = true)]
+async fn what_is_stored_is_deleted_after_the_last_pod_that_could_write_it() {
+    let server = ApiServer::default();
+    let context = context(&server, &Lease::without_election());
+    seed_deleted_backup(&server);
+    server.put(JOBS, "now", complete_job("now", "uid-of-now"));
+    let pod = |backup: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {
+                "name": format!("{backup}-x"), "namespace": NAMESPACE, "uid": "pod",
+                "labels": {"etcd.keelson.dev/job": "now", "etcd.keelson.dev/backup": backup},
+                "ownerReferences": [owner("job-now")],
+            },
+            "spec": {"nodeName": "n1", "containers": [{"name": "agent", "image": "i"}]},
+        })
+    };
+    server.put(PODS, "now-x", pod("now"));
+    server.put(PODS, "other-x", pod("other"));
+    let mut first = pod("now");
+    first["metadata"]["name"] = json!("now-a");
+    first["status"] = json!({"phase": "Failed"});
+    server.put(PODS, "now-a", first);
+    for seconds in [3, 3, 6, 12] {
+        let backup = serde_json::from_value(server.object(BACKUPS, "now").unwrap()).unwrap();
+        let next = backup::reconcile(Arc::new(backup), context.clone()).await.unwrap();
+        let expected = Duration::from_secs(seconds);
+        assert_eq!(next, controller::Action::requeue(expected));
+        tokio::time::advance(expected).await;
+    }
+    assert_eq!(server.object(JOBS, "now"), None);
+    assert_eq!(server.object(JOBS, "backup-delete-uid-of-now"), None);
+    let deleted = condition_of(&server, "Deleted");
+    assert_eq!(deleted["reason"], "BackupRuns");
+    assert!(deleted["message"].to_string().contains("Pod now-x on node n1"), "{deleted}");
+
+    server.remove(PODS, "now-x");
+    reconcile_backup(&server, &context).await;
+    assert!(server.object(JOBS, "backup-delete-uid-of-now").is_some());
+}
+
 /// `now-delete` is the Job of a backup of that name, or of an older `now`.
 #[tokio::test]
 async fn a_backup_goes_only_after_its_own_job_has_deleted_what_is_stored() {
@@ -198,6 +240,46 @@ async fn a_backup_that_is_being_deleted_pushes_no_other_out() {
     assert!(!going("older"), "it is the only one that stays");
     let schedule = server.object(&format!("{ETCD}/etcdbackupschedules"), "strict").unwrap();
     assert_eq!(schedule["status"]["lastSuccessfulTime"], "2026-11-22T00:00:00Z");
+}
+
+/// The operator died, or somebody else wrote, between the two writes of a start. The run is not to be replaced by
+/// itself: it would be gone, under a name that is taken.
+#[tokio::test]
+async fn a_run_whose_start_was_not_noted_is_not_replaced_by_itself() {
+    let server = ApiServer::default();
+    let context = context(&server, &Lease::without_election());
+    let schedules = format!("{ETCD}/etcdbackupschedules");
+    seed(
+        &server,
+        "etcdbackupschedules",
+        "often",
+        json!({"kind": "EtcdBackupSchedule", "spec": {
+            "clusterRef": {"name": "live"}, "schedule": "0 0 1 1 *", "immediate": true,
+            "concurrencyPolicy": "Replace",
+        }}),
+    );
+    // One of an earlier run is what gives way.
+    let earlier = json!({"kind": "EtcdBackup", "spec": {"clusterRef": {"name": "live"}}});
+    seed(&server, "etcdbackups", "often-1", earlier);
+    let mut object = server.object(BACKUPS, "often-1").unwrap();
+    object["metadata"]["labels"] = json!({"etcd.keelson.dev/schedule": "often"});
+    server.put(BACKUPS, "often-1", object);
+    let reconcile = async || {
+        let schedule = serde_json::from_value(server.object(&schedules, "often").unwrap()).unwrap();
+        backup::schedule_controller::reconcile(Arc::new(schedule), context.clone()).await
+    };
+    let run = || server.object(BACKUPS, "often-1795305600").expect("the run of the creation");
+    server.refuse_next_status_in(&schedules);
+    assert!(reconcile().await.unwrap_err().is_conflict());
+    assert_eq!(server.object(BACKUPS, "often-1"), None);
+    let started = run();
+    for _ in 0..2 {
+        reconcile().await.unwrap();
+        assert_eq!(run(), started);
+        let status = &server.object(&schedules, "often").unwrap()["status"];
+        assert_eq!(status["lastScheduledTime"], "2026-11-22T00:00:00Z");
+        assert_eq!(status["active"], json!(["often-1795305600"]));
+    }
 }
 
 #[tokio::test]

@@ -199,6 +199,88 @@ async fn a_claim_that_nobody_has_used_yet_goes_with_its_cluster() {
     }
 }
 
+/// Members that left while claims were kept, and first starts that were given up, leave claims that no member
+/// has. They are the cluster's all the same.
+#[tokio::test]
+async fn all_claims_of_a_cluster_go_with_it_and_no_others() {
+    for policy in ["Delete", "Retain"] {
+        let server = ApiServer::default();
+        let context = context(&server, &Lease::without_election());
+        let spec = json!({"deletionPolicy": policy});
+        seed(&server, "etcdclusters", "main", json!({"kind": "EtcdCluster", "spec": spec}));
+        while server.object(PODS, "main-3").is_none() {
+            reconcile_cluster(&server, &context).await;
+        }
+        let own = ["main-1-uid", "main-2-uid", "main-3-uid", "main-7-uid"];
+        // An older cluster's of this name, and what somebody gave our labels.
+        let others = ["main-7-0ddba11", "main-seven-uid", "main-8-uid-copy", "other-7-uid"];
+        seed_claim(&server, "main-7-uid");
+        others.iter().for_each(|name| seed_claim(&server, name));
+        server.mark_deleted(CLUSTERS, "main");
+        for _ in 0..2 {
+            reconcile_cluster(&server, &context).await;
+        }
+        assert!(server.object(CLUSTERS, "main").is_none());
+        for (name, stays) in own
+            .map(|name| (name, policy == "Retain"))
+            .into_iter()
+            .chain(others.map(|name| (name, true)))
+        {
+            assert_eq!(server.object(CLAIMS, name).is_some(), stays, "{policy}: {name}");
+        }
+    }
+}
+
+fn seed_claim(server: &ApiServer, name: &str) {
+    let claim = json!({
+        "apiVersion": "v1", "kind": "PersistentVolumeClaim",
+        "metadata": {
+            "name": name, "namespace": NAMESPACE, "uid": format!("uid-of-{name}"),
+            "labels": member_selector("main"),
+        },
+    });
+    server.put(CLAIMS, name, claim);
+}
+
+/// Three that were to join and are let go. What the third has on its volume somebody may want to keep.
+#[tokio::test]
+async fn the_claim_of_a_member_that_never_started_goes_with_it_also_where_claims_are_kept() {
+    let server = ApiServer::default();
+    let context = context(&server, &Lease::without_election());
+    seed(&server, "etcdclusters", "main", json!({"kind": "EtcdCluster", "spec": {}}));
+    while server.object(PODS, "main-3").is_none() {
+        reconcile_cluster(&server, &context).await;
+    }
+    for (serial, status) in [
+        (7, json!({})),
+        (8, json!({"memberID": "ab", "claimUID": "uid-of-main-8-uid", "neverStarted": true})),
+        (9, json!({"memberID": "cd", "claimUID": "uid-of-main-9-uid"})),
+    ] {
+        let (name, claim) = (format!("main-{serial}"), format!("main-{serial}-uid"));
+        seed_claim(&server, &claim);
+        let member = json!({
+            "apiVersion": "etcd.keelson.dev/v1alpha1", "kind": "EtcdMember",
+            "metadata": {
+                "name": name, "namespace": NAMESPACE, "uid": format!("uid-of-{name}"),
+                "labels": member_selector("main"), "ownerReferences": [owner("uid-of-main")],
+            },
+            "spec": {
+                "clusterRef": {"name": "main"}, "serial": serial, "initialState": "Existing",
+                "peerURL": format!("https://{name}.main-peers.ns.svc:2380"), "claimName": claim,
+            },
+            "status": status,
+        });
+        server.put(MEMBERS, &name, member);
+    }
+    for _ in 0..6 {
+        reconcile_cluster(&server, &context).await;
+    }
+    for (name, stays) in [("main-7", false), ("main-8", false), ("main-9", true)] {
+        assert_eq!(server.object(MEMBERS, name), None);
+        assert_eq!(server.object(CLAIMS, &format!("{name}-uid")).is_some(), stays, "{name}");
+    }
+}
+
 /// A Pod is to be made anew, and in the moment between the two looks somebody else does it.
 #[tokio::test]
 async fn what_a_second_look_forbids_is_held_back_and_no_failure() {

@@ -96,6 +96,15 @@ async fn a_cluster_leaves_the_objects_of_others_alone_and_says_which_are_in_its_
             let message = degraded["message"].as_str().unwrap();
             assert_eq!(message.contains(&said), expected, "{named}: {message}");
         }
+        // An operator that remembers nothing looks after the certificates of the others all the same.
+        server.remove(SECRETS, "main-5-tls");
+        let context = self::context(&server, &lease);
+        reconcile_cluster(&server, &context).await;
+        assert!(server.object(SECRETS, "main-5-tls").is_some());
+        let status = &server.object(CLUSTERS, "main").unwrap()["status"];
+        let blocked = status["blockedBy"].as_array().unwrap().iter();
+        let told = blocked.filter(|one| one["detail"].to_string().contains("Secret main-2-tls"));
+        assert_eq!(told.count(), 1, "{status}");
 
         server.mark_deleted(CLUSTERS, "main");
         for _ in 0..3 {
@@ -105,6 +114,87 @@ async fn a_cluster_leaves_the_objects_of_others_alone_and_says_which_are_in_its_
         assert_eq!(server.object(MEMBERS, "main-1"), None);
         are_as_they_were(&server, &others);
     }
+}
+
+/// A cluster with somebody else's CA would let in whom that trusts. A copy of its own it cannot do without.
+#[tokio::test]
+async fn a_ca_is_taken_from_nobody_but_who_brings_it_back() {
+    let owned = |by: &str| json!({"ownerReferences": [owner(by)]});
+    let label = json!({"labels": {"etcd.keelson.dev/cluster": "main"}});
+    let others = json!({"labels": {"etcd.keelson.dev/cluster": "other"}});
+    for (metadata, new, formed) in [
+        (owned("uid-of-main"), true, true),
+        (owned("older"), false, false),
+        (label, true, true),
+        (others, false, true),
+        (json!({}), false, true),
+    ] {
+        for is_formed in [false, true] {
+            let server = ApiServer::default();
+            let context = context(&server, &Lease::without_election());
+            seed(&server, "etcdclusters", "main", json!({"kind": "EtcdCluster", "spec": {}}));
+            for _ in 0..2 {
+                reconcile_cluster(&server, &context).await;
+            }
+            let mut ca = server.object(SECRETS, "main-peer-ca").expect("it has one of its own");
+            for field in ["ownerReferences", "labels"] {
+                ca["metadata"][field] = metadata[field].clone();
+            }
+            server.put(SECRETS, "main-peer-ca", ca.clone());
+            let mut cluster = server.object(CLUSTERS, "main").unwrap();
+            cluster["status"]["clusterID"] = if is_formed { json!("ab") } else { Value::Null };
+            server.put(CLUSTERS, "main", cluster);
+            let context = self::context(&server, &Lease::without_election());
+            let before = server.writes().len();
+            for _ in 0..2 {
+                reconcile_cluster(&server, &context).await;
+            }
+            let said = server.object(CLUSTERS, "main").unwrap()["status"]["blockedBy"].to_string();
+            let is_taken = !said.contains("Secret main-peer-ca exists and is not ours");
+            let expected = if is_formed { formed } else { new };
+            assert_eq!(is_taken, expected, "{metadata}, formed: {is_formed}: {said}");
+            assert!(is_taken || said.contains("NotOurs"), "{said}");
+            assert_eq!(server.object(SECRETS, "main-peer-ca"), Some(ca));
+            let writes = server.writes().split_off(before);
+            let only_told = writes.iter().all(|w| w.ends_with("/status") || w.ends_with("/events"));
+            assert!(is_taken || only_told, "{writes:#?}");
+        }
+    }
+}
+
+/// Until now those of members that were gone stayed for as long as the cluster did.
+#[tokio::test]
+async fn the_secret_of_a_member_goes_with_it_also_if_it_was_the_clusters() {
+    let server = ApiServer::default();
+    let lease = Lease::without_election();
+    let first = context(&server, &lease);
+    seed(&server, "etcdclusters", "main", json!({"kind": "EtcdCluster", "spec": {}}));
+    while server.object(PODS, "main-3").is_none() {
+        reconcile_cluster(&server, &first).await;
+    }
+    let uid = |name: &str| server.object(MEMBERS, name).unwrap()["metadata"]["uid"].clone();
+    let owners = |name: &str| {
+        let owners = server.object(SECRETS, name).unwrap()["metadata"]["ownerReferences"].clone();
+        let owners = owners.as_array().unwrap().iter();
+        owners.map(|owner| (owner["kind"].clone(), owner["uid"].clone())).collect::<Vec<_>>()
+    };
+    let made = server.object(SECRETS, "main-2-tls").expect("it came with the Pod");
+    let member = (json!("EtcdMember"), uid("main-2"));
+    assert_eq!(owners("main-2-tls"), std::slice::from_ref(&member));
+    assert_eq!(owners("main-client-tls"), [(json!("EtcdCluster"), json!("uid-of-main"))]);
+
+    let mut of_cluster = made.clone();
+    of_cluster["metadata"]["ownerReferences"] =
+        server.object(SECRETS, "main-client-tls").unwrap()["metadata"]["ownerReferences"].clone();
+    server.put(SECRETS, "main-2-tls", of_cluster);
+    reconcile_cluster(&server, &context(&server, &lease)).await;
+    assert_eq!(owners("main-2-tls"), [member]);
+    let now = server.object(SECRETS, "main-2-tls").unwrap();
+    assert_eq!(now["data"], made["data"], "the member need not be given other certificates for it");
+    let settled = server.writes().len();
+    reconcile_cluster(&server, &context(&server, &lease)).await;
+    let writes = server.writes().split_off(settled);
+    assert!(!writes.iter().any(|write| write.contains("/secrets")), "{writes:#?}");
 }
 
 /// An object that appears between the look and the write is not taken over.

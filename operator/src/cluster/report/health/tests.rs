@@ -45,6 +45,7 @@ fn member(serial: i64) -> Member {
         claim: Claim::Bound,
         pod: None,
         loss: None,
+        loss_due: None,
         reach: Reach::Serving(Serving {
             since: now(),
             lag: 0,
