@@ -9,7 +9,6 @@
 //! goes by while the file is written makes the writer begin again. The file never takes the room that the
 //! member itself lives from: a backup must not raise the alarm that stops all writes.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, SeekFrom};
 use std::ops::ControlFlow;
@@ -17,7 +16,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
-use machine::{Auth, Views};
+use machine::{Auth, Moment, Views};
 use mvcc::StoreMeta;
 use prost::Message;
 use proto::authpb;
@@ -25,7 +24,7 @@ use proto::etcdserverpb::{AlarmMember, SnapshotResponse};
 use revlog::Record;
 use sha2::{Digest, Sha256};
 use tonic::Status;
-use types::{LeaseId, RecordRevision, Revision};
+use types::{RecordRevision, Revision};
 
 use crate::version;
 
@@ -202,13 +201,13 @@ type Bucket<'b> = dyn FnMut(&[u8], &mut Entries<'_>) -> Result<(), SnapshotFileE
 
 /// Hands every bucket, in the order of names, to `bucket`.
 fn write_buckets(views: &Views, bucket: &mut Bucket<'_>) -> Result<(), SnapshotFileError> {
-    let tables = views.tables();
-    let leases_before = views.leases();
+    // Users and roles must not be older than the keys that they guard, nor leases than those that hang on them.
+    let Moment { revision, leases, tables } = views.moment();
     let mut positions = None;
     bucket(b"alarm", &mut |put| {
-        let mut keys: Vec<Vec<u8>> = views
-            .alarms(machine::AlarmKind::NONE)
-            .iter()
+        let mut keys: Vec<Vec<u8>> = tables
+            .alarms
+            .list(machine::AlarmKind::NONE)
             .map(|alarm| {
                 AlarmMember { member_id: alarm.member.0, alarm: alarm.kind.0 }.encode_to_vec()
             })
@@ -227,16 +226,11 @@ fn write_buckets(views: &Views, bucket: &mut Bucket<'_>) -> Result<(), SnapshotF
         put(b"downgrade", text.as_bytes())
     })?;
     bucket(b"key", &mut |put| {
-        positions = Some(put_records(views, put)?);
+        positions = Some(put_records(views, revision, put)?);
         Ok(())
     })?;
-    // A lease that came or went while the keys were read is kept: a key may hang on it.
-    let mut leases: BTreeMap<LeaseId, (i64, i64)> = BTreeMap::new();
-    for (id, ttl, remaining_ttl) in leases_before.into_iter().chain(views.leases()) {
-        leases.insert(id, (ttl, remaining_ttl));
-    }
     bucket(b"lease", &mut |put| {
-        leases.iter().try_for_each(|(id, (ttl, remaining_ttl))| {
+        leases.iter().try_for_each(|(id, ttl, remaining_ttl)| {
             let record = LeaseRecord { id: id.0, ttl: *ttl, remaining_ttl: *remaining_ttl };
             put(&id.0.to_be_bytes(), &record.encode_to_vec())
         })
@@ -273,13 +267,17 @@ fn put_auth(auth: &Auth, bucket: &mut Bucket<'_>) -> Result<(), SnapshotFileErro
     })
 }
 
-fn put_records(views: &Views, put: &mut Put<'_>) -> Result<StoreMeta, SnapshotFileError> {
+fn put_records(
+    views: &Views,
+    revision: Revision,
+    put: &mut Put<'_>,
+) -> Result<StoreMeta, SnapshotFileError> {
     let mut result = Ok(());
     let mut visit = |record: Record| {
         result = put(&record_key(record.revision, record.tombstone), &record.key_value);
         if result.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     };
-    let positions = views.mvcc.backup(&mut visit);
+    let positions = views.mvcc.backup(revision, &mut visit);
     result?;
     Ok(positions?)
 }

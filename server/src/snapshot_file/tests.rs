@@ -238,3 +238,27 @@ fn the_free_space_is_looked_at_while_the_file_grows() {
     let error = (0..8).find_map(|_| file.write_all(&chunk).err()).expect("it has looked");
     assert_eq!(error.kind(), io::ErrorKind::StorageFull);
 }
+
+/// The file had the keys of a later moment than the users and roles that guard them.
+#[test]
+fn what_is_written_meanwhile_is_not_in_the_file() {
+    let mut fixture = Fixture::new();
+    fixture.put("early", "1", 0);
+    let views = fixture.machine.views();
+    let (mut records, mut guarded) = (0, Vec::new());
+    write_buckets(&views, &mut |name, entries| {
+        if name == b"alarm" {
+            fixture.guard();
+            fixture.put("late", "2", 0);
+        }
+        entries(&mut |key, value| {
+            records += usize::from(name == b"key");
+            if key == b"authEnabled" {
+                guarded = value.to_vec();
+            }
+            Ok(())
+        })
+    })
+    .unwrap();
+    assert_eq!((records, guarded), (1, vec![0]));
+}

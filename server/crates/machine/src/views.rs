@@ -7,7 +7,7 @@ use bytes::Bytes;
 use lease::{Lease, Lessor};
 use mvcc::ReadView;
 use tables::{Alarm, AlarmKind, Alarms, Auth, ClusterVersion, LogPosition, MemberRecord, Tables};
-use types::{LeaseId, LogIndex, MemberId};
+use types::{LeaseId, LogIndex, MemberId, Revision};
 
 /// The replicated state beside the keys.
 #[derive(Debug, Default)]
@@ -19,8 +19,7 @@ pub(crate) struct State {
 /// The state beside the keys, shared between the applier and readers.
 ///
 /// The applier holds the lock while it applies one entry, readers while they copy what they came for.
-/// It is taken before the lock of the key index and never the other way round; readers take only one
-/// of the two at a time.
+/// It is taken before the lock of the key index and never the other way round.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Shared {
     state: Arc<RwLock<State>>,
@@ -113,6 +112,17 @@ impl Views {
         self.state.read().tables.clone()
     }
 
+    /// All of the state at one moment; the keys are read at its revision afterwards.
+    pub fn moment(&self) -> Moment {
+        let state = self.state.read();
+        // The applier changes the keys under this lock, too.
+        Moment {
+            revision: self.mvcc.revision(),
+            leases: leases_of(&state),
+            tables: state.tables.clone(),
+        }
+    }
+
     /// The version that the cluster has agreed on.
     pub fn cluster_version(&self) -> Option<ClusterVersion> {
         self.state.read().tables.cluster_version
@@ -167,8 +177,21 @@ impl Views {
 
     /// All leases: id, granted TTL, remaining TTL. This is what a new leader's deadlines start from.
     pub fn leases(&self) -> Vec<(LeaseId, i64, i64)> {
-        let state = self.state.read();
-        let facts = |(id, lease): (LeaseId, &Lease)| (id, lease.granted_ttl, lease.remaining_ttl);
-        state.leases.iter().map(facts).collect()
+        leases_of(&self.state.read())
     }
+}
+
+/// The whole state after some entry.
+#[derive(Clone, Debug)]
+pub struct Moment {
+    /// Of the keys.
+    pub revision: Revision,
+    /// Id, granted TTL, remaining TTL.
+    pub leases: Vec<(LeaseId, i64, i64)>,
+    pub tables: Tables,
+}
+
+fn leases_of(state: &State) -> Vec<(LeaseId, i64, i64)> {
+    let facts = |(id, lease): (LeaseId, &Lease)| (id, lease.granted_ttl, lease.remaining_ttl);
+    state.leases.iter().map(facts).collect()
 }

@@ -1,6 +1,6 @@
 //! Everything that a reader can still reach, as records in order of revision: what a backup holds.
 //!
-//! With c the compact revision and r the newest one: of the records up to c those that a reader at c
+//! With c the compact revision and r the one asked for: of the records up to c those that a reader at c
 //! sees, and every record above c up to r. That is what Go etcd's `key` bucket holds once a
 //! compaction is done, so HashKV of the copy equals HashKV of the store.
 
@@ -14,22 +14,24 @@ use crate::query::RangeError;
 use crate::read::{Interruption, fetch};
 use crate::store::{Shared, StoreMeta};
 
-/// Visits the records until `visit` breaks, and answers the moment they belong to.
+/// Visits the records up to `revision` until `visit` breaks, and answers the moment they belong to.
 ///
 /// # Errors
 /// `Compacted` when a compaction went by meanwhile: what was visited is of no use, begin again.
 pub(crate) fn records(
     shared: &Shared,
+    revision: Revision,
     visit: &mut dyn FnMut(Record) -> ControlFlow<()>,
 ) -> Result<StoreMeta, RangeError> {
-    Ok(attempt(shared, visit)?)
+    Ok(attempt(shared, revision, visit)?)
 }
 
 fn attempt(
     shared: &Shared,
+    revision: Revision,
     visit: &mut dyn FnMut(Record) -> ControlFlow<()>,
 ) -> Result<StoreMeta, Interruption> {
-    let (pin, compacted) = pin(shared, 0)?;
+    let (pin, compacted) = pin(shared, revision.0)?;
     let meta = StoreMeta { revision: Revision(pin.at), compact_revision: Revision(compacted) };
     if compacted > 0 {
         let mut old = visible(shared, compacted, compacted, pin.epoch)?.records;

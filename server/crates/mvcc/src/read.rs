@@ -198,16 +198,17 @@ impl ReadView {
         revs.get(record)
     }
 
-    /// Visits, in order of revision, every record that a reader can still reach, until `visit`
-    /// breaks; answers the moment the records belong to.
+    /// Visits, in order of revision, every record up to `revision` that a reader can still reach, until
+    /// `visit` breaks; answers the moment the records belong to.
     ///
     /// # Errors
     /// `Compacted` when a compaction went by meanwhile: what was visited is of no use, begin again.
     pub fn backup(
         &self,
+        revision: Revision,
         visit: &mut dyn FnMut(Record) -> ControlFlow<()>,
     ) -> Result<StoreMeta, RangeError> {
-        backup::records(&self.shared, visit)
+        backup::records(&self.shared, revision, visit)
     }
 
     /// The hash that Go etcd's HashKV answers for the same history; `revision` 0 is the newest.

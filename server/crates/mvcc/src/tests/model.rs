@@ -265,7 +265,7 @@ impl Run {
             backup.append(&[record]).unwrap();
             ControlFlow::Continue(())
         };
-        assert_eq!(self.store.read().backup(&mut visit).unwrap(), meta);
+        assert_eq!(self.store.read().backup(meta.revision, &mut visit).unwrap(), meta);
         self.check_rebuilt(backup, meta);
     }
 
