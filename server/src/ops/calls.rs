@@ -6,6 +6,7 @@
 //! encodes its own answers is counted like any other.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use prost_types::FileDescriptorSet;
 use tonic::{Code, Status};
 
 use super::spans::{Entered, Span, Spans};
+use crate::listen::ConnectionInfo;
 
 /// Go's names of the gRPC codes, by number.
 const CODES: [&str; 17] = [
@@ -178,7 +180,9 @@ impl CallMetrics {
             method,
             shared: self.shared.clone(),
             started: Instant::now(),
+            remote: request.extensions().get::<ConnectionInfo>().and_then(|info| info.remote),
             sent: Messages::default(),
+            sent_bytes: 0,
             code: None,
             answered: false,
             span: self.spans.as_ref().and_then(|spans| spans.call(request)),
@@ -236,7 +240,9 @@ pub struct Call {
     method: Arc<Method>,
     shared: Arc<Shared>,
     started: Instant,
+    remote: Option<SocketAddr>,
     sent: Messages,
+    sent_bytes: usize,
     code: Option<usize>,
     answered: bool,
     /// If the call is traced.
@@ -274,6 +280,7 @@ impl Call {
 
     /// Counts what is sent.
     pub(crate) fn sent(&mut self, data: &Bytes) {
+        self.sent_bytes += data.len();
         self.shared.sent_bytes.inc_by(data.len() as u64);
         self.method.sent.inc_by(self.sent.count(data));
     }
@@ -304,7 +311,9 @@ impl Drop for Call {
         if method.kind == "unary" && spent > self.shared.slow {
             tracing::warn!(
                 "time spent" = ?spent,
+                remote = self.remote.map(tracing::field::display),
                 "response type" = format!("/{}/{}", method.service, method.name),
+                "response size" = self.sent_bytes,
                 code = CODES[self.code.unwrap_or(CODE_CANCELED)],
                 "request stats"
             );
