@@ -357,7 +357,7 @@ fn slow_applies(talk: &mut Talk) -> String {
 }
 
 fn slow_requests(talk: &mut Talk) -> String {
-    logged(talk, "\"msg\":\"request stats\"");
+    let told = logged(talk, "\"msg\":\"request stats\"");
     let log = talk.cluster.members()[0].log();
     let line = log.lines().find(|line| line.contains("\"request stats\"")).expect("it was found");
     let has = |key: &str| line.contains(&format!("\"{key}\":"));
