@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use disk::Disk;
 use futures_util::future::BoxFuture;
 use machine::{CommandKind, Outcome, Proposal, SweepStep, Ticket, Views};
 use openraft::errors::{ChangeMembershipError, ClientWriteError, LinearizableReadError, RaftError};
@@ -61,7 +60,6 @@ pub(crate) struct Shared {
     pub(crate) read_boxes: Arc<Mailboxes<()>>,
     pub(crate) sender: Sender,
     pub(crate) store: Arc<Store>,
-    pub(crate) disk: Arc<dyn Disk>,
     pub(crate) blocking: Blocking,
     pub(crate) receptions: Receptions,
     /// Changes of the member list are made one at a time.

@@ -222,12 +222,7 @@ impl Inbound {
         let began = tokio::time::Instant::now();
         let received = snapshot::receive(file, self.shared.blocking, chunks, silence_max);
         let Received { file, bytes } = received.await.map_err(stopped)?;
-        // Installing it cannot be taken back half way, so the space must be there before.
-        let free = self.shared.disk.available_space(file.path()).map_err(stopped)?;
-        if free < bytes {
-            let wanted = bytes - free;
-            return Err(stopped(format!("{wanted} more bytes of disk are needed to install it")));
-        }
+        file.require_room(bytes).map_err(stopped)?;
         self.shared.events.observe(Observation::SnapshotReceived(began.elapsed()));
         Ok((turn, file))
     }

@@ -35,6 +35,9 @@ const CHUNKS_WAITING_MAX: usize = 8;
 /// for in silence, has left to do.
 const UNSYNCED_BYTES_MAX: u64 = 64 << 20;
 
+/// How much is received between two looks at the free space.
+const LOOK_BYTES: u64 = 4 << 20;
+
 pub(crate) type Snapshot = openraft::storage::Snapshot<CommittedLeaderId, u64, Node, SnapshotData>;
 
 /// Where the bytes of a snapshot are.
@@ -167,18 +170,24 @@ struct Incoming {
     bytes: u64,
     /// How many of them are durable.
     synced: u64,
+    /// How many there were when the free space was looked at.
+    looked_at: u64,
 }
 
 impl Incoming {
     fn create(at: IncomingFile) -> io::Result<Self> {
         let file = at.create()?;
-        Ok(Self { file, at, digest: Sha256::new(), bytes: 0, synced: 0 })
+        Ok(Self { file, at, digest: Sha256::new(), bytes: 0, synced: 0, looked_at: 0 })
     }
 
     fn write(mut self, bytes: &[u8]) -> io::Result<Self> {
         self.digest.update(bytes);
         self.file.write_all_at(bytes, self.bytes)?;
         self.bytes += bytes.len() as u64;
+        if self.bytes - self.looked_at >= LOOK_BYTES {
+            self.at.require_room(self.bytes)?;
+            self.looked_at = self.bytes;
+        }
         if self.bytes - self.synced >= UNSYNCED_BYTES_MAX {
             self.file.sync_data()?;
             self.synced = self.bytes;

@@ -222,7 +222,6 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
         read_boxes: Arc::new(Mailboxes::new()),
         sender,
         store,
-        disk: parts.disk.clone(),
         blocking,
         receptions: Receptions::default(),
         changing: tokio::sync::Mutex::default(),

@@ -22,6 +22,7 @@ use types::{ClusterId, LogIndex, Revision};
 
 use crate::codec;
 use crate::images::{ImageError, ImageHeader, Images};
+use crate::limits::SPACE_RESERVE_BYTES;
 use crate::raft_types::{LogId, SnapshotMeta, StoredMembership, optional_index};
 use crate::watermark::Watermark;
 
@@ -84,6 +85,25 @@ impl IncomingFile {
     /// Makes the file, which is not there yet.
     pub(crate) fn create(&self) -> io::Result<Arc<dyn File>> {
         self.disk.open(&self.path, OpenMode::Create)
+    }
+
+    /// Refuses to go on where what was received would not find room once more, as installing it needs, which
+    /// cannot be taken back half way. The reserve is left alone: a member that lags must not raise the alarm
+    /// that stops all writes of the others. What is in the reserve anyway may go on.
+    ///
+    /// # Errors
+    /// Says how much is missing.
+    pub(crate) fn require_room(&self, received: u64) -> io::Result<()> {
+        let free = self.disk.available_space(&self.path)?;
+        let was_in_reserve = free.saturating_add(received) < SPACE_RESERVE_BYTES;
+        let kept = if was_in_reserve { 0 } else { SPACE_RESERVE_BYTES };
+        match (received + kept).checked_sub(free) {
+            None | Some(0) => Ok(()),
+            Some(missing) => Err(io::Error::new(
+                io::ErrorKind::StorageFull,
+                format!("at least {missing} more bytes of disk are needed to install a snapshot"),
+            )),
+        }
     }
 }
 
@@ -291,7 +311,7 @@ mod tests {
     use std::time::Duration;
 
     use disk::{Fault, SimDisk};
-    use futures_util::stream;
+    use futures_util::{StreamExt, stream};
     use machine::{
         AppliedEntry, AppliedPayload, Batch, CommandKind, LogPosition, Proposal, Ticket,
     };
@@ -445,5 +465,42 @@ mod tests {
         let again = load(&disk);
         assert_eq!(again.applied, meta(9).last_log_id);
         assert_eq!(value(&again.machine), "leader's");
+    }
+
+    /// It filled the disk, and the alarm of one small member stopped the writes of all.
+    #[test]
+    fn a_snapshot_without_room_is_given_up_before_the_reserve_is_touched() {
+        const MIB: u64 = 1 << 20;
+        let disk = Arc::new(SimDisk::new(1));
+        let store = load(&disk).store;
+        let leave = |bytes| {
+            disk.set_capacity(Some(u64::MAX / 2));
+            let used = u64::MAX / 2 - disk.available_space(Path::new(DIRECTORY)).unwrap();
+            disk.set_capacity(Some(used + bytes));
+        };
+        leave(SPACE_RESERVE_BYTES + 40 * MIB);
+        let least = std::cell::Cell::new(u64::MAX);
+        let piece = Part::Data(vec![7; 1 << 20].into());
+        let chunks = (0..60).map(|_| peerpb::SnapshotChunk { part: Some(piece.clone()) });
+        let look = |_: &_| {
+            let free = disk.available_space(Path::new(DIRECTORY)).unwrap();
+            least.set(least.get().min(free));
+        };
+        let mut chunks = Box::pin(stream::iter(chunks).inspect(look));
+        let silence_max = Duration::from_secs(10);
+        let received =
+            snapshot::receive(store.incoming_file(), Blocking::Inline, &mut chunks, silence_max);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let error = runtime.block_on(received).err().expect("it has no room");
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull, "{error}");
+        assert!(least.get() > SPACE_RESERVE_BYTES, "{} bytes were left", least.get());
+        assert!(least.get() < SPACE_RESERVE_BYTES + 24 * MIB, "half of the room may be used");
+        let names = disk.list(Path::new(DIRECTORY)).unwrap();
+        assert!(names.iter().all(|entry| !entry.name.starts_with(INCOMING)), "{names:?}");
+
+        // Who is in the reserve anyway may receive what has room.
+        leave(10 * MIB);
+        assert!(store.incoming_file().require_room(4 * MIB).is_ok());
+        assert!(store.incoming_file().require_room(11 * MIB).is_err());
     }
 }
