@@ -147,30 +147,40 @@ impl Shared {
         self.tail().purged.as_ref().is_some_and(|purged| index <= purged.index())
     }
 
+    /// At least one entry, if there is one, without a hole, and no more than about `bytes_max`.
     fn read(&self, from: u64, until: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
-        let (tail_first, purged, mut entries, mut bytes) = {
-            let tail = self.tail();
-            let first = tail.first_in_memory();
-            if from >= first {
-                return Ok(tail.slice(from, until, bytes_max));
+        loop {
+            let (tail_first, purged) = {
+                let tail = self.tail();
+                let first = tail.first_in_memory();
+                if from >= first {
+                    return Ok(tail.slice(from, until, bytes_max));
+                }
+                (first, tail.purged.is_some())
+            };
+            let stored = self
+                .segments
+                .read(LogIndex(from + 1), LogIndex(until.min(tail_first) + 1), bytes_max as u64)
+                .map_err(|error| io::Error::other(error.to_string()))?;
+            let (mut entries, mut bytes) = (Vec::new(), 0);
+            for record in stored {
+                bytes += record.payload.len();
+                entries.push(codec::entry_from_wal(record)?);
             }
-            (first, tail.purged.is_some(), Vec::new(), 0)
-        };
-        let stored = self
-            .segments
-            .read(LogIndex(from + 1), LogIndex(until.min(tail_first) + 1), bytes_max as u64)
-            .map_err(|error| io::Error::other(error.to_string()))?;
-        for record in stored {
-            bytes += record.payload.len();
-            entries.push(codec::entry_from_wal(record)?);
+            // A log that was never purged and holds nothing so far back begins in the tail.
+            let begin = if purged { from } else { tail_first };
+            let next = entries.last().map_or(begin, |entry: &Entry| entry.log_id().index() + 1);
+            if next < tail_first || bytes >= bytes_max || next >= until {
+                return Ok(entries);
+            }
+            let in_tail = self.tail().continued(next, until, bytes_max - bytes);
+            match in_tail {
+                Some(further) => entries.extend(further),
+                None if entries.is_empty() => continue,
+                None => {}
+            }
+            return Ok(entries);
         }
-        // A log that was never purged and holds nothing so far back begins in the tail.
-        let begin = if purged { from } else { tail_first };
-        let next = entries.last().map_or(begin, |entry: &Entry| entry.log_id().index() + 1);
-        if next >= tail_first && bytes < bytes_max && next < until {
-            entries.extend(self.tail().slice(next, until, bytes_max - bytes));
-        }
-        Ok(entries)
     }
 }
 
@@ -182,11 +192,16 @@ impl Tail {
         }
     }
 
-    /// At least one entry, and no more than fit into `bytes_max`.
+    /// What follows entries that were read elsewhere; nothing if the tail does not begin so early any more:
+    /// the log writer lets go of entries while somebody reads the segments.
+    fn continued(&self, next: u64, until: u64, bytes_max: usize) -> Option<Vec<Entry>> {
+        (next >= self.first_in_memory()).then(|| self.slice(next, until, bytes_max))
+    }
+
+    /// At least one entry, and no more than fit into `bytes_max`; `from` is not before the first in memory.
     fn slice(&self, from: u64, until: u64, bytes_max: usize) -> Vec<Entry> {
-        let first = self.first_in_memory();
-        let start = from.saturating_sub(first) as usize;
-        let count = until.saturating_sub(from.max(first)) as usize;
+        let start = (from - self.first_in_memory()) as usize;
+        let count = until.saturating_sub(from) as usize;
         let mut bytes = 0;
         let mut entries = Vec::new();
         for kept in self.entries.iter().skip(start).take(count) {
@@ -372,5 +387,41 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
         self.shared.tail().purge(log_id);
         self.enqueue(WriteOperation::Purge(log_id)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::EntryPayload;
+    use openraft::entry::RaftEntry;
+    use types::Term;
+
+    use super::*;
+
+    fn indexes(entries: &[Entry]) -> Vec<u64> {
+        entries.iter().map(|entry| entry.log_id().index()).collect()
+    }
+
+    /// The log writer let go of entries between the two halves of a read, and the answer had a hole: the
+    /// follower that it was for ended with "the log has no holes".
+    #[test]
+    fn a_tail_that_has_moved_on_continues_nothing() {
+        let mut tail = Tail::default();
+        for index in 1..=9 {
+            let id = log_id(Term(1), LogIndex(index));
+            tail.push(&Entry::new(id, EntryPayload::Blank));
+        }
+        let first = tail.first_in_memory();
+        let all = tail.slice(first, u64::MAX, usize::MAX);
+        assert_eq!(
+            indexes(&tail.continued(first, first + 3, usize::MAX).unwrap()),
+            indexes(&all[..3])
+        );
+        tail.pop_front();
+        tail.pop_front();
+        assert!(tail.continued(first, u64::MAX, usize::MAX).is_none());
+        assert!(tail.continued(first + 1, u64::MAX, usize::MAX).is_none());
+        let rest = tail.continued(first + 2, u64::MAX, usize::MAX).unwrap();
+        assert_eq!(indexes(&rest), indexes(&all[2..]));
     }
 }
