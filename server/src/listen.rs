@@ -20,13 +20,16 @@
 mod accept;
 mod coalesce;
 mod connection;
+mod descriptors;
 mod dispatch;
+mod handshakes;
 mod ping_police;
 mod threads;
 
 pub(crate) use accept::bind_tcp;
 pub use accept::{BindError, Endpoint, ListenOptions, Listeners};
 pub use connection::{AfterUpgrade, ConnectionInfo, ConnectionSettings};
+pub(crate) use descriptors::raise_limit;
 pub use dispatch::{DirectService, GrpcCalls, HttpBody, HttpFuture, HttpHandler, Services};
 pub use threads::{RpcThread, RpcThreads, ServiceSet};
 

@@ -17,6 +17,7 @@ use crate::version;
 /// Runs the program; `serve` runs a checked configuration until the server has stopped, and its
 /// error is logged as the reason.
 pub fn run(serve: impl FnOnce(Config) -> Result<(), Box<dyn std::error::Error>>) -> ExitCode {
+    crate::listen::raise_limit();
     let arguments = match texts(std::env::args_os()) {
         Ok(arguments) => arguments,
         Err(error) => {

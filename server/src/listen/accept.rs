@@ -15,10 +15,9 @@ use crate::tls::ServerTls;
 use crate::urls::Url;
 
 use super::Purpose;
+use super::descriptors::connections_max;
 use super::threads::{Accepted, RpcThread, Security, Transport};
 
-/// Connections that a listener serves at a time; more wait in the kernel.
-const CONNECTIONS_MAX: usize = 10_000;
 /// Connections that the kernel keeps for us.
 const BACKLOG: i32 = 1024;
 /// etcd's TCP keepalive (`client/pkg/transport/keepalive_listener.go`).
@@ -65,6 +64,11 @@ pub enum BindError {
     Bind { network: &'static str, address: String, source: io::Error },
     #[error("listen on {url}: a certificate and a key are needed")]
     NoTls { url: String },
+    /// In etcd's words.
+    #[error(
+        "file descriptor limit of etcd process is too low; please set higher: {limit} (ulimit -n, LimitNOFILE=)"
+    )]
+    FewDescriptors { limit: u64 },
 }
 
 impl BindError {
@@ -81,6 +85,8 @@ impl BindError {
 /// Sockets that are bound and not yet served.
 pub struct Listeners {
     bound: Vec<Listener>,
+    /// Connections that each serves at a time; more wait in the kernel.
+    connections_max: usize,
 }
 
 struct Listener {
@@ -98,7 +104,8 @@ impl Listeners {
     /// Binds all of them.
     ///
     /// # Errors
-    /// At the first that cannot be bound, for one because another process has its port.
+    /// At the first that cannot be bound, for one because another process has its port; or when the process
+    /// may open too few files.
     pub fn bind(
         endpoints: impl IntoIterator<Item = Endpoint>,
         options: ListenOptions,
@@ -128,7 +135,8 @@ impl Listeners {
                 .map_err(|source| BindError::new(&endpoint.url, source))?;
             bound.push(Listener { socket, purpose: endpoint.purpose, security });
         }
-        Ok(Self { bound })
+        let connections_max = connections_max(bound.len())?;
+        Ok(Self { bound, connections_max })
     }
 
     /// The addresses that TCP listeners have, in the order of the endpoints; a test binds port 0.
@@ -152,7 +160,8 @@ impl Listeners {
                 Bound::Tcp(listener) => Incoming::Tcp(TcpListener::from_std(listener)?),
                 Bound::Unix(listener) => Incoming::Unix(UnixListener::from_std(listener)?),
             };
-            let acceptor = Acceptor { socket, purpose, security };
+            let slots = Arc::new(Semaphore::new(self.connections_max));
+            let acceptor = Acceptor { socket, purpose, security, slots };
             acceptors.spawn(acceptor.run(threads.clone(), stop.clone()));
         }
         while acceptors.join_next().await.is_some() {}
@@ -169,14 +178,14 @@ struct Acceptor {
     socket: Incoming,
     purpose: Purpose,
     security: Security,
+    slots: Arc<Semaphore>,
 }
 
 impl Acceptor {
     async fn run(self, threads: Arc<Vec<RpcThread>>, stop: CancellationToken) {
-        let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         loop {
             let next = async {
-                let slot = slots.clone().acquire_owned().await.map_err(io::Error::other)?;
+                let slot = self.slots.clone().acquire_owned().await.map_err(io::Error::other)?;
                 Ok::<_, io::Error>((self.accept().await?, slot))
             };
             let (transport, slot) = tokio::select! {

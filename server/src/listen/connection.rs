@@ -15,7 +15,6 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
@@ -24,6 +23,7 @@ use crate::tls::{PeerIdentity, ServerTls, Unreadable};
 
 use super::coalesce::Coalescing;
 use super::dispatch::{AnswerBody, AnswerFuture};
+use super::handshakes::Handshakes;
 use super::ping_police::{CallUnderWay, Calls, PingPolice};
 use super::{Purpose, Services};
 
@@ -106,7 +106,7 @@ pub(super) async fn serve<S>(
     tls: Option<Arc<ServerTls>>,
     services: Services,
     settings: &ConnectionSettings,
-    handshakes: Arc<Semaphore>,
+    handshakes: Arc<Handshakes>,
     stop: CancellationToken,
 ) -> io::Result<()>
 where
@@ -122,19 +122,24 @@ where
     let Some(tls) = tls else {
         return speak(stream, info, services, settings, stop).await;
     };
-    let turn = handshakes.acquire_owned().await.map_err(io::Error::other)?;
+    let turn = handshakes.begin();
     let handshake = TlsAcceptor::from(tls.current()).accept(stream).into_fallible();
-    let timed = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await;
+    let ended = tokio::select! {
+        biased;
+        ended = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake) => {
+            ended.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))
+        }
+        () = turn.given_up() => Err(io::Error::other("too many handshakes; this was the oldest")),
+    };
     drop(turn);
-    let stream = match timed {
+    let stream = match ended {
         Ok(Ok(stream)) => stream,
         Ok(Err((error, stream))) => {
             rejected(&info, &client::tls_reason(&error));
             let _ = tokio::time::timeout(FAREWELL_TIMEOUT, farewell(stream)).await;
             return Err(error);
         }
-        Err(_) => {
-            let error = io::Error::from(io::ErrorKind::TimedOut);
+        Err(error) => {
             rejected(&info, &error.to_string());
             return Err(error);
         }

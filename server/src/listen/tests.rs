@@ -327,9 +327,10 @@ fn an_https_url_without_a_certificate_is_refused() {
 }
 
 /// Handshakes were once made for as many connections as came, each with its memory for as long as the
-/// client kept silent. Here two may be made at a time, and time stands still until nothing else moves.
+/// client kept silent; and with turns taken in order, everybody waited behind the silent ones. Here two may
+/// be under way, and time stands still until nothing else moves.
 #[tokio::test(start_paused = true)]
-async fn ghsa_6vch_silent_clients_take_turns_and_lose_them() {
+async fn ghsa_6vch_silent_clients_make_room_for_those_who_speak() {
     use super::connection::{Remote, serve};
     use crate::tls::tests::{config, prepared};
     use crate::tls::{ClientTls, ServerTls};
@@ -339,7 +340,7 @@ async fn ghsa_6vch_silent_clients_take_turns_and_lose_them() {
     rules.skip_client_san_verification = true;
     let tls = Arc::new(ServerTls::new(rules).unwrap());
     let client = ClientTls::new(config(directory, "client"));
-    let turns = Arc::new(tokio::sync::Semaphore::new(2));
+    let turns = super::handshakes::Handshakes::new(2);
     let services = services()[&Purpose::Client].clone();
     let accept = |stream: tokio::io::DuplexStream| {
         let (tls, services, turns) = (Some(tls.clone()), services.clone(), turns.clone());
@@ -355,7 +356,7 @@ async fn ghsa_6vch_silent_clients_take_turns_and_lose_them() {
         silent.push((near, accept(far)));
     }
     tokio::task::yield_now().await;
-    assert_eq!(turns.available_permits(), 0, "two make their handshakes, three wait");
+    assert_eq!(turns.count(), 2, "the first three have made room");
 
     let (near, far) = tokio::io::duplex(64 * 1024);
     let speaking = accept(far);
@@ -363,13 +364,14 @@ async fn ghsa_6vch_silent_clients_take_turns_and_lose_them() {
     let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
     let stream = connector.connect(name, near).await.unwrap();
     assert!(get(stream, "/late").await.ends_with("http /late"));
-    // Two turns of silence, of two clients each, were over before; the last one has the third.
-    assert_eq!(began.elapsed().as_secs(), 20);
-    for (near, serving) in silent {
+    assert_eq!(began.elapsed().as_secs(), 0, "nobody waits behind the silent");
+    for (number, (near, serving)) in silent.into_iter().enumerate() {
         let error = serving.await.unwrap().unwrap_err();
-        assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
+        let timed_out = error.kind() == std::io::ErrorKind::TimedOut;
+        assert_eq!(timed_out, number == 4, "{number}: {error}");
         drop(near);
     }
+    assert_eq!(began.elapsed().as_secs(), 10, "the last one had its time");
     speaking.await.unwrap().unwrap();
-    assert_eq!(turns.available_permits(), 2);
+    assert_eq!(turns.count(), 0);
 }

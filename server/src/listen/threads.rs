@@ -8,18 +8,19 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::tls::ServerTls;
 
 use super::connection::{ConnectionSettings, HANDSHAKE_TIMEOUT, Remote, serve};
+use super::handshakes::Handshakes;
 use super::{Purpose, Services};
 
 /// Accepted connections that wait for a thread; the acceptor waits when there are more.
 const HAND_OVER_QUEUE: usize = 256;
-/// TLS handshakes that one thread makes at a time.
+/// TLS handshakes that one thread has under way.
 const HANDSHAKES_MAX: usize = 512;
 
 /// What one thread serves, by the purpose of the listener.
@@ -114,7 +115,7 @@ impl Serving {
     /// `grace`, what is left is cut off.
     pub async fn run(mut self, stop: CancellationToken, grace: Duration) {
         let mut serving = JoinSet::new();
-        let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+        let handshakes = Handshakes::new(HANDSHAKES_MAX);
         loop {
             tokio::select! {
                 biased;
@@ -140,7 +141,7 @@ impl Serving {
         &self,
         accepted: Accepted,
         stop: &CancellationToken,
-        handshakes: Arc<Semaphore>,
+        handshakes: Arc<Handshakes>,
     ) -> impl Future<Output = ()> + Send + 'static {
         let counted = Counted { connections: self.connections.clone(), _slot: accepted.slot };
         let services = self.services.get(&accepted.purpose).cloned().unwrap_or_default();
