@@ -4,7 +4,7 @@
 //! whenever a file has changed, so that certificates are renewed without a restart. etcd reads
 //! certificate and key again at every handshake and the CA only at the start (etcd#11555); here all
 //! files are read again. A pair that does not fit together, as it may happen while files are being
-//! exchanged, leaves the last good one in use and is logged once.
+//! exchanged, leaves the last good one in use and is logged once; the other files are taken all the same.
 //!
 //! Invariants: a listener never starts with files that cannot be used; a trusted CA means that
 //! clients must show a certificate, also without `--client-cert-auth` (as in etcd); a certificate that is

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use client::{client_chain_or_trusted, name_not_allowed};
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{NoClientAuth, WebPkiClientVerifier};
+use rustls::server::{NoClientAuth, NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
 use rustls_pki_types::{CertificateDer, UnixTime};
 
@@ -26,9 +26,29 @@ struct Made {
     files: Files,
     server: Arc<ServerConfig>,
     revoked: Arc<Revoked>,
-    /// Files that could not be used, so that they are complained about once.
-    refused: Option<Files>,
+    /// Why files are not used, so that it is complained about once.
+    refused: Vec<String>,
 }
+
+/// Reads files of one kind.
+type ReadKind = fn(&TlsConfig, &mut Files) -> Result<(), TlsError>;
+
+/// What is exchanged together: a pair, the authorities, the list of revoked certificates.
+const KINDS: [ReadKind; 3] = [
+    |config, files| {
+        files.cert = super::read(&config.cert_file)?;
+        files.key = super::read(&config.key_file)?;
+        Ok(())
+    },
+    |config, files| {
+        files.authority = super::read(&config.trusted_ca_file)?;
+        Ok(())
+    },
+    |config, files| {
+        files.revocations = super::read(&config.crl_file)?;
+        Ok(())
+    },
+];
 
 impl ServerTls {
     /// Reads the files for the first time.
@@ -38,42 +58,38 @@ impl ServerTls {
     pub fn new(config: TlsConfig) -> Result<Self, TlsError> {
         let files = read(&config)?;
         let (server, revoked) = make(&config, &files)?;
-        Ok(Self { config, made: Mutex::new(Made { files, server, revoked, refused: None }) })
+        Ok(Self { config, made: Mutex::new(Made { files, server, revoked, refused: Vec::new() }) })
     }
 
-    /// The configuration for a connection that begins now.
+    /// The configuration for a connection that begins now. Of files that cannot be used the last good ones
+    /// are, each kind by itself: a pair that does not fit holds up no revocation.
     pub fn current(&self) -> Arc<ServerConfig> {
-        let found = read(&self.config);
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        let files = match found {
-            Ok(files) => files,
-            Err(error) => {
-                if made.refused.replace(Files::default()).is_none() {
-                    tracing::error!(%error, "keeping the last good certificate");
-                }
-                return made.server.clone();
-            }
-        };
-        if files == made.files {
-            made.refused = None;
-        } else if made.refused.as_ref() != Some(&files) {
-            match make(&self.config, &files) {
-                Ok((server, revoked)) => {
+        let mut refused = Vec::new();
+        for read in KINDS {
+            let mut files = made.files.clone();
+            let remade = read(&self.config, &mut files).and_then(|()| match files == made.files {
+                true => Ok(None),
+                false => make(&self.config, &files).map(Some),
+            });
+            match remade {
+                Ok(None) => {}
+                Ok(Some((server, revoked))) => {
                     tracing::info!(path = self.config.cert_file, "certificate files have changed");
-                    *made = Made { files, server, revoked, refused: None };
+                    (made.files, made.server, made.revoked) = (files, server, revoked);
                 }
-                Err(error) => {
-                    tracing::error!(%error, "keeping the last good certificate");
-                    made.refused = Some(files);
-                }
+                Err(error) => refused.push(error.to_string()),
             }
         }
+        for error in refused.iter().filter(|error| !made.refused.contains(error)) {
+            tracing::error!(error, "keeping the last good certificate");
+        }
+        made.refused = refused;
         made.server.clone()
     }
 
-    /// Whether a client with this identity may stay: the rules that come after the signature. The
-    /// names were checked in the handshake already, except in one that resumes an earlier session. Who
-    /// has shown no certificate is held to none; where there is a CA, everybody has to show one.
+    /// Whether a client with this identity may stay: the rules that come after the signature. Who has shown
+    /// no certificate is held to none; where there is a CA, everybody has to show one.
     pub(crate) fn admits(&self, identity: Option<&PeerIdentity>) -> Result<(), String> {
         let Some(identity) = identity else { return Ok(()) };
         let revoked = self.made.lock().unwrap_or_else(PoisonError::into_inner).revoked.clone();
@@ -120,6 +136,12 @@ fn make(config: &TlsConfig, files: &Files) -> Result<(Arc<ServerConfig>, Arc<Rev
             private_key(&config.key_file, &files.key)?,
         )
         .map_err(pair_error)?;
+    if !config.trusted_ca_file.is_empty() {
+        // A session that is resumed shows no certificate: one that has ended meanwhile, or whose authority is
+        // not trusted any more, would go on being believed.
+        server.session_storage = Arc::new(NoServerSessionStorage {});
+        server.send_tls13_tickets = 0;
+    }
     server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok((Arc::new(server), Arc::new(revoked)))
 }

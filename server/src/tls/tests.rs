@@ -229,6 +229,53 @@ async fn revoked_certificates_are_refused_as_soon_as_the_list_says_so() {
     assert!(matches!(ServerTls::new(config), Err(TlsError::Read { .. })));
 }
 
+/// While a pair that could not be used lay there, nobody was revoked any more.
+#[tokio::test]
+async fn a_pair_that_does_not_fit_holds_up_no_revocation() {
+    let prepared = prepared();
+    let directory = prepared.directory.path();
+    let mut config = config(directory, "server");
+    config.crl_file = directory.join("list.crl").to_string_lossy().into_owned();
+    std::fs::write(&config.crl_file, list(&prepared.issuer, &[7])).unwrap();
+    let server = ServerTls::new(config.clone()).unwrap();
+    let client = ClientTls::new(super::tests::config(directory, "client"));
+    let identity = handshake(&server, &client).await.unwrap().unwrap();
+    std::fs::copy(directory.join("client.key"), &config.key_file).unwrap();
+    assert!(matches!(ServerTls::new(config.clone()), Err(TlsError::Pair { .. })));
+    let revoked = list_of(&prepared.issuer, &[identity.serials()[0].clone()]);
+    std::fs::write(&config.crl_file, revoked).unwrap();
+    server.current();
+    assert!(server.admits(Some(&identity)).unwrap_err().contains("revoked"));
+    handshake(&server, &client).await.expect("the last good pair serves on");
+}
+
+/// A session that is resumed shows no certificate, which may have ended since.
+#[tokio::test]
+async fn a_client_shows_its_certificate_each_time() {
+    let prepared = prepared();
+    let directory = prepared.directory.path();
+    let server = ServerTls::new(config(directory, "server")).unwrap();
+    let client = ClientTls::new(config(directory, "client"));
+    for _ in 0..3 {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let acceptor = TlsAcceptor::from(server.current());
+        let connector = TlsConnector::from(client.current().unwrap());
+        let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
+        let serve = async {
+            let mut stream = acceptor.accept(far).await.unwrap();
+            stream.write_all(b"x").await.unwrap();
+            stream.flush().await.unwrap();
+            stream.get_ref().1.handshake_kind()
+        };
+        let connect = async {
+            let mut stream = connector.connect(name, near).await.unwrap();
+            stream.read_exact(&mut [0]).await.unwrap();
+        };
+        let (kind, ()) = tokio::join!(serve, connect);
+        assert_eq!(kind, Some(rustls::HandshakeKind::Full));
+    }
+}
+
 /// What webpki does not look into: it would pass over the rules, as a certificate that names nothing.
 #[tokio::test]
 async fn certificates_that_cannot_be_read_are_refused() {
