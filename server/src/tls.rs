@@ -18,6 +18,7 @@ mod self_signed;
 mod server;
 
 pub use client::ClientTls;
+pub(crate) use identity::common_name;
 pub use identity::{PeerIdentity, Unreadable, fingerprint};
 pub use self_signed::{SelfSignedError, make_certificates, with_self_signed};
 pub use server::ServerTls;

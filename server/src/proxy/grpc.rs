@@ -41,7 +41,7 @@ use crate::listen::{
 };
 use crate::ops::calls::CallMetrics;
 use crate::ops::{notify, register_process, signals::Terminations};
-use crate::tls::{ServerTls, about_cipher_suites, with_self_signed};
+use crate::tls::{ServerTls, about_cipher_suites, common_name, with_self_signed};
 use crate::urls::Url;
 
 use super::command::Values;
@@ -352,9 +352,7 @@ fn refuse_common_name(path: &Path) -> Result<(), Box<dyn Error>> {
         let path = path.display();
         return Err(format!("no certificate in {path}; it must hold certificates first").into());
     }
-    let certificate = pem.parse_x509()?;
-    let name = certificate.subject().iter_common_name().next();
-    let name = name.and_then(|name| name.as_str().ok()).unwrap_or_default();
+    let name = common_name(&pem.parse_x509()?)?;
     if name.is_empty() {
         return Ok(());
     }

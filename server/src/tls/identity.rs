@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::ParsedCertificate;
 use sha2::{Digest, Sha256};
+use x509_parser::asn1_rs::Tag;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -28,6 +29,21 @@ pub struct PeerIdentity {
 #[error("tls: failed to parse a certificate that was shown: {0}")]
 pub struct Unreadable(String);
 
+/// The common name of a subject: the last if it has several, as in Go, which overwrites those before it; empty
+/// if it has none.
+pub(crate) fn common_name(certificate: &X509Certificate<'_>) -> Result<String, Unreadable> {
+    let Some(name) = certificate.subject().iter_common_name().last() else {
+        return Ok(String::new());
+    };
+    let value = name.attr_value();
+    if value.tag() == Tag::BmpString {
+        let units = value.data.chunks_exact(2).map(|unit| u16::from_be_bytes([unit[0], unit[1]]));
+        return String::from_utf16(&units.collect::<Vec<_>>())
+            .map_err(|error| Unreadable(error.to_string()));
+    }
+    name.as_str().map(str::to_owned).map_err(|error| Unreadable(error.to_string()))
+}
+
 impl PeerIdentity {
     /// Reads the chain that was shown and verified, if one was; its first certificate is who it is about.
     ///
@@ -37,10 +53,7 @@ impl PeerIdentity {
         let Some([certificate, ..]) = chain else { return Ok(None) };
         let certificate = certificate.clone().into_owned();
         let parsed = parse(&certificate)?;
-        // The last, as in Go, which overwrites those before it.
-        let common_names = parsed.subject().iter_common_name();
-        let common_name = common_names.filter_map(|name| name.as_str().ok()).last();
-        let common_name = common_name.unwrap_or_default().to_owned();
+        let common_name = common_name(&parsed)?;
         let (mut dns_names, mut addresses) = (Vec::new(), Vec::new());
         let names = parsed.subject_alternative_name();
         if let Some(names) = names.map_err(|error| Unreadable(error.to_string()))? {

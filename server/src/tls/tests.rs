@@ -316,6 +316,14 @@ fn of_several_common_names_the_last_is_the_name() {
     let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
     let identity = PeerIdentity::shown(Some(std::slice::from_ref(certificate.der())));
     assert_eq!(identity.unwrap().unwrap().common_name, "last");
+
+    // One that is written in another way counts, too: the name before it would be another user's.
+    let units = rcgen::string::BmpString::try_from("bob").unwrap();
+    let last = rcgen::DnValue::BmpString(units);
+    params.distinguished_name.push(DnType::CustomDnType(vec![2, 5, 4, 3]), last);
+    let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+    let identity = PeerIdentity::shown(Some(&[certificate.der().clone()]));
+    assert_eq!(identity.unwrap().unwrap().common_name, "bob");
 }
 
 fn list(issuer: &Issuer, serials: &[u8]) -> Vec<u8> {

@@ -5,17 +5,20 @@
 //! the cluster another way is not seen: such a read is as old as it may be, which is what its client has
 //! asked for.
 //!
-//! Three things are stricter than in etcd. What one caller has read is remembered for that caller (its
-//! token) alone, so that nobody reads here what the members would refuse. A range that was under way
+//! Four things are stricter than in etcd. What one caller has read is remembered for that caller (its
+//! token) alone, so that nobody reads here what the members would refuse; and only for a few seconds, since
+//! the proxy does not see when a permission is taken back or a token ends. A range that was under way
 //! while a write to it passed is not remembered, so that a client never loses sight of its own write. And
 //! the bytes are bounded as well as the number.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
 use proto::etcdserverpb::{RangeRequest, RangeResponse};
+use tokio::time::Instant;
 use tonic::Status;
 
 use super::metrics::ProxyMetrics;
@@ -26,6 +29,8 @@ const RANGES_MAX: usize = 2048;
 const BYTES_MAX: usize = 64 * 1024 * 1024;
 /// What is longer is not remembered.
 const RANGE_BYTES_MAX: usize = BYTES_MAX / 16;
+/// For how long a range is remembered.
+const AGE_MAX: Duration = Duration::from_secs(10);
 /// How many writes are looked through before a range that was under way meanwhile is remembered. When
 /// there were more, it is not.
 const WRITES_KNOWN: usize = 1024;
@@ -109,6 +114,7 @@ struct Entry {
     response: RangeResponse,
     bytes: usize,
     used: u64,
+    since: Instant,
 }
 
 impl Cache {
@@ -188,6 +194,10 @@ impl State {
 
     fn use_again(&mut self, question: &Question) -> Option<RangeResponse> {
         let number = *self.numbers.get(&question.encoded)?;
+        if self.entries.get(&number)?.since.elapsed() >= AGE_MAX {
+            self.remove(number);
+            return None;
+        }
         let now = self.tick();
         let entry = self.entries.get_mut(&number)?;
         self.ages.remove(&entry.used);
@@ -226,7 +236,8 @@ impl State {
         self.ages.insert(number, number);
         self.numbers.insert(question.encoded.clone(), number);
         let response = response.clone();
-        self.entries.insert(number, Entry { question, response, bytes, used: number });
+        let since = Instant::now();
+        self.entries.insert(number, Entry { question, response, bytes, used: number, since });
         self.bytes += bytes;
         while self.entries.len() > RANGES_MAX || self.bytes > BYTES_MAX {
             let Some((_, oldest)) = self.ages.first_key_value() else { return };
@@ -293,6 +304,18 @@ mod tests {
         assert_eq!(cache.get(&question("me")).unwrap(), Some(answer(7)), "c is outside");
         cache.written([span("b", "")]);
         assert_eq!(cache.get(&question("me")).unwrap(), None);
+    }
+
+    /// A permission may have been taken back since.
+    #[tokio::test(start_paused = true)]
+    async fn what_was_read_long_ago_is_asked_again() {
+        let cache = cache();
+        let question = Question::new(b"me", &range("a", "", 0));
+        cache.remember(cache.asked(), question.clone(), &answer(7));
+        tokio::time::advance(AGE_MAX - Duration::from_millis(1)).await;
+        assert_eq!(cache.get(&question).unwrap(), Some(answer(7)));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!(cache.get(&question).unwrap(), None, "also if it was used meanwhile");
     }
 
     #[test]
