@@ -6,7 +6,8 @@
 //!
 //! The file's fsync comes before the rename, or the name could appear over empty bytes; the
 //! directory's comes after, or the name could vanish again. A leftover `name.tmp` is only ever the
-//! remains of a crash and is overwritten by the next attempt.
+//! remains of a crash. The next attempt at the same name overwrites it; who gives each file another name
+//! has to remove it.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};

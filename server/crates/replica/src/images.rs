@@ -69,6 +69,9 @@ pub enum ImageError {
     },
 }
 
+/// How the file ends that becomes an image.
+const UNFINISHED: &str = ".image.tmp";
+
 /// The directory of images.
 pub(crate) struct Images {
     disk: Arc<dyn Disk>,
@@ -78,6 +81,8 @@ pub(crate) struct Images {
 }
 
 impl Images {
+    /// Opens the directory and removes what was being written when a process before ended: each image has a
+    /// name of its own, so that no later one would take its place.
     pub(crate) fn open(
         disk: Arc<dyn Disk>,
         directory: PathBuf,
@@ -85,6 +90,11 @@ impl Images {
         member: MemberId,
     ) -> io::Result<Self> {
         disk.create_dir_all(&directory)?;
+        for entry in disk.list(&directory)? {
+            if entry.name.ends_with(UNFINISHED) {
+                disk.remove_file(&directory.join(&entry.name))?;
+            }
+        }
         Ok(Self { disk, directory, cluster, member })
     }
 

@@ -417,6 +417,9 @@ mod tests {
             let revision = again.machine.views().mvcc.revision();
             let expected = optional_index(again.applied.as_ref()).0 + 1;
             assert_eq!(revision.0 as u64, expected, "operation {at}");
+            let images = disk.list(&Path::new(DIRECTORY).join("image")).unwrap();
+            let unfinished = images.iter().filter(|entry| !entry.name.ends_with(".image"));
+            assert_eq!(unfinished.count(), 0, "operation {at}: {images:?}");
             if !crashed {
                 break;
             }

@@ -189,6 +189,30 @@ fn no_space_at_any_operation_loses_nothing() {
     }
 }
 
+/// What was to be written down was taken for written, and counted as live again after the next start.
+#[test]
+fn removals_that_a_full_disk_did_not_take_are_written_down_by_the_next_flush() {
+    let mut tried_again = 0;
+    for step in 1..30 {
+        let disk = SimDisk::new(step);
+        let store = open(&disk).unwrap();
+        (1..=20).for_each(|main| store.append(&[record(main, 0, 90)]).unwrap());
+        store.flush(LogIndex(1)).unwrap();
+        store.remove(&(1..=20).step_by(7).map(|main| at(main, 0)).collect::<Vec<_>>()).unwrap();
+        let in_use = store.size().in_use;
+        disk.inject(Fault::NoSpaceAt(disk.mutations() + step));
+        let refused = store.flush(LogIndex(2)).is_err();
+        disk.clear_faults();
+        if store.flush(LogIndex(2)).is_err() {
+            continue; // It was a sync that failed, which is for good.
+        }
+        tried_again += u32::from(refused);
+        drop(store);
+        assert_eq!(open(&disk).unwrap().size().in_use, in_use, "without space at step {step}");
+    }
+    assert!(tried_again > 0, "no step was tried again");
+}
+
 #[test]
 fn a_full_disk_keeps_reads_and_appends_going_until_there_is_space() {
     let disk = SimDisk::new(5);

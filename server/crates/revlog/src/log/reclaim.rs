@@ -203,12 +203,11 @@ impl RevLog {
     pub(super) fn save_dead(&self, manifest: &Manifest) -> Result<(), RevStoreError> {
         let tail = manifest.tail;
         let files: Vec<(SegmentName, Vec<u8>)> = {
-            let mut state = self.state_mut();
-            let state = &mut *state;
+            let state = self.state();
             state
                 .sealed
-                .iter_mut()
-                .chain(std::iter::once(&mut state.active))
+                .iter()
+                .chain(std::iter::once(&state.active))
                 .filter(|segment| segment.dead.is_changed() && segment.file.name.id <= tail.name.id)
                 .map(|segment| {
                     let positions = &segment.positions;
@@ -216,7 +215,6 @@ impl RevLog {
                     if segment.file.name == tail.name {
                         count = positions.lower_bound_offset(tail.end);
                     }
-                    segment.dead.set_saved();
                     (segment.file.name, segment.dead.encode(count, positions))
                 })
                 .collect()
@@ -225,6 +223,14 @@ impl RevLog {
             let file = name.dead_file();
             disk::write_file_atomically(&*self.disk, &self.directory, &file, &bytes)
                 .map_err(io_error("write", &self.directory.join(&file)))?;
+            // Not before: on a full disk this is tried again. Nothing is marked dead meanwhile, which would
+            // need `maintenance`; but the active segment may have been sealed.
+            let mut state = self.state_mut();
+            let state = &mut *state;
+            let mut segments = state.sealed.iter_mut().chain(std::iter::once(&mut state.active));
+            if let Some(segment) = segments.find(|segment| segment.file.name == name) {
+                segment.dead.set_saved();
+            }
         }
         Ok(())
     }
