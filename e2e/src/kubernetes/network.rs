@@ -35,6 +35,12 @@ pub fn owner() -> Option<String> {
     Some(alias.trim().to_owned())
 }
 
+/// Whether any node is connected to the bridge.
+pub fn has_cables() -> bool {
+    let cables = fs::read_dir(format!("/sys/class/net/{BRIDGE}/brif"));
+    cables.is_ok_and(|mut cables| cables.next().is_some())
+}
+
 /// Connects a node, whose network namespace is that of the process `init`, to the bridge.
 pub fn connect(node: NodeNumber, init: u32, nodes: &[NodeNumber]) -> Result<()> {
     let link = node.link();

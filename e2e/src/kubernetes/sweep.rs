@@ -32,17 +32,23 @@ pub fn sweep(layout: &Layout) -> Result<()> {
     })
 }
 
-/// A cluster that another clone has started is not ours to end.
+/// A cluster that another clone has started is not ours to end. What is left of one that was ended from
+/// outside, and its clone perhaps removed, is nobody's.
 pub(super) fn refuse_foreign(layout: &Layout) -> Result<()> {
-    match network::owner() {
-        Some(owner) if !owner.is_empty() && Path::new(&owner) != layout.root() => bail!(
-            "a local Kubernetes of {owner} is on this machine, and two would use the same \
-             addresses: run `cargo xtask down` in its clone first (with KEELSON_STATE={} if the \
-             clone is gone)",
-            Path::new(&owner).parent().unwrap_or(Path::new("/")).display()
-        ),
-        _ => Ok(()),
+    let owner = network::owner().unwrap_or_default();
+    if owner.is_empty() || Path::new(&owner) == layout.root() || !is_somebody_there() {
+        return Ok(());
     }
+    bail!(
+        "a local Kubernetes of {owner} is on this machine, and two would use the same addresses: run \
+         `cargo xtask down` in its clone first (with KEELSON_STATE={} if the clone is gone)",
+        Path::new(&owner).parent().unwrap_or(Path::new("/")).display()
+    )
+}
+
+/// Processes of another process namespace are not seen, but their nodes' cables are.
+fn is_somebody_there() -> bool {
+    network::has_cables() || Cgroups::detect().is_ok_and(|cgroups| cgroups.anything_runs())
 }
 
 /// Mounts detach their loop devices themselves; this is for what a crash in between has left.
