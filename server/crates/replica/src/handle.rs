@@ -6,19 +6,20 @@
 mod leader;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use machine::{CommandKind, Outcome, Proposal, SweepStep, Ticket, Views};
+use machine::{CommandKind, Compactor, Outcome, Proposal, SweepStep, Ticket, Views};
 use openraft::errors::{ChangeMembershipError, ClientWriteError, LinearizableReadError, RaftError};
 use openraft::raft::ReadPolicy;
 use openraft::{ChangeMembers, Raft};
 use proto::peerpb;
 use tokio::sync::{Mutex, oneshot, watch};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use types::{ClusterId, LogIndex, MemberId, Planted, Term};
 
 use crate::completion::{Mailbox, Mailboxes};
@@ -41,6 +42,8 @@ use crate::store::Store;
 use crate::unavailable::Unavailable;
 use crate::watermark::Watermark;
 
+/// How long it is waited before something is swept that was held.
+const SWEEP_ASKED_AGAIN: Duration = Duration::from_millis(20);
 /// How long it is waited for an image before it is asked for again.
 const IMAGE_ASKED_AGAIN: Duration = Duration::from_millis(100);
 
@@ -291,15 +294,21 @@ impl Handle {
         loop {
             self.shared.raft.trigger().snapshot().await.map_err(|_| Unavailable::Stopped)?;
             if timeout(IMAGE_ASKED_AGAIN, self.shared.store.wait_saved(target)).await.is_ok() {
-                return Ok(());
+                break;
             }
         }
+        // While an image was being written nothing could be swept.
+        while !self.shared.sweep_index().await {
+            sleep(SWEEP_ASKED_AGAIN).await;
+        }
+        Ok(())
     }
 }
 
 impl Shared {
-    /// Drops from the index what compactions have made dead, in steps that let others run.
-    pub(crate) async fn sweep_index(&self) {
+    /// Drops from the index what compactions have made dead, in steps that let others run. Answers whether it
+    /// was all: nothing is swept while an image or a snapshot is being written.
+    pub(crate) async fn sweep_index(&self) -> bool {
         let _one_at_a_time = self.sweeping.lock().await;
         let compaction = self.current.views().mvcc.compact_revision().0;
         let compactor = self.current.compactor();
@@ -320,13 +329,29 @@ impl Shared {
             took += began.elapsed();
             match step {
                 SweepStep::More => tokio::task::yield_now().await,
-                SweepStep::Held => return,
+                SweepStep::Held => return false,
                 SweepStep::Done => break,
             }
         }
         if self.swept.swap(compaction, Ordering::AcqRel) != compaction {
             tracing::info!("compact-revision" = compaction, ?took, "finished scheduled compaction");
             self.events.observe(Observation::Swept { longest_step, took });
+            self.free_swept(compactor).await;
+        }
+        true
+    }
+
+    /// Frees what was swept only after the image that allows it had been written: no other image comes where
+    /// nothing is written any more, for one because the store is full.
+    async fn free_swept(&self, compactor: Compactor) {
+        let upto = self.store.saved_compaction();
+        let free = move || {
+            let freed = compactor.remove_garbage(upto);
+            freed.map(drop).map_err(|error| io::Error::other(error.to_string()))
+        };
+        if let Err(error) = self.blocking.run(free).await {
+            // The next image tries again, and knows what to do.
+            tracing::warn!(%error, "what a compaction has let go of was not freed");
         }
     }
 
