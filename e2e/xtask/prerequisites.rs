@@ -52,7 +52,7 @@ const IMAGE_TEST: [Package; 1] =
 
 const GIB: u64 = 1 << 30;
 /// What a first run puts on the disk: our programs and tests, those of Kubernetes, images in three nodes.
-const SPACE_AT_FIRST: u64 = 20 * GIB;
+const SPACE_AT_FIRST: u64 = 14 * GIB;
 /// And one after it.
 const SPACE_AGAIN: u64 = 5 * GIB;
 
