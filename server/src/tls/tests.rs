@@ -193,14 +193,21 @@ async fn names_in_certificates_are_held_to_the_rules() {
     assert!(elsewhere.starts_with(told), "{elsewhere}");
 }
 
-#[tokio::test]
-async fn revoked_certificates_are_refused_as_soon_as_the_list_says_so() {
-    let prepared = prepared();
+/// A server with a list of revoked certificates, none of them of these.
+fn with_list(prepared: &Directory) -> (TlsConfig, ServerTls) {
     let directory = prepared.directory.path();
     let mut config = config(directory, "server");
     config.crl_file = directory.join("list.crl").to_string_lossy().into_owned();
     std::fs::write(&config.crl_file, list(&prepared.issuer, &[7])).unwrap();
     let server = ServerTls::new(config.clone()).unwrap();
+    (config, server)
+}
+
+#[tokio::test]
+async fn revoked_certificates_are_refused_as_soon_as_the_list_says_so() {
+    let prepared = prepared();
+    let directory = prepared.directory.path();
+    let (config, server) = with_list(&prepared);
     let client = ClientTls::new(super::tests::config(directory, "client"));
     let identity = handshake(&server, &client).await.unwrap().unwrap();
     assert_eq!(server.admits(Some(&identity)), Ok(()));
@@ -234,10 +241,7 @@ async fn revoked_certificates_are_refused_as_soon_as_the_list_says_so() {
 async fn a_pair_that_does_not_fit_holds_up_no_revocation() {
     let prepared = prepared();
     let directory = prepared.directory.path();
-    let mut config = config(directory, "server");
-    config.crl_file = directory.join("list.crl").to_string_lossy().into_owned();
-    std::fs::write(&config.crl_file, list(&prepared.issuer, &[7])).unwrap();
-    let server = ServerTls::new(config.clone()).unwrap();
+    let (config, server) = with_list(&prepared);
     let client = ClientTls::new(super::tests::config(directory, "client"));
     let identity = handshake(&server, &client).await.unwrap().unwrap();
     std::fs::copy(directory.join("client.key"), &config.key_file).unwrap();

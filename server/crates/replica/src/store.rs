@@ -476,11 +476,7 @@ mod tests {
         const MIB: u64 = 1 << 20;
         let disk = Arc::new(SimDisk::new(1));
         let store = load(&disk).store;
-        let leave = |bytes| {
-            disk.set_capacity(Some(u64::MAX / 2));
-            let used = u64::MAX / 2 - disk.available_space(Path::new(DIRECTORY)).unwrap();
-            disk.set_capacity(Some(used + bytes));
-        };
+        let leave = |bytes| disk.set_capacity(Some(disk.used_bytes() + bytes));
         leave(SPACE_RESERVE_BYTES + 40 * MIB);
         let least = std::cell::Cell::new(u64::MAX);
         let piece = Part::Data(vec![7; 1 << 20].into());
