@@ -16,7 +16,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
-use machine::{Auth, Moment, Views};
+use machine::{Auth, Views, WholeState};
 use mvcc::StoreMeta;
 use prost::Message;
 use proto::authpb;
@@ -202,7 +202,7 @@ type Bucket<'b> = dyn FnMut(&[u8], &mut Entries<'_>) -> Result<(), SnapshotFileE
 /// Hands every bucket, in the order of names, to `bucket`.
 fn write_buckets(views: &Views, bucket: &mut Bucket<'_>) -> Result<(), SnapshotFileError> {
     // Users and roles must not be older than the keys that they guard, nor leases than those that hang on them.
-    let Moment { revision, leases, tables } = views.moment();
+    let WholeState { revision, leases, tables } = views.whole_state();
     let mut positions = None;
     bucket(b"alarm", &mut |put| {
         let mut keys: Vec<Vec<u8>> = tables

@@ -73,4 +73,4 @@ pub use tables::{
 };
 pub use tokens::SimpleTokens;
 pub use txn::{ReadOnlyError, range_query, read_only};
-pub use views::{Moment, Views};
+pub use views::{Views, WholeState};

@@ -113,10 +113,10 @@ impl Views {
     }
 
     /// All of the state at one moment; the keys are read at its revision afterwards.
-    pub fn moment(&self) -> Moment {
+    pub fn whole_state(&self) -> WholeState {
         let state = self.state.read();
         // The applier changes the keys under this lock, too.
-        Moment {
+        WholeState {
             revision: self.mvcc.revision(),
             leases: leases_of(&state),
             tables: state.tables.clone(),
@@ -183,7 +183,7 @@ impl Views {
 
 /// The whole state after some entry.
 #[derive(Clone, Debug)]
-pub struct Moment {
+pub struct WholeState {
     /// Of the keys.
     pub revision: Revision,
     /// Id, granted TTL, remaining TTL.
