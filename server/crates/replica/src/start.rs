@@ -154,6 +154,12 @@ pub enum StartError {
 /// So many election timeouts are given to the next leader when this one is about to stop.
 const HAND_OVER_ELECTIONS: u32 = 3;
 
+/// The file that says that this member's log has begun. The log may be on a volume of its own, which may come
+/// up empty or not at all; a new log would be that of a member that has forgotten its vote and what it
+/// acknowledged. It is written when the log is there and before anything is in it. A state that was restored
+/// has no log yet, and a directory of an earlier version gets the file with the next start.
+const LOG_BEGUN: &str = "log-begun";
+
 /// The time between two looks whether the directory is free.
 const LOCK_PAUSE: Duration = Duration::from_millis(100);
 
@@ -161,7 +167,7 @@ const LOCK_PAUSE: Duration = Duration::from_millis(100);
 pub struct Replica {
     handle: Handle,
     writer: RunningWriter,
-    _lock: disk::DirLock,
+    _locks: Vec<disk::DirLock>,
 }
 
 /// Opens the directory and starts everything. Call it on the runtime that Raft shall run on.
@@ -169,7 +175,10 @@ pub struct Replica {
 /// # Errors
 /// When the directory is unusable, damaged or belongs to another member; nothing was changed then.
 pub async fn start(parts: Parts) -> Result<Replica, StartError> {
-    let lock = lock_directory(&*parts.disk, &parts.directory).await?;
+    let mut locks = vec![lock_directory(&*parts.disk, &parts.directory).await?];
+    if !parts.wal_directory.starts_with(&parts.directory) {
+        locks.push(lock_directory(&*parts.disk, &parts.wal_directory).await?);
+    }
     let (wal, recovered, loaded) = recover(&parts)?;
     let sender = sender(&parts);
     let (log, writer) =
@@ -232,7 +241,7 @@ pub async fn start(parts: Parts) -> Result<Replica, StartError> {
         sweeping: tokio::sync::Mutex::default(),
     });
     spawn_loops(&shared, parts.images, parts.timing);
-    Ok(Replica { handle: Handle::new(shared), writer, _lock: lock })
+    Ok(Replica { handle: Handle::new(shared), writer, _locks: locks })
 }
 
 fn sender(parts: &Parts) -> Sender {
@@ -274,9 +283,19 @@ async fn lock_directory(disk: &dyn Disk, directory: &Path) -> Result<disk::DirLo
 fn recover(parts: &Parts) -> Result<(wal::Wal, wal::Recovered, Loaded), StartError> {
     let disk = parts.disk.clone();
     let identity = wal::Identity { cluster_id: parts.cluster, member_id: parts.member };
-    let options = wal::Options { space_kept: SPACE_RESERVE_BYTES, ..wal::Options::default() };
+    let begun = disk.exists(&parts.directory.join(LOG_BEGUN)).map_err(StartError::Directory)?;
+    let options = wal::Options {
+        space_kept: SPACE_RESERVE_BYTES,
+        // Who goes on alone owes nobody anything any more.
+        has_begun: begun && !parts.force_new_cluster,
+        ..wal::Options::default()
+    };
     let (mut wal, mut recovered) =
         wal::Wal::open(disk.clone(), &parts.wal_directory, identity, options)?;
+    if !begun {
+        disk::write_file_atomically(&*disk, &parts.directory, LOG_BEGUN, b"")
+            .map_err(StartError::Directory)?;
+    }
     let loaded = load_store(parts)?;
     check_gap(&recovered, &loaded)?;
     if parts.force_new_cluster {

@@ -144,6 +144,40 @@ async fn a_member_that_was_alone_does_not_read_without_its_new_voter() {
     first.shutdown().await;
 }
 
+/// It began a new log, with its vote and all that it had acknowledged forgotten: a quorum with it could lose
+/// what was committed, or elect two leaders of one term.
+#[tokio::test(start_paused = true)]
+async fn a_member_whose_log_is_gone_does_not_start() {
+    for image in [false, true] {
+        let disk = Arc::new(SimDisk::new(1));
+        let wires = Wires::default();
+        let first = || Bootstrap::New([node(1)].into());
+        let replica = start(1, &disk, &wires, first()).await;
+        leader(&[&replica]).await;
+        replica.handle().propose(put("k", "v")).await.unwrap();
+        if image {
+            replica.handle().save_image().await.unwrap();
+        }
+        replica.shutdown().await;
+        disk.remove_dir_all(Path::new("member/wal")).unwrap();
+        let parts = || {
+            let writer = LogWriterPlacement::Task(Box::new(|| Duration::from_micros(30)));
+            parts(writer, 1, &disk, &wires, first())
+        };
+        let refused = replica::start(parts()).await.err().expect("it has forgotten its vote");
+        let told = refused.to_string();
+        assert!(told.contains("member/wal is empty") && told.contains("add it again"), "{told}");
+        if image {
+            // Who goes on alone may do so from the image.
+            let alone = Parts { force_new_cluster: true, ..parts() };
+            let replica = start_parts(alone, &wires).await;
+            leader(&[&replica]).await;
+            assert_eq!(get(&replica, "k").unwrap(), b"v");
+            replica.shutdown().await;
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_member_waits_for_the_end_of_the_process_that_still_has_its_directory() {
     let disk = Arc::new(SimDisk::new(1));

@@ -78,8 +78,11 @@ fn through_log(
     purge_every: usize,
 ) -> anyhow::Result<Vec<Duration>> {
     let identity = Identity { cluster_id: ClusterId(1), member_id: MemberId(1) };
-    let options =
-        Options { segment_bytes: SEGMENT_BYTES as u64, spare_segments_max: 4, space_kept: 0 };
+    let options = Options {
+        segment_bytes: SEGMENT_BYTES as u64,
+        spare_segments_max: 4,
+        ..Options::default()
+    };
     let (mut wal, _) = Wal::open(Arc::new(OsDisk), directory, identity, options)?;
     while wal.prepare()? {}
     let warm_up = if purge_every > 0 { 5 * SEGMENT_BYTES / bytes } else { 0 };

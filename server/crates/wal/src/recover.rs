@@ -2,7 +2,7 @@
 //!
 //! | found | done |
 //! |---|---|
-//! | nothing | a new log |
+//! | nothing | a new log; refused where the caller knows that there was one |
 //! | a record that does not verify, and nothing that proves it was ever synced | the log ends before it |
 //! | the same, but a later mark or segment proves that it was synced | refused: acknowledged records are lost |
 //! | a segment missing, too short, or with a bad header | refused |
@@ -79,6 +79,9 @@ impl Wal {
         let scan = if listing.segments.is_empty() {
             if listing.has_format {
                 return Err(RecoverError::Missing { file: segment_path(directory, 1) });
+            }
+            if options.has_begun {
+                return Err(RecoverError::Gone { directory: directory.to_path_buf() });
             }
             Scan::of_new_log(&*disk, directory, identity, &options, &mut spares)?
         } else {

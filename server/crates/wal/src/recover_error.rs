@@ -76,6 +76,15 @@ pub enum RecoverError {
         /// The file.
         file: PathBuf,
     },
+    /// There is no log where one had begun.
+    #[error(
+        "the log of this member is gone: {directory} is empty; put back what was there (is it mounted?), or \
+         {WAY_BACK}"
+    )]
+    Gone {
+        /// The log's directory.
+        directory: PathBuf,
+    },
     /// A segment is shorter than its header says.
     #[error("{file} has {found} bytes instead of {expected}; {WAY_BACK}")]
     Short {

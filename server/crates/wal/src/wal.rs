@@ -31,11 +31,18 @@ pub struct Options {
     /// Bytes of the disk that segments made ahead of time leave free. A segment that is needed at once
     /// may take them.
     pub space_kept: u64,
+    /// Whether the caller knows that this log had begun. Nothing in its place is then refused.
+    pub has_begun: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { segment_bytes: 64 * 1024 * 1024, spare_segments_max: 3, space_kept: 0 }
+        Self {
+            segment_bytes: 64 * 1024 * 1024,
+            spare_segments_max: 3,
+            space_kept: 0,
+            has_begun: false,
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use types::LogIndex;
 use wal::{Options, ReadError, Record, RecoverError, Recovered, Wal};
 
 fn open(directory: &Path) -> Result<(Wal, Recovered), RecoverError> {
-    let options = Options { segment_bytes: 64 * 1024, spare_segments_max: 2, space_kept: 0 };
+    let options = Options { segment_bytes: 64 * 1024, spare_segments_max: 2, ..Options::default() };
     Wal::open(Arc::new(OsDisk), directory, identity(), options)
 }
 

@@ -20,7 +20,7 @@ pub(crate) fn identity() -> Identity {
 
 /// Segments small enough that a short script rotates, recycles and splits groups.
 pub(crate) fn options() -> Options {
-    Options { segment_bytes: 12 * 1024, spare_segments_max: 2, space_kept: 0 }
+    Options { segment_bytes: 12 * 1024, spare_segments_max: 2, ..Options::default() }
 }
 
 pub(crate) fn open(disk: &SimDisk) -> Result<(Wal, Recovered), RecoverError> {
