@@ -23,7 +23,7 @@ use crate::tls::{PeerIdentity, ServerTls, Unreadable};
 
 use super::coalesce::Coalescing;
 use super::dispatch::{AnswerBody, AnswerFuture};
-use super::handshakes::Handshakes;
+use super::handshakes::Handshake;
 use super::ping_police::{CallUnderWay, Calls, PingPolice};
 use super::{Purpose, Services};
 
@@ -103,10 +103,9 @@ impl Remote {
 pub(super) async fn serve<S>(
     stream: S,
     remote: Remote,
-    tls: Option<Arc<ServerTls>>,
+    tls: Option<(Arc<ServerTls>, Handshake)>,
     services: Services,
     settings: &ConnectionSettings,
-    handshakes: Arc<Handshakes>,
     stop: CancellationToken,
 ) -> io::Result<()>
 where
@@ -119,18 +118,11 @@ where
         secure: tls.is_some(),
         identity: None,
     };
-    let Some(tls) = tls else {
+    let Some((tls, turn)) = tls else {
         return speak(stream, info, services, settings, stop).await;
     };
-    let turn = handshakes.begin();
     let handshake = TlsAcceptor::from(tls.current()).accept(stream).into_fallible();
-    let ended = tokio::select! {
-        biased;
-        ended = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake) => {
-            ended.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))
-        }
-        () = turn.given_up() => Err(io::Error::other("too many handshakes; this was the oldest")),
-    };
+    let ended = turn.within(HANDSHAKE_TIMEOUT, handshake).await;
     drop(turn);
     let stream = match ended {
         Ok(Ok(stream)) => stream,

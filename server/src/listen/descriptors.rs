@@ -5,6 +5,8 @@
 //! for the process itself (`embed/etcd.go`). The rest is shared out beforehand, so that clients leave room
 //! for members.
 
+use std::num::NonZero;
+
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::accept::BindError;
@@ -15,6 +17,10 @@ const KEPT: u64 = 150;
 const CONNECTIONS_MAX: u64 = 10_000;
 /// Sets of listeners in one process: for clients, and for members.
 const SETS: u64 = 2;
+/// Listeners of a set: one for clients and one for metrics.
+const LISTENERS: usize = 2;
+/// TLS handshakes that one thread has under way at most.
+const HANDSHAKES_MAX: usize = 512;
 
 /// Raises the soft limit as far as it may be.
 pub(crate) fn raise_limit() {
@@ -28,6 +34,14 @@ pub(crate) fn raise_limit() {
 /// How many connections each of the listeners of a set may have.
 pub(super) fn connections_max(listeners: usize) -> Result<usize, BindError> {
     share(getrlimit(Resource::Nofile).current, listeners)
+}
+
+/// How many TLS handshakes one thread may have under way: so few that all threads together leave half of a
+/// listener's connections to those who are through.
+pub(super) fn handshakes_max() -> usize {
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let connections = connections_max(LISTENERS).unwrap_or_default();
+    (connections / 2 / threads).clamp(1, HANDSHAKES_MAX)
 }
 
 fn share(limit: Option<u64>, listeners: usize) -> Result<usize, BindError> {

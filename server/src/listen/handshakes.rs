@@ -5,7 +5,9 @@
 //! nobody waits behind them.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
@@ -59,9 +61,21 @@ pub(super) struct Handshake {
 }
 
 impl Handshake {
-    /// Returns once it has to make room.
-    pub(super) async fn given_up(&self) {
-        self.given_up.cancelled().await;
+    /// What `step` comes to, unless it has to make room before, or the time is over.
+    pub(super) async fn within<T>(
+        &self,
+        limit: Duration,
+        step: impl Future<Output = T>,
+    ) -> io::Result<T> {
+        tokio::select! {
+            biased;
+            ended = tokio::time::timeout(limit, step) => {
+                ended.map_err(|_| io::ErrorKind::TimedOut.into())
+            }
+            () = self.given_up.cancelled() => {
+                Err(io::Error::other("too many handshakes; this was the oldest"))
+            }
+        }
     }
 }
 

@@ -15,13 +15,12 @@ use tokio_util::sync::CancellationToken;
 use crate::tls::ServerTls;
 
 use super::connection::{ConnectionSettings, HANDSHAKE_TIMEOUT, Remote, serve};
-use super::handshakes::Handshakes;
+use super::descriptors::handshakes_max;
+use super::handshakes::{Handshake, Handshakes};
 use super::{Purpose, Services};
 
 /// Accepted connections that wait for a thread; the acceptor waits when there are more.
 const HAND_OVER_QUEUE: usize = 256;
-/// TLS handshakes that one thread has under way.
-const HANDSHAKES_MAX: usize = 512;
 
 /// What one thread serves, by the purpose of the listener.
 pub type ServiceSet = BTreeMap<Purpose, Services>;
@@ -51,24 +50,25 @@ pub(super) enum Security {
 
 impl Security {
     /// Whether this client speaks TLS: what it begins with is a record of a handshake then.
-    async fn of(self, stream: &TcpStream) -> io::Result<Option<Arc<ServerTls>>> {
+    async fn of(
+        self,
+        stream: &TcpStream,
+        handshakes: &Arc<Handshakes>,
+    ) -> io::Result<Option<(Arc<ServerTls>, Handshake)>> {
         const HANDSHAKE_RECORD: u8 = 22;
-        match self {
-            Self::Plain => Ok(None),
-            Self::Tls(tls) => Ok(Some(tls)),
-            Self::Either(tls) => {
-                let mut first = [0];
-                tokio::time::timeout(HANDSHAKE_TIMEOUT, stream.peek(&mut first)).await??;
-                Ok((first == [HANDSHAKE_RECORD]).then_some(tls))
-            }
-        }
+        let Self::Either(tls) = self else { return Ok(self.of_unix(handshakes)) };
+        // Who says nothing at all keeps silent in a handshake, as far as anybody knows.
+        let handshake = handshakes.begin();
+        let mut first = [0];
+        handshake.within(HANDSHAKE_TIMEOUT, stream.peek(&mut first)).await??;
+        Ok((first == [HANDSHAKE_RECORD]).then_some((tls, handshake)))
     }
 
     /// A path names a socket of one kind.
-    fn of_unix(self) -> Option<Arc<ServerTls>> {
+    fn of_unix(self, handshakes: &Arc<Handshakes>) -> Option<(Arc<ServerTls>, Handshake)> {
         match self {
             Self::Plain => None,
-            Self::Tls(tls) | Self::Either(tls) => Some(tls),
+            Self::Tls(tls) | Self::Either(tls) => Some((tls, handshakes.begin())),
         }
     }
 }
@@ -115,7 +115,7 @@ impl Serving {
     /// `grace`, what is left is cut off.
     pub async fn run(mut self, stop: CancellationToken, grace: Duration) {
         let mut serving = JoinSet::new();
-        let handshakes = Handshakes::new(HANDSHAKES_MAX);
+        let handshakes = Handshakes::new(handshakes_max());
         loop {
             tokio::select! {
                 biased;
@@ -151,13 +151,14 @@ impl Serving {
             match accepted.transport {
                 Transport::Tcp(stream) => {
                     let stream = TcpStream::from_std(stream)?;
-                    let (remote, tls) = (Remote::of(&stream, purpose), security.of(&stream).await?);
-                    serve(stream, remote, tls, services, &settings, handshakes, stop).await
+                    let remote = Remote::of(&stream, purpose);
+                    let tls = security.of(&stream, &handshakes).await?;
+                    serve(stream, remote, tls, services, &settings, stop).await
                 }
                 Transport::Unix(stream) => {
                     let (stream, remote) = (UnixStream::from_std(stream)?, Remote::unix(purpose));
-                    let tls = security.of_unix();
-                    serve(stream, remote, tls, services, &settings, handshakes, stop).await
+                    let tls = security.of_unix(&handshakes);
+                    serve(stream, remote, tls, services, &settings, stop).await
                 }
             }
         };
