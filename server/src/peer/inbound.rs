@@ -156,6 +156,13 @@ impl Raft for PeerService {
         answered(result)
     }
 
+    async fn holding(
+        &self,
+        request: Request<peerpb::HoldingRequest>,
+    ) -> Result<Response<peerpb::HoldingResponse>, Status> {
+        counted!(self, request, holding)
+    }
+
     async fn transfer_leader(
         &self,
         request: Request<peerpb::TransferLeaderRequest>,

@@ -295,6 +295,14 @@ impl Peers for Outbound {
         })
     }
 
+    fn holding(
+        &self,
+        to: Peer,
+        request: peerpb::HoldingRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::HoldingResponse>> {
+        call!(self, raft_messages, to, holding, request)
+    }
+
     fn transfer_leader(
         &self,
         to: Peer,

@@ -19,6 +19,7 @@ use lease::Lessor;
 use mvcc::{Store, StoreMeta};
 use revlog::{RevStore, RevStoreError};
 use tables::{LogPosition, Tables};
+use types::RecordRevision;
 
 use crate::frames::{FrameError, FrameReader, FrameWriter, Kind, Section};
 use crate::machine::{Machine, Moment};
@@ -79,6 +80,9 @@ pub enum RestoreError {
     /// A record of a snapshot that no writer writes.
     #[error("records of the snapshot are damaged: {detail}")]
     Records { detail: &'static str },
+    /// Neither a snapshot nor its receiver has a record that its key index names.
+    #[error("record {record} is missing: the snapshot leaves it out and it is not here either")]
+    Missing { record: RecordRevision },
     /// A lease lists a key that does not name it, or a key names a lease that does not list it.
     #[error("leases and keys of the state file contradict each other")]
     Attachments,

@@ -65,7 +65,7 @@ pub use import::{ImportError, ImportedLease};
 pub use machine::{Answers, Compactor, Machine, SweepStep};
 pub use outcome::{Applied, Fatal, FollowUp, LeaseChange, Operations, Outcome, Refusal};
 pub use permit::{Permit, still_valid};
-pub use snapshot::SnapshotJob;
+pub use snapshot::{Held, SnapshotJob};
 pub use tables::{
     Access, Alarm, AlarmKind, Auth, AuthRefusal, ClusterVersion, Downgrade, LogPosition,
     MemberRecord, MembershipEntry, MembershipNode, MembershipOutcome, Permission, PermissionKind,

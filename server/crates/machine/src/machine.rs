@@ -169,6 +169,11 @@ impl Machine {
         self.store.meta()
     }
 
+    /// Where the records are.
+    pub fn records(&self) -> Arc<dyn RevStore> {
+        self.store.revs()
+    }
+
     /// An image of this moment, to be written by another thread while apply goes on.
     pub fn image(&self) -> ImageJob {
         ImageJob::new(self.moment())

@@ -1,7 +1,7 @@
-//! Snapshots: the whole state for a member that the log no longer reaches, values included.
+//! Snapshots: the state for a member that the log no longer reaches, with the values that it lacks.
 //!
-//! A snapshot is the container of `frames.rs` with the sections of an image and, last, the records in
-//! order of revision:
+//! A snapshot is the container of `frames.rs` with the sections of an image and, last, records in order
+//! of revision:
 //!
 //! ```text
 //! +----------+---------+--------------+------------+-----------+   little endian, repeated
@@ -9,18 +9,25 @@
 //! +----------+---------+--------------+------------+-----------+
 //! ```
 //!
-//! The index section decides which record belongs to which key; the records section may hold dead
-//! ones that had not been freed yet, which the receiver keeps until it compacts. Records that are
-//! known garbage are left out. The record store is read while apply and background removal go on,
-//! which is safe: what the index section names is not garbage while this job lives, because a job
-//! holds off the sweep that would make it so.
+//! The index section decides which records there are. Those up to a revision that the receiver has come
+//! to itself can be left out: apply is deterministic, so the receiver has the same ones, and catching up
+//! costs what was missed. The receiver copies them from the store it had, so that both states are whole
+//! until the new one takes the place of the old one.
+//!
+//! Of what compactions made dead, the two may have freed different parts. The receiver therefore sweeps
+//! the index before it looks for its records, and then wants exactly those that are left: a snapshot
+//! after which one is missing is not installed. Records that are known garbage are not sent. The record
+//! store is read while apply and background removal go on, which is safe: what the index section names
+//! is not garbage while this job lives, because a job holds off the sweep that would make it so.
 
 use std::io::{self, Read, Write};
+use std::iter::Peekable;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::vec;
 
 use bytes::Bytes;
-use mvcc::StoreMeta;
+use mvcc::{StoreMeta, Sweep};
 use revlog::{Record, RevStore};
 use tables::LogPosition;
 use types::{RecordRevision, Revision};
@@ -36,6 +43,18 @@ const KEY_VALUE_BYTES_MAX: u32 = 1 << 30;
 
 /// Records are handed to the receiver's store in groups of about this many bytes.
 const APPEND_BYTES: usize = 4 << 20;
+
+/// How many keys of an index that nobody else uses yet are swept in one step.
+const SWEEP_KEYS: usize = 10_000;
+
+/// The records that the receiver of a snapshot has, of the same history.
+#[derive(Clone, Copy)]
+pub struct Held<'a> {
+    /// Where they are.
+    pub records: &'a dyn RevStore,
+    /// The snapshot leaves records up to this revision out.
+    pub upto: Revision,
+}
 
 /// A snapshot of one moment, on its way to another member. While it lives the index is not swept.
 pub struct SnapshotJob {
@@ -57,17 +76,17 @@ impl SnapshotJob {
         self.moment.meta
     }
 
-    /// Writes the snapshot.
-    pub fn write(&self, out: &mut dyn Write) -> Result<(), WriteError> {
+    /// Writes the snapshot, without the records up to `held`, which its receiver has; 0 if it has none.
+    pub fn write(&self, out: &mut dyn Write, held: Revision) -> Result<(), WriteError> {
         let mut frames = FrameWriter::new(out, Kind::Snapshot)?;
         write_state(&self.moment, &mut frames)?;
-        frames.section(Section::Records, |out| self.write_records(out))?;
+        frames.section(Section::Records, |out| self.write_records(out, held))?;
         Ok(frames.finish()?)
     }
 
-    fn write_records(&self, out: &mut dyn Write) -> Result<(), WriteError> {
+    fn write_records(&self, out: &mut dyn Write, held: Revision) -> Result<(), WriteError> {
         let garbage = self.moment.store.garbage();
-        let until = Revision(self.moment.meta.revision.0 + 1);
+        let above = |revision: Revision| RecordRevision::first_of(Revision(revision.0 + 1));
         let mut written: io::Result<()> = Ok(());
         let mut visit = |record: Record| {
             if garbage.binary_search(&record.revision).is_err() {
@@ -78,9 +97,10 @@ impl SnapshotJob {
                 Err(_) => ControlFlow::Break(()),
             }
         };
-        let from = RecordRevision::default();
-        let until = RecordRevision::first_of(until);
-        self.moment.store.revs().scan(from, until, &mut visit)?;
+        let (from, until) = (above(held), above(self.moment.meta.revision));
+        if from < until {
+            self.moment.store.revs().scan(from, until, &mut visit)?;
+        }
         Ok(written?)
     }
 }
@@ -97,36 +117,107 @@ fn write_record(out: &mut dyn Write, record: &Record) -> io::Result<()> {
 }
 
 impl Machine {
-    /// The state that [`SnapshotJob::write`] wrote, with its values in a new, empty record store.
-    /// The record store is flushed; an image of the result must be durable before the old state goes.
+    /// The state that [`SnapshotJob::write`] wrote, with its values in a new, empty record store, into
+    /// which those that the snapshot leaves out are copied from `held`. The record store is flushed; an
+    /// image of the result must be durable before the old state goes.
     ///
     /// # Errors
-    /// The snapshot is damaged, or foreign, or newer than this program, or a disk failed. The record
-    /// store is of no use then and has to be thrown away.
+    /// The snapshot is damaged, or foreign, or newer than this program, or a record is missing, or a disk
+    /// failed. The record store is of no use then and has to be thrown away.
     pub fn install(
         snapshot: &mut dyn Read,
         records: Arc<dyn RevStore>,
+        held: Option<Held<'_>>,
     ) -> Result<Machine, RestoreError> {
         if records.last()?.is_some() {
             return Err(RestoreError::NotEmpty);
         }
         let mut frames = FrameReader::new(snapshot, Kind::Snapshot)?;
         let (tables, leases, store) = read_state(&mut frames, &records)?;
-        frames
-            .section(Section::Records, |input| read_records(input, &*records, store.revision()))?;
+        while store.compact_step(SWEEP_KEYS) == Sweep::More {}
+        let mut wanted = Wanted::new(&*records, store.records());
+        if let Some(held) = held {
+            wanted.copy(held)?;
+        }
+        frames.section(Section::Records, |input| {
+            read_records(input, &mut wanted, store.revision())
+        })?;
         frames.finish()?;
+        wanted.finish()?;
         records.flush(tables.applied_index())?;
         Ok(Machine::of(store, leases, tables))
     }
 }
 
+/// The records that the key index names, on their way into the store.
+struct Wanted<'a> {
+    into: &'a dyn RevStore,
+    /// Those that have not come yet.
+    named: Peekable<vec::IntoIter<RecordRevision>>,
+    group: Vec<Record>,
+    group_bytes: usize,
+}
+
+impl<'a> Wanted<'a> {
+    fn new(into: &'a dyn RevStore, named: Vec<RecordRevision>) -> Self {
+        Self { into, named: named.into_iter().peekable(), group: Vec::new(), group_bytes: 0 }
+    }
+
+    /// Takes the next record in order of revision, if it is named.
+    fn take(&mut self, record: Record) -> Result<(), RestoreError> {
+        match self.named.peek() {
+            Some(next) if *next < record.revision => {
+                return Err(RestoreError::Missing { record: *next });
+            }
+            Some(next) if *next == record.revision => self.named.next(),
+            _ => return Ok(()),
+        };
+        self.group_bytes += record.key_value.len();
+        self.group.push(record);
+        if self.group_bytes >= APPEND_BYTES {
+            self.append()?;
+        }
+        Ok(())
+    }
+
+    fn append(&mut self) -> Result<(), RestoreError> {
+        if !self.group.is_empty() {
+            self.into.append(&self.group)?;
+        }
+        self.group.clear();
+        self.group_bytes = 0;
+        Ok(())
+    }
+
+    /// Takes what the receiver has.
+    fn copy(&mut self, held: Held<'_>) -> Result<(), RestoreError> {
+        let until = RecordRevision::first_of(Revision(held.upto.0 + 1));
+        let mut taken = Ok(());
+        held.records.scan(RecordRevision::default(), until, &mut |record| {
+            taken = self.take(record);
+            match taken {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            }
+        })?;
+        taken
+    }
+
+    fn finish(mut self) -> Result<(), RestoreError> {
+        self.append()?;
+        match self.named.next() {
+            None => Ok(()),
+            Some(record) => Err(RestoreError::Missing { record }),
+        }
+    }
+}
+
 fn read_records(
     input: &mut SectionReader<'_, '_>,
-    records: &dyn RevStore,
+    wanted: &mut Wanted<'_>,
     newest: Revision,
 ) -> Result<(), RestoreError> {
-    let mut group = Vec::new();
-    let (mut bytes, mut last) = (0, RecordRevision::default());
+    let mut last = RecordRevision::default();
     while input.fill()? {
         let record = read_record(input)?;
         let damaged = |detail| RestoreError::Records { detail };
@@ -137,16 +228,7 @@ fn read_records(
             return Err(damaged("one lies above the snapshot's revision"));
         }
         last = record.revision;
-        bytes += record.key_value.len();
-        group.push(record);
-        if bytes >= APPEND_BYTES {
-            records.append(&group)?;
-            group.clear();
-            bytes = 0;
-        }
-    }
-    if !group.is_empty() {
-        records.append(&group)?;
+        wanted.take(record)?;
     }
     Ok(())
 }

@@ -168,6 +168,17 @@ impl Store {
         self.shared.sweeper().garbage()
     }
 
+    /// Every record that the index names, in order.
+    pub fn records(&self) -> Vec<RecordRevision> {
+        let index = self.shared.read();
+        let mut named: Vec<_> = index
+            .walk_all(None)
+            .flat_map(|(_, history)| history.versions().map(|version| version.record()))
+            .collect();
+        named.sort_unstable();
+        named
+    }
+
     /// Frees the garbage of compactions up to `upto` and answers how many records that were.
     /// `upto` must not exceed the compact revision of the newest durable image: a replay from that
     /// image may still read what later compactions made unreachable.

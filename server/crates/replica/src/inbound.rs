@@ -18,7 +18,7 @@ use openraft::raft::{
 use proto::peerpb;
 use proto::peerpb::snapshot_chunk::Part;
 use tokio::sync::MutexGuard;
-use types::{LogIndex, MemberId, Term};
+use types::{LogIndex, MemberId, Revision, Term};
 
 use crate::codec::{self, Malformed};
 use crate::handle::Shared;
@@ -180,8 +180,10 @@ impl Inbound {
             return Err(refused("a snapshot stream starts with its header"));
         };
         let leader = self.check(header.envelope.as_ref())?;
-        if header.format != snapshot::STREAM_FORMAT {
-            return Err(refused(format!("snapshot format {} is not understood", header.format)));
+        let held = snapshot::left_out(&header).map_err(refused)?;
+        if held > self.shared.current.views().mvcc.revision() {
+            // What was said before a crash: the log brings the rest again, but not before the snapshot.
+            return Err(stopped("the snapshot leaves out records that this member does not have"));
         }
         let vote = codec::vote_from_message(header.vote, "SnapshotHeader").map_err(refused)?;
         let meta = crate::raft_types::SnapshotMeta {
@@ -198,10 +200,10 @@ impl Inbound {
         let (_turn, file) = tokio::select! {
             biased;
             reason = reception.given_up(&self.shared.status) => return Err(stopped(reason)),
-            received = self.receive(&reception, &mut chunks, silence_max) => received?,
+            received = self.receive(&reception, held, &mut chunks, silence_max) => received?,
         };
         let received =
-            snapshot::Snapshot { meta, snapshot: snapshot::SnapshotData::Received(file) };
+            snapshot::Snapshot { meta, snapshot: snapshot::SnapshotData::Received(file, held) };
         let answer =
             self.shared.raft.install_full_snapshot(vote, received).await.map_err(stopped)?;
         // While a snapshot is installed nothing else of the leader is looked at.
@@ -213,12 +215,17 @@ impl Inbound {
     async fn receive<'a>(
         &self,
         reception: &Reception<'a>,
+        held: Revision,
         chunks: &mut (impl Stream<Item = peerpb::SnapshotChunk> + Unpin + Send),
         silence_max: Duration,
     ) -> PeerResult<(MutexGuard<'a, ()>, IncomingFile)> {
         // One snapshot at a time: a second one would only take room beside the first.
         let turn = reception.turn().await;
-        let file = self.shared.store.incoming_file();
+        let copied = match held {
+            Revision(0) => 0,
+            _ => self.shared.current.views().mvcc.store_size().in_use,
+        };
+        let file = self.shared.store.incoming_file(copied);
         let began = tokio::time::Instant::now();
         let received = snapshot::receive(file, self.shared.blocking, chunks, silence_max);
         let Received { file, bytes } = received.await.map_err(stopped)?;
@@ -230,6 +237,21 @@ impl Inbound {
     /// For whom this member has voted last.
     fn own_vote(&self) -> Vote {
         self.shared.raft.metrics().borrow_watched().vote
+    }
+
+    /// Tells which records this member has. It may have more by the time the snapshot comes, never fewer,
+    /// unless it starts again in between, which it notices.
+    ///
+    /// # Errors
+    /// When the request is refused.
+    pub async fn holding(
+        &self,
+        request: peerpb::HoldingRequest,
+    ) -> PeerResult<peerpb::HoldingResponse> {
+        self.check(request.envelope.as_ref())?;
+        let views = self.shared.current.views();
+        // The revision of an empty store is 1, without any record.
+        Ok(peerpb::HoldingResponse { revision: views.mvcc.revision().0 })
     }
 
     /// Campaigns at once if the leader that steps aside is the one this member follows.

@@ -26,7 +26,7 @@ use openraft::raft::{
 use openraft::{AnyError, OptionalSend};
 use proto::peerpb;
 use tokio::sync::{mpsc, watch};
-use types::{ClusterId, MemberId};
+use types::{ClusterId, MemberId, Revision};
 
 use crate::codec::{self, Malformed};
 use crate::observation::Observation;
@@ -146,6 +146,18 @@ fn rpc_error(error: PeerError) -> RPCError<TypeConfig> {
 }
 
 impl Network {
+    /// Up to which revision a snapshot can leave records out. A member that does not understand the
+    /// question gets all of them, and so does one that does not answer, if it can be reached at all.
+    async fn held_by_receiver(&self) -> Result<Revision, StreamingError<TypeConfig>> {
+        let request = peerpb::HoldingRequest { envelope: self.sender.envelope(self.to.id) };
+        let call = self.sender.peers.holding(self.addresses.current(&self.to), request);
+        match tokio::time::timeout(self.sender.patience, call).await {
+            Ok(Ok(answer)) => Ok(Revision(answer.revision.max(0))),
+            Ok(Err(error @ PeerError::Unreachable(_))) => Err(streaming_error(rpc_error(error))),
+            Ok(Err(_)) | Err(_) => Ok(Revision(0)),
+        }
+    }
+
     async fn in_time<T>(
         &self,
         action: RPCTypes,
@@ -418,13 +430,15 @@ impl RaftNetworkV2<TypeConfig> for Network {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let held = self.held_by_receiver().await?;
         let header = peerpb::SnapshotHeader {
             envelope: self.sender.envelope(self.to.id),
             vote: Some(codec::vote_message(&vote)),
             last_log_id: snapshot.meta.last_log_id.as_ref().map(codec::log_id_message),
             membership: Some(codec::stored_membership_message(&snapshot.meta.last_membership)),
-            format: snapshot::STREAM_FORMAT,
+            format: snapshot::format(held),
             total_bytes: 0,
+            records_above: held.0,
         };
         let chunks = snapshot::send(header, snapshot.snapshot);
         let call = self.sender.peers.snapshot(self.addresses.current(&self.to), chunks);

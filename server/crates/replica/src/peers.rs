@@ -67,6 +67,13 @@ pub trait Peers: Send + Sync + 'static {
         chunks: BoxStream<'static, peerpb::SnapshotChunk>,
     ) -> BoxFuture<'static, PeerResult<peerpb::SnapshotResponse>>;
 
+    /// Asks which records a member has before a snapshot is sent to it.
+    fn holding(
+        &self,
+        to: Peer,
+        request: peerpb::HoldingRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::HoldingResponse>>;
+
     /// Tells a member to campaign at once.
     fn transfer_leader(
         &self,

@@ -1,8 +1,8 @@
-//! Carrying a whole state to a member that lacks too much of the log.
+//! Carrying the state to a member that lacks too much of the log.
 //!
-//! The sender streams the machine's snapshot at its applied index; nothing is copied first, so apply
-//! goes on meanwhile. The receiver writes the stream to a file, checks its digest, and only then
-//! hands it to openraft, which has it installed.
+//! The sender asks which records the receiver has, and streams the machine's snapshot at its applied
+//! index without those; nothing is copied first, so apply goes on meanwhile. The receiver writes the
+//! stream to a file, checks its digest, and only then hands it to openraft, which has it installed.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -16,14 +16,17 @@ use proto::peerpb;
 use proto::peerpb::snapshot_chunk::Part;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
-use types::Planted;
+use types::{Planted, Revision};
 
 use crate::raft_types::{CommittedLeaderId, Node};
 use crate::reception::next_chunk;
 use crate::store::IncomingFile;
 
-/// The version of what the chunks carry: the machine's snapshot stream.
-pub(crate) const STREAM_FORMAT: u32 = 1;
+/// The version of what the chunks carry: the machine's snapshot stream with all records.
+const ALL_RECORDS: u32 = 1;
+
+/// The same without those that the receiver has said to have.
+const MISSED_RECORDS: u32 = 2;
 
 /// The size of one chunk.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -46,8 +49,26 @@ pub(crate) enum SnapshotData {
     Saved,
     /// In this member's live state.
     Live(Box<machine::SnapshotJob>, Blocking),
-    /// In a file that was received and checked.
-    Received(IncomingFile),
+    /// In a file that was received and checked, without the records up to a revision, which are in this
+    /// member's live state; 0 for none.
+    Received(IncomingFile, Revision),
+}
+
+/// The format of a snapshot without the records up to `held`.
+pub(crate) fn format(held: Revision) -> u32 {
+    if held.0 > 0 { MISSED_RECORDS } else { ALL_RECORDS }
+}
+
+/// Up to which revision a snapshot leaves records out.
+///
+/// # Errors
+/// Its format is unknown.
+pub(crate) fn left_out(header: &peerpb::SnapshotHeader) -> Result<Revision, String> {
+    match header.format {
+        ALL_RECORDS => Ok(Revision(0)),
+        MISSED_RECORDS => Ok(Revision(header.records_above)),
+        other => Err(format!("snapshot format {other} is not understood")),
+    }
 }
 
 /// Where work runs that reads or writes much.
@@ -117,12 +138,16 @@ impl<F: FnMut(Part) -> io::Result<()>> Write for ChunkWriter<F> {
     }
 }
 
-fn write_chunks(data: SnapshotData, pass: impl FnMut(Part) -> io::Result<()>) -> io::Result<()> {
+fn write_chunks(
+    data: SnapshotData,
+    held: Revision,
+    pass: impl FnMut(Part) -> io::Result<()>,
+) -> io::Result<()> {
     let SnapshotData::Live(job, _) = data else {
         return Err(io::Error::other("only the live state can be sent"));
     };
     let mut writer = ChunkWriter::new(pass);
-    job.write(&mut writer).map_err(|error| io::Error::other(error.to_string()))?;
+    job.write(&mut writer, held).map_err(|error| io::Error::other(error.to_string()))?;
     writer.finish()
 }
 
@@ -133,11 +158,12 @@ pub(crate) fn send(
     data: SnapshotData,
 ) -> BoxStream<'static, peerpb::SnapshotChunk> {
     let chunk = |part| peerpb::SnapshotChunk { part: Some(part) };
+    let held = Revision(header.records_above);
     let first = stream::once(async move { chunk(Part::Header(header)) });
     let inline = matches!(data, SnapshotData::Live(_, Blocking::Inline));
     if inline {
         let mut parts = Vec::new();
-        let written = write_chunks(data, |part| {
+        let written = write_chunks(data, held, |part| {
             parts.push(part);
             Ok(())
         });
@@ -146,7 +172,7 @@ pub(crate) fn send(
     }
     let (parts, waiting) = mpsc::channel(CHUNKS_WAITING_MAX);
     tokio::task::spawn_blocking(move || {
-        report(write_chunks(data, |part| {
+        report(write_chunks(data, held, |part| {
             parts.blocking_send(part).map_err(|_| io::Error::other("the receiver has gone"))
         }));
     });

@@ -10,8 +10,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use futures_util::{Stream, StreamExt};
 use machine::{
-    Answers, Applied, AppliedEntry, AuthChange, Compactor, LeaseChange, Machine, MembershipOutcome,
-    Outcome, Views,
+    Answers, Applied, AppliedEntry, AuthChange, Compactor, Held, LeaseChange, Machine,
+    MembershipOutcome, Outcome, Views,
 };
 use mvcc::RevisionEvents;
 use openraft::OptionalSend;
@@ -222,14 +222,19 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         meta: &SnapshotMeta,
         snapshot: SnapshotData,
     ) -> Result<(), io::Error> {
-        let SnapshotData::Received(file) = snapshot else {
+        let SnapshotData::Received(file, held) = snapshot else {
             return Err(io::Error::other("only a received snapshot can be installed"));
         };
         tracing::info!(index = meta.last_log_id.map(|id| index_of(&id).0), "applying snapshot");
         self.audience.log.solitude.end();
         let (store, wanted) = (self.store.clone(), meta.clone());
         self.audience.events.observe(Observation::InstallBegan);
-        let installed = self.blocking.run(move || store.install(file.path(), &wanted)).await;
+        let own = self.machine.records();
+        let installed = self.blocking.run(move || {
+            let held = Held { records: &*own, upto: held };
+            store.install(file.path(), Some(held).filter(|held| held.upto.0 > 0), &wanted)
+        });
+        let installed = installed.await;
         self.audience.events.observe(Observation::InstallEnded);
         self.machine = installed?;
         // In etcd's words, as the lines around it: its data is in place, and what is open now.

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use disk::{Disk, File, OpenMode};
-use machine::{ImageJob, Machine};
+use machine::{Held, ImageJob, Machine};
 use revlog::RevStore;
 use types::{ClusterId, LogIndex, Revision};
 
@@ -75,6 +75,8 @@ pub(crate) struct Store {
 pub(crate) struct IncomingFile {
     disk: Arc<dyn Disk>,
     path: PathBuf,
+    /// What installing it writes besides: the records that it leaves out.
+    copied: u64,
 }
 
 impl IncomingFile {
@@ -87,8 +89,8 @@ impl IncomingFile {
         self.disk.open(&self.path, OpenMode::Create)
     }
 
-    /// Refuses to go on where what was received would not find room once more, as installing it needs, which
-    /// cannot be taken back half way. The reserve is left alone: a member that lags must not raise the alarm
+    /// Refuses to go on where what was received would not find room once more, beside what is copied of the
+    /// member's own, as installing it needs, which cannot be taken back half way. The reserve is left alone: a member that lags must not raise the alarm
     /// that stops all writes of the others. What is in the reserve anyway may go on.
     ///
     /// # Errors
@@ -97,7 +99,7 @@ impl IncomingFile {
         let free = self.disk.available_space(&self.path)?;
         let was_in_reserve = free.saturating_add(received) < SPACE_RESERVE_BYTES;
         let kept = if was_in_reserve { 0 } else { SPACE_RESERVE_BYTES };
-        match (received + kept).checked_sub(free) {
+        match (received + self.copied + kept).checked_sub(free) {
             None | Some(0) => Ok(()),
             Some(missing) => Err(io::Error::new(
                 io::ErrorKind::StorageFull,
@@ -243,8 +245,14 @@ impl Store {
     }
 
     /// Replaces the whole state by a received snapshot. The rename of the new image is the moment
-    /// of exchange: before it a restart finds the old state, after it the new one.
-    pub(crate) fn install(&self, received: &Path, meta: &SnapshotMeta) -> io::Result<Machine> {
+    /// of exchange: before it a restart finds the old state, after it the new one. The records that the
+    /// snapshot leaves out come from the state that it replaces.
+    pub(crate) fn install(
+        &self,
+        received: &Path,
+        held: Option<Held<'_>>,
+        meta: &SnapshotMeta,
+    ) -> io::Result<Machine> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let epoch = self.epoch() + 1;
         let path = store_path(&self.directory, epoch);
@@ -255,7 +263,7 @@ impl Store {
         let other = |error: &dyn std::fmt::Display| io::Error::other(error.to_string());
         let records = (self.open_engine)(&path).map_err(|error| other(&error))?;
         let mut file = disk::FileReader::open(&*self.disk, received)?;
-        let machine = Machine::install(&mut file, records).map_err(|error| other(&error))?;
+        let machine = Machine::install(&mut file, records, held).map_err(|error| other(&error))?;
         self.disk.sync_dir(&self.directory.join("store"))?;
         self.epoch.store(epoch, Ordering::Release);
         self.write_image(meta, &machine.image())?;
@@ -264,11 +272,11 @@ impl Store {
     }
 
     /// A file to receive a snapshot into. Each gets its own: the next may arrive while the one before
-    /// is being installed.
-    pub(crate) fn incoming_file(&self) -> IncomingFile {
+    /// is being installed. Installing it will copy so many bytes besides.
+    pub(crate) fn incoming_file(&self, copied: u64) -> IncomingFile {
         let number = self.received.fetch_add(1, Ordering::Relaxed);
         let path = self.directory.join(format!("{INCOMING}{number}"));
-        IncomingFile { disk: self.disk.clone(), path }
+        IncomingFile { disk: self.disk.clone(), path, copied }
     }
 
     /// Removes what a process before was receiving when it ended.
@@ -327,6 +335,8 @@ mod tests {
     const CLUSTER: ClusterId = ClusterId(7);
     const DIRECTORY: &str = "member";
 
+    const NONE: Revision = Revision(0);
+
     /// So small that a snapshot comes in several.
     const PIECE_BYTES: usize = 64;
 
@@ -343,9 +353,10 @@ mod tests {
         Store::load(disk, directory, images, engine, CLUSTER).unwrap()
     }
 
-    fn put(machine: &mut Machine, index: u64, value: &str) {
-        let request =
-            PutRequest { key: "k".into(), value: value.to_owned().into(), ..PutRequest::default() };
+    /// Applies entry `index`, the same one on every member.
+    fn put(machine: &mut Machine, index: u64) {
+        let value = format!("of {index}").into();
+        let request = PutRequest { key: "k".into(), value, ..PutRequest::default() };
         let proposal = Proposal::new(CommandKind::Put, &request);
         let ticket = Ticket { origin: MemberId(1), seq: index };
         let position = LogPosition { term: Term(1), index: LogIndex(index) };
@@ -361,20 +372,20 @@ mod tests {
     /// A leader that has applied so many entries.
     fn leader(entries: u64) -> Machine {
         let mut leader = load(&Arc::new(SimDisk::new(1))).machine;
-        (1..=entries).for_each(|index| put(&mut leader, index, "leader's"));
+        (1..=entries).for_each(|index| put(&mut leader, index));
         leader
     }
 
     /// Receives a snapshot of `leader` in pieces.
-    fn receive(store: &Store, leader: &Machine) -> io::Result<IncomingFile> {
+    fn receive(store: &Store, leader: &Machine, held: Revision) -> io::Result<IncomingFile> {
         let mut snapshot = Vec::new();
-        leader.snapshot().write(&mut snapshot).unwrap();
+        leader.snapshot().write(&mut snapshot, held).unwrap();
         let digest = Sha256::digest(&snapshot).to_vec().into();
         let pieces = snapshot.chunks(PIECE_BYTES).map(|piece| Part::Data(piece.to_vec().into()));
         let parts = pieces.chain([Part::Trailer(peerpb::SnapshotTrailer { digest })]);
         let chunks = parts.map(|part| peerpb::SnapshotChunk { part: Some(part) });
         let mut chunks = stream::iter(chunks.collect::<Vec<_>>());
-        let (file, silence_max) = (store.incoming_file(), Duration::from_secs(10));
+        let (file, silence_max) = (store.incoming_file(0), Duration::from_secs(10));
         let received = snapshot::receive(file, Blocking::Inline, &mut chunks, silence_max);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         runtime.block_on(received).map(|received| received.file)
@@ -387,30 +398,38 @@ mod tests {
     }
 
     /// T03 (etcd PR#13933): the index and the state that it speaks for change together. The power fails
-    /// at every single operation of an installation.
+    /// at every single operation of an installation, of a whole state and of what was missed.
     #[test]
     fn t03_a_crash_anywhere_in_an_installation_leaves_the_old_state_or_the_new_one() {
+        for held in [NONE, Revision(3)] {
+            crash_everywhere(held);
+        }
+    }
+
+    fn crash_everywhere(upto: Revision) {
         let leader = leader(9);
         let (mut old, mut new) = (0, 0);
         for at in 1.. {
             let disk = Arc::new(SimDisk::new(at));
             let Loaded { store, machine: mut follower, .. } = load(&disk);
-            (1..=3).for_each(|index| put(&mut follower, index, "old"));
+            (1..=3).for_each(|index| put(&mut follower, index));
             store.save(store.epoch(), &meta(3), &follower.image()).unwrap();
             disk.inject(Fault::CrashAt(disk.mutations() + at));
-            let installed = receive(&store, &leader)
-                .and_then(|incoming| store.install(incoming.path(), &meta(9)).map(drop));
+            let own = follower.records();
+            let held = Some(Held { records: &*own, upto }).filter(|held| held.upto > NONE);
+            let installed = receive(&store, &leader, upto)
+                .and_then(|incoming| store.install(incoming.path(), held, &meta(9)).map(drop));
             let crashed = disk.is_crashed();
             assert!(crashed || installed.is_ok(), "operation {at}: {installed:?}");
-            drop((store, follower));
+            drop((store, follower, own));
             disk.clear_faults();
             disk.restart();
             let again = load(&disk);
             let found = (again.applied, value(&again.machine));
-            if found == (meta(9).last_log_id, "leader's".to_owned()) {
+            if found == (meta(9).last_log_id, "of 9".to_owned()) {
                 new += 1;
             } else {
-                assert_eq!(found, (meta(3).last_log_id, "old".to_owned()), "operation {at}");
+                assert_eq!(found, (meta(3).last_log_id, "of 3".to_owned()), "operation {at}");
                 assert!(installed.is_err(), "operation {at}: an installation is lost");
                 old += 1;
             }
@@ -432,10 +451,10 @@ mod tests {
     fn t15_two_snapshots_one_behind_the_other_are_both_installed() {
         let disk = Arc::new(SimDisk::new(2));
         let Loaded { store, .. } = load(&disk);
-        let first = receive(&store, &leader(5)).unwrap();
-        let second = receive(&store, &leader(9)).unwrap();
-        let after_first = store.install(first.path(), &meta(5)).unwrap();
-        let after_second = store.install(second.path(), &meta(9)).unwrap();
+        let first = receive(&store, &leader(5), NONE).unwrap();
+        let second = receive(&store, &leader(9), NONE).unwrap();
+        let after_first = store.install(first.path(), None, &meta(5)).unwrap();
+        let after_second = store.install(second.path(), None, &meta(9)).unwrap();
         drop((first, second));
         assert_eq!(after_first.views().mvcc.revision(), Revision(6), "a reader may still hold it");
         assert_eq!(after_second.views().mvcc.revision(), Revision(10));
@@ -454,11 +473,11 @@ mod tests {
         let leader = leader(9);
         let disk = Arc::new(SimDisk::new(2));
         let Loaded { store, machine: mut follower, .. } = load(&disk);
-        put(&mut follower, 1, "old");
+        put(&mut follower, 1);
         let (epoch, image) = (store.epoch(), follower.image());
 
-        let incoming = receive(&store, &leader).unwrap();
-        let installed = store.install(incoming.path(), &meta(9)).unwrap();
+        let incoming = receive(&store, &leader, NONE).unwrap();
+        let installed = store.install(incoming.path(), None, &meta(9)).unwrap();
         store.save(epoch, &meta(1), &image).unwrap();
 
         assert_eq!(store.saved(), LogIndex(9), "what is on disk does not go back");
@@ -467,7 +486,7 @@ mod tests {
         drop((store, installed, follower, image));
         let again = load(&disk);
         assert_eq!(again.applied, meta(9).last_log_id);
-        assert_eq!(value(&again.machine), "leader's");
+        assert_eq!(value(&again.machine), "of 9");
     }
 
     /// It filled the disk, and the alarm of one small member stopped the writes of all.
@@ -488,7 +507,7 @@ mod tests {
         let mut chunks = Box::pin(stream::iter(chunks).inspect(look));
         let silence_max = Duration::from_secs(10);
         let received =
-            snapshot::receive(store.incoming_file(), Blocking::Inline, &mut chunks, silence_max);
+            snapshot::receive(store.incoming_file(0), Blocking::Inline, &mut chunks, silence_max);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let error = runtime.block_on(received).err().expect("it has no room");
         assert_eq!(error.kind(), io::ErrorKind::StorageFull, "{error}");
@@ -499,7 +518,7 @@ mod tests {
 
         // Who is in the reserve anyway may receive what has room.
         leave(10 * MIB);
-        assert!(store.incoming_file().require_room(4 * MIB).is_ok());
-        assert!(store.incoming_file().require_room(11 * MIB).is_err());
+        assert!(store.incoming_file(0).require_room(4 * MIB).is_ok());
+        assert!(store.incoming_file(0).require_room(11 * MIB).is_err());
     }
 }

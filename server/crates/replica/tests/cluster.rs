@@ -434,6 +434,7 @@ async fn t32_what_is_for_another_member_or_cluster_is_refused_whatever_it_is() {
             ("append", appended),
             ("vote", inbound.vote(ask).await.map(drop)),
             ("snapshot", inbound.snapshot(chunks).await.map(drop)),
+            ("holding", inbound.holding(peerpb::HoldingRequest { envelope }).await.map(drop)),
             ("transfer", inbound.transfer_leader(transfer).await.map(drop)),
             ("forward", inbound.forward(forward).await.map(drop)),
             (

@@ -78,6 +78,8 @@ events! {
     SnapshotWhole = "snapshots whole",
     /// One arrived in several pieces.
     SnapshotInPieces = "snapshots in pieces",
+    /// One arrived without the records that its receiver had.
+    SnapshotOfMissed = "snapshots of what was missed",
     /// One ended after some of its state had come.
     SnapshotPartial = "snapshots in part",
     /// One ended because its receiver heard nothing more of it.

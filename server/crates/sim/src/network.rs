@@ -458,6 +458,14 @@ impl Peers for NodePeers {
         transfers::send(self, to.id, chunks)
     }
 
+    fn holding(
+        &self,
+        to: Peer,
+        request: peerpb::HoldingRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::HoldingResponse>> {
+        call!(self, to, holding, request)
+    }
+
     fn transfer_leader(
         &self,
         to: Peer,

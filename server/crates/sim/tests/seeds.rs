@@ -85,6 +85,7 @@ fn least(event: Event) -> u64 {
         Event::LeaderMoved => 51,
         Event::SnapshotWhole => 47,
         Event::SnapshotInPieces => 25,
+        Event::SnapshotOfMissed => 38,
         Event::SnapshotPartial => 19,
         Event::SnapshotStruck => 14,
         Event::SnapshotInstalled => 44,

@@ -32,6 +32,7 @@ unreachable_peers! {
     append(BoxStream<'static, peerpb::AppendRequest>) -> AppendResponses;
     vote(peerpb::VoteRequest) -> peerpb::VoteResponse;
     snapshot(BoxStream<'static, peerpb::SnapshotChunk>) -> peerpb::SnapshotResponse;
+    holding(peerpb::HoldingRequest) -> peerpb::HoldingResponse;
     transfer_leader(peerpb::TransferLeaderRequest) -> peerpb::TransferLeaderResponse;
     forward(peerpb::ForwardRequest) -> peerpb::ForwardResponse;
     read_index(peerpb::ReadIndexRequest) -> peerpb::ReadIndexResponse;

@@ -2,6 +2,7 @@
 
 use proto::{authpb, etcdserverpb as pb};
 use tables::AuthRefusal;
+use types::Revision;
 
 use super::member::*;
 use super::txns::{request, write};
@@ -192,9 +193,9 @@ fn t04_auth_survives_images_and_snapshots() {
     assert_eq!(member.digest(), expected);
     assert!(member.machine.views().auth().is_enabled());
     let mut snapshot = Vec::new();
-    member.machine.snapshot().write(&mut snapshot).unwrap();
+    member.machine.snapshot().write(&mut snapshot, Revision(0)).unwrap();
     let records = std::sync::Arc::new(super::memory::Memory::default());
-    let other = Machine::install(&mut snapshot.as_slice(), records).unwrap();
+    let other = Machine::install(&mut snapshot.as_slice(), records, None).unwrap();
     assert_eq!(other.digest().unwrap(), expected);
     assert_eq!(other.views().auth(), member.machine.views().auth());
 }

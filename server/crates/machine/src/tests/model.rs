@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use proto::etcdserverpb as pb;
 use proto::etcdserverpb::compare::TargetUnion;
 use proto::etcdserverpb::request_op::Request;
-use types::{LeaseId, Term};
+use types::{LeaseId, Revision, Term};
 
 use super::member::*;
 use super::txns;
@@ -43,7 +43,11 @@ enum Step {
     Restart {
         kept: usize,
     },
-    Install,
+    /// From the member that never sweeps or its own, with its own records up to a revision.
+    Install {
+        from_calm: bool,
+        held: i64,
+    },
 }
 
 fn writes() -> impl Strategy<Value = Write> {
@@ -74,7 +78,8 @@ fn steps() -> impl Strategy<Value = Step> {
         2 => Just(Step::Sweep),
         1 => Just(Step::Image),
         1 => (0usize..20).prop_map(|kept| Step::Restart { kept }),
-        1 => Just(Step::Install),
+        1 => (any::<bool>(), 0i64..60)
+            .prop_map(|(from_calm, held)| Step::Install { from_calm, held }),
     ]
 }
 
@@ -285,7 +290,7 @@ impl World {
                 job.remove_garbage().unwrap();
             }
             Step::Restart { kept } => self.tried.restart(&self.image, *kept),
-            Step::Install => self.install(),
+            Step::Install { from_calm, held } => self.install(*from_calm, *held),
         }
     }
 
@@ -343,12 +348,16 @@ impl World {
         assert_eq!(outcome, Outcome::LeaseExpire { revoked });
     }
 
-    /// The tried member is replaced by a new one that got a snapshot of it.
-    fn install(&mut self) {
+    /// The tried member is replaced by one that got a snapshot and had records up to `held`.
+    fn install(&mut self, from_calm: bool, held: i64) {
+        let upto = Revision(held.min(self.model.revision()));
+        let sender = if from_calm { &self.calm } else { &self.tried };
         let mut bytes = Vec::new();
-        self.tried.machine.snapshot().write(&mut bytes).unwrap();
+        sender.machine.snapshot().write(&mut bytes, upto).unwrap();
         let records = std::sync::Arc::new(super::memory::Memory::default());
-        self.tried.machine = Machine::install(&mut bytes.as_slice(), records.clone()).unwrap();
+        let held = Held { records: &*self.tried.records, upto };
+        self.tried.machine =
+            Machine::install(&mut bytes.as_slice(), records.clone(), Some(held)).unwrap();
         self.tried.records = records;
         self.image = self.tried.image();
     }
@@ -422,7 +431,7 @@ proptest! {
         let mut world = World::new();
         for step in &steps {
             world.run(step);
-            if matches!(step, Step::Restart { .. } | Step::Install | Step::Sweep) {
+            if matches!(step, Step::Restart { .. } | Step::Install { .. } | Step::Sweep) {
                 world.compare();
             }
         }

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use proto::etcdserverpb as pb;
-use types::{LogIndex, MemberId};
+use revlog::RevStore;
+use types::{LogIndex, MemberId, RecordRevision, Revision};
 
 use super::member::*;
 use super::memory::Memory;
@@ -32,12 +33,18 @@ fn lived() -> Member {
 
 fn snapshot(member: &Member) -> Vec<u8> {
     let mut bytes = Vec::new();
-    member.machine.snapshot().write(&mut bytes).unwrap();
+    member.machine.snapshot().write(&mut bytes, Revision(0)).unwrap();
+    bytes
+}
+
+fn snapshot_above(member: &Member, held: Revision) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    member.machine.snapshot().write(&mut bytes, held).unwrap();
     bytes
 }
 
 fn install(bytes: &[u8]) -> Result<Machine, RestoreError> {
-    Machine::install(&mut { bytes }, Arc::new(Memory::default()))
+    Machine::install(&mut { bytes }, Arc::new(Memory::default()), None)
 }
 
 #[test]
@@ -129,7 +136,7 @@ fn t04_t13_an_installed_follower_equals_its_leader() {
         let mut follower = Member::new();
         follower.records = Arc::new(Memory::default());
         follower.machine =
-            Machine::install(&mut bytes.as_slice(), follower.records.clone()).unwrap();
+            Machine::install(&mut bytes.as_slice(), follower.records.clone(), None).unwrap();
         assert_eq!(follower.digest(), leader.digest());
         let hash = |member: &Member| member.machine.views().mvcc.hash_kv(0).unwrap();
         assert_eq!(hash(&follower), hash(&leader));
@@ -147,6 +154,53 @@ fn t04_t13_an_installed_follower_equals_its_leader() {
     }
 }
 
+/// Both have come to revision 6; then the follower is away, and what it has freed is not what the leader
+/// has freed.
+#[test]
+fn a_snapshot_leaves_out_what_its_receiver_has() {
+    for (leader_swept, follower_swept) in [(false, true), (true, false), (true, true)] {
+        let mut leader = Member::new();
+        let mut follower = Member::new();
+        for value in ["1", "2", "3", "4"] {
+            for member in [&mut leader, &mut follower] {
+                member.put("k", value);
+                member.put(&format!("other{value}"), &"x".repeat(1000));
+            }
+        }
+        let held = Revision(follower.revision());
+        for member in [&mut leader, &mut follower] {
+            member.compact(4).unwrap();
+        }
+        leader.put("late", "1");
+        leader.delete("other2", "").unwrap();
+        if leader_swept {
+            leader.compact(leader.revision()).unwrap();
+            leader.sweep();
+            leader.machine.image().remove_garbage().unwrap();
+        }
+        if follower_swept {
+            follower.sweep();
+            follower.machine.image().remove_garbage().unwrap();
+        }
+        let part = snapshot_above(&leader, held);
+        assert!(part.len() < 1000, "no value of {} bytes is in it", part.len());
+        let records = Arc::new(Memory::default());
+        let has = Held { records: &*follower.records, upto: held };
+        let installed = Machine::install(&mut part.as_slice(), records.clone(), Some(has)).unwrap();
+        assert_eq!(installed.digest().unwrap(), leader.digest());
+        assert_eq!(installed.views().tables(), leader.machine.views().tables());
+
+        let alone = Machine::install(&mut part.as_slice(), Arc::new(Memory::default()), None);
+        assert!(matches!(alone, Err(RestoreError::Missing { .. })), "it is no whole state");
+        let lost = RecordRevision::first_of(held);
+        follower.records.remove(&[lost]).unwrap();
+        let with_hole = Arc::new(Memory::default());
+        let has = Held { records: &*follower.records, upto: held };
+        let torn = Machine::install(&mut part.as_slice(), with_hole, Some(has));
+        assert!(matches!(torn, Err(RestoreError::Missing { record }) if record == lost));
+    }
+}
+
 #[test]
 fn a_snapshot_is_of_its_moment_although_the_leader_goes_on() {
     let mut leader = lived();
@@ -156,7 +210,7 @@ fn a_snapshot_is_of_its_moment_although_the_leader_goes_on() {
     leader.compact(leader.revision()).unwrap();
     leader.sweep();
     let mut bytes = Vec::new();
-    job.write(&mut bytes).unwrap();
+    job.write(&mut bytes, Revision(0)).unwrap();
     assert_eq!(install(&bytes).unwrap().digest().unwrap(), digest);
 }
 
@@ -217,7 +271,7 @@ fn damage_anywhere_is_refused_and_the_records_stay() {
 fn an_image_is_no_snapshot_and_a_used_store_takes_none() {
     let member = lived();
     assert!(matches!(install(&member.image()), Err(RestoreError::Frames(FrameError::Kind { .. }))));
-    let used = Machine::install(&mut snapshot(&member).as_slice(), member.records.clone());
+    let used = Machine::install(&mut snapshot(&member).as_slice(), member.records.clone(), None);
     assert!(matches!(used, Err(RestoreError::NotEmpty)));
 }
 

@@ -327,6 +327,7 @@ async fn openraft_1892_a_snapshot_that_contradicts_what_is_committed_is_not_inst
         }),
         format: 1,
         total_bytes: 0,
+        records_above: 0,
     };
     let data = vec![0; 1_000];
     let digest = Sha256::digest(&data).to_vec().into();

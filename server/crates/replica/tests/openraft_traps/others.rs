@@ -204,6 +204,14 @@ impl Peers for Others {
         not_here()
     }
 
+    fn holding(
+        &self,
+        _: Peer,
+        _: peerpb::HoldingRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::HoldingResponse>> {
+        not_here()
+    }
+
     fn transfer_leader(
         &self,
         _: Peer,

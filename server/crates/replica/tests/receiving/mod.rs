@@ -159,7 +159,14 @@ fn header(term: u64) -> Part {
         }),
         format: 1,
         total_bytes: 0,
+        records_above: 0,
     })
+}
+
+/// A header that leaves records out.
+fn header_above(term: u64, records_above: i64, format: u32) -> Part {
+    let Part::Header(header) = header(term) else { unreachable!("it is one") };
+    Part::Header(peerpb::SnapshotHeader { records_above, format, ..header })
 }
 
 /// One of several pieces, each of other bytes.
@@ -259,6 +266,70 @@ async fn votes_and_writes_are_answered_while_a_snapshot_is_being_written() {
     }
     assert_eq!(reason(receiving.await.unwrap()), "the device is gone");
     assert_eq!(incoming(&member.disk), 0);
+    member.serves("after").await;
+    member.replica.shutdown().await;
+}
+
+/// Ten values of 100 KiB are on every member when one goes away; then there are a few hundred small ones,
+/// and the log is cut off behind it.
+#[tokio::test(start_paused = true)]
+async fn a_member_that_was_away_is_sent_what_it_missed() {
+    const LARGE_BYTES: usize = 100 << 10;
+    let wires = Wires::default();
+    let disks: Vec<_> = (1..=3).map(|seed| Arc::new(SimDisk::new(seed))).collect();
+    let members: BTreeMap<_, _> = (1..=3).map(node).collect();
+    let (leading, mut followers) = start_and_elect(&members, &disks, &wires).await;
+    let away = followers.remove(0);
+    for number in 0..10 {
+        let large = number.to_string().repeat(LARGE_BYTES);
+        leading.handle().propose(put(&format!("large{number}"), &large)).await.unwrap();
+    }
+    away.handle().read_index().await.unwrap();
+    let id = away.handle().status().member_id;
+    wires.members.lock().unwrap().remove(&id);
+    away.shutdown().await;
+    for number in 0..300 {
+        leading.handle().propose(put("k", &number.to_string())).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+
+    let disk = &disks[id.0 as usize - 1];
+    let back = start(id.0, disk, &wires, Bootstrap::New(members.clone())).await;
+    until("it has caught up", || get(&back, "k").as_deref() == Some(b"299")).await;
+    let sent = wires.snapshot_bytes.load(Ordering::SeqCst);
+    assert!(sent > 0, "the log was enough");
+    assert!(sent < LARGE_BYTES, "{sent} bytes were sent");
+    let hash = |member: &Replica| member.handle().views().mvcc.hash_kv(0).unwrap();
+    assert_eq!(hash(&back), hash(&leading));
+    assert_eq!(get(&back, "large7").unwrap().len(), LARGE_BYTES);
+
+    // It is durable as a whole, too.
+    wires.members.lock().unwrap().remove(&id);
+    back.shutdown().await;
+    let again = start(id.0, disk, &wires, Bootstrap::New(members.clone())).await;
+    again.handle().read_index().await.unwrap();
+    assert_eq!(hash(&again), hash(&leading));
+    for member in [leading, again].into_iter().chain(followers) {
+        member.shutdown().await;
+    }
+}
+
+/// A member says what it has, loses its power, and has to read its log again first.
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_without_records_that_the_member_has_not_is_not_received() {
+    let member = Receiving::start().await;
+    let asked = peerpb::HoldingRequest { envelope: envelope() };
+    let revision = member.replica.inbound().holding(asked).await.unwrap().revision;
+    assert_eq!(revision, member.replica.handle().views().mvcc.revision().0);
+    let parts = |header| [Some(header), Some(data(0)), Some(trailer(1))];
+    let offered = header_above(member.term, revision + 1, 2);
+    let answer = member.offer(stream::iter(parts(offered))).await.unwrap();
+    let expected = "the snapshot leaves out records that this member does not have";
+    assert_eq!(reason(answer), expected);
+    let unknown = header_above(member.term, revision, 3);
+    let answer = member.offer(stream::iter(parts(unknown))).await.unwrap();
+    let refused = PeerError::Refused("snapshot format 3 is not understood".to_owned());
+    assert_eq!(answer, Err(refused));
     member.serves("after").await;
     member.replica.shutdown().await;
 }

@@ -13,6 +13,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use futures_util::{Stream, StreamExt, stream};
 use machine::{CommandKind, LeaseChange, Proposal, Views};
+use prost::Message;
 use proto::etcdserverpb::PutRequest;
 use proto::peerpb;
 use replica::{
@@ -40,6 +41,8 @@ pub(crate) struct Wires {
     pub(crate) opened: Arc<AtomicUsize>,
     /// Whether snapshots are on their way for ever.
     pub(crate) snapshots_crawl: Arc<AtomicBool>,
+    /// How many bytes of snapshots have left.
+    pub(crate) snapshot_bytes: Arc<AtomicUsize>,
     /// Whether senders of snapshots lose their power after the first piece: who receives is not told.
     pub(crate) snapshots_freeze: Arc<AtomicBool>,
     /// Whether members that are started check additions as etcd does. Names are published by the server,
@@ -150,7 +153,19 @@ impl Peers for Wires {
             let receiving = tokio::spawn(async move { inbound?.snapshot(begun.boxed()).await });
             return Box::pin(async move { receiving.await.unwrap() });
         }
+        let sent = self.snapshot_bytes.clone();
+        let chunks = chunks.inspect(move |chunk| {
+            sent.fetch_add(chunk.encoded_len(), Ordering::SeqCst);
+        });
+        let chunks = chunks.boxed();
         delivered!(self, to, snapshot, chunks)
+    }
+    fn holding(
+        &self,
+        to: Peer,
+        request: peerpb::HoldingRequest,
+    ) -> BoxFuture<'static, PeerResult<peerpb::HoldingResponse>> {
+        call!(self, to, holding, request)
     }
     fn transfer_leader(
         &self,

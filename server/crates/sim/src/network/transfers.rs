@@ -33,6 +33,9 @@ const PAUSES_MAX: usize = 20;
 /// The pieces of a snapshot whose state is not divided: it is between its header and its trailer.
 const UNDIVIDED_PIECES: u64 = 3;
 
+/// The revision of a member that has no record.
+const EMPTY_REVISION: i64 = 1;
+
 /// A snapshot under way.
 #[derive(Clone, Copy, Debug)]
 pub struct Transfer {
@@ -42,6 +45,8 @@ pub struct Transfer {
     pub to: MemberId,
     /// Pieces that the receiver has taken.
     pub arrived: u64,
+    /// Whether it leaves out what the receiver has.
+    pub of_missed: bool,
 }
 
 /// The snapshots of a run.
@@ -84,13 +89,15 @@ impl Transfers {
     fn begin(&mut self, from: MemberId, to: MemberId) -> u64 {
         self.begun += 1;
         let number = self.begun;
-        self.under_way.insert(number, Transfer { number, from, to, arrived: 0 });
+        self.under_way.insert(number, Transfer { number, from, to, arrived: 0, of_missed: false });
         number
     }
 
-    fn arrived(&mut self, number: u64) {
-        if let Some(transfer) = self.under_way.get_mut(&number) {
-            transfer.arrived += 1;
+    fn arrived(&mut self, number: u64, piece: &SnapshotChunk) {
+        let Some(transfer) = self.under_way.get_mut(&number) else { return };
+        transfer.arrived += 1;
+        if let Some(Part::Header(header)) = &piece.part {
+            transfer.of_missed = header.records_above > EMPTY_REVISION;
         }
     }
 
@@ -100,6 +107,9 @@ impl Transfers {
         match answer {
             Some(Ok(_)) => {
                 trace.count(Event::SnapshotWhole);
+                if transfer.of_missed {
+                    trace.count(Event::SnapshotOfMissed);
+                }
                 if transfer.arrived > UNDIVIDED_PIECES {
                     trace.count(Event::SnapshotInPieces);
                 }
@@ -214,7 +224,7 @@ async fn receive(
         let network = counted.clone();
         async move {
             let piece = arrived.recv().await?;
-            network.state().transfers.arrived(number);
+            network.state().transfers.arrived(number, &piece);
             Some((piece, arrived))
         }
     });
