@@ -43,10 +43,10 @@ pub(crate) enum SnapshotFileError {
     /// The file would not leave the member enough.
     #[error(
         "etcdserver: no space for a snapshot: it is written beside the data first, {free} bytes are free \
-         there, and the last {KEPT_BYTES} of them are kept for the member; enlarge the volume, or ask another \
+         there, and the last {kept} of them are kept for the member; enlarge the volume, or ask another \
          member"
     )]
-    NoSpace { free: u64 },
+    NoSpace { free: u64, kept: u64 },
     /// The store could not be read.
     #[error("read the store: {0}")]
     Store(#[from] mvcc::RangeError),
@@ -55,7 +55,7 @@ pub(crate) enum SnapshotFileError {
 impl From<io::Error> for SnapshotFileError {
     fn from(error: io::Error) -> Self {
         match error.get_ref().and_then(|inner| inner.downcast_ref::<NoSpace>()) {
-            Some(NoSpace { free }) => Self::NoSpace { free: *free },
+            Some(NoSpace { free, kept }) => Self::NoSpace { free: *free, kept: *kept },
             None => Self::Io(error),
         }
     }
@@ -95,8 +95,8 @@ impl SnapshotFile {
     }
 }
 
-/// What the file leaves free: what the alarm is raised for, and what others write between two looks at it.
-const KEPT_BYTES: u64 = replica::SPACE_RESERVE_BYTES + (16 << 20);
+/// What the file leaves free beside what the alarm is raised for: what others write between two looks at it.
+const MARGIN_BYTES: u64 = 16 << 20;
 /// How much is written between two looks at the free space.
 const LOOK_BYTES: u64 = 4 << 20;
 
@@ -117,7 +117,7 @@ impl Bounded {
         let disk = rustix::fs::fstatvfs(&self.file)?;
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
         if free < self.kept.saturating_add(LOOK_BYTES) {
-            return Err(io::Error::new(io::ErrorKind::StorageFull, NoSpace { free }));
+            return Err(io::Error::new(io::ErrorKind::StorageFull, NoSpace { free, kept: self.kept }));
         }
         self.unseen = 0;
         Ok(())
@@ -129,6 +129,7 @@ impl Bounded {
 #[error("{free} bytes are free")]
 struct NoSpace {
     free: u64,
+    kept: u64,
 }
 
 impl io::Write for Bounded {
@@ -155,16 +156,14 @@ impl Seek for Bounded {
 /// How often compactions may overtake a file that is being written.
 const ATTEMPTS: usize = 5;
 
-/// Writes the file into `directory`; it has no name and goes away with its handle.
-pub(crate) fn write(views: &Views, directory: &Path) -> Result<SnapshotFile, SnapshotFileError> {
-    write_and_keep(views, directory, KEPT_BYTES)
-}
-
-fn write_and_keep(
+/// Writes the file into `directory`, where it leaves the member's `reserve` of space alone; it has no name
+/// and goes away with its handle.
+pub(crate) fn write(
     views: &Views,
     directory: &Path,
-    kept: u64,
+    reserve: u64,
 ) -> Result<SnapshotFile, SnapshotFileError> {
+    let kept = reserve.saturating_add(MARGIN_BYTES);
     retried(|| {
         let file = Bounded::new(tempfile::tempfile_in(directory)?, kept);
         let out = BufWriter::with_capacity(1 << 20, file);

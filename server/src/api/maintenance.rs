@@ -176,7 +176,9 @@ impl Maintenance for MaintenanceService {
         let views = self.context.handle.views();
         let directory = self.context.server.scratch_directory.clone();
         let timer = self.context.server.metrics.backend_snapshot.start_timer();
-        let file = tokio::task::spawn_blocking(move || snapshot_file::write(&views, &directory));
+        let reserve = self.context.handle.space_reserve();
+        let file =
+            tokio::task::spawn_blocking(move || snapshot_file::write(&views, &directory, reserve));
         let file = file.await.map_err(|error| internal(&error))?;
         let file = file.map_err(|error| match error {
             SnapshotFileError::NoSpace { .. } => Status::resource_exhausted(error.to_string()),

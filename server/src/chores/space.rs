@@ -19,7 +19,7 @@ use disk::Disk;
 use machine::{AlarmKind, CommandKind, Proposal};
 use proto::etcdserverpb::alarm_request::AlarmAction;
 use proto::etcdserverpb::{AlarmRequest, AlarmType};
-use replica::{Handle, SPACE_RESERVE_BYTES};
+use replica::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::boot::ServerFacts;
@@ -50,7 +50,7 @@ pub(crate) async fn watch(
     loop {
         let is_low = handle.log_is_in_reserve()
             || directories.iter().any(|directory| {
-                disk.available_space(directory).is_ok_and(|free| free < SPACE_RESERVE_BYTES)
+                disk.available_space(directory).is_ok_and(|free| free < handle.space_reserve())
             });
         facts.low_space.store(is_low, Ordering::Relaxed);
         if is_low && !was_low {

@@ -86,7 +86,7 @@ fn filled() -> Fixture {
 
 async fn received(views: &Views) -> (Vec<u8>, Vec<SnapshotResponse>) {
     let directory = tempfile::tempdir().unwrap();
-    let file = write(views, directory.path()).unwrap();
+    let file = write(views, directory.path(), 0).unwrap();
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "nothing is left behind");
     let length = file.len();
     let messages: Vec<SnapshotResponse> =
@@ -218,13 +218,16 @@ fn a_file_that_would_take_the_members_room_is_not_written() {
     fixture.put("key", &"v".repeat(100_000), 0);
     let directory = tempfile::tempdir().unwrap();
     let views = fixture.machine.views();
-    write_and_keep(&views, directory.path(), 0).unwrap();
+    write(&views, directory.path(), 0).unwrap();
     let free = rustix::fs::statvfs(directory.path()).unwrap();
     let free = free.f_bavail * free.f_frsize;
-    let refused = write_and_keep(&views, directory.path(), free).map(|file| file.len());
-    let Err(SnapshotFileError::NoSpace { free: told }) = refused else { panic!("{refused:?}") };
+    let refused = write(&views, directory.path(), free).map(|file| file.len());
+    let Err(error @ SnapshotFileError::NoSpace { free: told, kept }) = refused else {
+        panic!("{refused:?}")
+    };
     assert!(told < free + LOOK_BYTES, "{told}");
-    let text = SnapshotFileError::NoSpace { free: told }.to_string();
+    assert_eq!(kept, free + MARGIN_BYTES);
+    let text = error.to_string();
     assert!(text.contains("enlarge the volume"), "{text}");
 }
 

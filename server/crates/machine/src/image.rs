@@ -49,7 +49,7 @@ fn is_full(error: &io::Error) -> bool {
 impl From<WriteError> for io::Error {
     fn from(error: WriteError) -> Self {
         match error {
-            WriteError::Io(error) => error,
+            WriteError::Io(error) | WriteError::Index(mvcc::ImageError::Write(error)) => error,
             WriteError::Store(RevStoreError::Io { source, .. }) if is_full(&source) => source,
             other => io::Error::other(other),
         }

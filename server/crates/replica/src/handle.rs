@@ -231,6 +231,11 @@ impl Handle {
         self.shared.log.is_in_reserve()
     }
 
+    /// Bytes of the disk that are kept for deletions, a compaction and the image behind it.
+    pub fn space_reserve(&self) -> u64 {
+        self.shared.store.space_reserve()
+    }
+
     /// Requests that were proposed here and are not applied yet.
     pub fn proposals_pending(&self) -> usize {
         self.shared.write_boxes.waiting()

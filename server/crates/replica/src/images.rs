@@ -18,7 +18,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use disk::Disk;
+use disk::{Disk, OpenMode};
 use prost::Message;
 use proto::peerpb;
 use types::{ClusterId, LogIndex, MemberId};
@@ -156,12 +156,17 @@ impl Images {
         })
     }
 
-    /// Writes an image; when this returns it survives power loss.
+    /// How many bytes an image has.
+    pub(crate) fn bytes(&self, path: &Path) -> io::Result<u64> {
+        self.disk.open(path, OpenMode::Read)?.len()
+    }
+
+    /// Writes an image and tells how many bytes it has; when this returns it survives power loss.
     pub(crate) fn write(
         &self,
         header: &ImageHeader,
         body: impl FnOnce(&mut dyn Write) -> io::Result<()>,
-    ) -> io::Result<()> {
+    ) -> io::Result<u64> {
         let index = header.applied.map_or(0, |applied| applied.index);
         let name = format!("{index:020}.image");
         let mut out = disk::AtomicFile::create(&*self.disk, &self.directory, &name)?;
@@ -172,7 +177,9 @@ impl Images {
         out.write_all(&bytes)?;
         out.write_all(&crc32c::crc32c(&bytes).to_le_bytes())?;
         body(&mut out)?;
-        out.commit()
+        let bytes = out.bytes_written();
+        out.commit()?;
+        Ok(bytes)
     }
 
     /// The header of a new image of this member.

@@ -57,10 +57,15 @@ pub(crate) const APPLY_LAG_MAX_PRIORITY: u64 = 2 * APPLY_LAG_MAX;
 /// Keys whose dead versions one step of the background half of a compaction drops.
 pub(crate) const SWEEP_KEYS: usize = 4096;
 
-/// Bytes of the disk that are kept for deletions, compactions and the images which free what those
-/// let go. Writes that need space are refused before it is touched (the edge asks for it), and the
-/// log makes no segment ahead of time out of it.
+/// Bytes of the disk that are kept for deletions and compactions. The log makes no segment ahead of time
+/// out of it.
 pub const SPACE_RESERVE_BYTES: u64 = 64 << 20;
+
+/// The same with the image which frees what those let go, and which is written beside the one before.
+/// Writes that need space are refused before any of it is touched (the edge asks for it).
+pub(crate) fn space_reserve(image_bytes: u64) -> u64 {
+    SPACE_RESERVE_BYTES + image_bytes
+}
 
 /// How long the log and images wait before they try again on a full disk.
 pub(crate) const NO_SPACE_PAUSE: Duration = Duration::from_millis(500);

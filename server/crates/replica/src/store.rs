@@ -22,7 +22,7 @@ use types::{ClusterId, LogIndex, Revision};
 
 use crate::codec;
 use crate::images::{ImageError, ImageHeader, Images};
-use crate::limits::SPACE_RESERVE_BYTES;
+use crate::limits::space_reserve;
 use crate::raft_types::{LogId, SnapshotMeta, StoredMembership, optional_index};
 use crate::watermark::Watermark;
 
@@ -69,6 +69,8 @@ pub(crate) struct Store {
     saved: Watermark,
     /// The compact revision of the newest durable image.
     saved_compaction: AtomicI64,
+    /// How long the newest durable image is.
+    image_bytes: AtomicU64,
 }
 
 /// A snapshot from another member on its way into the state; the file goes away with this value.
@@ -77,6 +79,8 @@ pub(crate) struct IncomingFile {
     path: PathBuf,
     /// What installing it writes besides: the records that it leaves out.
     copied: u64,
+    /// What has to be left free.
+    reserve: u64,
 }
 
 impl IncomingFile {
@@ -97,8 +101,8 @@ impl IncomingFile {
     /// Says how much is missing.
     pub(crate) fn require_room(&self, received: u64) -> io::Result<()> {
         let free = self.disk.available_space(&self.path)?;
-        let was_in_reserve = free.saturating_add(received) < SPACE_RESERVE_BYTES;
-        let kept = if was_in_reserve { 0 } else { SPACE_RESERVE_BYTES };
+        let was_in_reserve = free.saturating_add(received) < self.reserve;
+        let kept = if was_in_reserve { 0 } else { self.reserve };
         match (received + self.copied + kept).checked_sub(free) {
             None | Some(0) => Ok(()),
             Some(missing) => Err(io::Error::new(
@@ -141,6 +145,7 @@ impl Store {
             let store = Self::new(disk, directory, images, open_engine, epoch);
             store.saved.set(optional_index(applied.as_ref()));
             store.note_compaction(machine.positions().compact_revision);
+            store.image_bytes.store(store.images.bytes(&path)?, Ordering::Release);
             store.sweep()?;
             store.sweep_incoming()?;
             return Ok(Loaded { store, machine, applied, membership });
@@ -172,6 +177,7 @@ impl Store {
             received: AtomicU64::new(0),
             saved: Watermark::default(),
             saved_compaction: AtomicI64::new(NEVER_COMPACTED.0),
+            image_bytes: AtomicU64::new(0),
         }
     }
 
@@ -208,6 +214,11 @@ impl Store {
         Revision(self.saved_compaction.load(Ordering::Acquire))
     }
 
+    /// Bytes of the disk that are not for writes: what leads out of a full disk needs them.
+    pub(crate) fn space_reserve(&self) -> u64 {
+        space_reserve(self.image_bytes.load(Ordering::Acquire))
+    }
+
     fn note_compaction(&self, revision: Revision) {
         self.saved_compaction.store(revision.0, Ordering::Release);
     }
@@ -238,7 +249,8 @@ impl Store {
             codec::stored_membership_message(&meta.last_membership),
         );
         // The job flushes the records first, so that the image never refers to what could be lost.
-        self.images.write(&header, |out| Ok(image.write(out)?))?;
+        let bytes = self.images.write(&header, |out| Ok(image.write(out)?))?;
+        self.image_bytes.store(bytes, Ordering::Release);
         self.note_compaction(image.positions().compact_revision);
         self.saved.set(optional_index(meta.last_log_id.as_ref()));
         Ok(())
@@ -276,7 +288,7 @@ impl Store {
     pub(crate) fn incoming_file(&self, copied: u64) -> IncomingFile {
         let number = self.received.fetch_add(1, Ordering::Relaxed);
         let path = self.directory.join(format!("{INCOMING}{number}"));
-        IncomingFile { disk: self.disk.clone(), path, copied }
+        IncomingFile { disk: self.disk.clone(), path, copied, reserve: self.space_reserve() }
     }
 
     /// Removes what a process before was receiving when it ended.
@@ -329,6 +341,7 @@ mod tests {
     use types::{MemberId, Term};
 
     use super::*;
+    use crate::limits::SPACE_RESERVE_BYTES;
     use crate::raft_types::log_id;
     use crate::snapshot::{self, Blocking};
 

@@ -372,6 +372,64 @@ async fn a_full_disk_is_told_before_deletions_fail_and_then_waited_out() {
     assert!(get(&replica, &gone).is_none());
 }
 
+/// A member with 80 keys of 1 MiB, which its image holds.
+async fn with_long_keys(disk: &Arc<SimDisk>) -> replica::Replica {
+    let replica = start(1, disk, &Wires::default(), Bootstrap::New([node(1)].into())).await;
+    leader(&[&replica]).await;
+    assert_eq!(replica.handle().space_reserve(), replica::SPACE_RESERVE_BYTES);
+    for number in 0..80 {
+        replica.handle().propose(put(&long_key(number), "")).await.unwrap();
+    }
+    replica.handle().save_image().await.unwrap();
+    replica
+}
+
+fn long_key(number: u32) -> String {
+    format!("{number}{}", "k".repeat(1 << 20))
+}
+
+/// The next image is written beside the one before. Where that was longer than the reserve, a compaction
+/// on a full disk freed nothing.
+#[tokio::test(start_paused = true)]
+async fn the_reserve_has_room_for_the_image_that_frees_what_a_compaction_lets_go() {
+    let disk = Arc::new(SimDisk::new(1));
+    let replica = with_long_keys(&disk).await;
+    let reserve = replica.handle().space_reserve();
+    assert!(reserve > replica::SPACE_RESERVE_BYTES + (80 << 20), "{reserve}");
+
+    let versions = 30;
+    for _ in 0..versions {
+        replica.handle().propose(put("again", &"v".repeat(1 << 20))).await.unwrap();
+    }
+    leave_free(&disk, reserve);
+    let revision = replica.handle().views().mvcc.revision().0;
+    let request = CompactionRequest { revision, physical: false };
+    replica.handle().propose(Proposal::new(CommandKind::Compaction, &request)).await.unwrap();
+    let before = replica.handle().views().mvcc.store_size().in_use;
+    let saved = tokio::time::timeout(Duration::from_secs(10), replica.handle().save_image());
+    saved.await.expect("there is room for it").unwrap();
+    let after = replica.handle().views().mvcc.store_size().in_use;
+    assert!(after < before - (versions - 2) * (1 << 20), "{before} bytes were in use, now {after}");
+    replica.shutdown().await;
+}
+
+/// The disk was full in the middle of the index, and the member ended.
+#[tokio::test(start_paused = true)]
+async fn an_image_waits_for_space_wherever_the_disk_was_full() {
+    let disk = Arc::new(SimDisk::new(1));
+    let replica = with_long_keys(&disk).await;
+    replica.handle().propose(put("another", "")).await.unwrap();
+    leave_free(&disk, 20 << 20);
+    let handle = replica.handle().clone();
+    let saved = tokio::spawn(async move { handle.save_image().await });
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert!(!saved.is_finished(), "it was written to a full disk");
+    assert_eq!(replica.handle().status().fatal, None);
+    disk.set_capacity(None);
+    saved.await.unwrap().unwrap();
+    replica.shutdown().await;
+}
+
 /// Every linearizable read needs a heartbeat, and opening a stream costs more than sending one.
 #[tokio::test(start_paused = true)]
 async fn heartbeats_of_many_reads_go_over_one_stream_until_it_breaks() {
