@@ -223,6 +223,53 @@ fn a_proxy_that_does_not_know_its_members_serves_nobody_unless_told_not_to_look(
     );
 }
 
+/// Certificates are renewed long before a proxy ends, and the old one is then worth nothing.
+#[test]
+fn a_proxy_shows_members_the_pair_that_its_files_hold_now() {
+    let directory = tempfile::tempdir().unwrap();
+    for program in programs() {
+        let name = program.display();
+        let authority = authority();
+        let pair = authority.pair("server");
+        let options = ServerOptions {
+            tls: Tls::Given { cert: pair.cert, key: pair.key },
+            flags: vec![
+                flag("trusted-ca-file", &authority.ca()),
+                "--client-cert-auth".to_owned(),
+                flag("client-crl-file", &authority.revoked()),
+            ],
+            ..ServerOptions::one(&programs()[0])
+        };
+        let mut cluster = Cluster::start(&options).unwrap();
+        let endpoint = cluster.members()[0].client_url();
+        let flags = [for_clients(&authority), to_members(&authority)].concat();
+        let proxy = Proxy::start(&program, &endpoint, &flags, directory.path());
+        let trust = vec![flag("cacert", &authority.ca())];
+        assert!(proxy.serves(&trust), "{name}: {}", proxy.serving.log());
+
+        // Each attempt takes seconds where nobody answers.
+        let serves_again = || (0..6).any(|_| proxy.serves(&trust));
+        let renew = |serial, common_name| {
+            let hosts = &["127.0.0.1"];
+            authority.issue(&Subject { name: "to members", serial, common_name, hosts }).unwrap();
+        };
+        renew(6, "");
+        authority.revoke(&[3, REVOKED]).unwrap();
+        cluster.member_mut(0).restart().unwrap();
+        assert!(serves_again(), "{name} with a new pair: {}", proxy.serving.log());
+
+        // Go's looks for a name at its start only.
+        if program == programs()[0] {
+            renew(7, "root");
+            cluster.member_mut(0).restart().unwrap();
+            assert!(serves_again(), "{name} with a named pair: {}", proxy.serving.log());
+            let told = "keeping the last good TLS files";
+            proxy.serving.wait_for_log(told).unwrap();
+            assert!(proxy.serving.log().contains("cert has non empty Common Name (root)"));
+        }
+    }
+}
+
 #[test]
 fn a_proxy_speaks_the_versions_and_suites_that_it_is_told() {
     let authority = authority();

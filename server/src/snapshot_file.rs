@@ -117,7 +117,10 @@ impl Bounded {
         let disk = rustix::fs::fstatvfs(&self.file)?;
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
         if free < self.kept.saturating_add(LOOK_BYTES) {
-            return Err(io::Error::new(io::ErrorKind::StorageFull, NoSpace { free, kept: self.kept }));
+            return Err(io::Error::new(
+                io::ErrorKind::StorageFull,
+                NoSpace { free, kept: self.kept },
+            ));
         }
         self.unseen = 0;
         Ok(())

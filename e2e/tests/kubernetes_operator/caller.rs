@@ -37,7 +37,7 @@ impl Caller {
                 certificate_file: Some(certificates.join("tls.crt")),
                 key_file: Some(certificates.join("tls.key")),
                 server_name: Some(name.to_owned()),
-                insecure_skip_verify: false,
+                ..TlsOptions::default()
             }),
             ..Config::default()
         };

@@ -86,8 +86,13 @@ fn client_of(values: &Values<'_>, endpoints: Vec<String>) -> Result<client::Conf
     if certificate_file.is_some() != key_file.is_some() {
         return refuse("--discovery-cert and --discovery-key must both be set, or neither");
     }
-    let tls =
-        TlsOptions { ca_file, certificate_file, key_file, server_name: None, insecure_skip_verify };
+    let tls = TlsOptions {
+        ca_file,
+        certificate_file,
+        key_file,
+        insecure_skip_verify,
+        ..TlsOptions::default()
+    };
     Ok(client::Config {
         endpoints,
         dial_timeout: values.duration("discovery-dial-timeout")?,

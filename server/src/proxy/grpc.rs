@@ -292,6 +292,7 @@ fn client_of_itself(values: &Values) -> Result<Option<client::Config>, Box<dyn E
         server_name: None,
         // Nobody else has signed a certificate that was made here.
         insecure_skip_verify: is_made_here,
+        refused: None,
     };
     let is_secure = is_made_here || tls.certificate_file.is_some() || tls.ca_file.is_some();
     Ok((!advertised.is_empty()).then(|| client::Config {
@@ -314,6 +315,8 @@ fn client_config(
         key_file: file("key"),
         server_name: None,
         insecure_skip_verify: values.is_true("insecure-skip-tls-verify"),
+        // One that is renewed is looked at, too.
+        refused: Some(|pem| nameless(pem).err()),
     };
     if tls.insecure_skip_verify {
         tracing::warn!(
@@ -345,18 +348,22 @@ fn client_config(
 
 /// A member would take the name for that of a user, and every client of the proxy would be that user.
 fn refuse_common_name(path: &Path) -> Result<(), Box<dyn Error>> {
-    let file = std::fs::read(path)
+    let pem = std::fs::read(path)
         .map_err(|error| format!("open {}: {}", path.display(), client::io_reason(&error)))?;
-    let (_, pem) = x509_parser::pem::parse_x509_pem(&file)?;
+    nameless(&pem).map_err(|reason| format!("{reason}: {}", path.display()).into())
+}
+
+/// Whether a certificate's subject has no common name, and why not if it has.
+fn nameless(pem: &[u8]) -> Result<(), String> {
+    let (_, pem) = x509_parser::pem::parse_x509_pem(pem).map_err(|error| error.to_string())?;
     if pem.label != "CERTIFICATE" {
-        let path = path.display();
-        return Err(format!("no certificate in {path}; it must hold certificates first").into());
+        return Err("there is no certificate; the file must hold certificates first".to_owned());
     }
-    let name = common_name(&pem.parse_x509()?)?;
-    if name.is_empty() {
-        return Ok(());
+    let certificate = pem.parse_x509().map_err(|error| error.to_string())?;
+    match common_name(&certificate).map_err(|error| error.to_string())? {
+        name if name.is_empty() => Ok(()),
+        name => Err(format!("cert has non empty Common Name ({name})")),
     }
-    Err(format!("cert has non empty Common Name ({name}): {}", path.display()).into())
 }
 
 /// An authority for clients, or half a pair, is no pair to listen with. The texts are etcd's.

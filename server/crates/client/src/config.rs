@@ -30,7 +30,7 @@ pub struct Config {
     pub max_response_bytes: Option<usize>,
 }
 
-/// TLS settings, by file so that a restart picks up renewed certificates.
+/// TLS settings, by file: each connection takes the files as they are when it begins.
 #[derive(Clone, Debug, Default)]
 pub struct TlsOptions {
     /// Trusted authorities; without it those that the platform's well-known files list.
@@ -43,6 +43,8 @@ pub struct TlsOptions {
     pub server_name: Option<String>,
     /// Accept any certificate. For tests.
     pub insecure_skip_verify: bool,
+    /// What else is asked of the client certificate's file, whenever it is read: why it must not be shown.
+    pub refused: Option<fn(&[u8]) -> Option<String>>,
 }
 
 /// How a client proves who it is.

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use http::Uri;
 use hyper_util::rt::TokioIo;
-use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
@@ -22,7 +21,7 @@ use tower::service_fn;
 
 use crate::config::Config;
 use crate::error::{Error, io_reason};
-use crate::tls;
+use crate::renewal::RenewedTls;
 use crate::tls_reason::tls_reason;
 
 /// The shortest interval between pings that a server tolerates by default.
@@ -35,7 +34,7 @@ const HTTP_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// How to reach the servers of a client.
 #[derive(Clone, Debug)]
 pub(crate) struct Dialer {
-    tls: Option<(Arc<ClientConfig>, Option<String>)>,
+    tls: Option<Arc<RenewedTls>>,
     keepalive: Option<(Duration, Duration)>,
     keepalive_without_calls: bool,
 }
@@ -50,6 +49,10 @@ enum Address {
 impl Dialer {
     /// Reads the TLS files if TLS will be used.
     pub(crate) fn new(config: &Config) -> Result<Dialer, Error> {
+        Self::for_protocol(config, b"h2")
+    }
+
+    fn for_protocol(config: &Config, protocol: &'static [u8]) -> Result<Dialer, Error> {
         let scheme = config.endpoints.first().map_or("", |endpoint| scheme(endpoint));
         let options = match scheme {
             "http" => None,
@@ -58,9 +61,9 @@ impl Dialer {
         };
         // Settings that cannot work are an error even if `http://` then leaves them unused.
         let tls = match (&config.tls, options) {
-            (_, Some(options)) => Some((tls::client_config(&options)?, options.server_name)),
+            (_, Some(options)) => Some(Arc::new(RenewedTls::new(options, protocol)?)),
             (Some(unused), None) => {
-                tls::client_config(unused)?;
+                RenewedTls::new(unused.clone(), protocol)?;
                 None
             }
             (None, None) => None,
@@ -135,15 +138,15 @@ impl Dialer {
             }
             Address::Unix(path) => Box::new(UnixStream::connect(path).await.map_err(failed)?),
         };
-        let Some((config, server_name)) = &self.tls else { return Ok(stream) };
-        let name = server_name.clone().unwrap_or_else(|| address.host());
+        let Some(tls) = &self.tls else { return Ok(stream) };
+        let name = tls.server_name().map_or_else(|| address.host(), str::to_owned);
         let handshake = |error: String| {
             format!(
                 "connection error: desc = \"transport: authentication handshake failed: {error}\""
             )
         };
         let name = ServerName::try_from(name).map_err(|error| handshake(error.to_string()))?;
-        let stream = TlsConnector::from(config.clone())
+        let stream = TlsConnector::from(tls.current())
             .connect(name, stream)
             .await
             .map_err(|error| handshake(tls_reason(&error)))?;
@@ -155,12 +158,7 @@ impl Dialer {
 /// reached. HTTP/1.0 is enough: the answer ends with the connection.
 pub async fn http_get(config: &Config, endpoint: &str, path: &str) -> Result<String, Error> {
     let of_endpoint = Config { endpoints: vec![endpoint.to_owned()], ..config.clone() };
-    let mut dialer = Dialer::new(&of_endpoint)?;
-    if let Some((tls, _)) = &mut dialer.tls {
-        let mut plain = ClientConfig::clone(tls);
-        plain.alpn_protocols = vec![b"http/1.1".to_vec()];
-        *tls = Arc::new(plain);
-    }
+    let dialer = Dialer::for_protocol(&of_endpoint, b"http/1.1")?;
     let address = Address::parse(endpoint);
     let failed = |reason: String| Error::Http { endpoint: endpoint.to_owned(), reason };
     let fetch = async {

@@ -26,6 +26,7 @@ mod error;
 mod keep_alive;
 mod pool;
 mod range_end;
+mod renewal;
 mod tls;
 mod tls_reason;
 mod watch;

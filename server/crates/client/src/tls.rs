@@ -40,8 +40,31 @@ const SYSTEM_AUTHORITIES: [&str; 5] = [
     "/etc/ssl/cert.pem",
 ];
 
-/// Reads the files and makes rustls's configuration, offering HTTP/2 only.
-pub(crate) fn client_config(options: &TlsOptions) -> Result<Arc<ClientConfig>, Error> {
+/// What the files hold that the options name.
+#[derive(PartialEq, Eq)]
+pub(crate) struct Files {
+    certificate: Option<Vec<u8>>,
+    key: Option<Vec<u8>>,
+    authorities: Option<Vec<u8>>,
+}
+
+impl Files {
+    pub(crate) fn read(options: &TlsOptions) -> Result<Self, Error> {
+        let pair = pair(options)?;
+        Ok(Self {
+            certificate: pair.map(|(certificate, _)| read(certificate)).transpose()?,
+            key: pair.map(|(_, key)| read(key)).transpose()?,
+            authorities: options.ca_file.as_deref().map(read).transpose()?,
+        })
+    }
+}
+
+/// Makes rustls's configuration, offering one version of HTTP only.
+pub(crate) fn client_config(
+    options: &TlsOptions,
+    files: &Files,
+    protocol: &[u8],
+) -> Result<Arc<ClientConfig>, Error> {
     let provider = CryptoProvider {
         signature_verification_algorithms: signature_algorithms(),
         ..ring::default_provider()
@@ -50,15 +73,15 @@ pub(crate) fn client_config(options: &TlsOptions) -> Result<Arc<ClientConfig>, E
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(tls_error)?;
-    let identity = identity(options)?;
+    let identity = identity(options, files)?;
     let verifier: Arc<dyn ServerCertVerifier> = if options.insecure_skip_verify {
         Arc::new(AcceptAny::new(provider))
     } else {
-        let trusted = match &options.ca_file {
-            Some(file) => certificates(file)?,
-            None => Vec::new(),
+        let trusted = match (&options.ca_file, &files.authorities) {
+            (Some(path), Some(pem)) => certificates(path, pem)?,
+            _ => Vec::new(),
         };
-        let roots = Arc::new(authorities(options)?);
+        let roots = Arc::new(authorities(options, &trusted)?);
         let chains = WebPkiServerVerifier::builder_with_provider(roots, provider)
             .build()
             .map_err(|error| Error::Tls(error.to_string()))?;
@@ -69,45 +92,58 @@ pub(crate) fn client_config(options: &TlsOptions) -> Result<Arc<ClientConfig>, E
         Some((chain, key)) => builder.with_client_auth_cert(chain, key).map_err(tls_error)?,
         None => builder.with_no_client_auth(),
     };
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.alpn_protocols = vec![protocol.to_vec()];
     Ok(Arc::new(config))
 }
 
 type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
-fn identity(options: &TlsOptions) -> Result<Option<Identity>, Error> {
-    let (certificate, key) = match (&options.certificate_file, &options.key_file) {
-        (None, None) => return Ok(None),
-        (Some(certificate), Some(key)) => (certificate, key),
+/// A certificate's file and its key's.
+fn pair(options: &TlsOptions) -> Result<Option<(&Path, &Path)>, Error> {
+    match (options.certificate_file.as_deref(), options.key_file.as_deref()) {
+        (None, None) => Ok(None),
+        (Some(certificate), Some(key)) => Ok(Some((certificate, key))),
         (certificate, key) => {
-            let show = |path: &Option<std::path::PathBuf>| {
-                path.as_deref().map(|path| path.display().to_string()).unwrap_or_default()
+            let show = |path: Option<&Path>| {
+                path.map(|path| path.display().to_string()).unwrap_or_default()
             };
-            return Err(Error::Tls(format!(
+            Err(Error::Tls(format!(
                 "KeyFile and CertFile must both be present[key: {}, cert: {}]",
                 show(key),
                 show(certificate)
-            )));
+            )))
         }
+    }
+}
+
+fn identity(options: &TlsOptions, files: &Files) -> Result<Option<Identity>, Error> {
+    let Some((certificate, key)) = pair(options)? else { return Ok(None) };
+    let (Some(certificate_pem), Some(key_pem)) = (&files.certificate, &files.key) else {
+        return Ok(None);
     };
-    let chain = certificates(certificate)?;
-    let pem = read(key)?;
-    let key = PrivateKeyDer::from_pem_slice(&pem)
+    let chain = certificates(certificate, certificate_pem)?;
+    if let Some(reason) = options.refused.and_then(|refused| refused(certificate_pem)) {
+        return Err(Error::Tls(format!("{}: {reason}", certificate.display())));
+    }
+    let key = PrivateKeyDer::from_pem_slice(key_pem)
         .map_err(|error| Error::Tls(format!("{}: no private key: {error}", key.display())))?;
     Ok(Some((chain, key)))
 }
 
-fn authorities(options: &TlsOptions) -> Result<RootCertStore, Error> {
+fn authorities(
+    options: &TlsOptions,
+    trusted: &[CertificateDer<'static>],
+) -> Result<RootCertStore, Error> {
     let mut roots = RootCertStore::empty();
-    if let Some(file) = &options.ca_file {
-        for certificate in certificates(file)? {
-            roots.add(certificate).map_err(tls_error)?;
+    if options.ca_file.is_some() {
+        for certificate in trusted {
+            roots.add(certificate.clone()).map_err(tls_error)?;
         }
         return Ok(roots);
     }
     let system = SYSTEM_AUTHORITIES.iter().map(Path::new).find(|path| path.exists());
     if let Some(file) = system {
-        roots.add_parsable_certificates(certificates(file)?);
+        roots.add_parsable_certificates(certificates(file, &read(file)?)?);
     }
     if roots.is_empty() {
         return Err(Error::Tls(
@@ -117,9 +153,8 @@ fn authorities(options: &TlsOptions) -> Result<RootCertStore, Error> {
     Ok(roots)
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let pem = read(path)?;
-    let certificates: Vec<_> = CertificateDer::pem_slice_iter(&pem)
+fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(pem)
         .collect::<Result<_, _>>()
         .map_err(|error| Error::Tls(format!("{}: {error}", path.display())))?;
     if certificates.is_empty() {

@@ -256,6 +256,7 @@ fn tls(matches: &Matches) -> Outcome<Option<TlsOptions>> {
             .filter(|domain| !domain.is_empty() && !matches.is_true("insecure-discovery"))
             .map(str::to_owned),
         insecure_skip_verify: matches.is_true("insecure-skip-tls-verify"),
+        refused: None,
     };
     let wanted = options.certificate_file.is_some()
         || options.key_file.is_some()

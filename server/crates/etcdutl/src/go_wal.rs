@@ -247,7 +247,7 @@ pub(crate) mod tests {
             self.record(RECORD_ENTRY, entry.encode_to_vec())
         }
 
-        fn commit(&mut self, commit: u64) -> &mut Self {
+        pub(crate) fn commit(&mut self, commit: u64) -> &mut Self {
             self.record(RECORD_STATE, HardState { commit }.encode_to_vec())
         }
 

@@ -63,6 +63,14 @@ pub enum ImportError {
     Entry { path: PathBuf, index: u64, source: prost::DecodeError },
 }
 
+/// What a log has above a backend.
+#[derive(Debug)]
+pub struct Requests {
+    pub requests: Vec<Proposal>,
+    /// How many of them, at the end, the log does not say to be committed.
+    pub unsettled: usize,
+}
+
 /// A data directory of Go etcd, on which no server can start for as long as this is kept.
 #[derive(Debug)]
 pub struct GoDataDir {
@@ -102,9 +110,9 @@ impl GoDataDir {
         &self,
         disk: &dyn Disk,
         consistent_index: u64,
-    ) -> Result<Vec<Proposal>, ImportError> {
+    ) -> Result<Requests, ImportError> {
         let tail = go_wal::read_tail(disk, &self.wal, consistent_index)?;
-        let mut requests = Vec::new();
+        let (mut requests, mut unsettled) = (Vec::new(), 0);
         // A damaged number may be the highest; no entry follows it.
         let mut expected = consistent_index.saturating_add(1);
         for (index, entry) in tail.entries {
@@ -117,13 +125,16 @@ impl GoDataDir {
             if holds_password(&request) {
                 return Err(ImportError::Password { path: self.path.clone(), index });
             }
-            requests.extend(proposal(&request));
+            if let Some(proposal) = proposal(&request) {
+                requests.push(proposal);
+                unsettled += usize::from(index > tail.commit);
+            }
         }
         if tail.commit >= expected {
             let path = self.path.clone();
             return Err(ImportError::Gap { path, consistent_index, first: tail.commit });
         }
-        Ok(requests)
+        Ok(Requests { requests, unsettled })
     }
 
     fn request(&self, entry: Entry) -> Result<Option<InternalRaftRequest>, ImportError> {
@@ -254,7 +265,8 @@ mod tests {
         }
         let disk = writer.disk(&wal);
         let _locked = File::open("/dev/null").unwrap();
-        GoDataDir { path: PathBuf::from("/old"), wal, _locked }.requests_above(&disk, 0)
+        let from = GoDataDir { path: PathBuf::from("/old"), wal, _locked };
+        from.requests_above(&disk, 0).map(|found| found.requests)
     }
 
     #[test]
@@ -270,6 +282,24 @@ mod tests {
         assert_eq!(lock(), Ok(()));
         let busy = GoDataDir::open(directory.path(), None).unwrap_err();
         assert!(matches!(busy, ImportError::InUse(_)), "{busy}");
+    }
+
+    /// A leader that was cut off takes what the others never see: whoever imports its directory is told.
+    #[test]
+    fn what_the_log_does_not_say_to_be_committed_is_counted() {
+        let wal = PathBuf::from("/old/member/wal");
+        let put = InternalRaftRequest { put: Some(<_>::default()), ..<_>::default() };
+        let read = InternalRaftRequest { range: Some(<_>::default()), ..<_>::default() };
+        let mut writer = Writer::default();
+        for (index, request) in (1..).zip([&put, &put, &read, &put, &put]) {
+            writer.request(1, index, request.encode_to_vec());
+        }
+        writer.commit(2);
+        let disk = writer.disk(&wal);
+        let _locked = File::open("/dev/null").unwrap();
+        let from = GoDataDir { path: PathBuf::from("/old"), wal, _locked };
+        let found = from.requests_above(&disk, 0).unwrap();
+        assert_eq!((found.requests.len(), found.unsettled), (4, 2));
     }
 
     #[test]

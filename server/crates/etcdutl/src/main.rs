@@ -297,7 +297,14 @@ fn import(arguments: &ImportArguments) -> Result<String, CommandError> {
     let from = GoDataDir::open(Path::new(from), wal_dir).map_err(RestoreError::from)?;
     let order = order(from.backend(), &arguments.identity);
     let disk: Arc<dyn Disk> = Arc::new(OsDisk::new());
-    log_restored(&order, &restore::import(&disk, &order, &from)?);
+    let restored = restore::import(&disk, &order, &from)?;
+    if restored.unsettled > 0 {
+        let told = "the log does not say of its last requests that they were committed; they are taken \
+                    over, as by this member if it were elected: of several members import the one that \
+                    led last";
+        log("warn", told, Some(&serde_json::json!({ "requests": restored.unsettled })));
+    }
+    log_restored(&order, &restored);
     Ok(String::new())
 }
 

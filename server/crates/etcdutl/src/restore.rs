@@ -47,7 +47,7 @@ use server::ids::{Founding, FoundingMember};
 use server::urls::{Hosts, Url, UrlError};
 use types::{LogIndex, MemberId, RecordRevision, Revision, Term};
 
-use crate::import::{GoDataDir, ImportError as GoImportError};
+use crate::import::{GoDataDir, ImportError as GoImportError, Requests};
 use crate::schema::{Backend, SchemaError};
 use crate::snapshot_file::{Content, SnapshotError, SnapshotFile};
 use staging::Staging;
@@ -143,6 +143,8 @@ pub struct Restored {
     pub compact_revision: Revision,
     /// Users and roles that were left out.
     pub dropped_auth: bool,
+    /// Requests at the end of an imported log of which that does not say that they were committed.
+    pub unsettled: usize,
 }
 
 /// Restores.
@@ -153,7 +155,7 @@ pub fn restore(disk: &Arc<dyn Disk>, order: &Restore) -> Result<Restored, Restor
     let founding = founding(order)?;
     staging::check_directories(disk, order)?;
     let source = Source::open(&**disk, order)?;
-    build(disk, order, founding, source, Vec::new())
+    build(disk, order, founding, source, Requests { requests: Vec::new(), unsettled: 0 })
 }
 
 /// Restores from what a member of Go etcd has left: its backend instead of a snapshot, and the requests
@@ -182,7 +184,7 @@ fn build(
     order: &Restore,
     founding: Founding,
     source: Source,
-    requests: Vec<Proposal>,
+    Requests { requests, unsettled }: Requests,
 ) -> Result<Restored, RestoreError> {
     let own = founding.member(&order.name).expect("the check of the initial cluster found it").id;
     let mut staging = Staging::begin(Arc::clone(disk), &order.data_dir)?;
@@ -220,6 +222,7 @@ fn build(
         revision: meta.revision,
         compact_revision: meta.compact_revision,
         dropped_auth,
+        unsettled,
     })
 }
 

@@ -331,6 +331,15 @@ fn the_remains_of_a_crash_and_an_empty_directory_are_no_obstacle() {
     fs::write(data_dir.join("member.restoring/store/0/half"), "x").unwrap();
     let wal_dir = root.path().join("wal");
     let with_wal = Restore { wal_dir: Some(wal_dir.clone()), ..order(&data_dir) };
+    // The power can fail between this directory and the end.
+    fs::create_dir(&wal_dir).unwrap();
+    fs::write(wal_dir.join("somebody's"), "x").unwrap();
+    let error = restore(&disk(), &with_wal).unwrap_err();
+    assert!(matches!(error, RestoreError::WalDir(_)), "{error}");
+    fs::remove_file(wal_dir.join("somebody's")).unwrap();
+    let foreign = Restore { data_dir: root.path().join("other"), ..with_wal.clone() };
+    let error = restore(&disk(), &foreign).unwrap_err();
+    assert!(matches!(error, RestoreError::WalDir(_)), "{error}");
     restore(&disk(), &with_wal).unwrap();
     let names = |path: &Path| -> Vec<String> {
         disk().list(path).unwrap().into_iter().map(|entry| entry.name).collect()

@@ -16,9 +16,18 @@ pub(super) fn check_directories(disk: &Arc<dyn Disk>, order: &Restore) -> Result
     check_empty(&**disk, &order.data_dir)?;
     match &order.wal_dir {
         // A name that cannot be looked at is not free either.
-        Some(path) if disk.exists(path).unwrap_or(true) => Err(RestoreError::WalDir(path.clone())),
+        Some(path) if disk.exists(path).unwrap_or(true) => match is_left(&**disk, order, path) {
+            true => Ok(()),
+            false => Err(RestoreError::WalDir(path.clone())),
+        },
         _ => Ok(()),
     }
+}
+
+/// Whether a restore that crashed just before its end has left this empty directory.
+fn is_left(disk: &dyn Disk, order: &Restore, wal_dir: &Path) -> bool {
+    disk.exists(&order.data_dir.join(UNDER_CONSTRUCTION)).unwrap_or(false)
+        && disk.list(wal_dir).is_ok_and(|entries| entries.is_empty())
 }
 
 /// The remains of a restore that crashed do not count: nobody can use them.
