@@ -59,7 +59,9 @@ fn with_a_name_server(test: &str) {
     let offline = [e2e::peers::our_binary("etcdutl").unwrap(), go.etcdutl];
     let directory = tempfile::tempdir().unwrap();
     let resolver = directory.path().join("resolv.conf");
-    std::fs::write(&resolver, "nameserver 127.0.0.1\n").unwrap();
+    // As in a Pod.
+    let words = "nameserver 127.0.0.1\nsearch none.test domain.test\noptions ndots:5\n";
+    std::fs::write(&resolver, words).unwrap();
     let rerun = Rerun {
         test,
         kinds: &["--net", "--mount"],
@@ -173,6 +175,7 @@ impl World {
         serve(Zone::from([
             ("_etcd-client._tcp.plain.test".to_owned(), vec![port(&plain)]),
             ("_etcd-client-named._tcp.plain.test".to_owned(), vec![port(&plain)]),
+            ("_etcd-client._tcp.short.domain.test".to_owned(), vec![port(&plain)]),
             ("_etcd-client._tcp.mixed.test".to_owned(), vec![port(&plain)]),
             ("_etcd-client-ssl._tcp.mixed.test".to_owned(), vec![port(&secure)]),
             ("_etcd-client-ssl._tcp.secure.test".to_owned(), vec![port(&secure)]),
@@ -204,13 +207,16 @@ fn etcdctl_finds_servers(world: &World, programs: [&Path; 2]) {
     let insecure = ["--discovery-srv=plain.test", "--insecure-discovery"];
     let checked = "--insecure-discovery=false";
     let secure = ["--discovery-srv=secure.test", checked, &trust];
-    let lines: [(&[&str], &[&str], bool); 10] = [
+    let lines: [(&[&str], &[&str], bool); 13] = [
         (&insecure, &["put", "where", "plain"], true),
         (&insecure, &["get", "where"], true),
         (&["--discovery-srv=plain.test", checked, &elsewhere], &["get", "where"], true),
         (&[insecure[0], insecure[1], "--discovery-srv-name=named"], &["get", "where"], true),
         (&[insecure[0], insecure[1], "--discovery-srv-name=none"], &["get", "where"], false),
         (&["--discovery-srv=none.test"], &["get", "where"], false),
+        (&["--discovery-srv=short"], &["get", "where"], true),
+        (&["--discovery-srv=short."], &["get", "where"], false),
+        (&["--discovery-srv=plain.test."], &["get", "where"], true),
         (&secure, &["put", "where", "secure"], true),
         (&secure, &["get", "where"], true),
         (&["--discovery-srv=mixed.test", checked, &trust], &["get", "where"], true),

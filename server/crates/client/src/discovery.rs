@@ -2,22 +2,19 @@
 //!
 //! `_etcd-client-ssl._tcp.<domain>` names servers with TLS, `_etcd-client._tcp.<domain>` those without;
 //! a service name is appended to the first label. Members find each other by `etcd-server` in the same
-//! way. The question goes to the name servers of
-//! `/etc/resolv.conf`, over UDP, and over TCP when the answer does not fit (RFC 1035, RFC 2782). It is
-//! asked once, when a program starts, and blocks: there is nothing to do without the answer. Names are
-//! asked for as they are, without the search list.
+//! way. The question goes to the name servers of `/etc/resolv.conf`, over UDP, and over TCP when the answer
+//! does not fit (RFC 1035, RFC 2782), for each name that its search list makes of the one that was given. It
+//! is asked once, when a program starts, and blocks: there is nothing to do without the answer.
+
+mod resolver;
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-use crate::error::Error;
+use resolver::Resolver;
 
-const RESOLVER_FILE: &str = "/etc/resolv.conf";
-const DNS_PORT: u16 = 53;
-/// How long a name server may take, and how often it is asked (Go's resolver does the same).
-const TIMEOUT: Duration = Duration::from_secs(5);
-const ATTEMPTS: usize = 2;
+use crate::error::Error;
 
 const TYPE_SRV: u16 = 33;
 const CLASS_IN: u16 = 1;
@@ -101,42 +98,39 @@ pub fn discover_client_targets(
 /// There are none, or no name server says so.
 pub fn look_up_srv(service: &str, domain: &str) -> Result<Vec<SrvTarget>, Error> {
     let name = format!("_{service}._tcp.{domain}");
-    look_up(&name_servers(), &name).map_err(Error::Discovery)
+    look_up(&Resolver::of_system(), &name).map_err(Error::Discovery)
 }
 
-/// The name servers of this system; the local one if none are named.
-fn name_servers() -> Vec<SocketAddr> {
-    let text = std::fs::read_to_string(RESOLVER_FILE).unwrap_or_default();
-    let addresses = text.lines().filter_map(|line| {
-        let mut words = line.split_whitespace();
-        let is_server = words.next() == Some("nameserver");
-        words.next().filter(|_| is_server)?.parse::<IpAddr>().ok()
-    });
-    let servers: Vec<SocketAddr> =
-        addresses.map(|address| SocketAddr::new(address, DNS_PORT)).collect();
-    match servers.is_empty() {
-        true => vec![SocketAddr::new(Ipv4Addr::LOCALHOST.into(), DNS_PORT)],
-        false => servers,
-    }
-}
-
-/// Asks the servers in turn; the error is worded as Go's resolver words it.
-fn look_up(servers: &[SocketAddr], name: &str) -> Result<Vec<SrvTarget>, String> {
-    let failed = |server: &SocketAddr, reason: &str| format!("lookup {name} on {server}: {reason}");
-    let mut last = format!("lookup {name}: no name server");
-    let query = Query::new(name).ok_or_else(|| format!("lookup {name}: no such host"))?;
-    for server in (0..ATTEMPTS).flat_map(|_| servers) {
-        match query.ask(server) {
-            Ok(Answer::Targets(targets)) if targets.is_empty() => {
-                return Err(failed(server, "no such host"));
-            }
-            Ok(Answer::Targets(targets)) => return Ok(in_order(targets)),
-            Ok(Answer::NoSuchName) => return Err(failed(server, "no such host")),
-            Ok(Answer::Refused) => last = failed(server, "server misbehaving"),
-            Err(error) => last = failed(server, &error.to_string()),
+/// Asks for each name that the resolver makes of one, until there is an answer. The error is worded as Go's
+/// resolver words it: whatever was asked for, it names what was looked up.
+fn look_up(resolver: &Resolver, name: &str) -> Result<Vec<SrvTarget>, String> {
+    let mut last = format!("lookup {name}: no such host");
+    for full_name in resolver.names(name) {
+        let Some(query) = Query::new(&full_name) else { continue };
+        match ask_in_turn(resolver, &query) {
+            Ok(targets) => return Ok(in_order(targets)),
+            Err((server, reason)) => last = format!("lookup {name} on {server}: {reason}"),
         }
     }
     Err(last)
+}
+
+/// Asks the servers in turn. The error is the last one's; where a server says that there is no such name, the
+/// others are not asked.
+fn ask_in_turn(resolver: &Resolver, query: &Query) -> Result<Vec<SrvTarget>, (SocketAddr, String)> {
+    let mut last = None;
+    for server in (0..resolver.attempts).flat_map(|_| &resolver.servers) {
+        let reason = match query.ask(server, resolver.timeout) {
+            Ok(Answer::Targets(targets)) if !targets.is_empty() => return Ok(targets),
+            Ok(Answer::Targets(_) | Answer::NoSuchName) => {
+                return Err((*server, "no such host".to_owned()));
+            }
+            Ok(Answer::Refused) => "server misbehaving".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        last = Some((*server, reason));
+    }
+    Err(last.expect("a resolver has a server and asks it"))
 }
 
 /// By priority; among equals by chance, in proportion to their weights.
@@ -179,7 +173,7 @@ impl Query {
         Some(Query { id, bytes })
     }
 
-    fn ask(&self, server: &SocketAddr) -> io::Result<Answer> {
+    fn ask(&self, server: &SocketAddr, patience: Duration) -> io::Result<Answer> {
         let local: IpAddr = match server {
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             SocketAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
@@ -187,7 +181,7 @@ impl Query {
         let socket = UdpSocket::bind(SocketAddr::new(local, 0))?;
         socket.connect(server)?;
         socket.send(&self.bytes)?;
-        let deadline = Instant::now() + TIMEOUT;
+        let deadline = Instant::now() + patience;
         let mut buffer = vec![0; UDP_BYTES_MAX];
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -206,14 +200,14 @@ impl Query {
             }
             return match number(message, 2).unwrap_or(0) & FLAG_TRUNCATED {
                 0 => parse(message),
-                _ => self.ask_tcp(server),
+                _ => self.ask_tcp(server, patience),
             };
         }
     }
 
-    fn ask_tcp(&self, server: &SocketAddr) -> io::Result<Answer> {
-        let mut stream = TcpStream::connect_timeout(server, TIMEOUT)?;
-        stream.set_read_timeout(Some(TIMEOUT))?;
+    fn ask_tcp(&self, server: &SocketAddr, patience: Duration) -> io::Result<Answer> {
+        let mut stream = TcpStream::connect_timeout(server, patience)?;
+        stream.set_read_timeout(Some(patience))?;
         let length = u16::try_from(self.bytes.len()).map_err(io::Error::other)?;
         stream.write_all(&[&length.to_be_bytes()[..], &self.bytes].concat())?;
         let mut length = [0; 2];
@@ -321,10 +315,16 @@ mod tests {
         address
     }
 
+    fn at(server: SocketAddr) -> Resolver {
+        let mut resolver = Resolver::parse("", "");
+        resolver.servers = vec![server];
+        resolver
+    }
+
     #[test]
     fn records_are_read_in_the_order_of_their_priorities() {
         let server = serve(vec![(2, 2379, "two"), (1, 2380, "one")]);
-        let found = look_up(&[server], "_etcd-client._tcp.example.com").unwrap();
+        let found = look_up(&at(server), "_etcd-client._tcp.example.com").unwrap();
         let found: Vec<_> = found.iter().map(|it| (it.host.as_str(), it.port)).collect();
         assert_eq!(found, [("one.example.com", 2380), ("two.example.com", 2379)]);
     }
@@ -332,10 +332,10 @@ mod tests {
     #[test]
     fn a_name_that_does_not_exist_is_told_in_gos_words() {
         let server = serve(Vec::new());
-        let error = look_up(&[server], "_etcd-client._tcp.example.com").unwrap_err();
+        let error = look_up(&at(server), "_etcd-client._tcp.example.com").unwrap_err();
         let name = "_etcd-client._tcp.example.com";
         assert_eq!(error, format!("lookup {name} on {server}: no such host"));
-        assert!(look_up(&[server], "a..b").is_err());
+        assert!(look_up(&at(server), "a..b").is_err());
     }
 
     #[test]
