@@ -15,9 +15,17 @@ use e2e::processes::{Cluster, ServerOptions};
 /// Fewer would mean that a program has not done what it is for.
 const CASES_MIN: usize = 6;
 
+/// Go, Rust and one more language at least.
+const SUITES_MIN: usize = 3;
+
 /// The cases that are not ok against a new cluster of this program.
 fn failures(whose: &str, program: &Path, members: usize) -> Vec<String> {
     let suites = suites().unwrap();
+    let ready = suites.iter().filter(|suite| matches!(suite, Suite::Ready { .. })).count();
+    assert!(
+        ready >= SUITES_MIN,
+        "{ready} suites can run; install python3 with venv, or node with npm"
+    );
     let options = ServerOptions {
         members,
         // A case waits for it.

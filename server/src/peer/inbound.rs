@@ -14,7 +14,6 @@ use proto::peerpb::{self};
 use replica::{Handle, Inbound, PeerError, PeerResult};
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
-use types::MemberId;
 
 use super::meters::{Direction, PeerMeters};
 use super::{EXPELLED, REFUSED};
@@ -76,7 +75,7 @@ impl PeerService {
         if matches!(result, Err(PeerError::Refused(_) | PeerError::Removed)) {
             return self.meters.refused(from);
         }
-        let meter = self.meters.of(MemberId(from));
+        let meter = self.meters.of_caller(from);
         meter.received(bytes);
         if let Ok(answer) = result {
             meter.sent(answer.encoded_len());
@@ -112,13 +111,13 @@ impl Raft for PeerService {
         let requests = requests.inspect(move |request: &peerpb::AppendRequest| {
             let from = sender(request.envelope.as_ref());
             source.store(from, Ordering::Relaxed);
-            meters.of(MemberId(from)).received(request.encoded_len());
+            meters.of_caller(from).received(request.encoded_len());
         });
         let meters = self.meters.clone();
         let answers = self.inbound.append(requests).map(move |answer| {
             let from = from.load(Ordering::Relaxed);
             match &answer {
-                Ok(answer) => meters.of(MemberId(from)).sent(answer.encoded_len()),
+                Ok(answer) => meters.of_caller(from).sent(answer.encoded_len()),
                 Err(_) => meters.refused(from),
             }
             answer.map_err(status)
@@ -145,13 +144,13 @@ impl Raft for PeerService {
             if let Some(peerpb::snapshot_chunk::Part::Header(header)) = &chunk.part {
                 source.store(sender(header.envelope.as_ref()), Ordering::Relaxed);
             }
-            let meter = meters.of(MemberId(source.load(Ordering::Relaxed)));
+            let meter = meters.of_caller(source.load(Ordering::Relaxed));
             under_way.get_or_insert_with(|| meter.snapshot_begins(Direction::Received));
             meter.received(chunk.encoded_len());
         });
         let began = Instant::now();
         let result = self.inbound.snapshot(chunks).await;
-        let meter = self.meters.of(MemberId(from.load(Ordering::Relaxed)));
+        let meter = self.meters.of_caller(from.load(Ordering::Relaxed));
         meter.snapshot(Direction::Received, result.is_ok(), began);
         answered(result)
     }

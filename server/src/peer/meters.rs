@@ -1,7 +1,7 @@
 //! What goes to and comes from each other member, under etcd's names. A message is counted by the
 //! length of its protobuf, on both sides, answers included.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,7 +18,16 @@ pub(crate) struct PeerMeters {
     local: String,
     // A std mutex: held to look a member up.
     members: Arc<Mutex<BTreeMap<MemberId, Arc<PeerMeter>>>>,
+    /// Who was refused. A std mutex: held to look somebody up.
+    refused: Arc<Mutex<BTreeSet<MemberId>>>,
 }
+
+/// Under how many names those who call this member are counted. A cluster has fewer members, also over the
+/// years; but whoever reaches the port can name himself as he likes.
+const CALLERS_MAX: usize = 256;
+
+/// The name under which all further ones are counted; no member has it.
+const OTHERS: MemberId = MemberId(0);
 
 /// How often the log says again that a member is not reached: etcd's interval.
 const REMINDER: Duration = Duration::from_secs(5);
@@ -65,18 +74,39 @@ pub(crate) enum Direction {
 
 impl PeerMeters {
     pub(crate) fn new(metrics: Metrics, local: MemberId) -> Self {
-        Self { metrics, local: local.to_string(), members: Arc::default() }
+        Self { metrics, local: local.to_string(), members: Arc::default(), refused: Arc::default() }
     }
 
+    /// Those of a member that this one calls.
     pub(crate) fn of(&self, member: MemberId) -> Arc<PeerMeter> {
-        let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut members = self.members();
         let meter = members.entry(member).or_insert_with(|| Arc::new(self.meter(member)));
         meter.clone()
     }
 
+    /// Those of somebody who calls this member and says that it is this one.
+    pub(crate) fn of_caller(&self, from: u64) -> Arc<PeerMeter> {
+        let from = MemberId(from);
+        let members = self.members();
+        let is_counted = members.len() < CALLERS_MAX || members.contains_key(&from);
+        drop(members);
+        self.of(if is_counted { from } else { OTHERS })
+    }
+
+    fn members(&self) -> MutexGuard<'_, BTreeMap<MemberId, Arc<PeerMeter>>> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A message that was refused before anybody looked at it.
     pub(crate) fn refused(&self, from: u64) {
-        let from = MemberId(from).to_string();
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let from = match MemberId(from) {
+            from if refused.len() < CALLERS_MAX || refused.contains(&from) => from,
+            _ => OTHERS,
+        };
+        refused.insert(from);
+        drop(refused);
+        let from = from.to_string();
         self.metrics.peer_received_failures.with_label_values(&[&from]).inc();
     }
 
@@ -185,5 +215,27 @@ impl PeerMeter {
             }
             false => meter.failures.inc(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_calls_under_many_names_is_counted_under_few() {
+        let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
+        let meters = PeerMeters::new(metrics, MemberId(1));
+        let member = meters.of(MemberId(7));
+        for from in 1000..11_000 {
+            meters.of_caller(from).received(1);
+            meters.refused(from);
+        }
+        assert_eq!(meters.members().len(), CALLERS_MAX + 1, "and the others");
+        assert!(meters.refused.lock().unwrap().len() <= CALLERS_MAX + 1);
+        assert!(Arc::ptr_eq(&meters.of_caller(7), &member), "a member keeps its own");
+        assert!(Arc::ptr_eq(&meters.of_caller(99_999), &meters.of(OTHERS)));
+        let late = meters.of(MemberId(99_999));
+        assert!(Arc::ptr_eq(&meters.of_caller(99_999), &late), "one that is called has its own");
     }
 }

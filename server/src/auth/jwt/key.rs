@@ -1,7 +1,10 @@
 //! The key that tokens are signed and verified with.
 //!
 //! RSA, P-256, P-384, Ed25519 and HMAC are ring's; P-521 is not, and comes from its own crate. A
-//! private key is read from PKCS#8, PKCS#1 or SEC1, a public one from a public key or a certificate.
+//! private key is read from PKCS#8, PKCS#1 or SEC1, a public one from a public key, PKCS#1's
+//! too, or a certificate.
+
+use std::ops::RangeInclusive;
 
 use p521::ecdsa::signature::{Signer, Verifier};
 use p521::elliptic_curve::sec1::ToEncodedPoint;
@@ -14,7 +17,9 @@ use ring::signature::{
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, SubjectPublicKeyInfoDer};
+use x509_parser::pem::parse_x509_pem;
 use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::public_key::RSAPublicKey;
 use x509_parser::x509::SubjectPublicKeyInfo;
 
 use super::JwtError;
@@ -296,6 +301,12 @@ fn p521_key(der: &PrivateKeyDer<'_>) -> Result<(Private, Vec<u8>), String> {
 
 fn public_key<'p>((path, pem): &File<'p>) -> Result<(&'p str, Vec<u8>), JwtError> {
     let damaged = |error: &dyn std::fmt::Display| unusable(path, error.to_string());
+    // RSA's two numbers as they are.
+    if let Ok((_, section)) = parse_x509_pem(pem)
+        && section.label == "RSA PUBLIC KEY"
+    {
+        return Ok((*path, section.contents));
+    }
     let info = match SubjectPublicKeyInfoDer::from_pem_slice(pem) {
         Ok(der) => der.to_vec(),
         Err(_) => {
@@ -310,6 +321,20 @@ fn public_key<'p>((path, pem): &File<'p>) -> Result<(&'p str, Vec<u8>), JwtError
     Ok((*path, info.subject_public_key.data.to_vec()))
 }
 
+/// The sizes of RSA keys that the library verifies with. With a private key it takes 4096 bits at most.
+const RSA_BITS: RangeInclusive<usize> = 2048..=8192;
+
+fn modulus_bits(modulus: &[u8]) -> usize {
+    let zeros = modulus.iter().take_while(|byte| **byte == 0).count();
+    let first = modulus.get(zeros).map_or(0, |byte| byte.leading_zeros() as usize);
+    8 * (modulus.len() - zeros) - first
+}
+
+fn too_small_or_large(bits: usize) -> String {
+    let (least, most) = (RSA_BITS.start(), RSA_BITS.end());
+    format!("the RSA key has {bits} bits; use one of {least} to {most}")
+}
+
 fn verifier(method: Method, path: &str, public: Vec<u8>) -> Result<Public, JwtError> {
     let unfit = || unusable(path, format!("the key does not fit {}", method.name()));
     if let Some(algorithm) = method.verification() {
@@ -318,7 +343,14 @@ fn verifier(method: Method, path: &str, public: Vec<u8>) -> Result<Public, JwtEr
             Method::Es256 => public.len() == 65,
             Method::Es384 => public.len() == 97,
             Method::EdDsa => public.len() == 32,
-            _ => public.first() == Some(&0x30),
+            _ => {
+                let (_, key) = RSAPublicKey::from_der(&public).map_err(|_| unfit())?;
+                let bits = modulus_bits(key.modulus);
+                if !RSA_BITS.contains(&bits) {
+                    return Err(unusable(path, too_small_or_large(bits)));
+                }
+                true
+            }
         };
         return if fits { Ok(Public::Ring(algorithm, public)) } else { Err(unfit()) };
     }

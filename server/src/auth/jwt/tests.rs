@@ -23,13 +23,14 @@ fn jwt(method: &str, private: &str, public: &str) -> Result<std::sync::Arc<Jwt>,
 }
 
 /// Every method with keys in every form it may have.
-const PAIRS: [(&str, &str, &str); 21] = [
+const PAIRS: [(&str, &str, &str); 22] = [
     ("RS256", "rsa", "rsa_public"),
     ("RS384", "rsa", "rsa_public"),
     ("RS512", "rsa_pkcs1", "rsa_public"),
     ("PS256", "rsa", "rsa_public"),
     ("PS384", "rsa_pkcs1", "rsa_public"),
     ("PS512", "rsa", "rsa_public"),
+    ("RS256", "rsa", "rsa_public_pkcs1"),
     ("ES256", "p256", "p256_public"),
     ("ES256", "p256_sec1", "p256_public"),
     ("ES256", "p256", "p256_certificate"),
@@ -77,10 +78,16 @@ fn keys_that_do_not_fit_are_refused_at_the_start() {
         ("EdDSA", "", "p256_public"),
         ("ES256", "p256_public", ""),
         ("RS256", "missing", ""),
+        ("RS256", "", "rsa_public_1024"),
+        ("PS512", "", "rsa_public_1024"),
+        ("ES256", "", "rsa_public_pkcs1"),
     ] {
         let error = jwt(method, private, public).unwrap_err();
         assert!(matches!(error, JwtError::Key { .. }), "{method} {private} {public}: {error}");
     }
+    // It would verify nothing, and every token would be refused.
+    let small = jwt("RS256", "", "rsa_public_1024").unwrap_err().to_string();
+    assert!(small.ends_with("the RSA key has 1024 bits; use one of 2048 to 8192"), "{small}");
     let mismatch = jwt("ES256", "p256", "p384_public").unwrap_err();
     assert_eq!(mismatch.to_string(), "auth: public and private keys don't match");
     for method in ["RS256", "ES512", "EdDSA", "HS256"] {
