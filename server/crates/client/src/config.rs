@@ -30,6 +30,9 @@ pub struct Config {
     pub max_response_bytes: Option<usize>,
 }
 
+/// Why a certificate, as it is in its file, must not be shown; nothing if it may be.
+pub type Refused = fn(&[u8]) -> Option<String>;
+
 /// TLS settings, by file: each connection takes the files as they are when it begins.
 #[derive(Clone, Debug, Default)]
 pub struct TlsOptions {
@@ -43,8 +46,8 @@ pub struct TlsOptions {
     pub server_name: Option<String>,
     /// Accept any certificate. For tests.
     pub insecure_skip_verify: bool,
-    /// What else is asked of the client certificate's file, whenever it is read: why it must not be shown.
-    pub refused: Option<fn(&[u8]) -> Option<String>>,
+    /// What else is asked of the client certificate's file, whenever it is read.
+    pub refused: Option<Refused>,
 }
 
 /// How a client proves who it is.

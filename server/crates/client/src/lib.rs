@@ -32,7 +32,7 @@ mod tls_reason;
 mod watch;
 
 pub use call::Client;
-pub use config::{Config, Credentials, TlsOptions};
+pub use config::{Config, Credentials, Refused, TlsOptions};
 pub use connection::http_get;
 pub use discovery::{
     ClientTarget, SrvTarget, discover_client_targets, discover_endpoints, look_up_srv,
