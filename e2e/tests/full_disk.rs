@@ -168,7 +168,12 @@ fn writes_through_others_reach_the_quota(program: &Path) {
         call(through, "/etcdserverpb.KV/DeleteRange", &request).unwrap();
     assert_eq!(gone.deleted as u64, written);
     compact(through, gone.header.unwrap().revision).unwrap();
+    let compacted = status(through).unwrap().raft_applied_index;
     for member in [small, through, third] {
+        // What a member has not compacted yet is not freed.
+        until("it has applied the compaction", || {
+            status(member).unwrap().raft_applied_index >= compacted
+        });
         let path = "/etcdserverpb.Maintenance/Defragment";
         let _: DefragmentResponse = call(member, path, &DefragmentRequest {}).unwrap();
     }

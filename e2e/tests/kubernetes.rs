@@ -144,12 +144,12 @@ fn a_volume_has_its_size_keeps_its_data_and_grows_while_in_use() -> Result<()> {
 
     namespace.shell("web-0", "echo kept > /data/kept && sync")?;
     namespace.kubectl("delete pod web-0")?;
-    wait::until("the new pod answers", READY, || {
+    // A kubelet looks for the container by the name of its Pod, and may find that of the Pod before, which is
+    // just about to end.
+    let before = wait::until("the new pod answers", READY, || {
         let kept = namespace.shell("web-0", "cat /data/kept")?;
-        if kept == "kept" { Ok(()) } else { Err(anyhow!("it has {kept:?}")) }
+        if kept == "kept" { blocks() } else { Err(anyhow!("it has {kept:?}")) }
     })?;
-
-    let before = blocks()?;
     let bigger = r#"--patch={"spec":{"resources":{"requests":{"storage":"600Mi"}}}}"#;
     namespace.kubectl(&format!("patch pvc data-web-0 {bigger}"))?;
     namespace.wait_for("pvc data-web-0", "{.status.capacity.storage}", "600Mi", READY)?;

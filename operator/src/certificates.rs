@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use jiff::{SignedDuration, Timestamp, tz::TimeZone};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    KeyUsagePurpose, PublicKeyData, SanType,
 };
 use x509_parser::{extensions::GeneralName, parse_x509_certificate, pem::parse_x509_pem};
 
@@ -98,18 +98,23 @@ pub fn new_leaf(
     Ok(KeyPairPem { certificate: certificate.pem(), key: key.serialize_pem() })
 }
 
-/// Whether a leaf that exists can stay: it has time left, the names it needs, and the CA's
-/// signature.
+/// Whether a leaf that exists can stay: it can be read, has its key, time left, the names it needs, and the
+/// CA's signature.
 ///
 /// # Errors
-/// One of the certificates cannot be read.
+/// The CA cannot be read.
 pub fn leaf_is_current(
-    leaf: &str,
+    pair: &KeyPairPem,
     ca: &str,
     alternative_names: &[String],
     now: Timestamp,
 ) -> Result<bool, CertificateError> {
-    let (leaf, ca) = (facts(leaf)?, facts(ca)?);
+    let ca = facts(ca)?;
+    let Ok(leaf) = facts(&pair.certificate) else { return Ok(false) };
+    let key = KeyPair::from_pem(&pair.key);
+    if !key.is_ok_and(|key| key.subject_public_key_info() == leaf.public_key) {
+        return Ok(false);
+    }
     let wanted: BTreeSet<&str> = alternative_names.iter().map(String::as_str).collect();
     let has: BTreeSet<&str> = leaf.alternative_names.iter().map(String::as_str).collect();
     let signed = verify_signature(&leaf.der, &ca.der)?;
@@ -139,6 +144,8 @@ struct Facts {
     der: Vec<u8>,
     not_after: Timestamp,
     alternative_names: Vec<String>,
+    /// As SubjectPublicKeyInfo.
+    public_key: Vec<u8>,
 }
 
 fn facts(pem: &str) -> Result<Facts, CertificateError> {
@@ -158,7 +165,8 @@ fn facts(pem: &str) -> Result<Facts, CertificateError> {
             _ => None,
         })
         .collect();
-    Ok(Facts { der: pem.contents.clone(), not_after, alternative_names })
+    let public_key = certificate.public_key().raw.to_vec();
+    Ok(Facts { der: pem.contents.clone(), not_after, alternative_names, public_key })
 }
 
 fn ip_address(bytes: &[u8]) -> Option<String> {
@@ -230,7 +238,7 @@ mod tests {
     fn a_fresh_leaf_is_current() {
         let ca = new_ca("main client CA", now()).unwrap();
         let leaf = new_leaf(&ca, "main-1", &names(), Usage::Server, now()).unwrap();
-        assert!(leaf_is_current(&leaf.certificate, &ca.certificate, &names(), now()).unwrap());
+        assert!(leaf_is_current(&leaf, &ca.certificate, &names(), now()).unwrap());
     }
 
     #[test]
@@ -239,7 +247,7 @@ mod tests {
         let leaf = new_leaf(&ca, "main-1", &names(), Usage::Server, now()).unwrap();
         let current = |days: i64| {
             let then = now() + SignedDuration::from_hours(24 * days);
-            leaf_is_current(&leaf.certificate, &ca.certificate, &names(), then).unwrap()
+            leaf_is_current(&leaf, &ca.certificate, &names(), then).unwrap()
         };
         assert!(current(58));
         assert!(!current(61));
@@ -250,8 +258,25 @@ mod tests {
         let ca = new_ca("main client CA", now()).unwrap();
         let other = new_ca("main client CA", now()).unwrap();
         let leaf = new_leaf(&ca, "main-1", &names(), Usage::Server, now()).unwrap();
-        assert!(!leaf_is_current(&leaf.certificate, &ca.certificate, &[], now()).unwrap());
-        assert!(!leaf_is_current(&leaf.certificate, &other.certificate, &names(), now()).unwrap());
+        assert!(!leaf_is_current(&leaf, &ca.certificate, &[], now()).unwrap());
+        assert!(!leaf_is_current(&leaf, &other.certificate, &names(), now()).unwrap());
+    }
+
+    #[test]
+    fn a_leaf_that_cannot_be_read_or_has_another_key_is_stale() {
+        let ca = new_ca("main client CA", now()).unwrap();
+        let leaf = new_leaf(&ca, "main-1", &names(), Usage::Server, now()).unwrap();
+        let other = new_leaf(&ca, "main-1", &names(), Usage::Server, now()).unwrap();
+        let (certificate, key) = (|| leaf.certificate.clone(), || leaf.key.clone());
+        let rubbish = || "not PEM".to_owned();
+        for pair in [
+            KeyPairPem { certificate: rubbish(), key: key() },
+            KeyPairPem { certificate: certificate(), key: rubbish() },
+            KeyPairPem { certificate: certificate(), key: other.key },
+        ] {
+            assert!(!leaf_is_current(&pair, &ca.certificate, &names(), now()).unwrap());
+        }
+        assert!(leaf_is_current(&leaf, "not PEM", &names(), now()).is_err());
     }
 
     #[test]

@@ -239,11 +239,22 @@ impl Three<'_> {
     fn it_is_back(&mut self) {
         let before = page(self.talk, 1);
         self.talk.cluster.member_mut(2).restart().expect("start a member again");
-        until("it has been sent a snapshot", || {
+        let deadline = Instant::now() + LIMIT;
+        loop {
             let labels = [("To", self.ids[2].as_str())];
             let sent = number(&page(self.talk, 1), "etcd_network_snapshot_send_success", &labels);
-            sent > 0.0 && self.sees(1, 2) && self.sees(2, 1) && self.sees(0, 2)
-        });
+            let seen = [self.sees(1, 2), self.sees(2, 1), self.sees(0, 2)];
+            if sent > 0.0 && seen == [true; 3] {
+                break;
+            }
+            if Instant::now() >= deadline {
+                let log = self.talk.cluster.members()[1].log();
+                panic!(
+                    "{sent} snapshots were sent to it, {seen:?} see each other; the leader:\n{log}"
+                );
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
         put(self.talk, 2, 1);
         for (member, text) in LOGGED {
             let log = self.talk.cluster.members()[member].log();

@@ -195,8 +195,8 @@ async fn pass(
     Ok(pace::pause(&validated.desired, &plan, observed, failed, waited, now))
 }
 
-/// The certificates of the cluster and of its members, if it has any, and which names of those of some
-/// members are taken. While it is paused they are as they are.
+/// The certificates of the cluster and of its members, if it has any, and what is wrong with those of some
+/// members alone: their names are taken, or they cannot be read. While it is paused they are as they are.
 async fn secure(
     context: &Context,
     cluster: &EtcdCluster,
@@ -230,7 +230,7 @@ async fn secure(
         match ends {
             Ok(ends) => certificates.ends.extend(ends),
             // The others have nothing to do with it.
-            Err(error) if error.is_not_ours() => taken.push(error),
+            Err(error) if error.is_of_one_secret() => taken.push(error),
             Err(error) => return Err(error.into()),
         }
     }

@@ -82,6 +82,11 @@ impl SecurityError {
     pub fn is_not_ours(&self) -> bool {
         matches!(self, SecurityError::Kubernetes(error) if error.is_not_ours())
     }
+
+    /// The one Secret that it names is what is wrong, and not the way to it.
+    pub fn is_of_one_secret(&self) -> bool {
+        !matches!(self, SecurityError::Kubernetes(_)) || self.is_not_ours()
+    }
 }
 
 const MISSING: &str = "is missing";
@@ -335,7 +340,7 @@ fn is_current(
     now: Timestamp,
 ) -> Result<bool, SecurityError> {
     let Some(leaf) = leaf else { return Ok(false) };
-    leaf_is_current(&leaf.certificate, &ca.certificate, names, now)
+    leaf_is_current(leaf, &ca.certificate, names, now)
         .map_err(|source| SecurityError::Certificate { secret: secret.to_owned(), source })
 }
 

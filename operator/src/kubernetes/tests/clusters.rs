@@ -117,6 +117,32 @@ async fn the_ca_of_a_formed_cluster_is_not_made_anew() {
     }
 }
 
+/// Of one member: it is issued anew, and while nothing may be, the others are looked at all the same.
+#[tokio::test]
+async fn a_certificate_that_cannot_be_read_concerns_one_member() {
+    let (server, lease) = (ApiServer::default(), Lease::without_election());
+    let first = context(&server, &lease);
+    seed(&server, "etcdclusters", "main", json!({"kind": "EtcdCluster", "spec": {}}));
+    while server.object(PODS, "main-3").is_none() {
+        reconcile_cluster(&server, &first).await;
+    }
+    let rubbish = json!("bm90IFBFTQ==");
+    change(&server, SECRETS, "main-2-tls", |secret| secret["data"]["server.crt"] = rubbish.clone());
+    reconcile_cluster(&server, &context(&server, &lease)).await;
+    let issued = server.object(SECRETS, "main-2-tls").unwrap();
+    assert_ne!(issued["data"]["server.crt"], rubbish);
+    assert_eq!(condition_of(&server, "CertificatesValid")["status"], "True");
+
+    change(&server, SECRETS, "main-2-tls", |secret| secret["data"]["peer.crt"] = rubbish.clone());
+    change(&server, CLUSTERS, "main", |cluster| cluster["spec"]["paused"] = json!(true));
+    let before = server.writes().len();
+    reconcile_cluster(&server, &context(&server, &lease)).await;
+    let status = server.object(CLUSTERS, "main").unwrap()["status"].to_string();
+    assert!(status.contains("Secret main-2-tls"), "{status}");
+    let writes = server.writes().split_off(before);
+    assert!(!writes.iter().any(|write| write.contains("/secrets")), "{writes:#?}");
+}
+
 /// It has no finalizer, so no pass sees the end of it.
 #[tokio::test(start_paused = true)]
 async fn the_gauges_of_a_cluster_that_was_always_paused_go_with_it() {
