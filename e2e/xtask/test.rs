@@ -72,7 +72,7 @@ enum Group {
 /// What runs beside the group `kubernetes`; programs that load the machine run later.
 const BESIDE_KUBERNETES: [Group; 3] = [Group::Process, Group::Differential, Group::Clients];
 /// How many of their programs at a time.
-const BESIDE_AT_ONCE: usize = 3;
+const BESIDE_AT_ONCE: usize = 2;
 /// The step of what loads the machine.
 const LOADING_STEP: &str = "loading";
 
