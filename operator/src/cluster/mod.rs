@@ -155,6 +155,8 @@ async fn pass(
         now,
     };
     let before = cluster.status.clone().unwrap_or_default();
+    let unusable: Vec<String> =
+        taken.iter().filter(|error| !error.is_not_ours()).map(ToString::to_string).collect();
     let mut failures: Vec<ActError> = taken.into_iter().map(ActError::from).collect();
     if !validated.desired.paused {
         failures.extend(build_services(context, validated, &observation).await);
@@ -180,9 +182,19 @@ async fn pass(
         error = tell(context, cluster, validated, &action, &result).await.or(error);
     }
     let known = certificates.as_ref().map_or(&[][..], |certificates| &certificates.ends);
-    let ends = validated.desired.names.tls.then_some(known);
-    report(context, cluster, validated, &before, &observation, &plan, error.clone(), ends, now)
-        .await?;
+    let certificates = (validated.desired.names.tls.then_some(known), unusable);
+    report(
+        context,
+        cluster,
+        validated,
+        &before,
+        &observation,
+        &plan,
+        error.clone(),
+        certificates,
+        now,
+    )
+    .await?;
     let (memory, uid) = (&context.memory, &validated.uid);
     if error.is_some() && in_the_way {
         // What is done again comes with another serial.
@@ -340,7 +352,7 @@ async fn report(
     observation: &Observation,
     plan: &Plan,
     error: Option<String>,
-    certificates: Option<&[CertificateEnd]>,
+    (certificates, unusable): (Option<&[CertificateEnd]>, Vec<String>),
     now: Timestamp,
 ) -> Result<(), PassError> {
     let kubernetes = &context.kubernetes;
@@ -350,8 +362,11 @@ async fn report(
     let backups = Backups::of(kubernetes, &names.namespace, &names.cluster, cluster_id).await?;
     let outcome = Outcome { plan, error, backups: &backups, certificates };
     let generation = cluster.metadata.generation;
-    let status =
+    let mut status =
         report::cluster_status(&current, generation, validated, observation, &outcome, now);
+    if !unusable.is_empty() {
+        report::certificates_unusable(&mut status, generation, unusable.join("; "), now);
+    }
     context.metrics.cluster(&names.namespace, &names.cluster, &status);
     let (due, mut told) = (report::are_numbers_due(&current, now), false);
     for (serial, member) in &observation.observed.members {

@@ -127,7 +127,7 @@ pub fn in_the_way(status: &mut EtcdClusterStatus, detail: String) {
     status.blocked_by = vec![BlockedBy { action, invariant, detail }];
 }
 
-/// A pass that ended at the certificates knows what is wrong with them.
+/// A pass that met certificates it cannot use knows what is wrong with them.
 pub fn certificates_unusable(
     status: &mut EtcdClusterStatus,
     generation: Option<i64>,

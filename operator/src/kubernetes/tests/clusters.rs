@@ -136,9 +136,16 @@ async fn a_certificate_that_cannot_be_read_concerns_one_member() {
     change(&server, SECRETS, "main-2-tls", |secret| secret["data"]["peer.crt"] = rubbish.clone());
     change(&server, CLUSTERS, "main", |cluster| cluster["spec"]["paused"] = json!(true));
     let before = server.writes().len();
-    reconcile_cluster(&server, &context(&server, &lease)).await;
-    let status = server.object(CLUSTERS, "main").unwrap()["status"].to_string();
-    assert!(status.contains("Secret main-2-tls"), "{status}");
+    let cluster = serde_json::from_value(server.object(CLUSTERS, "main").unwrap()).unwrap();
+    let pass = cluster::reconcile(Arc::new(cluster), context(&server, &lease)).await;
+    assert!(pass.is_ok(), "the others were not looked at: {pass:?}");
+    let valid = condition_of(&server, "CertificatesValid");
+    assert_eq!(
+        (&valid["status"], &valid["reason"]),
+        (&json!("False"), &json!("CertificateUnusable"))
+    );
+    let said = valid["message"].as_str().unwrap();
+    assert!(said.contains("Secret main-2-tls") && said.contains("delete the Secret"), "{said}");
     let writes = server.writes().split_off(before);
     assert!(!writes.iter().any(|write| write.contains("/secrets")), "{writes:#?}");
 }

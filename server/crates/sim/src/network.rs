@@ -147,6 +147,12 @@ impl Network {
         self.state().members.remove(&member);
     }
 
+    /// Disconnects all. Who can be reached here reaches others through here: without an end to it nobody would
+    /// ever be let go of.
+    pub fn disconnect_all(&self) {
+        self.state().members.clear();
+    }
+
     /// Lets nothing through from one member to another.
     pub fn cut(&self, from: MemberId, to: MemberId) {
         self.state().cut.insert((from, to));

@@ -185,6 +185,7 @@ fn run_here(plan: Plan, verbose: bool) -> Report {
             trace.violation(format!("PANIC {panic}"));
         }
         cluster.mix_disks();
+        cluster.network.disconnect_all();
         let operations = cluster.history.operations();
         let leases = cluster.history.leases();
         let renewals = leases.iter().flat_map(|lease| lease.renewals.iter().skip(1));
