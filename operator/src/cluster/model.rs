@@ -273,8 +273,8 @@ impl fmt::Display for Cause {
     }
 }
 
-/// After how long this attempt is given up: of a first start whose members crash, for one under a new
-/// token; of a learner that has not started since it was added, for another one. The first has ten
+/// After how long this attempt is given up: of a first start whose members crash or are lost again, for one
+/// under a new token; of a learner that has not started since it was added, for another one. The first has ten
 /// minutes and each further one twice as much, up to most of a day: what failed so often fails for a
 /// reason that new volumes do not mend.
 pub fn attempt_deadline(attempt: i32) -> SignedDuration {

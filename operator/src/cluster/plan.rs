@@ -16,6 +16,7 @@
 //! Invariant: every action that leaves here passed [`invariants::permit`].
 
 mod ensures;
+mod first_start;
 mod unstarted;
 
 pub use ensures::initial_cluster;
@@ -25,10 +26,7 @@ use types::{ClusterId, MemberId};
 
 use super::{
     invariants::{self, Refusal},
-    model::{
-        Bootstrap, Cause, Claim, Desired, Entry, JoinReason, Loss, Member, Membership, Observed,
-        Serial, attempt_deadline,
-    },
+    model::{Claim, Desired, Entry, JoinReason, Loss, Member, Observed, Serial, attempt_deadline},
 };
 use crate::crd::InitialState;
 
@@ -159,7 +157,7 @@ pub fn plan(desired: &Desired, observed: &Observed, now: Timestamp) -> Plan {
     }
     let mut plan = Plan { ensures: ensures::ensures(desired, observed), ..Plan::default() };
     let steps: &[fn(&Desired, &Observed, Timestamp) -> Step] = if observed.cluster_id.is_none() {
-        &[form]
+        &[first_start::form]
     } else {
         &[
             revive_broken,
@@ -229,84 +227,10 @@ fn wait(action: &'static str, rule: &'static str, detail: impl Into<String>) -> 
     Step::Wait(Blocked { action, refusal: Refusal { rule, detail: detail.into() } })
 }
 
-// === Before the cluster is formed ===
-
-fn form(desired: &Desired, observed: &Observed, now: Timestamp) -> Step {
-    let Some(bootstrap) = &observed.bootstrap else {
-        return Step::Act(freeze(desired, observed, 1));
-    };
-    let formed = observed.membership.as_ref();
-    let ours = |membership: &&Membership| invariants::is_planned(bootstrap, desired, membership);
-    if let Some(membership) = formed.filter(ours) {
-        return Step::Act(Action::LatchCluster { cluster_id: membership.cluster_id });
-    }
-    // Members of an attempt that was given up go first: they may even have formed a cluster since.
-    let abandoned =
-        observed.members.values().find(|member| !bootstrap.serials.contains(&member.serial));
-    if let Some(member) = abandoned {
-        return Step::Act(release_of(member));
-    }
-    if formed.is_some() {
-        return wait("LatchCluster", "I7", "the members that answer are not those of the plan");
-    }
-    let planned = || bootstrap.serials.iter().filter_map(|serial| observed.members.get(serial));
-    let lost = |member: &&Member| {
-        member.deletion_requested || matches!(member.loss, Some(Loss::Claim | Loss::NodeGone))
-    };
-    if planned().any(|member| lost(&member)) {
-        return Step::Act(freeze(desired, observed, bootstrap.attempt + 1));
-    }
-    if let Step::Act(action) = revive_broken(desired, observed, now) {
-        return Step::Act(action);
-    }
-    let next = planned().any(is_crashing).then(|| next_attempt(desired, bootstrap));
-    if let Some(Ok(due)) = next
-        && now >= due
-    {
-        return Step::Act(freeze(desired, observed, bootstrap.attempt + 1));
-    }
-    let silent: Vec<String> = planned()
-        .filter(|member| !member.is_serving())
-        .map(|member| {
-            format!("{}: {}", desired.names.member(member.serial), invariants::describe(member))
-        })
-        .collect();
-    let next = match next {
-        None => String::new(),
-        Some(Ok(due)) => format!("; the next attempt is made at {due}"),
-        Some(Err(none)) => format!("; {none}"),
-    };
-    wait("LatchCluster", "Bootstrap", format!("waiting for a quorum; {}{next}", silent.join("; ")))
-}
-
-fn is_crashing(member: &Member) -> bool {
-    let cause = member.pod.as_ref().and_then(|pod| pod.down.as_ref());
-    matches!(cause, Some(Cause::Crash(_)))
-}
-
-/// When the attempt is given up for another, or why that would be no better.
-fn next_attempt(desired: &Desired, bootstrap: &Bootstrap) -> Result<Timestamp, &'static str> {
-    if desired.restored {
-        return Err(
-            "another seed would be made of the same backup; delete its EtcdMember to have one made all the same",
-        );
-    }
-    Ok(bootstrap.started_at + attempt_deadline(bootstrap.attempt))
-}
-
-fn freeze(desired: &Desired, observed: &Observed, attempt: i32) -> Action {
-    let count = if desired.restored { 1 } else { desired.replicas };
-    let first = observed.latest_serial.0 + 1;
-    let serials = (first..).take(count).map(Serial).collect();
-    Action::FreezeBootstrap { serials, attempt }
-}
-
 fn release_of(member: &Member) -> Action {
     let keep_claim = invariants::permit_claim_deletion(member).is_err();
     Action::Release { serial: member.serial, keep_claim }
 }
-
-// === After the cluster is formed ===
 
 /// A Pod that does not run and was made from other settings gets the desired ones: that is how a
 /// corrected image or flag reaches a member on which a rollout came to a stop.

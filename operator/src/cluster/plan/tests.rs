@@ -4,7 +4,9 @@
 use jiff::SignedDuration;
 
 use super::*;
-use crate::cluster::model::{Bootstrap, Kubelet, Names, Pod, Reach, Serving, Silence};
+use crate::cluster::model::{
+    Bootstrap, Cause, Kubelet, Membership, Names, Pod, Reach, Serving, Silence,
+};
 
 mod first_start;
 mod losses;

@@ -38,6 +38,41 @@ fn a_first_start_that_lost_a_volume_is_tried_again_under_a_new_token_and_new_nam
     assert_eq!(again, Some(Action::FreezeBootstrap { serials, attempt: 2 }));
 }
 
+/// On nodes that go as fast as they come, each attempt cost three volumes and the next one followed at once.
+#[test]
+fn a_first_start_that_loses_members_again_is_tried_again_more_and_more_seldom() {
+    let begins = |attempt: i32, minutes: i64, change: fn(&mut Member)| {
+        let mut situation = situation(3);
+        situation.observed.cluster_id = None;
+        situation.observed.membership = None;
+        let started_at = now() - SignedDuration::from_mins(minutes);
+        let serials = vec![Serial(1), Serial(2), Serial(3)];
+        let token = "token".to_owned();
+        situation.observed.bootstrap = Some(Bootstrap { token, attempt, started_at, serials });
+        change(situation.member(2));
+        match plan(&situation.desired, &situation.observed, now()) {
+            Plan { action: Some(Action::FreezeBootstrap { .. }), .. } => true,
+            Plan { action: None, blocked, .. } => {
+                let detail = &blocked[0].refusal.detail;
+                assert!(detail.contains("the next attempt is made at 2027-01-15T"), "{detail}");
+                false
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    for loss in [
+        |member: &mut Member| member.loss = Some(Loss::Claim),
+        |member: &mut Member| member.loss = Some(Loss::NodeGone),
+    ] {
+        assert!(begins(1, 0, loss));
+        for (attempt, minutes) in [(2, 10), (3, 20), (4, 40), (1000, 1280)] {
+            assert!(!begins(attempt, minutes - 1, loss));
+            assert!(begins(attempt, minutes, loss));
+        }
+    }
+    assert!(begins(3, 0, |member| member.deletion_requested = true), "somebody asks for it");
+}
+
 /// A first start whose members crash made three more claims every ten minutes, for as long as nobody looked.
 #[test]
 fn a_first_start_that_crashes_is_tried_again_more_and_more_seldom_and_a_seed_not_at_all() {
