@@ -76,6 +76,15 @@ const LOGGED: [(usize, &str); 4] = [
     (2, "applied snapshot"),
 ];
 
+/// How a leader says where its log begins now. Go's tells it of the log only at debug level, right after it
+/// has told of the image.
+const LOG_BEGINS: [(&str, &str); 2] = [
+    ("\"compacted Raft logs\"", "\"compact-index\":"),
+    ("\"saved snapshot to disk\"", "\"snapshot-index\":"),
+];
+/// What Go's log begins before the image of.
+const KEPT: u64 = 5;
+
 /// What a talk has come to: by member, moment, family and labels, or text of the log.
 type Facts = BTreeMap<String, String>;
 
@@ -103,6 +112,16 @@ fn until(what: &str, holds: impl Fn() -> bool) {
         assert!(Instant::now() < deadline, "not within {LIMIT:?}: {what}");
         thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// The last entry that a log can have begun behind, of those that it tells of.
+fn log_begins(log: &str) -> u64 {
+    let begins = |line: &str| {
+        let (_, field) = LOG_BEGINS.iter().find(|(text, _)| line.contains(text))?;
+        let (_, rest) = line.split_once(field)?;
+        rest.split(|other: char| !other.is_ascii_digit()).next()?.parse().ok()
+    };
+    log.lines().filter_map(begins).max().unwrap_or(0)
 }
 
 fn put(talk: &mut Talk, member: usize, count: usize) {
@@ -213,8 +232,14 @@ impl Three<'_> {
 
     fn one_is_gone(&mut self) {
         let before = [0, 1].map(|member| page(self.talk, member));
+        let applied =
+            number(&page(self.talk, 2), "etcd_server_proposals_applied_total", &[]) as u64;
         self.talk.cluster.member_mut(2).kill().expect("kill a member");
         put(self.talk, 0, 60);
+        // Who comes back before that needs no snapshot.
+        until("the leader's log begins behind what it has", || {
+            log_begins(&self.talk.cluster.members()[1].log()) > applied + KEPT
+        });
         until("it is seen that a member is gone", || !self.sees(0, 2) && !self.sees(1, 2));
         let failures = || {
             let labels = [("To", self.ids[2].as_str())];

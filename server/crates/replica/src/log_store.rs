@@ -386,6 +386,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
         self.shared.tail().purge(log_id);
+        tracing::info!("compact-index" = index_of(&log_id).0, "compacted Raft logs");
         self.enqueue(WriteOperation::Purge(log_id)).await
     }
 }

@@ -430,6 +430,39 @@ async fn an_image_waits_for_space_wherever_the_disk_was_full() {
     replica.shutdown().await;
 }
 
+/// An image was under way when a compaction came, and the next one was begun before the index was swept.
+/// Nothing else came after it, since the disk was full: what the compaction had let go of was not freed.
+#[tokio::test(start_paused = true)]
+async fn what_a_compaction_lets_go_while_images_are_written_is_freed_without_another_write() {
+    let disk = Arc::new(SimDisk::new(1));
+    let replica = with_long_keys(&disk).await;
+    let versions = 30;
+    for _ in 0..versions {
+        replica.handle().propose(put("again", &"v".repeat(1 << 20))).await.unwrap();
+    }
+    leave_free(&disk, 20 << 20);
+    let save = || {
+        let handle = replica.handle().clone();
+        tokio::spawn(async move { handle.save_image().await })
+    };
+    let first = save();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let revision = replica.handle().views().mvcc.revision().0;
+    let request = CompactionRequest { revision, physical: false };
+    replica.handle().propose(Proposal::new(CommandKind::Compaction, &request)).await.unwrap();
+    let second = save();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!first.is_finished() && !second.is_finished(), "the disk is full");
+
+    let before = replica.handle().views().mvcc.store_size().in_use;
+    disk.set_capacity(None);
+    first.await.unwrap().unwrap();
+    second.await.unwrap().unwrap();
+    let after = replica.handle().views().mvcc.store_size().in_use;
+    assert!(after < before - (versions - 2) * (1 << 20), "{before} bytes were in use, now {after}");
+    replica.shutdown().await;
+}
+
 /// Every linearizable read needs a heartbeat, and opening a stream costs more than sending one.
 #[tokio::test(start_paused = true)]
 async fn heartbeats_of_many_reads_go_over_one_stream_until_it_breaks() {
