@@ -14,6 +14,7 @@ pub mod image;
 pub mod kubernetes;
 pub mod namespace;
 pub mod peers;
+mod ports;
 pub mod processes;
 pub mod script;
 pub mod serving;

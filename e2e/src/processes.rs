@@ -6,10 +6,9 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,6 +16,7 @@ use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
 use crate::authority::{Pair, flag};
+pub use crate::ports::free_ports;
 
 /// How long a server may take until it is ready.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -489,27 +489,4 @@ pub fn signal(pid: u32, name: &str) -> Result<()> {
         bail!("cannot send {name} to process {pid}: {status}");
     }
     Ok(())
-}
-
-/// Where ports for servers come from: below those that the kernel gives to outgoing connections, which
-/// could otherwise take the port of a server before it starts, or while it is restarted.
-const PORTS: std::ops::Range<u16> = 11_000..23_000;
-
-/// Ports of the loopback that nobody listens on; no port is given out twice by one process.
-pub fn free_ports(count: usize) -> Result<Vec<u16>> {
-    static GIVEN: AtomicUsize = AtomicUsize::new(0);
-    // Processes that run side by side begin at different places.
-    let begin = std::process::id() as usize * 101;
-    let mut free = Vec::with_capacity(count);
-    for _ in PORTS {
-        if free.len() == count {
-            return Ok(free);
-        }
-        let at = (begin + GIVEN.fetch_add(1, Ordering::Relaxed)) % PORTS.len();
-        let port = PORTS.start + u16::try_from(at).context("a port is below 65536")?;
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
-            free.push(port);
-        }
-    }
-    bail!("of the ports {PORTS:?} not {count} are free")
 }

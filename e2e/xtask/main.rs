@@ -13,6 +13,7 @@ mod operator;
 mod prerequisites;
 mod programs;
 mod progress;
+mod pulse;
 mod sim;
 mod store_log;
 mod test;

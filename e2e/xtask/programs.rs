@@ -21,7 +21,7 @@ use crate::progress::{Progress, elapsed, last_line, telling_lines};
 use crate::workspace::Workspace;
 
 /// Those that take longest begin first, so that none of them is left alone at the end.
-const LONG: [&str; 8] = [
+const LONG: [&str; 9] = [
     "scenarios",
     "differential_calls",
     "grpc_proxy_tls",
@@ -30,11 +30,8 @@ const LONG: [&str; 8] = [
     "peer_tls",
     "tls",
     "clients",
+    "differential_check",
 ];
-
-/// Those that put all the load on a machine that it bears. What runs beside them is not what it tests:
-/// in front of a slow disk they once kept the store of the local Kubernetes waiting for seconds.
-const LOADING: [&str; 1] = ["differential_check"];
 
 /// A test program, ready to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -221,11 +218,6 @@ impl Batch<'_> {
 impl TestProgram {
     pub(crate) fn target(&self) -> &str {
         &self.target
-    }
-
-    /// Whether it leaves nothing of the machine to others.
-    pub(crate) fn loads_the_machine(&self) -> bool {
-        LOADING.contains(&self.target())
     }
 }
 

@@ -6,6 +6,9 @@
 
 use anyhow::{Result, bail};
 use e2e::kubernetes::layout::STORE_CLIENT_URL;
+use jiff::Timestamp;
+
+use crate::pulse::Standstill;
 
 /// What kube-apiserver writes when its store has failed it.
 const STORAGE_ERRORS: [&str; 12] = [
@@ -16,12 +19,15 @@ const STORAGE_ERRORS: [&str; 12] = [
     "watch chan error",
     "code = Internal",
     "code = Unavailable",
-    "code = DeadlineExceeded",
+    DEADLINE_PASSED,
     "code = ResourceExhausted",
     "code = DataLoss",
     "code = Unknown",
     "inconsistency",
 ];
+
+/// The kubelets of the local Kubernetes give a call one second.
+const DEADLINE_PASSED: &str = "code = DeadlineExceeded";
 
 /// What it writes about compaction and conflicts, which is their ordinary course.
 const ORDINARY: [&str; 2] = ["required revision has been compacted", "leaderChanged"];
@@ -32,8 +38,9 @@ const IS_SERVING: &str = "Serving securely on";
 /// Levels of the store's log that are a failure.
 const BAD_LEVELS: [&str; 4] = ["error", "dpanic", "panic", "fatal"];
 
-/// Looks through what kube-apiserver has written.
-pub(crate) fn of_api_server(log: &str) -> Result<()> {
+/// Looks through what kube-apiserver has written. Deadlines that passed while the machine stood still are
+/// not the store's.
+pub(crate) fn of_api_server(log: &str, standstills: &[Standstill]) -> Result<()> {
     // Nobody listens at the store's address. Said of others it is about kubelets and webhooks.
     let address = STORE_CLIENT_URL.trim_start_matches("http://");
     let store_is_away = format!("{address}: connect: connection refused");
@@ -42,7 +49,11 @@ pub(crate) fn of_api_server(log: &str) -> Result<()> {
         serving |= line.contains(IS_SERVING);
         let is_error = STORAGE_ERRORS.iter().any(|error| line.contains(error))
             || (serving && line.contains(&store_is_away));
-        is_error && !ORDINARY.iter().any(|ordinary| line.contains(ordinary))
+        let is_explained = || {
+            line.contains(DEADLINE_PASSED)
+                && time(line).is_some_and(|time| standstills.iter().any(|it| it.explains(time)))
+        };
+        is_error && !ORDINARY.iter().any(|ordinary| line.contains(ordinary)) && !is_explained()
     });
     none("storage errors", found)
 }
@@ -55,6 +66,20 @@ pub(crate) fn of_store(log: &str) -> Result<()> {
         panics || level.is_some_and(|level| BAD_LEVELS.contains(&level.as_str()))
     });
     none("errors in the store's own log", found)
+}
+
+/// When a line was written, if it is one of the client of etcd. Those of others do not tell the year.
+fn time(line: &str) -> Option<Timestamp> {
+    field(line, "ts").parse().ok()
+}
+
+/// When the machine stood still, in a sentence.
+pub(crate) fn told(standstills: &[Standstill]) -> String {
+    let each = standstills.iter().map(|it| format!("{:.1?} until {:.1}", it.lasted, it.end));
+    match standstills {
+        [] => "the machine never stood still".to_owned(),
+        _ => format!("the machine stood still for {}", each.collect::<Vec<_>>().join(", ")),
+    }
 }
 
 /// How the store's disk was, in a sentence: what the store can have failed for without a fault of its own.
@@ -90,6 +115,8 @@ fn none<'a>(what: &str, found: impl Iterator<Item = &'a str>) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     const CANCELED: &str = r#"{"level":"warn","ts":"2026-11-22T07:34:15Z","logger":"etcd-client","msg":"retrying of unary invoker failed","method":"/etcdserverpb.KV/Range","error":"rpc error: code = Canceled desc = context canceled"}"#;
@@ -105,7 +132,7 @@ mod tests {
              compacted\n\
              W1122 07:35:00 proxy.go: dial tcp 10.77.1.2:10250: connect: connection refused\n"
         );
-        of_api_server(&log).unwrap();
+        of_api_server(&log, &[]).unwrap();
         of_store("{\"level\":\"warn\",\"msg\":\"apply request took too long\"}\n").unwrap();
     }
 
@@ -120,9 +147,29 @@ mod tests {
             "E1121 status.go: rpc error: code = ResourceExhausted desc = trying to send message",
             "W1121 [core] dial tcp 127.0.0.1:23790: connect: connection refused",
         ] {
-            let error = of_api_server(&format!("{serving}\n{CANCELED}\n{bad}\n")).unwrap_err();
+            let error = of_api_server(&format!("{serving}\n{CANCELED}\n{bad}\n"), &[]).unwrap_err();
             assert_eq!(error.to_string(), format!("1 storage errors, the first: {bad}"));
         }
+    }
+
+    /// Nothing on the machine ran for 3.7 s, and then two calls of kubelets were late.
+    #[test]
+    fn a_deadline_that_passed_while_the_machine_stood_still_is_not_the_stores() {
+        let late = |second, code| {
+            format!(
+                r#"{{"ts":"2026-11-23T13:55:{second}Z","error":"rpc error: code = {code} desc"}}"#
+            )
+        };
+        let end = "2026-11-23T13:55:27.1Z".parse().unwrap();
+        let standstills = [Standstill { end, lasted: Duration::from_millis(3700) }];
+        of_api_server(&late("27.235134", "DeadlineExceeded"), &standstills).unwrap();
+        of_api_server(&late("27.235134", "DeadlineExceeded"), &[]).unwrap_err();
+        of_api_server(&late("27.235134", "Unavailable"), &standstills).unwrap_err();
+        of_api_server(&late("35.000000", "DeadlineExceeded"), &standstills).unwrap_err();
+        assert_eq!(
+            told(&standstills),
+            "the machine stood still for 3.7s until 2026-11-23T13:55:27.1Z"
+        );
     }
 
     #[test]

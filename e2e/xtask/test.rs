@@ -22,6 +22,7 @@ use crate::counts::{Compared, Counts, ONE, count_results};
 use crate::operator::Operator;
 use crate::programs::{self, Batch, Outcome, Task, TestProgram};
 use crate::progress::Progress;
+use crate::pulse::Pulse;
 use crate::workspace::{Profile, Workspace};
 use crate::{image, prerequisites, store_log, up};
 
@@ -69,12 +70,10 @@ enum Group {
     Kubernetes,
 }
 
-/// What runs beside the group `kubernetes`; programs that load the machine run later.
+/// What runs beside the group `kubernetes`.
 const BESIDE_KUBERNETES: [Group; 3] = [Group::Process, Group::Differential, Group::Clients];
 /// How many of their programs at a time.
 const BESIDE_AT_ONCE: usize = 2;
-/// The step of what loads the machine.
-const LOADING_STEP: &str = "loading";
 
 /// What every group compiles. It is the same for all of them, whatever they then run, because cargo
 /// compiles a library once for each set of features that the chosen packages ask of it.
@@ -218,16 +217,12 @@ impl Tests<'_> {
                 None
             }
         };
-        let (mut waiting, mut loading) = (Vec::new(), Vec::new());
-        let mut steps = Vec::new();
+        let (mut waiting, mut steps) = (Vec::new(), Vec::new());
         for group in beside {
             match self.compile_files(*group) {
                 Ok(programs) => {
-                    let (alone, together): (Vec<_>, Vec<_>) =
-                        programs.into_iter().partition(TestProgram::loads_the_machine);
                     let step = name_of(*group);
-                    waiting.extend(tasks(&step, together, arguments_of(*group)));
-                    loading.extend(tasks(LOADING_STEP, alone, &[]));
+                    waiting.extend(tasks(&step, programs, arguments_of(*group)));
                     steps.push(step);
                 }
                 Err(error) => summary.step(&name_of(*group), Err(error)),
@@ -252,13 +247,6 @@ impl Tests<'_> {
                     summary.step(step, self.judge(step, of_step));
                 }),
                 Err(error) => summary.step(name, Err(error)),
-            }
-            // What is left in Kubernetes by now waits for nodes that are gone, more than it works.
-            if !loading.is_empty() {
-                let batch = Batch { gives_way: true, ..self.batch(LOADING_STEP, 1) };
-                let outcomes = batch.run(loading);
-                let judged = outcomes.and_then(|all| self.judge(LOADING_STEP, all.iter()));
-                summary.step(LOADING_STEP, judged);
             }
             summary.add(in_kubernetes.join().expect("the thread returns a summary"));
         });
@@ -431,6 +419,7 @@ impl Tests<'_> {
         let (workspace, progress) = (self.workspace, self.progress);
         let store = tests.store.clone();
         let before = Traces::now()?;
+        let pulse = Pulse::start();
         let cluster = up::start_cluster(workspace, progress, store, Lifetime::Caller)?;
         progress.working("load the images into the nodes", || {
             tests.images.iter().try_for_each(|image| cluster.load_image(image))
@@ -448,8 +437,10 @@ impl Tests<'_> {
             text.with_context(|| format!("read what {log} has logged"))
         };
         let store_said = said("store")?;
+        let standstills = pulse.end();
+        progress.say(&format!("  {}", store_log::told(&standstills)));
         let of_api_server = said("kube-apiserver")
-            .and_then(|log| store_log::of_api_server(&log))
+            .and_then(|log| store_log::of_api_server(&log, &standstills))
             .with_context(|| store_log::slow_flushes(&store_said));
         summary.step("kube-apiserver's log", of_api_server.map(|()| ONE));
         let of_store = store_log::of_store(&store_said);
