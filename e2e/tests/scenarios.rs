@@ -5,6 +5,10 @@
 
 #[path = "scenarios/completion.rs"]
 mod completion;
+#[path = "scenarios/help.rs"]
+mod help;
+#[path = "scenarios/tools.rs"]
+mod tools;
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// What each room may name under `[dependencies]`, of the other rooms. `ARCHITECTURE.md` explains the
 /// arrows; none of them points up.
-const ROOMS: [(&str, &[&str]); 21] = [
+const ROOMS: [(&str, &[&str]); 22] = [
     ("types", &[]),
     ("disk", &["types"]),
     ("wal", &["disk", "types"]),
@@ -40,11 +40,15 @@ const ROOMS: [(&str, &[&str]); 21] = [
         ],
     ),
     ("client", &["proto", "types"]),
-    ("etcdctl", &["client", "proto", "types"]),
+    ("cobra", &["types"]),
+    ("etcdctl", &["client", "cobra", "proto", "types"]),
     // It makes data directories, so it needs the rooms that own their formats.
     (
         "etcdutl",
-        &["bbolt", "disk", "machine", "mvcc", "proto", "replica", "revlog", "server", "types"],
+        &[
+            "bbolt", "cobra", "disk", "machine", "mvcc", "proto", "replica", "revlog", "server",
+            "types",
+        ],
     ),
     ("fuzz", &["disk", "etcdutl", "server"]),
     ("proto", &[]),

@@ -1,134 +1,56 @@
-//! Completion of command lines: what `etcdctl __complete` answers, and what shells make of our scripts.
+//! Completion of command lines: what the tools answer to `__complete`, and what shells make of our scripts.
 //!
-//! Go etcdctl is asked in both; its scripts, which distributions install, ask the same of ours.
+//! Go's tools are asked in both; their scripts, which distributions install, ask the same of ours.
 
-use std::collections::VecDeque;
 use std::os::unix::fs::symlink;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::{env, fs, io::Write as _};
 
-use e2e::peers;
 use tempfile::TempDir;
 
-/// Lines whose last word a shell completes.
-const TYPED: [&str; 18] = [
-    "",
-    "m",
-    "user ",
-    "user gr",
-    "help user pa",
-    "completion ",
-    "completion b",
-    "completion bash ",
-    "-w json lease ",
-    "--hex endpoint h",
-    "get --prin",
-    "get a --order ",
-    "get --order=D",
-    "get --endpoints=http://a:1,b:2 -w=pro",
-    "get a:b --sort-by=",
-    "snapshot s",
-    "get --nonsense",
-    "put a=b ",
-];
+use super::tools::{TOOLS, Tool, ask};
 
-/// Lines that no walk through the tree comes by.
-const UNUSUAL: [&str; 22] = [
-    "nothing ",
-    "nothing -",
-    "get --help ",
-    "get --nonsense ",
-    "get --nonsense=",
-    "get --limit=x --pre",
-    "get --prefix --pre",
-    "get --prefix=false --pre",
-    "get -- --pre",
-    "get -- --order ",
-    "get --order=",
-    "get --order ASCEND --ord",
-    "get -w=",
-    "-w ",
-    "endpoint --cluster ",
-    "endpoint --cluster --clu",
-    "endpoint health -h ",
-    "user x ",
-    "e h -",
-    "help nothing ",
-    "help user add ",
-    "completion bash -",
-];
-
-/// Lines for which ours offers more, and why.
-const DEVIATIONS: [(&str, &str); 2] = [
-    ("member list --consistency ", "`get` offers these values"),
-    ("check datascale --load ", "`check perf` offers these values"),
-];
-
-/// What a program answers to `__complete`.
-#[derive(Debug, PartialEq, Eq)]
-struct Answer {
-    words: Vec<String>,
-    described: bool,
-    directive: String,
-}
-
-fn ask(program: &Path, line: &str) -> Answer {
-    let output = Command::new(program).arg("__complete").args(line.split(' ')).output();
-    let output =
-        String::from_utf8(output.expect("ask a program").stdout).expect("an answer in UTF-8");
-    let mut lines: Vec<&str> = output.lines().collect();
-    let directive = lines.pop().unwrap_or_default().to_owned();
-    let described = !lines.is_empty() && lines.iter().all(|line| line.contains('\t'));
-    let word = |line: &&str| line.split('\t').next().unwrap_or_default().to_owned();
-    Answer { words: lines.iter().map(word).collect(), described, directive }
-}
-
-/// Every command of Go etcdctl, and every flag that it offers there, with and without a value begun.
+/// Every command of Go's tools, and every flag that they offer there, with and without a value begun.
 #[test]
 fn every_command_and_flag_is_completed_alike() {
-    let go = peers::etcd_binaries().expect("build Go etcd").etcdctl;
-    let ours = peers::our_binary("etcdctl").expect("build our etcdctl");
-    let mut different = String::new();
-    let mut compared = 0;
-    let mut both = |line: &str| {
-        let (theirs, ours) = (ask(&go, line), ask(&ours, line));
-        compared += 1;
-        let deviates = DEVIATIONS.iter().any(|(deviating, _)| line == *deviating);
-        if deviates != (theirs != ours) {
-            different.push_str(&format!("{line:?}\n  Go   {theirs:?}\n  ours {ours:?}\n"));
+    for tool in &TOOLS {
+        let (go, ours) = (tool.go(), tool.ours());
+        let mut different = String::new();
+        let mut compared = 0;
+        let mut both = |line: &str| {
+            let (theirs, mut ours) = (ask(&go, line), ask(&ours, line));
+            compared += 1;
+            ours.words.retain(|word| !tool.own.contains(&word.as_str()));
+            if theirs != ours {
+                different.push_str(&format!("{line:?}\n  Go   {theirs:?}\n  ours {ours:?}\n"));
+            }
+            theirs.words
+        };
+        for command in tool.commands() {
+            both(&command);
+            let flags = both(&format!("{command}-"));
+            for flag in flags.iter().filter(|flag| flag.starts_with("--")) {
+                both(&format!("{command}{flag} "));
+            }
         }
-        theirs.words
-    };
-    let mut commands = VecDeque::from([String::new()]);
-    while let Some(command) = commands.pop_front() {
-        let children = both(&command);
-        // What can follow `help` and `completion` are no commands of theirs.
-        if !["help ", "completion "].contains(&command.as_str()) {
-            commands.extend(children.iter().map(|child| format!("{command}{child} ")));
+        for line in tool.typed.iter().chain(tool.unusual) {
+            both(line);
         }
-        let flags = both(&format!("{command}-"));
-        for flag in flags.iter().filter(|flag| flag.starts_with("--")) {
-            both(&format!("{command}{flag} "));
-        }
+        let name = tool.name;
+        assert!(different.is_empty(), "{name}\n{different}");
+        assert!(compared > tool.many, "{name}: {compared} lines only");
+        println!("{compared} commands compared, {compared} equal, 0 deviating with reason");
     }
-    for line in TYPED.into_iter().chain(UNUSUAL) {
-        both(line);
-    }
-    assert!(different.is_empty(), "\n{different}");
-    assert!(compared > 250, "{compared} lines only");
-    let deviating = DEVIATIONS.len();
-    let equal = compared - deviating;
-    println!("{compared} commands compared, {equal} equal, {deviating} deviating with reason");
 }
 
-/// A directory in which shells complete: with our program, and with a file that they may offer.
+/// A directory in which shells complete: with our tools, and with files that they may offer.
 fn room() -> TempDir {
     let room = tempfile::tempdir().expect("make a directory");
-    let ours = peers::our_binary("etcdctl").expect("build our etcdctl");
     fs::create_dir(room.path().join("bin")).expect("make a directory");
-    symlink(ours, room.path().join("bin/etcdctl")).expect("link our etcdctl");
-    fs::create_dir(room.path().join("here")).expect("make a directory");
+    for tool in &TOOLS {
+        symlink(tool.ours(), room.path().join("bin").join(tool.name)).expect("link our tool");
+    }
+    fs::create_dir_all(room.path().join("here/some-directory")).expect("make a directory");
     fs::write(room.path().join("here/some-file"), "").expect("write a file");
     room
 }
@@ -159,28 +81,37 @@ fn typed(line: &str) -> &str {
     }
 }
 
-/// Compares what a shell has found for each line with what Go etcdctl offers.
-fn compare(shell: &str, found: &[Vec<String>]) {
-    let go = peers::etcd_binaries().expect("build Go etcd").etcdctl;
-    assert_eq!(found.len(), TYPED.len(), "{found:?}");
-    for (line, found) in TYPED.into_iter().zip(found) {
+/// Compares what a shell has found for each line with what Go's tool offers.
+fn compare(shell: &str, tool: &Tool, found: &[Vec<String>]) {
+    let go = tool.go();
+    assert_eq!(found.len(), tool.typed.len(), "{found:?}");
+    for (line, found) in tool.typed.iter().zip(found) {
         let offered = ask(&go, line);
         let mut expected = offered.words;
         expected.retain(|word| word.starts_with(typed(line)));
-        if expected.is_empty() && offered.directive == ":0" && typed(line).is_empty() {
-            expected.push("some-file".to_owned());
+        if expected.is_empty() && typed(line).is_empty() {
+            let files: &[&str] = match offered.directive.as_str() {
+                ":0" => &["some-directory", "some-file"],
+                ":16" => &["some-directory"],
+                _ => &[],
+            };
+            expected.extend(files.iter().map(|file| (*file).to_owned()));
         }
-        let mut found = found.clone();
+        let found = found.iter().map(|word| word.trim_end_matches('/').to_owned());
+        let mut found: Vec<String> = found.filter(|word| !tool.own.contains(&&**word)).collect();
         expected.sort_unstable();
         found.sort_unstable();
-        assert_eq!(found, expected, "{shell}: {line:?}");
+        // zsh adds a directory twice.
+        found.dedup();
+        assert_eq!(found, expected, "{shell}: {} {line:?}", tool.name);
     }
-    println!("{} lines completed in {shell}", TYPED.len());
+    println!("{} lines of {} completed in {shell}", tool.typed.len(), tool.name);
 }
 
 /// Readline puts everything that it finds into the line, which is then shown.
 const BASH: &str = r#"
 source <(etcdctl completion bash)
+source <(etcdutl completion bash)
 bind '"\C-t": insert-completions'
 show() { printf '%s\n' "$READLINE_LINE"; READLINE_LINE=; READLINE_POINT=0; }
 bind -x '"\C-o": show'
@@ -188,31 +119,34 @@ PS1=
 "#;
 
 #[test]
-fn bash_completes_what_go_etcdctl_offers() {
+fn bash_completes_what_gos_tools_offer() {
     let room = room();
-    let Some(mut bash) = shell("bash", &room) else { return };
-    fs::write(room.path().join("rc"), BASH).expect("write a file");
-    let keys: String = TYPED.iter().map(|line| format!("etcdctl {line}\x14\x0f")).collect();
-    bash.args(["--noprofile", "--rcfile", "../rc", "-i"]);
-    bash.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut bash = bash.spawn().expect("start bash");
-    // Which ends its input.
-    bash.stdin.take().expect("its input").write_all(keys.as_bytes()).expect("type");
-    let output = bash.wait_with_output().expect("wait for bash");
-    let shown = String::from_utf8_lossy(&output.stdout);
-    let found: Vec<Vec<String>> = shown
-        .lines()
-        .zip(TYPED)
-        .map(|(shown, line)| {
-            let line = format!("etcdctl {line}");
-            let start = line.len() - typed(&line).len();
-            let words = shown.get(start..).unwrap_or_else(|| panic!("{line:?} became {shown:?}"));
-            // It stays as it is if nothing is found.
-            let words = if shown == line { "" } else { words };
-            words.split_whitespace().map(str::to_owned).collect()
-        })
-        .collect();
-    compare("bash", &found);
+    for tool in &TOOLS {
+        let Some(mut bash) = shell("bash", &room) else { return };
+        fs::write(room.path().join("rc"), BASH).expect("write a file");
+        let lines = tool.typed.iter().map(|line| format!("{} {line}", tool.name));
+        let keys: String = lines.clone().map(|line| format!("{line}\x14\x0f")).collect();
+        bash.args(["--noprofile", "--rcfile", "../rc", "-i"]);
+        bash.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut bash = bash.spawn().expect("start bash");
+        // Which ends its input.
+        bash.stdin.take().expect("its input").write_all(keys.as_bytes()).expect("type");
+        let output = bash.wait_with_output().expect("wait for bash");
+        let shown = String::from_utf8_lossy(&output.stdout);
+        let found: Vec<Vec<String>> = shown
+            .lines()
+            .zip(lines)
+            .map(|(shown, line)| {
+                let start = line.len() - typed(&line).len();
+                let words = shown.get(start..);
+                let words = words.unwrap_or_else(|| panic!("{line:?} became {shown:?}"));
+                // It stays as it is if nothing is found.
+                let words = if shown == line { "" } else { words };
+                words.split_whitespace().map(str::to_owned).collect()
+            })
+            .collect();
+        compare("bash", tool, &found);
+    }
 }
 
 /// What the completion system adds is written down.
@@ -220,6 +154,7 @@ const ZSH: &str = r#"
 PROMPT=
 autoload -U compinit; compinit -u -D
 source <(etcdctl completion zsh)
+source <(etcdutl completion zsh)
 compadd() {
     if [[ ${@[1,(i)(-|--)]} == *-(O|A|D)\ * ]]; then builtin compadd "$@"; return; fi
     local -a matching
@@ -241,44 +176,53 @@ zmodload zsh/zpty
 zpty inner 'exec zsh -d -i'
 zpty -r inner shown '*READY*'
 for line in "$@"; do
-    zpty -w -n inner "etcdctl $line"$'\x14\x0f'
+    zpty -w -n inner "$line"$'\x14\x0f'
     zpty -r inner shown '*NEXT*'
 done
 zpty -d inner
 "#;
 
 #[test]
-fn zsh_completes_what_go_etcdctl_offers() {
+fn zsh_completes_what_gos_tools_offer() {
     let room = room();
-    let Some(mut zsh) = shell("zsh", &room) else { return };
-    let home = tempfile::tempdir().expect("make a directory");
-    fs::write(home.path().join(".zshrc"), ZSH).expect("write a file");
-    zsh.env("ZDOTDIR", home.path()).args(["-f", "-c", ZSH_TYPES, "zsh"]).args(TYPED);
-    let output = zsh.output().expect("run zsh");
-    let found = fs::read_to_string(home.path().join("found"));
-    let found = found.unwrap_or_else(|error| panic!("{error}: {output:?}"));
-    compare("zsh", &divided(&found));
+    for tool in &TOOLS {
+        let Some(mut zsh) = shell("zsh", &room) else { return };
+        let home = tempfile::tempdir().expect("make a directory");
+        fs::write(home.path().join(".zshrc"), ZSH).expect("write a file");
+        let lines = tool.typed.iter().map(|line| format!("{} {line}", tool.name));
+        zsh.env("ZDOTDIR", home.path()).args(["-f", "-c", ZSH_TYPES, "zsh"]).args(lines);
+        let output = zsh.output().expect("run zsh");
+        let found = fs::read_to_string(home.path().join("found"));
+        let found = found.unwrap_or_else(|error| panic!("{error}: {output:?}"));
+        compare("zsh", tool, &divided(&found));
+    }
 }
 
 #[test]
-fn fish_completes_what_go_etcdctl_offers() {
+fn fish_completes_what_gos_tools_offer() {
     let room = room();
-    let Some(mut fish) = shell("fish", &room) else { return };
-    let complete = "etcdctl completion fish | source; \
-                    for line in $argv; complete -C \"etcdctl $line\"; echo ...; end";
-    let output = fish.args(["--no-config", "-c", complete]).args(TYPED).output().expect("run fish");
-    let found = String::from_utf8_lossy(&output.stdout);
-    let mut found = divided(&found);
-    for (words, line) in found.iter_mut().zip(TYPED) {
-        // It replaces the whole word.
-        let word = line.rsplit(' ').next().unwrap_or_default();
-        let flag = word.strip_suffix(typed(line)).unwrap_or_default();
-        for word in words {
-            let value = word.split('\t').next().unwrap_or_default();
-            *word = value.strip_prefix(flag).unwrap_or(value).to_owned();
+    for tool in &TOOLS {
+        let Some(mut fish) = shell("fish", &room) else { return };
+        let name = tool.name;
+        let complete = format!(
+            "{name} completion fish | source; \
+             for line in $argv; complete -C \"{name} $line\"; echo ...; end"
+        );
+        let fish = fish.args(["--no-config", "-c", &complete]).args(tool.typed);
+        let output = fish.output().expect("run fish");
+        let found = String::from_utf8_lossy(&output.stdout);
+        let mut found = divided(&found);
+        for (words, line) in found.iter_mut().zip(tool.typed) {
+            // It replaces the whole word.
+            let word = line.rsplit(' ').next().unwrap_or_default();
+            let flag = word.strip_suffix(typed(line)).unwrap_or_default();
+            for word in words {
+                let value = word.split('\t').next().unwrap_or_default();
+                *word = value.strip_prefix(flag).unwrap_or(value).to_owned();
+            }
         }
+        compare("fish", tool, &found);
     }
-    compare("fish", &found);
 }
 
 /// The lines before each `...`.

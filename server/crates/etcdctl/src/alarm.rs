@@ -1,10 +1,10 @@
 //! `alarm`: lists and clears alarms.
 
+use cobra::{Exit, Outcome};
 use proto::etcdserverpb::alarm_request::AlarmAction;
 use proto::etcdserverpb::{AlarmRequest, AlarmResponse};
 
-use crate::command_line::{Command, Group, Invocation};
-use crate::exit::{Exit, Outcome};
+use crate::command::{Command, Group, Invocation};
 use crate::global::Session;
 use crate::output::Answer;
 
@@ -13,7 +13,7 @@ pub(crate) fn command() -> Command {
         name: "alarm",
         usage: "<subcommand>",
         short: "Lists and clears alarms",
-        group: Some(Group::Maintenance),
+        group: Group::MAINTENANCE,
         children: vec![
             Command {
                 name: "disarm",

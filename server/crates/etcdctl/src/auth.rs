@@ -1,12 +1,12 @@
 //! `auth`: switches authentication on and off.
 
+use cobra::{Exit, Outcome};
 use proto::etcdserverpb::{
     AuthDisableRequest, AuthEnableRequest, AuthRoleAddRequest, AuthStatusRequest,
     AuthUserGrantRoleRequest,
 };
 
-use crate::command_line::{Command, Group, Invocation};
-use crate::exit::{Exit, Outcome};
+use crate::command::{Command, Group, Invocation};
 use crate::global::Session;
 use crate::output::auth::AuthAnswer;
 use crate::output::{self, Answer};
@@ -21,7 +21,7 @@ pub(crate) fn command() -> Command {
         name: "auth",
         usage: "<enable or disable>",
         short: "Switches authentication on and off",
-        group: Some(Group::Authentication),
+        group: Group::AUTHENTICATION,
         children: vec![
             leaf("enable", "Switches authentication on", |it| Box::pin(enable(it))),
             leaf("disable", "Switches authentication off", |it| Box::pin(disable(it))),

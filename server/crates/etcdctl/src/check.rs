@@ -8,11 +8,10 @@ mod load;
 use std::time::{Duration, Instant};
 
 use client::{Client, http_get, prefix_range_end};
+use cobra::{Exit, Flag, Kind, Outcome, exit};
 use proto::etcdserverpb::{CompactionRequest, DefragmentRequest, DeleteRangeRequest, RangeRequest};
 
-use crate::command_line::{Command, Group, Invocation};
-use crate::exit::{self, Exit, Outcome};
-use crate::flags::{Flag, Kind};
+use crate::command::{Command, Group, Invocation};
 use crate::global::Session;
 use crate::words::{self, Word};
 use crate::{concurrency, go, output};
@@ -32,9 +31,10 @@ const PERF_PREFIX: &str = "/etcdctl-check-perf/";
 const DATASCALE_PREFIX: &str = "/etcdctl-check-datascale/";
 
 pub(crate) fn command() -> Command {
-    let flags = |prefix| {
+    let load = Flag::new("load", Kind::Text, "s", "s(mall), m(edium), l(arge) or xl(arge)");
+    let flags = |load, prefix| {
         vec![
-            Flag::new("load", Kind::Text, "s", "s(mall), m(edium), l(arge) or xl(arge)"),
+            load,
             Flag::new("prefix", Kind::Text, prefix, "where to write"),
             Flag::new("auto-compact", Kind::Bool, "false", "compact afterwards"),
             Flag::new("auto-defrag", Kind::Bool, "false", "defragment afterwards"),
@@ -44,7 +44,7 @@ pub(crate) fn command() -> Command {
         name: "check",
         usage: "<subcommand>",
         short: "Checks properties of the cluster",
-        group: Some(Group::Utility),
+        group: Group::UTILITY,
         children: vec![
             Command {
                 name: "perf",
@@ -52,7 +52,7 @@ pub(crate) fn command() -> Command {
                 short: "Checks the performance of the cluster",
                 long: "Writes for a minute and tells whether the cluster kept up. The loads are \
                        150, 1000, 8000 and\n15000 writes per second.",
-                flags: flags(PERF_PREFIX),
+                flags: flags(load.values(&["small", "medium", "large", "xLarge"]), PERF_PREFIX),
                 run: Some(|invocation| Box::pin(perf(invocation))),
                 ..Command::default()
             },
@@ -62,7 +62,7 @@ pub(crate) fn command() -> Command {
                 short: "Checks how much memory data take",
                 long: "Writes keys and tells how much the memory of the first endpoint grew. The \
                        loads are 10000,\n100000, 1000000 and 3000000 keys of 1 KiB.",
-                flags: flags(DATASCALE_PREFIX),
+                flags: flags(load, DATASCALE_PREFIX),
                 run: Some(|invocation| Box::pin(datascale(invocation))),
                 ..Command::default()
             },

@@ -1,10 +1,9 @@
 //! `compaction`: gives up history.
 
+use cobra::{Exit, Flag, Kind, Outcome, exit};
 use proto::etcdserverpb::CompactionRequest;
 
-use crate::command_line::{Command, Group, Invocation};
-use crate::exit::{self, Exit, Outcome};
-use crate::flags::{Flag, Kind};
+use crate::command::{Command, Group, Invocation};
 use crate::global::Session;
 use crate::{go, output};
 
@@ -13,7 +12,7 @@ pub(crate) fn command() -> Command {
         name: "compaction",
         usage: "[options] <revision>",
         short: "Gives up the history before a revision",
-        group: Some(Group::KeyValue),
+        group: Group::KEY_VALUE,
         flags: vec![Flag::new(
             "physical",
             Kind::Bool,

@@ -7,6 +7,7 @@
 
 use bytes::Bytes;
 use client::{Client, Error, prefix_range_end};
+use cobra::{Exit, Outcome, exit};
 use proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use proto::etcdserverpb::request_op::Request;
@@ -18,7 +19,6 @@ use proto::mvccpb::event::EventType;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::exit::{self, Exit, Outcome};
 use crate::log;
 
 /// clientv3's default.

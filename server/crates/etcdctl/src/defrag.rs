@@ -2,12 +2,12 @@
 
 use std::io::Write as _;
 
+use cobra::{Exit, Outcome, exit};
 use proto::etcdserverpb::DefragmentRequest;
 use tokio::time::Instant;
 
-use crate::command_line::{Command, Group, Invocation};
+use crate::command::{Command, Group, Invocation};
 use crate::endpoint::{CLUSTER, endpoints};
-use crate::exit::{self, Exit, Outcome};
 use crate::global::Session;
 use crate::{go, output};
 
@@ -15,7 +15,7 @@ pub(crate) fn command() -> Command {
     Command {
         name: "defrag",
         short: "Returns free space of members to their file systems",
-        group: Some(Group::Maintenance),
+        group: Group::MAINTENANCE,
         persistent: vec![CLUSTER],
         run: Some(|invocation| Box::pin(defrag(invocation))),
         ..Command::default()

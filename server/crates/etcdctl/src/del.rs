@@ -3,11 +3,10 @@
 use std::io::Write as _;
 use std::time::Duration;
 
+use cobra::{Exit, Flag, Kind, Matches, Outcome};
 use proto::etcdserverpb::DeleteRangeRequest;
 
-use crate::command_line::{Command, Group, Invocation};
-use crate::exit::{Exit, Outcome};
-use crate::flags::{Flag, Kind, Matches};
+use crate::command::{Command, Group, Invocation};
 use crate::get::range;
 use crate::global::Session;
 use crate::go;
@@ -28,7 +27,7 @@ pub(crate) fn command() -> Command {
         name: "del",
         usage: "[options] <key> [range_end]",
         short: "Deletes a key or the range of keys [key, range_end)",
-        group: Some(Group::KeyValue),
+        group: Group::KEY_VALUE,
         flags: FLAGS.to_vec(),
         run: Some(|invocation| Box::pin(del(invocation))),
         ..Command::default()

@@ -1,10 +1,10 @@
 //! `downgrade`: prepares a cluster for the version before.
 
+use cobra::{Exit, Outcome};
 use proto::etcdserverpb::DowngradeRequest;
 use proto::etcdserverpb::downgrade_request::DowngradeAction;
 
-use crate::command_line::{Command, Group, Invocation};
-use crate::exit::{Exit, Outcome};
+use crate::command::{Command, Group, Invocation};
 use crate::global::Session;
 use crate::output::Answer;
 use crate::output::auth::AuthAnswer;
@@ -15,7 +15,7 @@ pub(crate) fn command() -> Command {
         name: "downgrade",
         usage: "<TARGET_VERSION>",
         short: "Prepares the cluster for the version before",
-        group: Some(Group::Maintenance),
+        group: Group::MAINTENANCE,
         children: vec![
             Command {
                 name: "validate",

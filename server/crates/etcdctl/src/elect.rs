@@ -7,14 +7,13 @@ use std::pin::pin;
 
 use bytes::Bytes;
 use client::{Client, Error, prefix_range_end};
+use cobra::{Exit, Flag, Kind, Outcome, exit};
 use proto::etcdserverpb::{RangeResponse, ResponseHeader, WatchCreateRequest};
 use proto::mvccpb::KeyValue;
 use proto::mvccpb::event::EventType;
 
-use crate::command_line::{Command, Group, Invocation};
+use crate::command::{Command, Group, Invocation};
 use crate::concurrency::{self, DEFAULT_TTL, LeaseSession, get, interrupted, wait_for_turn};
-use crate::exit::{self, Exit, Outcome};
-use crate::flags::{Flag, Kind};
 use crate::global::Session;
 use crate::output::{Answer, Printer};
 use crate::words::Word;
@@ -26,7 +25,7 @@ pub(crate) fn command() -> Command {
         short: "Takes part in an election, or watches one",
         long: "With a proposal: waits until elected, prints the key and leads until SIGINT or \
                SIGTERM.\nWith --listen: prints the key and proposal of each leader.",
-        group: Some(Group::Concurrency),
+        group: Group::CONCURRENCY,
         flags: vec![Flag::new("listen", Kind::Bool, "false", "only watch").short('l')],
         run: Some(|invocation| Box::pin(elect(invocation))),
         ..Command::default()

@@ -3,6 +3,7 @@
 use std::io::Write as _;
 
 use client::Client;
+use cobra::{Exit, Flag, Kind, Outcome, exit};
 use proto::etcdserverpb::alarm_request::AlarmAction;
 use proto::etcdserverpb::{
     AlarmType, HashKvRequest, HashKvResponse, MemberListRequest, RangeRequest, StatusRequest,
@@ -12,9 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::alarm;
-use crate::command_line::{Command, Group, Invocation};
-use crate::exit::{self, Exit, Outcome};
-use crate::flags::{Flag, Kind};
+use crate::command::{Command, Group, Invocation};
 use crate::global::Session;
 use crate::output::{Answer, Health};
 
@@ -27,7 +26,7 @@ pub(crate) fn command() -> Command {
         name: "endpoint",
         usage: "<subcommand>",
         short: "Asks endpoints how they are",
-        group: Some(Group::Maintenance),
+        group: Group::MAINTENANCE,
         persistent: vec![CLUSTER],
         children: vec![
             Command {

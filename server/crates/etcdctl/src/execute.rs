@@ -3,9 +3,9 @@
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{ExitStatus, Stdio};
 
+use cobra::exit;
 use tokio::process::Command;
 
-use crate::exit;
 use crate::go;
 use crate::words::{self, Word};
 

@@ -2,21 +2,22 @@
 
 use bytes::Bytes;
 use client::prefix_range_end;
+use cobra::{Exit, Flag, Kind, Matches, Outcome, exit};
 use proto::etcdserverpb::RangeRequest;
 use proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 
-use crate::command_line::{Command, Group, Invocation};
-use crate::exit::{self, Exit, Outcome};
-use crate::flags::{Flag, Kind, Matches};
+use crate::command::{Command, Group, Invocation};
 use crate::global::Session;
 use crate::go;
 use crate::output::{Answer, Format, Printer};
 use crate::words::Word;
 
 pub(crate) const FLAGS: [Flag; 15] = [
-    Flag::new("consistency", Kind::Text, "l", "linearizable (l) or serializable (s)"),
-    Flag::new("order", Kind::Text, "", "ASCEND or DESCEND"),
-    Flag::new("sort-by", Kind::Text, "", "CREATE, KEY, MODIFY, VALUE or VERSION"),
+    Flag::new("consistency", Kind::Text, "l", "linearizable (l) or serializable (s)")
+        .values(&["l", "s"]),
+    Flag::new("order", Kind::Text, "", "ASCEND or DESCEND").values(&["ASCEND", "DESCEND"]),
+    Flag::new("sort-by", Kind::Text, "", "CREATE, KEY, MODIFY, VALUE or VERSION")
+        .values(&["CREATE", "KEY", "MODIFY", "VALUE", "VERSION"]),
     Flag::new("limit", Kind::Integer, "0", "most keys to return"),
     Flag::new("prefix", Kind::Bool, "false", "all keys that begin with the key"),
     Flag::new("from-key", Kind::Bool, "false", "all keys from the key on"),
@@ -41,7 +42,7 @@ pub(crate) fn command() -> Command {
         name: "get",
         usage: "[options] <key> [range_end]",
         short: "Reads a key or a range of keys",
-        group: Some(Group::KeyValue),
+        group: Group::KEY_VALUE,
         flags: FLAGS.to_vec(),
         run: Some(|invocation| Box::pin(get(invocation))),
         ..Command::default()

@@ -6,11 +6,10 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 
 use client::{Client, Config, Credentials, TlsOptions};
+use cobra::{Exit, Flag, Kind, Matches, Outcome, exit};
 use tokio::time::Instant;
 
-use crate::command_line::Invocation;
-use crate::exit::{self, Exit, Outcome};
-use crate::flags::{Flag, Kind, Matches};
+use crate::command::Invocation;
 use crate::output::{Format, Printer};
 use crate::words::{self, Word};
 use crate::{go, log, terminal};
@@ -25,7 +24,8 @@ pub(crate) const FLAGS: [Flag; 21] = [
         "simple",
         "output format: fields, json, protobuf, simple or table",
     )
-    .short('w'),
+    .short('w')
+    .values(&["fields", "json", "protobuf", "simple", "table"]),
     Flag::new("hex", Kind::Bool, "false", "print bytes and ids as hexadecimal numbers"),
     Flag::new("dial-timeout", Kind::Duration, "2s", "how long fetching a token may take"),
     Flag::new("command-timeout", Kind::Duration, "5s", "how long a short command may take"),

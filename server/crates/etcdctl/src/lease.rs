@@ -1,12 +1,11 @@
 //! `lease`: grants, revokes, inspects and keeps leases alive.
 
+use cobra::{Exit, Flag, Kind, Outcome, exit};
 use proto::etcdserverpb::{
     LeaseGrantRequest, LeaseLeasesRequest, LeaseRevokeRequest, LeaseTimeToLiveRequest,
 };
 
-use crate::command_line::{Command, Group, Invocation};
-use crate::exit::{self, Exit, Outcome};
-use crate::flags::{Flag, Kind};
+use crate::command::{Command, Group, Invocation};
 use crate::global::Session;
 use crate::go;
 use crate::output::{self, Answer, Format};
@@ -16,7 +15,7 @@ pub(crate) fn command() -> Command {
         name: "lease",
         usage: "<subcommand>",
         short: "Grants, revokes, inspects and renews leases",
-        group: Some(Group::KeyValue),
+        group: Group::KEY_VALUE,
         children: vec![
             Command {
                 name: "grant",

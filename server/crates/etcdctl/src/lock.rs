@@ -6,14 +6,13 @@
 
 use std::pin::pin;
 
+use cobra::{Exit, Flag, Kind, Outcome, exit};
 use proto::etcdserverpb::DeleteRangeRequest;
 use proto::mvccpb::KeyValue;
 
-use crate::command_line::{Command, Group, Invocation};
+use crate::command::{Command, Group, Invocation};
 use crate::concurrency::{self, LeaseSession, get, interrupted, wait_for_turn};
 use crate::execute;
-use crate::exit::{self, Exit, Outcome};
-use crate::flags::{Flag, Kind};
 use crate::global::Session;
 use crate::output::{Answer, Printer};
 use crate::words::Word;
@@ -27,7 +26,7 @@ pub(crate) fn command() -> Command {
                ended, or on\nSIGINT and SIGTERM. The command finds the key in ETCD_LOCK_KEY and a \
                revision to fence its writes\nwith in ETCD_LOCK_REV; its exit code becomes \
                etcdctl's.",
-        group: Some(Group::Concurrency),
+        group: Group::CONCURRENCY,
         flags: vec![Flag::new(
             "ttl",
             Kind::Integer,

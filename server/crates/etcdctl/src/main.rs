@@ -4,8 +4,8 @@
 //! an exit code, all as Go etcdctl's, because scripts read them; `e2e/scenarios` holds both to the
 //! same texts. Help texts have Go's shape and our words.
 //!
-//! A run is: [`command_line`] finds the command and reads its flags, the command's own file checks
-//! the arguments and makes the request, [`global`] makes the client, [`output`] prints the answer.
+//! A run is: `cobra` finds the command in the tree of [`commands`] and reads its flags, the command's own
+//! file checks the arguments and makes the request, [`global`] makes the client, [`output`] prints the answer.
 //!
 //! Where we differ on purpose: what makes Go etcdctl panic (an unknown operator or a lease in a
 //! comparison of `txn`) is an error or works here; `ETCDCTL_COMMAND_TIMEOUT` counts for every
@@ -14,10 +14,9 @@
 mod alarm;
 mod auth;
 mod check;
-mod command_line;
+mod command;
 mod commands;
 mod compaction;
-mod complete;
 mod completion;
 mod concurrency;
 mod defrag;
@@ -26,12 +25,9 @@ mod downgrade;
 mod elect;
 mod endpoint;
 mod execute;
-mod exit;
-mod flags;
 mod get;
 mod global;
 mod go;
-mod help;
 mod lease;
 mod lock;
 mod log;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use client::{Client, prefix_range_end};
+use cobra::{Exit, Flag, Kind, Matches, Outcome, exit};
 use proto::etcdserverpb::request_op::Request;
 use proto::etcdserverpb::{
     DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, WatchCreateRequest,
@@ -17,9 +18,7 @@ use proto::etcdserverpb::{
 };
 use proto::mvccpb::event::EventType;
 
-use crate::command_line::{Command, Group, Invocation};
-use crate::exit::{self, Exit, Outcome};
-use crate::flags::{Flag, Kind, Matches};
+use crate::command::{Command, Group, Invocation};
 use crate::global::{Session, connect, destination};
 use crate::output;
 
@@ -36,7 +35,7 @@ pub(crate) fn command() -> Command {
         short: "Copies keys to another cluster and keeps following",
         long: "Copies the keys of the cluster to the one at the destination endpoint, then follows \
                every change.\nEvery 30 seconds it prints how many changes it has made there.",
-        group: Some(Group::Utility),
+        group: Group::UTILITY,
         flags: vec![
             text("prefix", "only keys that begin with this"),
             Flag::new(

@@ -1,13 +1,12 @@
 //! `member`: the membership of the cluster.
 
+use cobra::{Exit, Flag, Kind, Outcome, exit};
 use proto::etcdserverpb::{
     Member, MemberAddRequest, MemberListRequest, MemberPromoteRequest, MemberRemoveRequest,
     MemberUpdateRequest,
 };
 
-use crate::command_line::{Command, Group, Invocation};
-use crate::exit::{self, Exit, Outcome};
-use crate::flags::{Flag, Kind};
+use crate::command::{Command, Group, Invocation};
 use crate::get::is_serializable;
 use crate::global::Session;
 use crate::go;
@@ -22,7 +21,7 @@ pub(crate) fn command() -> Command {
         name: "member",
         usage: "<subcommand>",
         short: "Lists and changes the members of the cluster",
-        group: Some(Group::Maintenance),
+        group: Group::MAINTENANCE,
         children: vec![
             Command {
                 name: "add",

@@ -1,9 +1,9 @@
 //! `move-leader`: hands leadership to another member.
 
+use cobra::{Exit, Outcome};
 use proto::etcdserverpb::{MoveLeaderRequest, StatusRequest};
 
-use crate::command_line::{Command, Group, Invocation};
-use crate::exit::{Exit, Outcome};
+use crate::command::{Command, Group, Invocation};
 use crate::global::Session;
 use crate::go;
 use crate::output::Answer;
@@ -13,7 +13,7 @@ pub(crate) fn command() -> Command {
         name: "move-leader",
         usage: "<transferee-member-id>",
         short: "Hands leadership to another member",
-        group: Some(Group::Maintenance),
+        group: Group::MAINTENANCE,
         run: Some(|invocation| Box::pin(move_leader(invocation))),
         ..Command::default()
     }

@@ -15,9 +15,9 @@ mod table;
 use std::io::Write as _;
 use std::time::Duration;
 
+pub(crate) use cobra::write;
+use cobra::{Exit, Outcome, exit};
 use proto::etcdserverpb::*;
-
-use crate::exit::{self, Exit, Outcome};
 
 /// An output format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,14 +121,4 @@ impl Printer {
         let _ = std::io::stderr().write_all(&errors);
         write(&bytes)
     }
-}
-
-/// Writes to standard output at once, so that the reader of a pipe sees events as they come.
-pub(crate) fn write(bytes: &[u8]) -> Outcome {
-    let mut out = std::io::stdout().lock();
-    out.write_all(bytes).and_then(|()| out.flush()).map_err(|error| match error.kind() {
-        // As of a program that SIGPIPE ends, which Go's is: whoever reads no more wants no complaint.
-        std::io::ErrorKind::BrokenPipe => Exit::silent(exit::NOBODY_READS),
-        _ => Exit::with(exit::IO, format!("cannot write the output: {error}")),
-    })
 }

@@ -3,11 +3,10 @@
 use std::io::Read;
 
 use bytes::Bytes;
+use cobra::{Exit, Flag, Kind, Matches, Outcome};
 use proto::etcdserverpb::PutRequest;
 
-use crate::command_line::{Command, Group, Invocation};
-use crate::exit::{Exit, Outcome};
-use crate::flags::{Flag, Kind, Matches};
+use crate::command::{Command, Group, Invocation};
 use crate::global::Session;
 use crate::go;
 use crate::output::Answer;
@@ -27,7 +26,7 @@ pub(crate) fn command() -> Command {
         long: "Writes a key.\n\nWithout a value on the command line, and without --ignore-value, \
                the value is read from\nstandard input. A value that begins with '-' has to follow \
                '--'.",
-        group: Some(Group::KeyValue),
+        group: Group::KEY_VALUE,
         flags: FLAGS.to_vec(),
         run: Some(|invocation| Box::pin(put(invocation))),
         ..Command::default()

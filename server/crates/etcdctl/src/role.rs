@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use client::prefix_range_end;
+use cobra::{Exit, Flag, Kind, Matches, Outcome};
 use proto::authpb::Permission;
 use proto::authpb::permission::Type;
 use proto::etcdserverpb::{
@@ -9,9 +10,7 @@ use proto::etcdserverpb::{
     AuthRoleListRequest, AuthRoleRevokePermissionRequest,
 };
 
-use crate::command_line::{Command, Group, Invocation};
-use crate::exit::{Exit, Outcome};
-use crate::flags::{Flag, Kind, Matches};
+use crate::command::{Command, Group, Invocation};
 use crate::global::Session;
 use crate::output::Answer;
 use crate::output::auth::AuthAnswer;
@@ -30,7 +29,7 @@ pub(crate) fn command() -> Command {
         name: "role",
         usage: "<subcommand>",
         short: "Manages roles",
-        group: Some(Group::Authentication),
+        group: Group::AUTHENTICATION,
         children: vec![
             Command {
                 name: "add",

@@ -10,11 +10,11 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use client::Client;
+use cobra::{Exit, Outcome, exit};
 use tokio::time::Instant;
 use tonic::Code;
 
-use crate::command_line::{Command, Group, Invocation};
-use crate::exit::{self, Exit, Outcome};
+use crate::command::{Command, Group, Invocation};
 use crate::global::Session;
 use crate::{go, log, output, words};
 
@@ -27,7 +27,7 @@ pub(crate) fn command() -> Command {
         name: "snapshot",
         usage: "<subcommand>",
         short: "Stores copies of a member's data",
-        group: Some(Group::Maintenance),
+        group: Group::MAINTENANCE,
         children: vec![Command {
             name: "save",
             usage: "<filename>",

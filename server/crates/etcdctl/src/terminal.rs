@@ -3,10 +3,9 @@
 
 use std::io::{IsTerminal as _, Write as _};
 
+use cobra::{Exit, Outcome, exit};
 use rustix::io::{read, retry_on_intr};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
-
-use crate::exit::{self, Exit, Outcome};
 
 /// Asks for a password.
 pub(crate) fn ask_password(prompt: &str) -> std::io::Result<String> {

@@ -8,13 +8,12 @@ use std::io::{BufRead as _, BufReader};
 use std::os::fd::AsFd as _;
 
 use bytes::Bytes;
+use cobra::{Exit, Flag, Kind, Outcome, exit};
 use proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use proto::etcdserverpb::request_op::Request;
 use proto::etcdserverpb::{Compare, RequestOp, TxnRequest};
 
-use crate::command_line::{Command, Group, Invocation};
-use crate::exit::{self, Exit, Outcome};
-use crate::flags::{Flag, Kind};
+use crate::command::{Command, Group, Invocation};
 use crate::global::Session;
 use crate::output::{self, Answer};
 use crate::words::{self, Word};
@@ -30,7 +29,7 @@ pub(crate) fn command() -> Command {
                requests if all hold, as in  put key value\n  requests if one does not, as in  \
                get key\n\nTargets are version (or ver), create (c), mod (m), value (val) and \
                lease; operators are\n=, !=, < and >; requests are get, put and del.",
-        group: Some(Group::KeyValue),
+        group: Group::KEY_VALUE,
         flags: vec![Flag::new("interactive", Kind::Bool, "false", "ask for each part").short('i')],
         run: Some(|invocation| Box::pin(txn(invocation))),
         ..Command::default()

@@ -1,14 +1,13 @@
 //! `user`: users, their passwords and their roles. No command here has a deadline, as in Go etcdctl.
 
+use cobra::{Exit, Flag, Kind, Matches, Outcome};
 use proto::authpb::UserAddOptions;
 use proto::etcdserverpb::{
     AuthRoleGetRequest, AuthUserAddRequest, AuthUserChangePasswordRequest, AuthUserDeleteRequest,
     AuthUserGetRequest, AuthUserGrantRoleRequest, AuthUserListRequest, AuthUserRevokeRoleRequest,
 };
 
-use crate::command_line::{Command, Group, Invocation};
-use crate::exit::{Exit, Outcome};
-use crate::flags::{Flag, Kind, Matches};
+use crate::command::{Command, Group, Invocation};
 use crate::global::Session;
 use crate::output::auth::AuthAnswer;
 use crate::output::{self, Answer};
@@ -51,7 +50,7 @@ pub(crate) fn command() -> Command {
         name: "user",
         usage: "<subcommand>",
         short: "Manages users",
-        group: Some(Group::Authentication),
+        group: Group::AUTHENTICATION,
         children: vec![
             leaf("add", new, "Adds a user", &ADD_FLAGS, |it| Box::pin(add(it))),
             leaf("delete", name, "Deletes a user", &[], |it| Box::pin(delete(it))),

@@ -9,12 +9,11 @@ use std::os::unix::ffi::OsStringExt as _;
 
 use bytes::Bytes;
 use client::{Client, ProgressRequester, WatchStream, prefix_range_end};
+use cobra::{Exit, Flag, Kind, Matches, Outcome, exit};
 use proto::etcdserverpb::{WatchCreateRequest, WatchResponse};
 use tokio::sync::mpsc;
 
-use crate::command_line::{Command, Group, Invocation};
-use crate::exit::{self, Exit, Outcome};
-use crate::flags::{Flag, Kind, Matches};
+use crate::command::{Command, Group, Invocation};
 use crate::global::Session;
 use crate::output::{self, Answer, Printer};
 use crate::words::{self, Word};
@@ -44,7 +43,7 @@ pub(crate) fn command() -> Command {
         name: "watch",
         usage: "[options] [key or prefix] [range_end] [--] [exec-command arg1 arg2 ...]",
         short: "Prints changes of keys as they happen",
-        group: Some(Group::KeyValue),
+        group: Group::KEY_VALUE,
         flags: FLAGS.to_vec(),
         run: Some(|invocation| Box::pin(watch(invocation))),
         ..Command::default()

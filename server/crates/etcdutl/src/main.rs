@@ -1,20 +1,15 @@
 //! The `etcdutl` program; its work is done in the library.
 
-mod command_line;
+mod commands;
 
-use std::error::Error as _;
-use std::io::{self, Write};
+use std::env;
+use std::io::Write as _;
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
-use clap::error::{ContextKind, ErrorKind};
-use clap::{CommandFactory, Parser};
-use command_line::{
-    Command, CommandLine, FileNames, HashKvArguments, IdentityArguments, ImportArguments,
-    MigrateArguments, RestoreArguments, SnapshotCommand,
-};
+use cobra::{Exit, Invocation, Matches, Word, exit, words};
 use disk::{Disk, OsDisk};
 use etcdutl::data_dir::{self, DataDir, DataDirError, TargetError};
 use etcdutl::hash_kv::{HashKvError, hash_kv};
@@ -23,17 +18,6 @@ use etcdutl::print::{self, Format, FormatError};
 use etcdutl::restore::{self, Restore, RestoreError, Restored};
 use etcdutl::snapshot_file::{SnapshotError, SnapshotFile};
 use etcdutl::status::{StatusError, status};
-
-/// The version of etcd that this tool stands in for.
-const ETCD_VERSION: &str = "3.7.3";
-const API_VERSION: &str = "3.7";
-
-// Exit codes of etcd's `pkg/cobrautl`.
-const EXIT_ERROR: u8 = 1;
-const EXIT_BAD_FEATURE: u8 = 4;
-const EXIT_BAD_ARGUMENTS: u8 = 128;
-/// What a shell says of a program that SIGPIPE has ended, as Go's is.
-const EXIT_NOBODY_READS: u8 = 141;
 
 #[derive(Debug, thiserror::Error)]
 enum CommandError {
@@ -52,13 +36,8 @@ enum CommandError {
     Snapshot(#[from] SnapshotError),
     #[error(transparent)]
     Status(#[from] StatusError),
-    /// cobra's words for a flag that has to be there.
-    #[error("required flag(s) {0} not set")]
-    Required(String),
-    #[error("accepts 1 arg(s), received {0}")]
-    OneArgument(usize),
-    #[error("invalid argument {0:?} for \"etcdutl completion\"")]
-    Shell(String),
+    #[error("--{0} is no text in UTF-8")]
+    NotText(&'static str),
     #[error("Failed to defragment etcd data[{path}] ({source})")]
     Defrag { path: String, source: DataDirError },
     #[error(transparent)]
@@ -73,8 +52,6 @@ enum CommandError {
          server and restore it with the etcdutl of that version"
     )]
     OtherVersion(u64, u64),
-    #[error("write the answer: {0}")]
-    Output(#[from] std::io::Error),
 }
 
 impl CommandError {
@@ -83,118 +60,26 @@ impl CommandError {
             Self::StatusArguments
             | Self::RestoreArguments
             | Self::MarkCompacted
-            | Self::Target(_) => EXIT_BAD_ARGUMENTS,
-            Self::Format(_) => EXIT_BAD_FEATURE,
-            _ => EXIT_ERROR,
+            | Self::Target(_) => exit::BAD_ARGUMENTS,
+            Self::Format(_) => exit::BAD_FEATURE,
+            _ => exit::ERROR,
         }
     }
 }
 
 fn main() -> ExitCode {
-    let command_line = match CommandLine::try_parse() {
-        Ok(command_line) => command_line,
-        Err(error) => return refuse(&error),
-    };
-    match run(&command_line) {
-        Ok(answer) => match std::io::stdout().write_all(answer.as_bytes()) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-                ExitCode::from(EXIT_NOBODY_READS)
-            }
-            Err(error) => fail(&error.into()),
-        },
-        Err(error) => fail(&error),
-    }
-}
-
-/// Shows help, which is no error, or what is wrong with a command line, in cobra's words where it has
-/// some. Nothing can be done if nobody reads it.
-fn refuse(error: &clap::Error) -> ExitCode {
-    let given = |kind| error.get(kind).map(ToString::to_string).unwrap_or_default();
-    let mut out = std::io::stdout();
-    let mut err = std::io::stderr();
-    let _ = match error.kind() {
-        ErrorKind::DisplayHelp
-        | ErrorKind::DisplayVersion
-        | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            let _ = write!(out, "{}", error.render());
-            return ExitCode::SUCCESS;
-        }
-        ErrorKind::InvalidSubcommand => {
-            let name = given(ContextKind::InvalidSubcommand);
-            let usage = "Run 'etcdutl --help' for usage.";
-            writeln!(err, "Error: unknown command {name:?} for \"etcdutl\"\n{usage}")
-        }
-        ErrorKind::UnknownArgument if given(ContextKind::InvalidArg).starts_with("--") => {
-            writeln!(err, "Error: unknown flag: {}", given(ContextKind::InvalidArg))
-        }
-        ErrorKind::UnknownArgument if given(ContextKind::InvalidArg).starts_with('-') => {
-            let flags = given(ContextKind::InvalidArg);
-            let letter = flags.trim_start_matches('-').chars().next().unwrap_or('-');
-            writeln!(err, "Error: unknown shorthand flag: {letter:?} in {flags}")
-        }
-        ErrorKind::ValueValidation => {
-            let value = given(ContextKind::InvalidValue);
-            let flag = flag_name(&given(ContextKind::InvalidArg));
-            let why = error.source().map(ToString::to_string).unwrap_or_default();
-            writeln!(err, "Error: invalid argument {value:?} for {flag:?} flag: {why}")
-        }
-        ErrorKind::InvalidValue if given(ContextKind::InvalidValue).is_empty() => {
-            let flag = flag_name(&given(ContextKind::InvalidArg));
-            writeln!(err, "Error: flag needs an argument: {flag}")
-        }
-        _ => write!(err, "{}", error.render()),
-    };
-    ExitCode::from(EXIT_ERROR)
-}
-
-/// A flag without the name of its value.
-fn flag_name(shown: &str) -> String {
-    shown.split([' ', '[']).next().unwrap_or_default().to_owned()
-}
-
-/// What `snapshot` has.
-fn snapshot_help() -> String {
-    let mut command = CommandLine::command();
-    command.build();
-    let found = command.find_subcommand_mut("snapshot");
-    found.map(|snapshot| snapshot.render_help().to_string()).unwrap_or_default()
-}
-
-fn fail(error: &CommandError) -> ExitCode {
-    // If the standard error is closed, the exit code has to do.
-    let _ = writeln!(std::io::stderr(), "Error: {error}");
-    ExitCode::from(error.exit_code())
-}
-
-/// Does what is asked and gives the text for the standard output.
-fn run(command_line: &CommandLine) -> Result<String, CommandError> {
-    match &command_line.command {
-        Command::Snapshot { command: SnapshotCommand::Status(names) } => {
-            snapshot_status(names, &command_line.write_out)
-        }
-        Command::Snapshot { command: SnapshotCommand::Restore(arguments) } => {
-            snapshot_restore(arguments)
-        }
-        Command::Snapshot { command: SnapshotCommand::Other(_) } => Ok(snapshot_help()),
-        Command::Defrag(arguments) => {
-            defrag(arguments.data_dir.as_deref().map(Path::new), command_line.timeout)
-        }
-        Command::Hashkv(arguments) => file_hash_kv(arguments, &command_line.write_out),
-        Command::Import(arguments) => import(arguments),
-        Command::Migrate(arguments) => migrate(arguments),
-        Command::Completion { shell } => completion(shell),
-        Command::Version { .. } => {
-            Ok(format!("etcdutl version: {ETCD_VERSION}\nAPI version: {API_VERSION}\n"))
-        }
-    }
+    let words = env::args_os().map(|argument| Word::from(argument.into_vec()));
+    cobra::run(&commands::root(), words.collect(), |run, invocation| {
+        let answer = run(&invocation).map_err(|error| Exit::with(error.exit_code(), error))?;
+        cobra::write(answer.as_bytes())
+    })
 }
 
 /// The checks come in Go's order: arguments, file, format, content.
-fn snapshot_status(names: &FileNames, write_out: &str) -> Result<String, CommandError> {
-    let [name] = &names.files[..] else { return Err(CommandError::StatusArguments) };
-    let file = SnapshotFile::open(&OsDisk::new(), Path::new(name))?;
-    let format: Format = match write_out.parse() {
+fn snapshot_status(invocation: &Invocation) -> Result<String, CommandError> {
+    let [name] = invocation.arguments() else { return Err(CommandError::StatusArguments) };
+    let file = SnapshotFile::open(&OsDisk::new(), &words::path(name))?;
+    let format: Format = match invocation.matches.text("write-out").parse() {
         Err(FormatError::Protobuf) => {
             status(&file.bbolt()?)?;
             return Err(FormatError::Protobuf.into());
@@ -204,9 +89,10 @@ fn snapshot_status(names: &FileNames, write_out: &str) -> Result<String, Command
     Ok(print::status(&status(&file.bbolt()?)?, format))
 }
 
-fn defrag(data_dir: Option<&Path>, timeout: Duration) -> Result<String, CommandError> {
-    let required = || CommandError::Required("\"data-dir\"".to_owned());
-    let path = data_dir.ok_or_else(required)?;
+fn defrag(invocation: &Invocation) -> Result<String, CommandError> {
+    let path = words::path(&invocation.matches.word("data-dir"));
+    let path = path.as_path();
+    let timeout = invocation.matches.duration("timeout");
     let patience = Some(timeout).filter(|timeout| !timeout.is_zero());
     let done = DataDir::open(Arc::new(OsDisk::new()), path, patience)
         .and_then(|data_dir| data_dir.defragment());
@@ -222,17 +108,17 @@ fn defrag(data_dir: Option<&Path>, timeout: Duration) -> Result<String, CommandE
     Ok(String::new())
 }
 
-/// The checks come in Go's order: arguments, format, file, content.
-fn file_hash_kv(arguments: &HashKvArguments, write_out: &str) -> Result<String, CommandError> {
-    let [name] = &arguments.names.files[..] else {
-        return Err(CommandError::OneArgument(arguments.names.files.len()));
-    };
-    let format = write_out.parse::<Format>();
+/// The checks come in Go's order: format, file, content.
+fn file_hash_kv(invocation: &Invocation) -> Result<String, CommandError> {
+    let matches = &invocation.matches;
+    let format = matches.text("write-out").parse::<Format>();
     if format == Err(FormatError::Unknown) {
         return Err(FormatError::Unknown.into());
     }
-    let file = SnapshotFile::open(&OsDisk::new(), Path::new(name))?;
-    let answer = hash_kv(file.bbolt()?, arguments.rev)?;
+    // There is exactly one argument: that is checked before.
+    let name = invocation.arguments().first().map(|name| words::path(name)).unwrap_or_default();
+    let file = SnapshotFile::open(&OsDisk::new(), &name)?;
+    let answer = hash_kv(file.bbolt()?, matches.integer("rev"))?;
     Ok(print::hash_kv(&answer, format?))
 }
 
@@ -241,31 +127,16 @@ fn shown(path: &Path) -> String {
     path.display().to_string()
 }
 
-fn migrate(arguments: &MigrateArguments) -> Result<String, CommandError> {
-    let (Some(path), Some(target)) = (&arguments.data_dir, &arguments.target_version) else {
-        let flags = [
-            ("\"data-dir\"", arguments.data_dir.is_none()),
-            ("\"target-version\"", arguments.target_version.is_none()),
-        ];
-        let missing: Vec<&str> =
-            flags.iter().filter(|(_, missing)| *missing).map(|(name, _)| *name).collect();
-        return Err(CommandError::Required(missing.join(", ")));
-    };
-    let target = data_dir::parse_target(target)?;
-    if !data_dir::is_current(&OsDisk::new(), Path::new(path), target)? {
+fn migrate(invocation: &Invocation) -> Result<String, CommandError> {
+    let matches = &invocation.matches;
+    let target = data_dir::parse_target(matches.text("target-version"))?;
+    let path = words::path(&matches.word("data-dir"));
+    if !data_dir::is_current(&OsDisk::new(), &path, target)? {
         return Err(CommandError::OtherVersion(target.0, target.1));
     }
     let fields = serde_json::json!({ "storage-version": format!("{}.{}", target.0, target.1) });
     log("info", "storage version up-to-date", Some(&fields));
     Ok(String::new())
-}
-
-fn completion(shells: &[String]) -> Result<String, CommandError> {
-    let [name] = shells else { return Err(CommandError::OneArgument(shells.len())) };
-    let shell = command_line::shell(name).ok_or_else(|| CommandError::Shell(name.clone()))?;
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut CommandLine::command(), "etcdutl", &mut script);
-    Ok(String::from_utf8_lossy(&script).into_owned())
 }
 
 /// A line on the standard error; if that is closed, nobody wants to know.
@@ -275,27 +146,29 @@ fn log(level: &str, message: &str, fields: Option<&serde_json::Value>) {
 }
 
 /// Nothing goes to the standard output, as in Go; what was done is logged.
-fn snapshot_restore(arguments: &RestoreArguments) -> Result<String, CommandError> {
-    let [snapshot] = &arguments.names.files[..] else { return Err(CommandError::RestoreArguments) };
-    if (arguments.bump_revision > 0) != arguments.mark_compacted {
+fn snapshot_restore(invocation: &Invocation) -> Result<String, CommandError> {
+    let [snapshot] = invocation.arguments() else { return Err(CommandError::RestoreArguments) };
+    let matches = &invocation.matches;
+    let bump_revision = matches.unsigned("bump-revision");
+    if (bump_revision > 0) != matches.is_true("mark-compacted") {
         return Err(CommandError::MarkCompacted);
     }
     let order = Restore {
-        skip_hash_check: arguments.skip_hash_check,
-        bump_revision: arguments.bump_revision,
-        ..order(PathBuf::from(snapshot), &arguments.identity)
+        skip_hash_check: matches.is_true("skip-hash-check"),
+        bump_revision,
+        ..order(words::path(snapshot), matches)?
     };
     let disk: Arc<dyn Disk> = Arc::new(OsDisk::new());
     log_restored(&order, &restore::restore(&disk, &order)?);
     Ok(String::new())
 }
 
-fn import(arguments: &ImportArguments) -> Result<String, CommandError> {
-    let required = || CommandError::Required("\"from\"".to_owned());
-    let from = arguments.from.as_deref().ok_or_else(required)?;
-    let wal_dir = arguments.from_wal_dir.as_deref().map(Path::new);
-    let from = GoDataDir::open(Path::new(from), wal_dir).map_err(RestoreError::from)?;
-    let order = order(from.backend(), &arguments.identity);
+fn import(invocation: &Invocation) -> Result<String, CommandError> {
+    let matches = &invocation.matches;
+    let wal_dir = path_of(matches, "from-wal-dir");
+    let from = words::path(&matches.word("from"));
+    let from = GoDataDir::open(&from, wal_dir.as_deref()).map_err(RestoreError::from)?;
+    let order = order(from.backend(), matches)?;
     let disk: Arc<dyn Disk> = Arc::new(OsDisk::new());
     let restored = restore::import(&disk, &order, &from)?;
     if restored.unsettled > 0 {
@@ -309,23 +182,32 @@ fn import(arguments: &ImportArguments) -> Result<String, CommandError> {
 }
 
 /// What to make, of a file and as whom.
-fn order(snapshot: PathBuf, identity: &IdentityArguments) -> Restore {
-    let data_dir = match &identity.data_dir {
-        path if path.is_empty() => restore::default_data_dir(&identity.name),
-        path => PathBuf::from(path),
-    };
-    Restore {
+fn order(snapshot: PathBuf, matches: &Matches) -> Result<Restore, CommandError> {
+    let name = text_of(matches, "name")?;
+    let default_data_dir = || restore::default_data_dir(&name);
+    Ok(Restore {
         snapshot,
-        name: identity.name.clone(),
-        data_dir,
-        wal_dir: Some(&identity.wal_dir).filter(|path| !path.is_empty()).map(PathBuf::from),
-        initial_cluster: identity.initial_cluster.clone(),
-        initial_cluster_token: identity.initial_cluster_token.clone(),
-        advertise_peer_urls: identity.initial_advertise_peer_urls.clone(),
+        data_dir: path_of(matches, "data-dir").unwrap_or_else(default_data_dir),
+        wal_dir: path_of(matches, "wal-dir"),
+        initial_cluster: text_of(matches, "initial-cluster")?,
+        initial_cluster_token: text_of(matches, "initial-cluster-token")?,
+        advertise_peer_urls: text_of(matches, "initial-advertise-peer-urls")?,
         skip_hash_check: false,
         bump_revision: 0,
-        drop_auth: identity.drop_auth,
-    }
+        drop_auth: matches.is_true("drop-auth"),
+        name,
+    })
+}
+
+/// The file or directory that a flag names, if any.
+fn path_of(matches: &Matches, flag: &str) -> Option<PathBuf> {
+    Some(matches.word(flag)).filter(|word| !word.is_empty()).map(|word| words::path(&word))
+}
+
+/// What a flag says that becomes part of the cluster, where nothing may be replaced.
+fn text_of(matches: &Matches, flag: &'static str) -> Result<String, CommandError> {
+    let word = matches.word(flag);
+    str::from_utf8(&word).map(str::to_owned).map_err(|_| CommandError::NotText(flag))
 }
 
 fn log_restored(order: &Restore, restored: &Restored) {

@@ -226,6 +226,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn durations_are_read_and_written_as_go_does() {
+        for (text, written) in [
+            ("1h2m3.5s", "1h2m3.5s"),
+            ("90s", "1m30s"),
+            ("1500ms", "1.5s"),
+            ("4690581ns", "4.690581ms"),
+            ("0", "0s"),
+            ("2us", "2µs"),
+            ("1h", "1h0m0s"),
+        ] {
+            assert_eq!(duration(parse_duration(text).unwrap()), written, "{text}");
+        }
+        let unit = "time: missing unit in duration \"5\"";
+        assert_eq!(parse_duration("5"), Err(unit.to_owned()));
+    }
+
+    #[test]
     fn strings_are_quoted_as_go_quotes_them() {
         for (bytes, quoted) in [
             (&b"a\"b\\"[..], r#""a\"b\\""#),

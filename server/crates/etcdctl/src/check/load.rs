@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use client::Client;
+use cobra::Outcome;
 use proto::etcdserverpb::PutRequest;
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 
-use crate::exit::Outcome;
 use crate::global::Session;
 use crate::words::Word;
 

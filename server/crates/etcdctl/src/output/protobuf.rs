@@ -1,10 +1,10 @@
 //! The answer's message as it was on the wire.
 
+use cobra::{Exit, Outcome, exit};
 use prost::Message;
 use proto::etcdserverpb::ResponseHeader;
 
 use super::Answer;
-use crate::exit::{self, Exit, Outcome};
 
 /// The encoded message; nothing if this format does not have the answer.
 pub(super) fn render(answer: Answer<'_>) -> Outcome<Option<Vec<u8>>> {

@@ -1,9 +1,9 @@
-# bash completion for etcdctl
-_etcdctl() {
+# bash completion for PROGRAM
+_PROGRAM() {
     local index word gap line typed before="" directive=0
     local rest=$COMP_LINE words=() found=()
     COMPREPLY=()
-    # Bash also divides words at "=" and ":", which etcdctl does not.
+    # Bash also divides words at "=" and ":", which PROGRAM does not.
     for ((index = 0; index <= COMP_CWORD; index++)); do
         word=${COMP_WORDS[index]}
         gap=${rest%%"$word"*}
@@ -28,8 +28,9 @@ _etcdctl() {
     for word in "${found[@]}"; do
         [[ $word == "$typed"* ]] && COMPREPLY+=("$before$word")
     done
-    # Nor a file can stand there.
-    ((directive & 4)) && compopt +o default +o bashdefault 2>/dev/null
+    # No file can stand there either, or none but a directory.
+    ((directive & 20)) && compopt +o default +o bashdefault 2>/dev/null
+    ((directive & 16)) && compopt -o dirnames 2>/dev/null
     return 0
 }
-complete -o bashdefault -o default -F _etcdctl etcdctl
+complete -o bashdefault -o default -F _PROGRAM PROGRAM

@@ -1,39 +1,33 @@
 //! Help and usage texts in the shape that cobra gives them.
 
-use crate::command_line::{Command, Found, Group};
+use crate::command::{Command, Found};
 use crate::flags::{Flag, HELP, HELP_FLAG, Kind};
-
-/// Headings in the order of the root's help.
-const GROUPS: [(Group, &str); 5] = [
-    (Group::KeyValue, "Key-value commands"),
-    (Group::Maintenance, "Cluster maintenance commands"),
-    (Group::Concurrency, "Concurrency commands"),
-    (Group::Authentication, "Authentication commands"),
-    (Group::Utility, "Utility commands"),
-];
 
 /// Column width of names in lists of commands.
 const NAME_WIDTH: usize = 11;
 
 /// What `--help` prints.
-pub(crate) fn help(found: &Found<'_>) -> String {
+pub(crate) fn help<R>(found: &Found<'_, R>) -> String {
     let command = found.command();
     let about = if command.long.is_empty() { command.short } else { command.long };
-    format!("{}\n\n{}{OPTIONS_HINT}", about.trim_end(), usage(found))
+    let hint = match found.path[0] {
+        Command { name, options: Some(options), .. } => format!(
+            "Use \"{name} {options}\" for a list of global command-line options (applies to all commands).\n"
+        ),
+        _ => String::new(),
+    };
+    format!("{}\n\n{}{hint}", about.trim_end(), usage(found))
 }
 
-const OPTIONS_HINT: &str = "Use \"etcdctl options\" for a list of global command-line options \
-                            (applies to all commands).\n";
-
 /// What follows an error about flags.
-pub(crate) fn usage(found: &Found<'_>) -> String {
+pub(crate) fn usage<R>(found: &Found<'_, R>) -> String {
     let command = found.command();
     let name = found.full_name();
     let mut text = String::from("Usage:");
-    if command.run.is_some() {
+    if command.run.is_some() || command.name == HELP {
         let space = if command.usage.is_empty() { "" } else { " " };
         // What has to be one of a few words is shown as nothing but these.
-        let flags = if command.check.is_some() { "" } else { " [flags]" };
+        let flags = if command.first_arguments.is_empty() { " [flags]" } else { "" };
         text.push_str(&format!("\n  {name}{space}{}{flags}", command.usage));
     }
     let parent = !command.children.is_empty();
@@ -43,17 +37,17 @@ pub(crate) fn usage(found: &Found<'_>) -> String {
     }
     let mut local = command.flags.clone();
     local.extend(command.persistent.iter().copied());
-    // The root hides its flags: `options` lists them.
-    if found.path.len() > 1 {
+    let hides = found.path[0].options.is_some();
+    if found.path.len() > 1 || !hides {
         let help = match command.name {
             "" => String::new(),
             name => format!("help for {name}"),
         };
         text.push_str(&format!("\n\nFlags:\n{}", flag_list(&local, Some(&help)).trim_end()));
     }
-    // What the root passes down is hidden too.
-    let inherited: Vec<Flag> = found.path[1..found.path.len().max(2) - 1]
+    let inherited: Vec<Flag> = found.path[..found.path.len() - 1]
         .iter()
+        .skip(usize::from(hides))
         .flat_map(|command| command.persistent.iter().copied())
         .collect();
     if !inherited.is_empty() {
@@ -69,30 +63,30 @@ pub(crate) fn usage(found: &Found<'_>) -> String {
     text
 }
 
-fn children(command: &Command) -> String {
-    let mut children: Vec<&Command> = command.children.iter().collect();
+fn children<R>(command: &Command<R>) -> String {
+    let mut children: Vec<&Command<R>> = command.children.iter().collect();
     children.sort_by_key(|child| child.name);
-    let line = |child: &Command| format!("\n  {:NAME_WIDTH$} {}", child.name, child.short);
-    if children.iter().all(|child| child.group.is_none()) {
+    let line = |child: &Command<R>| format!("\n  {:NAME_WIDTH$} {}", child.name, child.short);
+    if command.groups.is_empty() {
         let lines: String = children.into_iter().map(line).collect();
         return format!("\n\nAvailable Commands:{lines}");
     }
     let mut text = String::new();
-    for (group, title) in GROUPS {
+    for group in command.groups {
         let lines: String = children
             .iter()
-            .filter(|child| child.group == Some(group))
+            .filter(|child| child.group == *group)
             .map(|child| line(child))
             .collect();
         if !lines.is_empty() {
-            text.push_str(&format!("\n\n{title}{lines}"));
+            text.push_str(&format!("\n\n{group}{lines}"));
         }
     }
     text
 }
 
 /// The lines of a list of flags, sorted by name, descriptions in one column.
-pub(crate) fn flag_list(flags: &[Flag], help: Option<&str>) -> String {
+pub fn flag_list(flags: &[Flag], help: Option<&str>) -> String {
     let mut flags = flags.to_vec();
     if help.is_some() {
         flags.push(HELP_FLAG);
@@ -118,7 +112,9 @@ pub(crate) fn flag_list(flags: &[Flag], help: Option<&str>) -> String {
             _ => flag.help,
         };
         let default = match (flag.kind, flag.default) {
-            (_, "") | (Kind::Integer, "0") | (Kind::Bool, "false") => String::new(),
+            (_, "") | (Kind::Integer | Kind::Unsigned, "0") | (Kind::Bool, "false") => {
+                String::new()
+            }
             (Kind::Text, default) => format!(" (default {default:?})"),
             (Kind::List, default) => format!(" (default [{default}])"),
             (_, default) => format!(" (default {default})"),

@@ -1,76 +1,94 @@
-//! Finds the command of a command line, by the rules of Go's cobra with prefix matching.
+//! The tree of commands, and which of them a command line means, by the rules of Go's cobra with prefix
+//! matching.
 //!
 //! A command may be abbreviated to any prefix that no other command shares. Flags may stand before
 //! the command, so finding it has to know which flags take a value.
 
-use std::pin::Pin;
-
-use crate::exit::Outcome;
 use crate::flags::{Flag, HELP_FLAG, Kind, Matches};
 use crate::words::Word;
 
-/// What a command does.
-pub(crate) type Run = fn(Invocation) -> Pin<Box<dyn Future<Output = Outcome>>>;
+/// Looks at the arguments of a command, whose full name is given, before it runs.
+pub type Check = fn(&str, &[Word]) -> Result<(), String>;
 
-/// Looks at the arguments of a command before it runs.
-pub(crate) type Check = fn(&[Word]) -> Result<(), String>;
-
-/// Under which heading the help lists a command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Group {
-    KeyValue,
-    Maintenance,
-    Concurrency,
-    Authentication,
-    Utility,
-}
-
-/// A command of the tree.
-#[derive(Clone, Default)]
-pub(crate) struct Command {
-    pub(crate) name: &'static str,
+/// A command of the tree. `R` is what the program has to run one.
+#[derive(Clone)]
+pub struct Command<R> {
+    pub name: &'static str,
     /// What follows the command's path in its usage line.
-    pub(crate) usage: &'static str,
-    pub(crate) short: &'static str,
+    pub usage: &'static str,
+    pub short: &'static str,
     /// Replaces `short` at the top of the command's own help.
-    pub(crate) long: &'static str,
-    pub(crate) group: Option<Group>,
-    pub(crate) flags: Vec<Flag>,
+    pub long: &'static str,
+    /// The heading under which the help lists it; empty if commands are not divided.
+    pub group: &'static str,
+    /// The headings of its children, in their order.
+    pub groups: &'static [&'static str],
+    pub flags: Vec<Flag>,
     /// Flags that the subcommands know too.
-    pub(crate) persistent: Vec<Flag>,
-    pub(crate) children: Vec<Command>,
-    pub(crate) run: Option<Run>,
+    pub persistent: Vec<Flag>,
+    /// Of the root, the command that lists the persistent flags: no help shows them then.
+    pub options: Option<&'static str>,
+    pub children: Vec<Command<R>>,
+    pub run: Option<R>,
     /// Refuses arguments in cobra's words; the usage follows.
-    pub(crate) check: Option<Check>,
+    pub check: Option<Check>,
     /// What the first argument can be, if it has to be one of a few words.
-    pub(crate) first_arguments: &'static [&'static str],
+    pub first_arguments: &'static [&'static str],
 }
 
 /// A command with everything that was given to it.
 #[derive(Clone, Debug)]
-pub(crate) struct Invocation {
-    pub(crate) matches: Matches,
+pub struct Invocation {
+    pub matches: Matches,
     /// Flags known above the command, which the environment can set.
-    pub(crate) inherited: Vec<Flag>,
+    pub inherited: Vec<Flag>,
     /// The whole command line with the program's name.
-    pub(crate) command_line: Vec<Word>,
+    pub command_line: Vec<Word>,
 }
 
 impl Invocation {
-    pub(crate) fn arguments(&self) -> &[Word] {
+    pub fn arguments(&self) -> &[Word] {
         &self.matches.arguments
     }
 }
 
 /// The commands from the root to the one that was found, and the words left for it.
-pub(crate) struct Found<'a> {
-    pub(crate) path: Vec<&'a Command>,
+pub struct Found<'a, R> {
+    pub(crate) path: Vec<&'a Command<R>>,
     pub(crate) words: Vec<Word>,
 }
 
-impl Command {
+/// The [`Check`] of a command with one argument, in cobra's words.
+pub fn one_argument(_: &str, arguments: &[Word]) -> Result<(), String> {
+    match arguments {
+        [_] => Ok(()),
+        _ => Err(format!("accepts 1 arg(s), received {}", arguments.len())),
+    }
+}
+
+impl<R> Default for Command<R> {
+    fn default() -> Self {
+        Self {
+            name: "",
+            usage: "",
+            short: "",
+            long: "",
+            group: "",
+            groups: &[],
+            flags: Vec::new(),
+            persistent: Vec::new(),
+            options: None,
+            children: Vec::new(),
+            run: None,
+            check: None,
+            first_arguments: &[],
+        }
+    }
+}
+
+impl<R> Command<R> {
     /// Finds the command that the words name.
-    pub(crate) fn find(&self, words: &[Word]) -> Found<'_> {
+    pub fn find(&self, words: &[Word]) -> Found<'_, R> {
         let mut path = vec![self];
         let mut words = words.to_vec();
         loop {
@@ -84,7 +102,7 @@ impl Command {
         }
     }
 
-    fn child(&self, name: &[u8]) -> Option<&Command> {
+    fn child(&self, name: &[u8]) -> Option<&Command<R>> {
         let exact = self.children.iter().find(|child| child.name.as_bytes() == name);
         let mut begins =
             self.children.iter().filter(|child| child.name.as_bytes().starts_with(name));
@@ -102,9 +120,9 @@ impl Command {
     }
 }
 
-impl Found<'_> {
+impl<R> Found<'_, R> {
     /// The command.
-    pub(crate) fn command(&self) -> &Command {
+    pub fn command(&self) -> &Command<R> {
         self.path[self.path.len() - 1]
     }
 
@@ -125,7 +143,7 @@ impl Found<'_> {
     }
 
     /// Reads the flags of the command.
-    pub(crate) fn parse(&self) -> Result<Matches, String> {
+    pub fn parse(&self) -> Result<Matches, String> {
         Matches::parse(&known_flags(&self.path), &self.words)
     }
 
@@ -137,7 +155,7 @@ impl Found<'_> {
 }
 
 /// All flags that count for the last command of a path.
-fn known_flags(path: &[&Command]) -> Vec<Flag> {
+fn known_flags<R>(path: &[&Command<R>]) -> Vec<Flag> {
     let mut flags = vec![HELP_FLAG];
     flags.extend(path.iter().flat_map(|command| command.persistent.iter().copied()));
     flags.extend(path[path.len() - 1].flags.iter().copied());
@@ -191,7 +209,7 @@ fn edit_distance(a: &str, b: &str) -> usize {
 mod tests {
     use super::*;
 
-    fn tree() -> Command {
+    fn tree() -> Command<()> {
         let leaf = |name| Command { name, ..Command::default() };
         let write_out = Flag::new("write-out", Kind::Text, "", "").short('w');
         let endpoint = Command { children: vec![leaf("health")], ..leaf("endpoint") };

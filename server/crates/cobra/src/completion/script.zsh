@@ -1,6 +1,6 @@
-#compdef etcdctl
-# zsh completion for etcdctl
-_etcdctl() {
+#compdef PROGRAM
+# zsh completion for PROGRAM
+_PROGRAM() {
     local line directive=0
     local -a found
     while IFS= read -r line; do
@@ -12,11 +12,12 @@ _etcdctl() {
     done < <("${~${(Q)words[1]}}" __complete "${(@Q)words[2,CURRENT]}" 2>/dev/null)
     # Of --flag=value only the value is completed.
     [[ $PREFIX == -*=* ]] && compset -P 1 '*='
-    (( ${#found} )) && _describe etcdctl found && return
-    (( directive & 4 )) || _files
+    (( ${#found} )) && _describe PROGRAM found && return
+    (( directive & 4 )) && return
+    if (( directive & 16 )); then _files -/; else _files; fi
 }
-if [ "$funcstack[1]" = "_etcdctl" ]; then
-    _etcdctl
+if [ "$funcstack[1]" = "_PROGRAM" ]; then
+    _PROGRAM
 else
-    compdef _etcdctl etcdctl
+    compdef _PROGRAM PROGRAM
 fi

@@ -1,5 +1,5 @@
-# powershell completion for etcdctl
-Register-ArgumentCompleter -Native -CommandName etcdctl -ScriptBlock {
+# powershell completion for PROGRAM
+Register-ArgumentCompleter -Native -CommandName PROGRAM -ScriptBlock {
     param($wordToComplete, $commandAst, $cursorPosition)
     $before = @($commandAst.CommandElements | Where-Object { $_.Extent.EndOffset -lt $cursorPosition })
     $typed = @($before | Select-Object -Skip 1 | ForEach-Object { "$_" })

@@ -6,14 +6,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use types::go::NumberError;
+use types::go::{self, NumberError};
 
-use crate::go;
 use crate::words::{self, Word};
 
 /// What a flag's value is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
     Bool,
     Text,
     /// Separated by commas; every use adds to the list.
@@ -26,38 +25,53 @@ pub(crate) enum Kind {
 
 /// A flag that a command knows.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Flag {
-    pub(crate) name: &'static str,
-    pub(crate) short: Option<char>,
-    pub(crate) kind: Kind,
-    pub(crate) default: &'static str,
-    pub(crate) help: &'static str,
+pub struct Flag {
+    pub name: &'static str,
+    pub short: Option<char>,
+    pub kind: Kind,
+    pub default: &'static str,
+    pub help: &'static str,
+    /// What a shell offers for its value.
+    pub values: &'static [&'static str],
+    /// Whether its value is a directory.
+    pub is_directory: bool,
+    /// Whether the command is not run without it.
+    pub is_required: bool,
 }
 
 impl Flag {
-    pub(crate) const fn new(
+    pub const fn new(
         name: &'static str,
         kind: Kind,
         default: &'static str,
         help: &'static str,
     ) -> Flag {
-        Flag { name, short: None, kind, default, help }
+        Flag {
+            name,
+            short: None,
+            kind,
+            default,
+            help,
+            values: &[],
+            is_directory: false,
+            is_required: false,
+        }
     }
 
-    pub(crate) const fn short(self, short: char) -> Flag {
+    pub const fn short(self, short: char) -> Flag {
         Flag { short: Some(short), ..self }
     }
 
-    /// The values that a shell offers.
-    pub(crate) fn values(&self) -> &'static [&'static str] {
-        match self.name {
-            "write-out" => &["fields", "json", "protobuf", "simple", "table"],
-            "load" => &["small", "medium", "large", "xLarge"],
-            "order" => &["ASCEND", "DESCEND"],
-            "sort-by" => &["CREATE", "KEY", "MODIFY", "VALUE", "VERSION"],
-            "consistency" => &["l", "s"],
-            _ => &[],
-        }
+    pub const fn values(self, values: &'static [&'static str]) -> Flag {
+        Flag { values, ..self }
+    }
+
+    pub const fn directory(self) -> Flag {
+        Flag { is_directory: true, ..self }
+    }
+
+    pub const fn required(self) -> Flag {
+        Flag { is_required: true, ..self }
     }
 
     fn check(&self, value: &[u8]) -> Result<(), String> {
@@ -88,18 +102,18 @@ struct Value {
 
 /// Flags and arguments of a command line.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Matches {
+pub struct Matches {
     known: BTreeMap<&'static str, Flag>,
     values: BTreeMap<&'static str, Value>,
     /// The arguments that are no flags, also those after `--`.
-    pub(crate) arguments: Vec<Word>,
+    pub arguments: Vec<Word>,
     /// How many arguments stand before `--`, if it is there.
-    pub(crate) before_dashes: Option<usize>,
+    pub before_dashes: Option<usize>,
 }
 
 impl Matches {
     /// Reads a command line.
-    pub(crate) fn parse(flags: &[Flag], command_line: &[Word]) -> Result<Matches, String> {
+    pub fn parse(flags: &[Flag], command_line: &[Word]) -> Result<Matches, String> {
         let known = flags.iter().map(|flag| (flag.name, *flag)).collect();
         let mut matches = Matches { known, ..Matches::default() };
         let mut words = command_line.iter();
@@ -197,21 +211,35 @@ impl Matches {
         Ok(())
     }
 
-    /// Sets a flag from the environment. A value that does not parse is passed over, as etcdctl does.
-    pub(crate) fn set_from_environment(&mut self, name: &str, value: Word) {
+    /// Sets a flag from the environment. A value that does not parse is passed over, as etcdctl does it.
+    pub fn set_from_environment(&mut self, name: &str, value: Word) {
         if let Some(flag) = self.known.get(name).copied() {
             let _ = self.set(flag, value);
         }
     }
 
+    /// The flags that have to be given and were not.
+    pub fn missing(&self) -> impl Iterator<Item = &Flag> {
+        self.known.values().filter(|flag| flag.is_required && !self.is_set(flag.name))
+    }
+
+    /// Complains in cobra's words of flags that have to be given and were not.
+    pub fn check_required(&self) -> Result<(), String> {
+        let missing: Vec<String> = self.missing().map(|flag| format!("{:?}", flag.name)).collect();
+        match &missing[..] {
+            [] => Ok(()),
+            missing => Err(format!("required flag(s) {} not set", missing.join(", "))),
+        }
+    }
+
     /// Whether the flag was given, on the command line or in the environment.
-    pub(crate) fn is_set(&self, name: &str) -> bool {
+    pub fn is_set(&self, name: &str) -> bool {
         self.values.contains_key(name)
     }
 
     /// The value of a flag, or its default. For what is compared, parsed or shown: what is no text in it
     /// is replaced.
-    pub(crate) fn text(&self, name: &str) -> &str {
+    pub fn text(&self, name: &str) -> &str {
         match self.values.get(name) {
             Some(value) => &value.shown,
             None => self.default_of(name),
@@ -219,7 +247,7 @@ impl Matches {
     }
 
     /// The value of a flag, or its default, as it was given.
-    pub(crate) fn word(&self, name: &str) -> Word {
+    pub fn word(&self, name: &str) -> Word {
         match self.values.get(name) {
             Some(value) => value.word.clone(),
             None => Word::from_static(self.default_of(name).as_bytes()),
@@ -231,23 +259,28 @@ impl Matches {
     }
 
     /// The value of a bool flag.
-    pub(crate) fn is_true(&self, name: &str) -> bool {
+    pub fn is_true(&self, name: &str) -> bool {
         // Values are checked when they are set, and an unknown flag is not set.
         go::parse_bool(self.text(name)).unwrap_or(false)
     }
 
     /// The value of an integer flag.
-    pub(crate) fn integer(&self, name: &str) -> i64 {
+    pub fn integer(&self, name: &str) -> i64 {
         go::parse_int(self.text(name), 0).unwrap_or(0)
     }
 
+    /// The value of a flag for integers that are not negative.
+    pub fn unsigned(&self, name: &str) -> u64 {
+        go::parse_unsigned(self.text(name), 0).unwrap_or(0)
+    }
+
     /// The value of a duration flag.
-    pub(crate) fn duration(&self, name: &str) -> Duration {
+    pub fn duration(&self, name: &str) -> Duration {
         go::parse_duration(self.text(name)).unwrap_or(Duration::ZERO)
     }
 
     /// The value of a list flag.
-    pub(crate) fn list(&self, name: &str) -> Vec<String> {
+    pub fn list(&self, name: &str) -> Vec<String> {
         match self.text(name) {
             "" => Vec::new(),
             text => text.split(',').map(str::to_owned).collect(),

@@ -1,6 +1,6 @@
 //! `__complete`: what can stand next on a command line.
 //!
-//! Shells ask it: by the scripts of [`crate::completion`], and by those that Go etcdctl has printed
+//! Shells ask it: by the scripts of [`crate::completion`], and by those that Go's tools have printed
 //! and that distributions install. So question and answer are cobra's. The words of the line follow
 //! the command; the last one, which may be empty, is to be completed. The answer has a line for each
 //! word that can stand there, a tab, and what it is; its last line is a directive, a number behind a
@@ -9,10 +9,10 @@
 //! Where we differ: Go etcdctl never offers the flags that all commands share. They are offered here
 //! as soon as a letter of their name is typed; before that, they would hide the command's own.
 
-use crate::command_line::{Command, Found};
+use crate::command::{Command, Found};
 use crate::exit::{self, Exit, Outcome};
 use crate::flags::{Flag, HELP, HELP_FLAG, Kind, Matches};
-use crate::output;
+use crate::run::write;
 use crate::words::{self, Word};
 
 /// The hidden commands: with what the words are, and without.
@@ -23,8 +23,17 @@ const COMPLETE: [(&str, bool); 2] = [("__complete", true), ("__completeNoDesc", 
 struct Answer {
     /// A word, and behind a tab what it is.
     words: Vec<String>,
-    /// If there are none, the shell is not to offer files either.
-    no_files: bool,
+    /// What the shell offers if there are none.
+    files: Files,
+}
+
+/// What of the file system can stand there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Files {
+    #[default]
+    Any,
+    Directories,
+    None,
 }
 
 /// What the last word is.
@@ -36,14 +45,14 @@ enum Asked {
 }
 
 /// Answers if the command line asks for it.
-pub(crate) fn run(root: &Command, command_line: &[Word]) -> Option<Outcome> {
+pub(crate) fn run<R>(root: &Command<R>, command_line: &[Word]) -> Option<Outcome> {
     let (name, words) = command_line.split_first()?;
     let (_, described) = COMPLETE.into_iter().find(|(complete, _)| name == complete)?;
     if words.is_empty() {
         let message = "requires at least 1 arg(s), only received 0";
         return Some(Err(Exit::with(exit::ERROR, message)));
     }
-    Some(output::write(complete(root, words).text(described).as_bytes()))
+    Some(write(complete(root, words).text(described).as_bytes()))
 }
 
 impl Answer {
@@ -54,13 +63,17 @@ impl Answer {
             text.push_str(if described { line } else { word });
             text.push('\n');
         }
-        // cobra's ShellCompDirectiveNoFileComp and ShellCompDirectiveDefault.
-        text.push_str(if self.no_files { ":4\n" } else { ":0\n" });
+        // cobra's ShellCompDirectiveDefault, ...NoFileComp and ...FilterDirs.
+        text.push_str(match self.files {
+            Files::Any => ":0\n",
+            Files::None => ":4\n",
+            Files::Directories => ":16\n",
+        });
         text
     }
 }
 
-fn complete(root: &Command, words: &[Word]) -> Answer {
+fn complete<R>(root: &Command<R>, words: &[Word]) -> Answer {
     let Some((typed, before)) = words.split_last() else { return Answer::default() };
     let typed = words::shown(typed);
     let found = root.find(before);
@@ -72,18 +85,18 @@ fn complete(root: &Command, words: &[Word]) -> Answer {
     let Ok(matches) = Matches::parse(&known, before) else { return Answer::default() };
     let flags_end = matches.before_dashes.is_some();
     if matches.is_set(HELP) {
-        return Answer { words: Vec::new(), no_files: true };
+        return Answer { words: Vec::new(), files: Files::None };
     }
     match asked {
         Asked::ValueOfUnknownFlag if !flags_end => Answer::default(),
         Asked::ValueOf(_) if flags_end => Answer::default(),
         // Shells look for those that begin as the word does.
         Asked::ValueOf(flag) => Answer {
-            words: flag.values().iter().map(|value| (*value).to_owned()).collect(),
-            no_files: false,
+            words: flag.values.iter().map(|value| (*value).to_owned()).collect(),
+            files: if flag.is_directory { Files::Directories } else { Files::Any },
         },
         Asked::Word if typed.starts_with('-') && !typed.contains('=') && !flags_end => {
-            Answer { words: flags(&found, &matches, &typed), no_files: true }
+            Answer { words: flags(&found, &matches, &typed), files: Files::None }
         }
         Asked::Word | Asked::ValueOfUnknownFlag => arguments(root, &found, &matches, &typed),
     }
@@ -125,14 +138,19 @@ fn name(flag: &str) -> &str {
     })
 }
 
-/// The names of flags that begin like this and were not given yet: those from above, then the
-/// command's own.
-fn flags(found: &Found<'_>, matches: &Matches, typed: &str) -> Vec<String> {
+/// The names of flags that begin like this and were not given yet: those that have to be given, or else
+/// those from above, then the command's own.
+fn flags<R>(found: &Found<'_, R>, matches: &Matches, typed: &str) -> Vec<String> {
+    let required = required_flags(matches, typed);
+    if !required.is_empty() {
+        return required;
+    }
     let command = found.command();
     let help = format!("help for {}", command.name);
+    let root = found.path[0];
     let shared = |flag: &Flag| {
-        let root = found.path[0];
-        found.path.len() == 1 || root.persistent.iter().any(|shared| shared.name == flag.name)
+        let is_shared = || root.persistent.iter().any(|shared| shared.name == flag.name);
+        root.options.is_some() && (found.path.len() == 1 || is_shared())
     };
     let has_letter = typed.len() > "--".len();
     let is_offered = |flag: &Flag| {
@@ -146,38 +164,48 @@ fn flags(found: &Found<'_>, matches: &Matches, typed: &str) -> Vec<String> {
         flags.sort_by_key(|flag| flag.name);
         for flag in flags.into_iter().filter(is_offered) {
             let about = if flag.name == HELP { &help } else { flag.help };
-            let names = [Some(format!("--{}", flag.name)), flag.short.map(|it| format!("-{it}"))];
-            let names = names.into_iter().flatten().filter(|name| name.starts_with(typed));
-            lines.extend(names.map(|name| format!("{name}\t{about}")));
+            lines.extend(named(&flag, about, typed));
         }
     }
     lines
 }
 
 /// Commands and arguments that begin like this.
-fn arguments(root: &Command, found: &Found<'_>, matches: &Matches, typed: &str) -> Answer {
+fn arguments<R>(root: &Command<R>, found: &Found<'_, R>, matches: &Matches, typed: &str) -> Answer {
     let command = found.command();
     let given = &matches.arguments;
     if command.name == HELP {
         let topic = root.find(given);
         let is_one = topic.path.len() > 1 || given.is_empty();
         let words = if is_one { children(topic.command(), typed) } else { Vec::new() };
-        return Answer { words, no_files: true };
+        return Answer { words, files: Files::None };
     }
     let takes_others = command.children.is_empty() && command.first_arguments.is_empty();
     // A command's own flag means that it is meant itself, not one below it.
     let is_meant = command.flags.iter().any(|flag| matches.is_set(flag.name));
     if takes_others || is_meant || !given.is_empty() {
-        return Answer::default();
+        return Answer { words: required_flags(matches, typed), files: Files::Any };
     }
     let mut words = children(command, typed);
     let first = command.first_arguments.iter().filter(|word| word.starts_with(typed));
     words.extend(first.map(|word| (*word).to_owned()));
-    Answer { words, no_files: true }
+    Answer { words, files: Files::None }
 }
 
-fn children(command: &Command, typed: &str) -> Vec<String> {
-    let mut children: Vec<&Command> = command.children.iter().collect();
+/// Flags without which the command is not run, and that were not given yet.
+fn required_flags(matches: &Matches, typed: &str) -> Vec<String> {
+    matches.missing().flat_map(|flag| named(flag, flag.help, typed)).collect()
+}
+
+/// The names of a flag that begin like this.
+fn named(flag: &Flag, about: &str, typed: &str) -> Vec<String> {
+    let names = [Some(format!("--{}", flag.name)), flag.short.map(|it| format!("-{it}"))];
+    let names = names.into_iter().flatten().filter(|name| name.starts_with(typed));
+    names.map(|name| format!("{name}\t{about}")).collect()
+}
+
+fn children<R>(command: &Command<R>, typed: &str) -> Vec<String> {
+    let mut children: Vec<&Command<R>> = command.children.iter().collect();
     children.retain(|child| child.name.starts_with(typed));
     children.sort_by_key(|child| child.name);
     children.iter().map(|child| format!("{}\t{}", child.name, child.short)).collect()
@@ -186,7 +214,55 @@ fn children(command: &Command, typed: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commands::root;
+    use crate::completion::SHELLS;
+
+    fn leaf(name: &'static str) -> Command<()> {
+        Command { name, ..Command::default() }
+    }
+
+    fn text(name: &'static str) -> Flag {
+        Flag::new(name, Kind::Text, "", "")
+    }
+
+    fn switch(name: &'static str) -> Flag {
+        Flag::new(name, Kind::Bool, "false", "")
+    }
+
+    /// Of a program whose shared flags are listed by a command of its own.
+    fn root() -> Command<()> {
+        let order = text("order").values(&["ASCEND", "DESCEND"]);
+        let perf =
+            Command { flags: vec![text("load").values(&["small", "large"])], ..leaf("perf") };
+        let user = vec![leaf("add"), leaf("grant-role"), leaf("passwd")];
+        Command {
+            persistent: vec![
+                Flag::new("endpoints", Kind::List, "", ""),
+                text("cacert"),
+                switch("hex"),
+                text("write-out").short('w').values(&["json", "simple"]),
+            ],
+            options: Some("options"),
+            children: vec![
+                Command {
+                    flags: vec![order, switch("prefix"), switch("print-value-only")],
+                    ..leaf("get")
+                },
+                leaf("put"),
+                Command { short: "Manages users", children: user, ..leaf("user") },
+                Command {
+                    children: vec![leaf("health")],
+                    persistent: vec![switch("cluster")],
+                    ..leaf("endpoint")
+                },
+                Command { children: vec![perf], ..leaf("check") },
+                Command { children: vec![leaf("save")], ..leaf("snapshot") },
+                Command { first_arguments: &SHELLS, ..leaf("completion") },
+                leaf("help"),
+                leaf("make-mirror"),
+            ],
+            ..leaf("program")
+        }
+    }
 
     fn answer(line: &str) -> Answer {
         let words: Vec<Word> = line.split(' ').map(|it| Word::from(it.to_owned())).collect();
@@ -209,10 +285,10 @@ mod tests {
             ("endpoint health --clu", &["--cluster"]),
             ("endpoint health -", &["--cluster", "--help", "-h"]),
             ("get --order=", &["ASCEND", "DESCEND"]),
-            ("-w ", &["fields", "json", "protobuf", "simple", "table"]),
-            ("get -w=j", &["fields", "json", "protobuf", "simple", "table"]),
+            ("-w ", &["json", "simple"]),
+            ("get -w=j", &["json", "simple"]),
             ("get -w=x --order ", &["ASCEND", "DESCEND"]),
-            ("check perf --load ", &["small", "medium", "large", "xLarge"]),
+            ("check perf --load ", &["small", "large"]),
             ("completion ", &["bash", "zsh", "fish", "powershell"]),
             ("help completion ", &[]),
             ("help us", &["user"]),
@@ -249,5 +325,32 @@ mod tests {
         assert_eq!(answer("completion b").text(true), "bash\n:4\n");
         assert_eq!(answer("us").text(false), "user\n:4\n");
         assert_eq!(answer("us").text(true), "user\tManages users\n:4\n");
+    }
+
+    #[test]
+    fn what_has_to_be_given_is_offered_first_and_then_only_once() {
+        let required = |name| text(name).required();
+        let migrate = Command {
+            flags: vec![required("data-dir").directory(), required("target"), switch("force")],
+            ..leaf("migrate")
+        };
+        let root =
+            Command { children: vec![migrate], persistent: vec![switch("hex")], ..leaf("program") };
+        let answer = |line: &str| {
+            let words: Vec<Word> = line.split(' ').map(|it| Word::from(it.to_owned())).collect();
+            complete(&root, &words).text(false)
+        };
+        for (line, text) in [
+            ("migrate ", "--data-dir\n--target\n:0\n"),
+            ("migrate -", "--data-dir\n--target\n:4\n"),
+            ("migrate --data-dir ", ":16\n"),
+            ("migrate --data-dir=", ":16\n"),
+            ("migrate --data-dir x --", "--target\n:4\n"),
+            ("migrate --data-dir x --target x --", "--hex\n--force\n--help\n:4\n"),
+            ("migrate --data-dir x --target x ", ":0\n"),
+            ("--", "--help\n--hex\n:4\n"),
+        ] {
+            assert_eq!(answer(line), text, "{line}");
+        }
     }
 }
