@@ -38,8 +38,8 @@ const IS_SERVING: &str = "Serving securely on";
 /// Levels of the store's log that are a failure.
 const BAD_LEVELS: [&str; 4] = ["error", "dpanic", "panic", "fatal"];
 
-/// Looks through what kube-apiserver has written. Deadlines that passed while the machine stood still are
-/// not the store's.
+/// Looks through what kube-apiserver has written. Deadlines that passed while the machine or its disk stood
+/// still are not the store's.
 pub(crate) fn of_api_server(log: &str, standstills: &[Standstill]) -> Result<()> {
     // Nobody listens at the store's address. Said of others it is about kubelets and webhooks.
     let address = STORE_CLIENT_URL.trim_start_matches("http://");
@@ -73,12 +73,14 @@ fn time(line: &str) -> Option<Timestamp> {
     field(line, "ts").parse().ok()
 }
 
-/// When the machine stood still, in a sentence.
+/// When the machine and its disk stood still, in a sentence.
 pub(crate) fn told(standstills: &[Standstill]) -> String {
-    let each = standstills.iter().map(|it| format!("{:.1?} until {:.1}", it.lasted, it.end));
+    let each = standstills
+        .iter()
+        .map(|it| format!("{} stood still for {:.1?} until {:.1}", it.what, it.lasted, it.end));
     match standstills {
-        [] => "the machine never stood still".to_owned(),
-        _ => format!("the machine stood still for {}", each.collect::<Vec<_>>().join(", ")),
+        [] => "neither the machine nor its disk stood still".to_owned(),
+        _ => each.collect::<Vec<_>>().join(", "),
     }
 }
 
@@ -152,7 +154,7 @@ mod tests {
         }
     }
 
-    /// Nothing on the machine ran for 3.7 s, and then two calls of kubelets were late.
+    /// The disk made everybody wait while a volume was unmounted, and two calls of kubelets were late.
     #[test]
     fn a_deadline_that_passed_while_the_machine_stood_still_is_not_the_stores() {
         let late = |second, code| {
@@ -161,14 +163,15 @@ mod tests {
             )
         };
         let end = "2026-11-23T13:55:27.1Z".parse().unwrap();
-        let standstills = [Standstill { end, lasted: Duration::from_millis(3700) }];
+        let lasted = Duration::from_millis(3700);
+        let standstills = [Standstill { what: "the disk", end, lasted }];
         of_api_server(&late("27.235134", "DeadlineExceeded"), &standstills).unwrap();
         of_api_server(&late("27.235134", "DeadlineExceeded"), &[]).unwrap_err();
         of_api_server(&late("27.235134", "Unavailable"), &standstills).unwrap_err();
         of_api_server(&late("35.000000", "DeadlineExceeded"), &standstills).unwrap_err();
         assert_eq!(
             told(&standstills),
-            "the machine stood still for 3.7s until 2026-11-23T13:55:27.1Z"
+            "the disk stood still for 3.7s until 2026-11-23T13:55:27.1Z"
         );
     }
 

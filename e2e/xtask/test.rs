@@ -15,8 +15,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
+use e2e::kubernetes::layout::STORE_CLIENT_URL;
 use e2e::kubernetes::program::Program;
 use e2e::kubernetes::{Lifetime, Traces, wait};
+use e2e::processes::http_get;
 
 use crate::counts::{Compared, Counts, ONE, count_results};
 use crate::operator::Operator;
@@ -419,7 +421,7 @@ impl Tests<'_> {
         let (workspace, progress) = (self.workspace, self.progress);
         let store = tests.store.clone();
         let before = Traces::now()?;
-        let pulse = Pulse::start();
+        let pulse = Pulse::start(workspace.state())?;
         let cluster = up::start_cluster(workspace, progress, store, Lifetime::Caller)?;
         progress.working("load the images into the nodes", || {
             tests.images.iter().try_for_each(|image| cluster.load_image(image))
@@ -438,6 +440,9 @@ impl Tests<'_> {
         };
         let store_said = said("store")?;
         let standstills = pulse.end();
+        let store = STORE_CLIENT_URL.trim_start_matches("http://");
+        let metrics = http_get(store, "/metrics").context("ask the store for its metrics")?;
+        fs::write(cluster.layout().log("store-metrics"), metrics).context("keep its metrics")?;
         progress.say(&format!("  {}", store_log::told(&standstills)));
         let of_api_server = said("kube-apiserver")
             .and_then(|log| store_log::of_api_server(&log, &standstills))

@@ -177,6 +177,33 @@ fn seed_world(server: &ApiServer) {
     );
 }
 
+/// A server with a cluster `main` of this spec, and what an operator that has just started knows.
+fn with_cluster(spec: Value) -> (ApiServer, Arc<Context>) {
+    let server = ApiServer::default();
+    seed(&server, "etcdclusters", "main", json!({"kind": "EtcdCluster", "spec": spec}));
+    let context = context(&server, &Lease::without_election());
+    (server, context)
+}
+
+/// So many passes over the cluster.
+async fn passes(server: &ApiServer, context: &Arc<Context>, count: usize) {
+    for _ in 0..count {
+        reconcile_cluster(server, context).await;
+    }
+}
+
+/// Passes over the cluster until there is this object.
+async fn passes_until(server: &ApiServer, context: &Arc<Context>, collection: &str, name: &str) {
+    const MANY: usize = 20;
+    for _ in 0..MANY {
+        if server.object(collection, name).is_some() {
+            return;
+        }
+        reconcile_cluster(server, context).await;
+    }
+    panic!("{MANY} passes have not made {collection}/{name}: {:#?}", server.writes());
+}
+
 async fn reconcile_cluster(server: &ApiServer, context: &Arc<Context>) {
     if let Some(object) = server.object(CLUSTERS, "main") {
         let cluster: EtcdCluster = serde_json::from_value(object).unwrap();

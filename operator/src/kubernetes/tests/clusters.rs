@@ -23,29 +23,22 @@ fn change(server: &ApiServer, place: &str, name: &str, change: impl FnOnce(&mut 
 
 #[tokio::test]
 async fn of_a_paused_cluster_only_the_status_is_written() {
-    let server = ApiServer::default();
     let lease = Lease::without_election();
-    let context = context(&server, &lease);
-    let spec = json!({"paused": true, "deletionPolicy": "Delete"});
-    seed(&server, "etcdclusters", "main", json!({"kind": "EtcdCluster", "spec": spec}));
+    let (server, context) = with_cluster(json!({"paused": true, "deletionPolicy": "Delete"}));
     let status_only = |server: &ApiServer, since: usize| {
         let writes = server.writes().split_off(since);
         assert!(!writes.is_empty(), "the status is kept current");
         let other: Vec<_> = writes.iter().filter(|write| !write.ends_with("/status")).collect();
         assert!(other.is_empty(), "{other:#?}");
     };
-    for _ in 0..3 {
-        reconcile_cluster(&server, &context).await;
-    }
+    passes(&server, &context, 3).await;
     status_only(&server, 0);
     assert_eq!(condition_of(&server, "Paused")["status"], "True");
     assert_eq!(condition_of(&server, "CertificatesValid")["status"], "Unknown");
 
     // It is let run for a while, and paused with members, and with certificates that would be renewed.
     change(&server, CLUSTERS, "main", |cluster| cluster["spec"]["paused"] = json!(false));
-    for _ in 0..6 {
-        reconcile_cluster(&server, &context).await;
-    }
+    passes(&server, &context, 6).await;
     assert!(server.object(MEMBERS, "main-3").is_some());
     change(&server, CLUSTERS, "main", |cluster| cluster["spec"]["paused"] = json!(true));
     change(&server, SECRETS, "main-client-tls", |secret| {
@@ -54,16 +47,12 @@ async fn of_a_paused_cluster_only_the_status_is_written() {
     let before = server.writes().len();
     // An operator that remembers nothing.
     let context = self::context(&server, &lease);
-    for _ in 0..3 {
-        reconcile_cluster(&server, &context).await;
-    }
+    passes(&server, &context, 3).await;
     status_only(&server, before);
     assert_eq!(condition_of(&server, "CertificatesValid")["status"], "True");
 
     server.mark_deleted(CLUSTERS, "main");
-    for _ in 0..2 {
-        reconcile_cluster(&server, &context).await;
-    }
+    passes(&server, &context, 2).await;
     assert_eq!(server.object(CLUSTERS, "main"), None);
     assert_eq!(server.object(MEMBERS, "main-1"), None);
 }
@@ -74,12 +63,8 @@ async fn the_ca_of_a_formed_cluster_is_not_made_anew() {
     for (paused, lost) in
         [(false, "main-client-ca"), (false, "main-peer-ca"), (true, "main-client-ca")]
     {
-        let server = ApiServer::default();
-        let context = context(&server, &lease);
-        seed(&server, "etcdclusters", "main", json!({"kind": "EtcdCluster", "spec": {}}));
-        for _ in 0..3 {
-            reconcile_cluster(&server, &context).await;
-        }
+        let (server, context) = with_cluster(json!({}));
+        passes(&server, &context, 3).await;
         change(&server, CLUSTERS, "main", |cluster| {
             cluster["status"]["clusterID"] = json!("ab");
             cluster["spec"]["paused"] = json!(paused);
@@ -94,9 +79,7 @@ async fn the_ca_of_a_formed_cluster_is_not_made_anew() {
             }
             let context = self::context(&server, &lease);
             let before = server.writes().len();
-            for _ in 0..2 {
-                reconcile_cluster(&server, &context).await;
-            }
+            passes(&server, &context, 2).await;
             let writes = server.writes().split_off(before);
             assert!(!writes.iter().any(|write| write.contains("/secrets")), "{writes:#?}");
             let valid = condition_of(&server, "CertificatesValid");
@@ -120,12 +103,9 @@ async fn the_ca_of_a_formed_cluster_is_not_made_anew() {
 /// Of one member: it is issued anew, and while nothing may be, the others are looked at all the same.
 #[tokio::test]
 async fn a_certificate_that_cannot_be_read_concerns_one_member() {
-    let (server, lease) = (ApiServer::default(), Lease::without_election());
-    let first = context(&server, &lease);
-    seed(&server, "etcdclusters", "main", json!({"kind": "EtcdCluster", "spec": {}}));
-    while server.object(PODS, "main-3").is_none() {
-        reconcile_cluster(&server, &first).await;
-    }
+    let lease = Lease::without_election();
+    let (server, first) = with_cluster(json!({}));
+    passes_until(&server, &first, PODS, "main-3").await;
     let rubbish = json!("bm90IFBFTQ==");
     change(&server, SECRETS, "main-2-tls", |secret| secret["data"]["server.crt"] = rubbish.clone());
     reconcile_cluster(&server, &context(&server, &lease)).await;
@@ -153,11 +133,7 @@ async fn a_certificate_that_cannot_be_read_concerns_one_member() {
 /// It has no finalizer, so no pass sees the end of it.
 #[tokio::test(start_paused = true)]
 async fn the_gauges_of_a_cluster_that_was_always_paused_go_with_it() {
-    let server = ApiServer::default();
-    let lease = Lease::without_election();
-    let context = context(&server, &lease);
-    let spec = json!({"paused": true});
-    seed(&server, "etcdclusters", "main", json!({"kind": "EtcdCluster", "spec": spec}));
+    let (server, context) = with_cluster(json!({"paused": true}));
     let running = controllers(&server.client(), Some(NAMESPACE), &context, 4);
     let shown = |wanted: bool| {
         let metrics = &context.metrics;
@@ -186,13 +162,8 @@ async fn the_gauges_of_a_cluster_that_was_always_paused_go_with_it() {
 /// yet: two hundred such clusters are not to make an operator busy.
 #[tokio::test(start_paused = true)]
 async fn a_cluster_that_only_waits_is_looked_at_as_seldom_as_one_that_does_not() {
-    let server = ApiServer::default();
-    let lease = Lease::without_election();
-    let context = context(&server, &lease);
-    seed(&server, "etcdclusters", "main", json!({"kind": "EtcdCluster", "spec": {}}));
-    for _ in 0..8 {
-        reconcile_cluster(&server, &context).await;
-    }
+    let (server, context) = with_cluster(json!({}));
+    passes(&server, &context, 8).await;
     let started = tokio::time::Instant::now();
     let mut passes = [0; 5];
     while let Some(minute) = passes.get_mut(started.elapsed().as_secs() as usize / 60) {
@@ -214,19 +185,12 @@ async fn a_cluster_that_only_waits_is_looked_at_as_seldom_as_one_that_does_not()
 #[tokio::test]
 async fn a_claim_that_nobody_has_used_yet_goes_with_its_cluster() {
     for policy in ["Delete", "Retain"] {
-        let server = ApiServer::default();
-        let context = context(&server, &Lease::without_election());
-        let spec = json!({"deletionPolicy": policy});
-        seed(&server, "etcdclusters", "main", json!({"kind": "EtcdCluster", "spec": spec}));
-        while server.object(CLAIMS, "main-1-uid").is_none() {
-            reconcile_cluster(&server, &context).await;
-        }
+        let (server, context) = with_cluster(json!({"deletionPolicy": policy}));
+        passes_until(&server, &context, CLAIMS, "main-1-uid").await;
         let member = server.object(MEMBERS, "main-1").expect("its claim is there");
         assert!(member["status"]["claimUID"].is_null(), "{member}");
         server.mark_deleted(CLUSTERS, "main");
-        for _ in 0..2 {
-            reconcile_cluster(&server, &context).await;
-        }
+        passes(&server, &context, 2).await;
         assert!(server.object(CLUSTERS, "main").is_none());
         assert_eq!(server.object(CLAIMS, "main-1-uid").is_some(), policy == "Retain");
     }
@@ -237,22 +201,15 @@ async fn a_claim_that_nobody_has_used_yet_goes_with_its_cluster() {
 #[tokio::test]
 async fn all_claims_of_a_cluster_go_with_it_and_no_others() {
     for policy in ["Delete", "Retain"] {
-        let server = ApiServer::default();
-        let context = context(&server, &Lease::without_election());
-        let spec = json!({"deletionPolicy": policy});
-        seed(&server, "etcdclusters", "main", json!({"kind": "EtcdCluster", "spec": spec}));
-        while server.object(PODS, "main-3").is_none() {
-            reconcile_cluster(&server, &context).await;
-        }
+        let (server, context) = with_cluster(json!({"deletionPolicy": policy}));
+        passes_until(&server, &context, PODS, "main-3").await;
         let own = ["main-1-uid", "main-2-uid", "main-3-uid", "main-7-uid"];
         // An older cluster's of this name, and what somebody gave our labels.
         let others = ["main-7-0ddba11", "main-seven-uid", "main-8-uid-copy", "other-7-uid"];
         seed_claim(&server, "main-7-uid");
         others.iter().for_each(|name| seed_claim(&server, name));
         server.mark_deleted(CLUSTERS, "main");
-        for _ in 0..2 {
-            reconcile_cluster(&server, &context).await;
-        }
+        passes(&server, &context, 2).await;
         assert!(server.object(CLUSTERS, "main").is_none());
         for (name, stays) in own
             .map(|name| (name, policy == "Retain"))
@@ -278,12 +235,8 @@ fn seed_claim(server: &ApiServer, name: &str) {
 /// Three that were to join and are let go. What the third has on its volume somebody may want to keep.
 #[tokio::test]
 async fn the_claim_of_a_member_that_never_started_goes_with_it_also_where_claims_are_kept() {
-    let server = ApiServer::default();
-    let context = context(&server, &Lease::without_election());
-    seed(&server, "etcdclusters", "main", json!({"kind": "EtcdCluster", "spec": {}}));
-    while server.object(PODS, "main-3").is_none() {
-        reconcile_cluster(&server, &context).await;
-    }
+    let (server, context) = with_cluster(json!({}));
+    passes_until(&server, &context, PODS, "main-3").await;
     for (serial, status) in [
         (7, json!({})),
         (8, json!({"memberID": "ab", "claimUID": "uid-of-main-8-uid", "neverStarted": true})),
@@ -305,9 +258,7 @@ async fn the_claim_of_a_member_that_never_started_goes_with_it_also_where_claims
         });
         server.put(MEMBERS, &name, member);
     }
-    for _ in 0..6 {
-        reconcile_cluster(&server, &context).await;
-    }
+    passes(&server, &context, 6).await;
     for (name, stays) in [("main-7", false), ("main-8", false), ("main-9", true)] {
         assert_eq!(server.object(MEMBERS, name), None);
         assert_eq!(server.object(CLAIMS, &format!("{name}-uid")).is_some(), stays, "{name}");
@@ -317,12 +268,8 @@ async fn the_claim_of_a_member_that_never_started_goes_with_it_also_where_claims
 /// A Pod is to be made anew, and in the moment between the two looks somebody else does it.
 #[tokio::test]
 async fn what_a_second_look_forbids_is_held_back_and_no_failure() {
-    let server = ApiServer::default();
-    let context = context(&server, &Lease::without_election());
-    seed(&server, "etcdclusters", "main", json!({"kind": "EtcdCluster", "spec": {}}));
-    while server.object(PODS, "main-1").is_none() {
-        reconcile_cluster(&server, &context).await;
-    }
+    let (server, context) = with_cluster(json!({}));
+    passes_until(&server, &context, PODS, "main-1").await;
     reconcile_cluster(&server, &context).await;
     change(&server, CLUSTERS, "main", |cluster| {
         cluster["spec"]["image"] = json!({"tag": "corrected"});

@@ -65,9 +65,7 @@ async fn a_cluster_leaves_the_objects_of_others_alone_and_says_which_are_in_its_
         seed(&server, "etcdclusters", "main", json!({"kind": "EtcdCluster", "spec": spec}));
         let lease = Lease::without_election();
         let context = context(&server, &lease);
-        for _ in 0..8 {
-            reconcile_cluster(&server, &context).await;
-        }
+        passes(&server, &context, 8).await;
         are_as_they_were(&server, &others);
         // What is not in the way is made all the same.
         assert!(server.object(MEMBERS, "main-1").is_some());
@@ -107,9 +105,7 @@ async fn a_cluster_leaves_the_objects_of_others_alone_and_says_which_are_in_its_
         assert_eq!(told.count(), 1, "{status}");
 
         server.mark_deleted(CLUSTERS, "main");
-        for _ in 0..3 {
-            reconcile_cluster(&server, &context).await;
-        }
+        passes(&server, &context, 3).await;
         assert_eq!(server.object(CLUSTERS, "main"), None);
         assert_eq!(server.object(MEMBERS, "main-1"), None);
         are_as_they_were(&server, &others);
@@ -130,12 +126,8 @@ async fn a_ca_is_taken_from_nobody_but_who_brings_it_back() {
         (json!({}), false, true),
     ] {
         for is_formed in [false, true] {
-            let server = ApiServer::default();
-            let context = context(&server, &Lease::without_election());
-            seed(&server, "etcdclusters", "main", json!({"kind": "EtcdCluster", "spec": {}}));
-            for _ in 0..2 {
-                reconcile_cluster(&server, &context).await;
-            }
+            let (server, context) = with_cluster(json!({}));
+            passes(&server, &context, 2).await;
             let mut ca = server.object(SECRETS, "main-peer-ca").expect("it has one of its own");
             for field in ["ownerReferences", "labels"] {
                 ca["metadata"][field] = metadata[field].clone();
@@ -146,9 +138,7 @@ async fn a_ca_is_taken_from_nobody_but_who_brings_it_back() {
             server.put(CLUSTERS, "main", cluster);
             let context = self::context(&server, &Lease::without_election());
             let before = server.writes().len();
-            for _ in 0..2 {
-                reconcile_cluster(&server, &context).await;
-            }
+            passes(&server, &context, 2).await;
             let said = server.object(CLUSTERS, "main").unwrap()["status"]["blockedBy"].to_string();
             let is_taken = !said.contains("Secret main-peer-ca exists and is not ours");
             let expected = if is_formed { formed } else { new };
@@ -165,13 +155,9 @@ async fn a_ca_is_taken_from_nobody_but_who_brings_it_back() {
 /// Until now those of members that were gone stayed for as long as the cluster did.
 #[tokio::test]
 async fn the_secret_of_a_member_goes_with_it_also_if_it_was_the_clusters() {
-    let server = ApiServer::default();
     let lease = Lease::without_election();
-    let first = context(&server, &lease);
-    seed(&server, "etcdclusters", "main", json!({"kind": "EtcdCluster", "spec": {}}));
-    while server.object(PODS, "main-3").is_none() {
-        reconcile_cluster(&server, &first).await;
-    }
+    let (server, first) = with_cluster(json!({}));
+    passes_until(&server, &first, PODS, "main-3").await;
     let uid = |name: &str| server.object(MEMBERS, name).unwrap()["metadata"]["uid"].clone();
     let owners = |name: &str| {
         let owners = server.object(SECRETS, name).unwrap()["metadata"]["ownerReferences"].clone();
@@ -258,9 +244,7 @@ async fn the_finalizers_of_others_stay() {
     assert!(!member["metadata"]["deletionTimestamp"].is_null(), "{member}");
     member["metadata"]["finalizers"] = json!([]);
     server.put(MEMBERS, "main-1", member);
-    for _ in 0..2 {
-        reconcile_cluster(&server, &context).await;
-    }
+    passes(&server, &context, 2).await;
     assert_eq!(held(MEMBERS, "main-1"), None);
     assert_eq!(held(CLUSTERS, "main"), audited);
 }
@@ -285,10 +269,7 @@ async fn a_list_of_finalizers_is_written_only_over_the_one_that_was_read() {
 /// somebody made with our labels. It is not asked, its words are not the member's, and it is not deleted.
 #[tokio::test]
 async fn a_pod_with_a_members_name_and_labels_is_not_the_member() {
-    let server = ApiServer::default();
-    let lease = Lease::without_election();
-    let context = context(&server, &lease);
-    seed(&server, "etcdclusters", "main", json!({"kind": "EtcdCluster", "spec": {}}));
+    let (server, context) = with_cluster(json!({}));
     let mut other = json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {
@@ -303,9 +284,7 @@ async fn a_pod_with_a_members_name_and_labels_is_not_the_member() {
         "status": {"conditions": [{"type": "Ready", "status": "True"}]},
     });
     server.put(PODS, "main-1", other.clone());
-    for _ in 0..8 {
-        reconcile_cluster(&server, &context).await;
-    }
+    passes(&server, &context, 8).await;
     let member = server.object(MEMBERS, "main-1").expect("the member is made");
     let seen =
         |member: &Value| (member["status"]["podUID"].clone(), member["status"]["node"].clone());
@@ -315,9 +294,7 @@ async fn a_pod_with_a_members_name_and_labels_is_not_the_member() {
 
     // The member is given up with its first start: its Pod would go, and this is not its Pod.
     server.mark_deleted(MEMBERS, "main-1");
-    for _ in 0..8 {
-        reconcile_cluster(&server, &context).await;
-    }
+    passes(&server, &context, 8).await;
     assert_eq!(server.object(MEMBERS, "main-1"), None);
     assert_eq!(server.object(PODS, "main-1"), Some(other.clone()));
 
@@ -328,9 +305,7 @@ async fn a_pod_with_a_members_name_and_labels_is_not_the_member() {
     server.put(PODS, "main-4", other);
     reconcile_cluster(&server, &context).await;
     server.remove(PODS, "main-4");
-    for _ in 0..2 {
-        reconcile_cluster(&server, &context).await;
-    }
+    passes(&server, &context, 2).await;
     let pod = server.object(PODS, "main-4").expect("the member has a Pod of its own");
     assert_eq!(pod["metadata"]["ownerReferences"][0]["uid"], member["metadata"]["uid"]);
     let member = server.object(MEMBERS, "main-4").unwrap();
@@ -340,16 +315,11 @@ async fn a_pod_with_a_members_name_and_labels_is_not_the_member() {
 /// Nobody tells the operator when the object goes, so it looks; but not as often as while it works.
 #[tokio::test(start_paused = true)]
 async fn what_stays_in_the_way_is_looked_at_at_longer_and_longer_intervals() {
-    let server = ApiServer::default();
-    let lease = Lease::without_election();
-    let context = context(&server, &lease);
-    seed(&server, "etcdclusters", "main", json!({"kind": "EtcdCluster", "spec": {}}));
+    let (server, context) = with_cluster(json!({}));
     let is_service = |(_, name, _): &(_, &str, _)| *name == "main-client";
     let (place, name, object) = objects_of_others().into_iter().find(is_service).unwrap();
     server.put(place, name, object.clone());
-    for _ in 0..8 {
-        reconcile_cluster(&server, &context).await;
-    }
+    passes(&server, &context, 8).await;
     let intervals = async |expected: &[u64]| {
         for seconds in expected {
             let expected = Duration::from_secs(*seconds);
