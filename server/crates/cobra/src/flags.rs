@@ -92,6 +92,16 @@ pub(crate) const HELP: &str = "help";
 /// The same with its letter; what it tells depends on the command.
 pub(crate) const HELP_FLAG: Flag = Flag::new(HELP, Kind::Bool, "false", "").short('h');
 
+/// The flag of all of etcd's tools for how they print their answers.
+pub const WRITE_OUT: Flag = Flag::new(
+    "write-out",
+    Kind::Text,
+    "simple",
+    "output format: fields, json, protobuf, simple or table",
+)
+.short('w')
+.values(&["fields", "json", "protobuf", "simple", "table"]);
+
 /// What was given for a flag.
 #[derive(Clone, Debug)]
 struct Value {

@@ -20,7 +20,7 @@ pub mod words;
 
 pub use command::{Check, Command, Found, Invocation, one_argument};
 pub use exit::{Exit, Outcome};
-pub use flags::{Flag, Kind, Matches};
+pub use flags::{Flag, Kind, Matches, WRITE_OUT};
 pub use help::flag_list;
 pub use run::{run, write};
 pub use words::Word;

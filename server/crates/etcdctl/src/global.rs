@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 
 use client::{Client, Config, Credentials, TlsOptions};
-use cobra::{Exit, Flag, Kind, Matches, Outcome, exit};
+use cobra::{Exit, Flag, Kind, Matches, Outcome, WRITE_OUT, exit};
 use tokio::time::Instant;
 
 use crate::command::Invocation;
@@ -18,14 +18,7 @@ use crate::{go, log, terminal};
 pub(crate) const FLAGS: [Flag; 21] = [
     Flag::new("endpoints", Kind::List, "127.0.0.1:2379", "servers to talk to"),
     Flag::new("debug", Kind::Bool, "false", "show the settings in use"),
-    Flag::new(
-        "write-out",
-        Kind::Text,
-        "simple",
-        "output format: fields, json, protobuf, simple or table",
-    )
-    .short('w')
-    .values(&["fields", "json", "protobuf", "simple", "table"]),
+    WRITE_OUT,
     Flag::new("hex", Kind::Bool, "false", "print bytes and ids as hexadecimal numbers"),
     Flag::new("dial-timeout", Kind::Duration, "2s", "how long fetching a token may take"),
     Flag::new("command-timeout", Kind::Duration, "5s", "how long a short command may take"),

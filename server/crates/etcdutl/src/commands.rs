@@ -1,7 +1,7 @@
 //! The commands of `etcdutl` and their flags, with Go's names.
 
 use cobra::completion::{self, SHELLS};
-use cobra::{Flag, Invocation, Kind, one_argument};
+use cobra::{Flag, Invocation, Kind, WRITE_OUT, one_argument};
 
 use crate::{
     CommandError, defrag, file_hash_kv, import, migrate, snapshot_restore, snapshot_status,
@@ -17,14 +17,7 @@ const NAME: &str = "etcdutl";
 const VERSION: &str = "etcdutl version: 3.7.3\nAPI version: 3.7\n";
 
 const SHARED: [Flag; 2] = [
-    Flag::new(
-        "write-out",
-        Kind::Text,
-        "simple",
-        "output format: fields, json, protobuf, simple or table",
-    )
-    .short('w')
-    .values(&["fields", "json", "protobuf", "simple", "table"]),
+    WRITE_OUT,
     Flag::new(
         "timeout",
         Kind::Duration,

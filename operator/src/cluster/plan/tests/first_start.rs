@@ -23,15 +23,21 @@ fn a_first_start_freezes_its_plan_and_latches_the_cluster() {
     assert_eq!(latch, Some(Action::LatchCluster { cluster_id: ClusterId(1) }));
 }
 
-#[test]
-fn a_first_start_that_lost_a_volume_is_tried_again_under_a_new_token_and_new_names() {
+/// Three members that have not formed a cluster yet, in the attempt that began so many minutes ago.
+fn starting(attempt: i32, minutes: i64) -> Situation {
     let mut situation = situation(3);
     situation.observed.cluster_id = None;
     situation.observed.membership = None;
+    let started_at = now() - SignedDuration::from_mins(minutes);
     let serials = vec![Serial(1), Serial(2), Serial(3)];
     let token = "token".to_owned();
-    situation.observed.bootstrap =
-        Some(Bootstrap { token, attempt: 1, started_at: now(), serials });
+    situation.observed.bootstrap = Some(Bootstrap { token, attempt, started_at, serials });
+    situation
+}
+
+#[test]
+fn a_first_start_that_lost_a_volume_is_tried_again_under_a_new_token_and_new_names() {
+    let mut situation = starting(1, 0);
     situation.member(2).loss = Some(Loss::Claim);
     let again = plan(&situation.desired, &situation.observed, now()).action;
     let serials = vec![Serial(4), Serial(5), Serial(6)];
@@ -42,13 +48,7 @@ fn a_first_start_that_lost_a_volume_is_tried_again_under_a_new_token_and_new_nam
 #[test]
 fn a_first_start_that_loses_members_again_is_tried_again_more_and_more_seldom() {
     let begins = |attempt: i32, minutes: i64, change: fn(&mut Member)| {
-        let mut situation = situation(3);
-        situation.observed.cluster_id = None;
-        situation.observed.membership = None;
-        let started_at = now() - SignedDuration::from_mins(minutes);
-        let serials = vec![Serial(1), Serial(2), Serial(3)];
-        let token = "token".to_owned();
-        situation.observed.bootstrap = Some(Bootstrap { token, attempt, started_at, serials });
+        let mut situation = starting(attempt, minutes);
         change(situation.member(2));
         match plan(&situation.desired, &situation.observed, now()) {
             Plan { action: Some(Action::FreezeBootstrap { .. }), .. } => true,
@@ -77,14 +77,8 @@ fn a_first_start_that_loses_members_again_is_tried_again_more_and_more_seldom() 
 #[test]
 fn a_first_start_that_crashes_is_tried_again_more_and_more_seldom_and_a_seed_not_at_all() {
     let says = |attempt: i32, minutes: i64, down: Cause, restored: bool| {
-        let mut situation = situation(3);
-        situation.observed.cluster_id = None;
-        situation.observed.membership = None;
+        let mut situation = starting(attempt, minutes);
         situation.desired.restored = restored;
-        let started_at = now() - SignedDuration::from_mins(minutes);
-        let serials = vec![Serial(1), Serial(2), Serial(3)];
-        let token = "token".to_owned();
-        situation.observed.bootstrap = Some(Bootstrap { token, attempt, started_at, serials });
         for serial in 1..=3 {
             situation.silence(serial, Some(down.clone()));
         }
